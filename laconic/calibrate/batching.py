@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.labels import Target, labels_of
 from laconic.errors import UserError
-from laconic.model import Batch, LanguageModel, Task
+from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.model.embedding_modules import POOLING_MASK
 from laconic.model.stock import text_config
 from laconic.model.tokens import check_decoder_start, check_token_ids, pad_token_id, vocabulary_size
@@ -153,13 +153,13 @@ def tokenize_rows(
     if lm.task.is_sequence_classification:
         labels = labels_of(lm, corpus) if labelled else [None] * len(corpus.examples)
         return _with_labels(_encode(lm, tokenizer, corpus.examples, longest), labels)
-    if lm.task is Task.CAUSAL:
+    if lm.task is ModelTask.CAUSAL:
         # A causal model needs two tokens for one prediction.
         rows = _encode(lm, tokenizer, [Example(example.joined) for example in corpus.examples], longest)
         return (row for row in rows if len(row.input_ids) > 1)
-    if lm.task is Task.SEQ2SEQ:
+    if lm.task is ModelTask.SEQ2SEQ:
         return _with_targets(lm, tokenizer, corpus.examples, longest)
-    if lm.task is Task.MASKED:
+    if lm.task is ModelTask.MASKED:
         return _mask_tokens(tokenizer, _encode(lm, tokenizer, corpus.examples, longest), seed)
     return _encode_prompted(lm, tokenizer, corpus.examples, longest)
 
@@ -257,7 +257,7 @@ def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
     labels = [row.labels for row in rows if isinstance(row.labels, list)]
     # The original tokens at masked positions are only in the labels.
     told = (token for tokens in labels for token in tokens if token != IGNORED)
-    check_token_ids(lm, told, targets=lm.task is Task.SEQ2SEQ)
+    check_token_ids(lm, told, targets=lm.task is ModelTask.SEQ2SEQ)
     batch = {
         "input_ids": _pad([row.input_ids for row in rows], pad_token(lm)),
         "attention_mask": _pad([[1] * len(row.input_ids) for row in rows], 0),

@@ -22,7 +22,7 @@ from laconic.calibrate.classes import (
 )
 from laconic.calibrate.corpus import Corpus, Label
 from laconic.errors import LONGEST_VALUE, UserError, quote, truncate
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 
 Target = int | float | tuple[float, ...]
 """A label as a loss takes it: a class number, a score, or one number for each output."""
@@ -75,7 +75,7 @@ def place(corpus: Corpus, number: int) -> str:
 
 def _hidden(lm: LanguageModel) -> float | None:
     """The value that means "no label": −1, or None for scores and for models with a class called −1."""
-    classes = lm.task not in (Task.REGRESSION, Task.EMBEDDING)
+    classes = lm.task not in (ModelTask.REGRESSION, ModelTask.EMBEDDING)
     return HIDDEN if classes and all(number_of(name) != HIDDEN for name in class_names(lm)) else None
 
 
@@ -131,7 +131,7 @@ def _are_flags(lm: LanguageModel, size: int, lists: Sequence[tuple[tuple[float |
 
 
 def _score_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
-    compares = lm.task is Task.EMBEDDING
+    compares = lm.task is ModelTask.EMBEDDING
     does = "compares two texts" if compares else "predicts scores"
     size = 1 if compares else lm.model.config.num_labels or 0
     wanted = "a finite number" if size == 1 else f"a list of {size} finite numbers, as the model has {size} outputs"
@@ -146,11 +146,11 @@ def _score_reader(lm: LanguageModel, corpus: Corpus, rows: Rows) -> Reader:
     return read
 
 
-_READERS: dict[Task, Callable[[LanguageModel, Corpus, Rows], Reader]] = {
-    Task.CLASSIFICATION: _class_reader,
-    Task.MULTI_LABEL: _set_reader,
-    Task.REGRESSION: _score_reader,
-    Task.EMBEDDING: _score_reader,
+_READERS: dict[ModelTask, Callable[[LanguageModel, Corpus, Rows], Reader]] = {
+    ModelTask.CLASSIFICATION: _class_reader,
+    ModelTask.MULTI_LABEL: _set_reader,
+    ModelTask.REGRESSION: _score_reader,
+    ModelTask.EMBEDDING: _score_reader,
 }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from laconic.calibrate.batching import positions, to_device
-from laconic.model import Batch, LanguageModel, Site, Task, first_token_mask
+from laconic.model import Batch, LanguageModel, ModelTask, Site, first_token_mask
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.stock import text_config
 from laconic.model.tokens import special_token_ids, vocabulary_size
@@ -55,7 +55,7 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token_mask(ids)
-    if lm.task is Task.SEQ2SEQ or (lm.task is Task.EMBEDDING and config.is_encoder_decoder):
+    if lm.task is ModelTask.SEQ2SEQ or (lm.task is ModelTask.EMBEDDING and config.is_encoder_decoder):
         inputs["decoder_input_ids"] = ids
     return to_device(inputs, lm.device)
 
@@ -70,7 +70,7 @@ def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
     Raises:
         UserError: the forward pass fails.
     """
-    caching = {"use_cache": False} if lm.task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
+    caching = {"use_cache": False} if lm.task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ) else {}
     with _lent_padding(lm), report_run_errors(lm, inputs["input_ids"]):
         return check_named(lm, lm.model(**inputs, **caching))
 

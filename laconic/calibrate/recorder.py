@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
-from laconic.model import Batch, InputTokens, LanguageModel, Site, Task
+from laconic.model import Batch, InputTokens, LanguageModel, ModelTask, Site
 
 Mask = Bool[Tensor, "sequences tokens"]
 
@@ -112,7 +112,7 @@ class Recorder(ExitStack):
         self.sites = sites
         self._batch: Batch = {}
         self._calls: Counter[nn.Module] = Counter()
-        self._seq2seq = lm.task is Task.SEQ2SEQ
+        self._seq2seq = lm.task is ModelTask.SEQ2SEQ
         self._inputs: dict[str, list[InputStatistic]] = {}
         self._gradients: dict[str, list[GradientStatistic]] = {}
         for site in sites:

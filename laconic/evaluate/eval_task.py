@@ -14,17 +14,17 @@ from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.sources import check_source, read
 from laconic.errors import UserError
 from laconic.evaluate.metrics import Metric, Scores
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.model.tokens import check_decoder_start
 from laconic.progress import Track
 
 EXAMPLE_TASKS = {
-    Task.CLASSIFICATION: "glue/TASK",
-    Task.REGRESSION: "glue/stsb",
-    Task.CAUSAL: "perplexity:SOURCE",
-    Task.MASKED: "blimp",
-    Task.SEQ2SEQ: "seq2seq:SOURCE",
-    Task.EMBEDDING: "glue/stsb",
+    ModelTask.CLASSIFICATION: "glue/TASK",
+    ModelTask.REGRESSION: "glue/stsb",
+    ModelTask.CAUSAL: "perplexity:SOURCE",
+    ModelTask.MASKED: "blimp",
+    ModelTask.SEQ2SEQ: "seq2seq:SOURCE",
+    ModelTask.EMBEDDING: "glue/stsb",
 }
 """A suggestion of a task for each kind of model, for error messages. There is none for multi-label classifiers."""
 
@@ -62,7 +62,7 @@ class EvalTask(ABC):
     """The first part of the names of these tasks, in lower case."""
     spellings: ClassVar[tuple[str, ...]]
     """The forms of the names of these tasks, like `glue/sst2` or `perplexity:SOURCE`, for help and error messages."""
-    kinds: ClassVar[tuple[Task, ...]]
+    kinds: ClassVar[tuple[ModelTask, ...]]
     """The kinds of model that this task can score."""
 
     @classmethod
@@ -178,7 +178,7 @@ class EvalTask(ABC):
         check_decoder_start(lm)
 
 
-def _remedy(task: Task) -> str:
+def _remedy(task: ModelTask) -> str:
     """How a model of this kind can be evaluated, as a clause of an error."""
     compare = "compare it with its original: laconic evaluate MODEL --against ORIGINAL --tasks fidelity:SOURCE"
     example = EXAMPLE_TASKS.get(task)

@@ -16,7 +16,7 @@ from laconic.evaluate.metrics import Scores, interval
 from laconic.evaluate.prediction import predict_batch, restore_order
 from laconic.evaluate.reference import Reference, check_comparable, check_same_tokens
 from laconic.evaluate.similarity import neighbour_agreement
-from laconic.model import Batch, LanguageModel, Predictions, Task, divergence
+from laconic.model import Batch, LanguageModel, ModelTask, Predictions, divergence
 from laconic.progress import Track, silent
 
 CHUNK = 2**24
@@ -100,7 +100,7 @@ def compare_to_reference(lm: LanguageModel, reference: Reference, track: Track =
         for number, batch in enumerate(track(reference.batches, "fidelity")):
             line, pair = _compare_batch(lm, batch, reference, number, places)
             lines.append(line)
-            if original.task is Task.EMBEDDING:
+            if original.task is ModelTask.EMBEDDING:
                 embeddings.append(pair)
     table = restore_order(torch.cat(lines), reference.parts).double().numpy()
     vectors = torch.cat(embeddings, dim=1) if embeddings else None
@@ -152,7 +152,7 @@ def _compare_batch(
     sums = torch.zeros(len(hidden), 3, dtype=torch.float64, device=figures.device)
     sums.index_add_(0, theirs.rows, figures)
     cosine = _cosine(their_hidden.double(), hidden.double())[:, None]
-    embeddings = torch.stack((theirs.values, ours.values)) if lm.task is Task.EMBEDDING else torch.empty(0)
+    embeddings = torch.stack((theirs.values, ours.values)) if lm.task is ModelTask.EMBEDDING else torch.empty(0)
     return torch.cat((sums[:, :2], cosine, sums[:, 2:]), dim=1).cpu(), embeddings.cpu()
 
 

@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, now, random_batch
 from laconic.evaluate.timing import MAX_SECONDS, Quartiles
-from laconic.model import Batch, LanguageModel, Task
+from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.tokens import special_token_ids, target_vocabulary_size
 from laconic.progress import Track, silent
@@ -82,7 +82,7 @@ def measure_generation(
     if not generates_text(lm) or (longest is not None and longest < MIN_TOKENS):
         return None
     new = new if longest is None else min(new, max(MIN_TOKENS, longest // 2))
-    prompt = length if longest is None or lm.task is Task.SEQ2SEQ else min(length, max(1, longest - new))
+    prompt = length if longest is None or lm.task is ModelTask.SEQ2SEQ else min(length, max(1, longest - new))
     inputs = random_batch(lm, batch, prompt)
     if not _has_cache(lm, inputs):
         return None
@@ -104,7 +104,7 @@ def measure_generation(
 
 def generates_text(lm: LanguageModel) -> bool:
     """Whether the model generates text: a causal model or an encoder-decoder."""
-    return lm.task in (Task.CAUSAL, Task.SEQ2SEQ)
+    return lm.task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ)
 
 
 def _has_cache(lm: LanguageModel, inputs: Batch) -> bool:
@@ -121,7 +121,7 @@ def _token_seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float
     for _ in range(new):
         output = _step(lm, step_inputs, token, cache)
         cache, token = output["past_key_values"], output["logits"][:, -1:].argmax(-1)
-        if lm.task is Task.CAUSAL:
+        if lm.task is ModelTask.CAUSAL:
             step_inputs["attention_mask"] = torch.cat((step_inputs["attention_mask"], torch.ones_like(token)), dim=1)
         end = now(lm.device)
         yield end - start
@@ -130,7 +130,7 @@ def _token_seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float
 
 def _step(lm: LanguageModel, inputs: Mapping[str, Any], token: Tensor, cache: Any = None) -> ModelOutput:
     """Run the model on the tokens that follow the cached ones."""
-    name = "input_ids" if lm.task is Task.CAUSAL else "decoder_input_ids"
+    name = "input_ids" if lm.task is ModelTask.CAUSAL else "decoder_input_ids"
     with report_run_errors(lm, token):
         return check_named(lm, lm.model(**inputs, **{name: token}, past_key_values=cache, use_cache=True))
 
@@ -139,7 +139,7 @@ def _prompt_inputs(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Te
     """The inputs of every step, and the tokens that the first step reads."""
     source = {name: tensor for name, tensor in inputs.items() if name != "decoder_input_ids"}
     ids = source.pop("input_ids")
-    if lm.task is Task.CAUSAL:
+    if lm.task is ModelTask.CAUSAL:
         return dict(source), ids
     encoder: Any = lm.model.get_encoder()
     with report_run_errors(lm, ids):

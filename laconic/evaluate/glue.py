@@ -21,7 +21,7 @@ from laconic.evaluate.eval_task import EvalTask, TaskResult, tokenizer_name, wit
 from laconic.evaluate.metrics import Metric, Scores, Share
 from laconic.evaluate.prediction import batch_by_length, predict_batches, restore_order
 from laconic.evaluate.similarity import similarities
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.model.tokens import check_decoder_start
 from laconic.progress import Track
 
@@ -126,7 +126,7 @@ class Glue(EvalTask):
 
     prefix = "glue"
     spellings = tuple(f"glue/{task.name}" for task in TASKS)
-    kinds = (Task.CLASSIFICATION, Task.REGRESSION)
+    kinds = (ModelTask.CLASSIFICATION, ModelTask.REGRESSION)
 
     task: GlueTask
 
@@ -157,7 +157,7 @@ class Glue(EvalTask):
                 f"The task '{self.source}' needs a model with num_labels {needed}; {called(lm)} has {outputs}; name "
                 "another task, or a model that was trained for this one."
             )
-        kind = Task.CLASSIFICATION if self.task.classes else Task.REGRESSION
+        kind = ModelTask.CLASSIFICATION if self.task.classes else ModelTask.REGRESSION
         if lm.task is not kind:
             needed, found = with_article(kind.value), with_article(lm.task.value)
             raise UserError(
@@ -202,7 +202,7 @@ class Glue(EvalTask):
 
     def _scores_similarity(self, lm: LanguageModel) -> bool:
         """Whether the score of a row is the similarity of its two texts."""
-        return lm.task is Task.EMBEDDING and not self.task.classes
+        return lm.task is ModelTask.EMBEDDING and not self.task.classes
 
     def _evaluate_similarity(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
         truth = torch.tensor(labels_of(lm, corpus), dtype=torch.float64)

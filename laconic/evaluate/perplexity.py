@@ -21,7 +21,7 @@ from laconic.errors import UserError, must_be
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
 from laconic.evaluate.metrics import Metric, Scores, SubsetMetric
 from laconic.evaluate.prediction import predict_batches, rows_per_batch
-from laconic.model import Batch, LanguageModel, Task
+from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.progress import Track
 
 BATCH = 16
@@ -68,7 +68,7 @@ class Perplexity(EvalTask):
 
     prefix = "perplexity"
     spellings = ("perplexity:SOURCE",)
-    kinds = (Task.CAUSAL,)
+    kinds = (ModelTask.CAUSAL,)
 
     text: str
     context: int | None = None

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from laconic.calibrate.batching import IGNORED, Row, at_once, collate
 from laconic.calibrate.passes import evaluating
-from laconic.model import Batch, LanguageModel, Predictions, Task, predict
+from laconic.model import Batch, LanguageModel, ModelTask, Predictions, predict
 from laconic.model.predictions import gather_predictions, run_model
 from laconic.model.tokens import vocabulary_size
 from laconic.numerics.moments import check_finite
@@ -39,10 +39,14 @@ def predict_labelled(
 @torch.inference_mode()
 def _predict(lm: LanguageModel, batch: Batch) -> Predictions:
     head = lm.model.get_output_embeddings()
-    if lm.task not in (Task.MASKED, Task.CAUSAL) or not isinstance(head, nn.Module):
+    if lm.task not in (ModelTask.MASKED, ModelTask.CAUSAL) or not isinstance(head, nn.Module):
         return predict_batch(lm, batch)[0]
     batch = to_device(batch, lm.device)
-    true = batch["labels"] if lm.task is Task.MASKED else functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    true = (
+        batch["labels"]
+        if lm.task is ModelTask.MASKED
+        else functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    )
     counted = true != IGNORED
 
     def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -129,7 +133,7 @@ def rows_per_batch(lm: LanguageModel, length: int, most: int) -> int:
         length: the number of tokens in a row.
         most: the largest number of rows.
     """
-    if lm.task not in (Task.CAUSAL, Task.MASKED, Task.SEQ2SEQ):
+    if lm.task not in (ModelTask.CAUSAL, ModelTask.MASKED, ModelTask.SEQ2SEQ):
         return at_once(lm, most)
     return max(1, min(most, MAX_LOGITS // (length * vocabulary_size(lm.model))))
 

@@ -10,7 +10,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate.eval_task import with_article
 from laconic.evaluate.prediction import batch_by_length, predict_batch
-from laconic.model import LanguageModel, Predictions, Task
+from laconic.model import LanguageModel, ModelTask, Predictions
 from laconic.model.tokens import target_vocabulary_size, vocabulary_size
 
 BATCH = 16
@@ -147,6 +147,6 @@ def _quote(token: str | None) -> str:
 
 def _vocabulary_size(lm: LanguageModel) -> int | None:
     """The size of the vocabulary that the model predicts; None for a model that does not predict tokens."""
-    if lm.task is Task.SEQ2SEQ:
+    if lm.task is ModelTask.SEQ2SEQ:
         return target_vocabulary_size(lm.model)
-    return vocabulary_size(lm.model) if lm.task in (Task.CAUSAL, Task.MASKED) else None
+    return vocabulary_size(lm.model) if lm.task in (ModelTask.CAUSAL, ModelTask.MASKED) else None

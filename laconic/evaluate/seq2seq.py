@@ -13,7 +13,7 @@ from laconic.errors import UserError
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
 from laconic.evaluate.metrics import Metric, Share
 from laconic.evaluate.prediction import predict_batches, rows_per_batch, to_device
-from laconic.model import Batch, LanguageModel, Predictions, Task, first_token_mask
+from laconic.model import Batch, LanguageModel, ModelTask, Predictions, first_token_mask
 from laconic.model.predictions import report_run_errors
 from laconic.progress import Track
 
@@ -36,7 +36,7 @@ class Seq2Seq(EvalTask):
 
     prefix = "seq2seq"
     spellings = ("seq2seq:SOURCE",)
-    kinds = (Task.SEQ2SEQ,)
+    kinds = (ModelTask.SEQ2SEQ,)
 
     pairs: str
 

@@ -11,7 +11,7 @@ from laconic.calibrate.passes import evaluating, random_batch
 from laconic.calibrate.sources import read
 from laconic.errors import UserError
 from laconic.formats import DynamicInt8
-from laconic.model import Batch, LanguageModel, Task, gather_predictions, run_model
+from laconic.model import Batch, LanguageModel, ModelTask, gather_predictions, run_model
 from laconic.model.embedding_modules import SENTENCE
 from laconic.progress import Track
 from laconic.runtime.engines import ONNX, OPENVINO, Program
@@ -154,7 +154,7 @@ def _pad(batch: Batch) -> Batch:
 def _mask(lm: LanguageModel, outputs: Tensor, batch: Batch) -> Tensor:
     """The positions of outputs to compare: all tokens except padding; for a decoder, whose inputs have no mask, all."""
     mask = batch["attention_mask"].bool()
-    by_token = outputs.dim() == 3 and TARGETS not in batch and lm.task is not Task.SEQ2SEQ
+    by_token = outputs.dim() == 3 and TARGETS not in batch and lm.task is not ModelTask.SEQ2SEQ
     if by_token and outputs.shape[:2] == mask.shape:
         return mask
     return torch.ones(len(outputs), dtype=torch.bool)

@@ -16,7 +16,7 @@ from laconic.model.predictions import (
     run_model,
 )
 from laconic.model.site import Group, InputTokens, Role, Site
-from laconic.model.task import Task
+from laconic.model.task import ModelTask
 
 __all__ = [
     "ANATOMIES",
@@ -26,11 +26,11 @@ __all__ = [
     "Group",
     "InputTokens",
     "LanguageModel",
+    "ModelTask",
     "Predictions",
     "Role",
     "Site",
     "Stack",
-    "Task",
     "check_model",
     "divergence",
     "first_token_mask",

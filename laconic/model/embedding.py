@@ -1,4 +1,4 @@
-"""From last hidden states to one vector per text, as the folder of a sentence-transformers model configures it."""
+"""Compute one vector per text from the last hidden states, as the folder of a sentence-transformers model says."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from laconic.errors import UserError
 from laconic.model.embedding_modules import ATTENTION_MASK, POOLING_MASK, SENTENCE, TOKENS, Normalize, Pooling, Stage
 
 WIDTHS = ("embedding_dimension", "word_embedding_dimension")
-"""What the width of a token is called in the configuration of a Pooling module, now and before."""
+"""The keys for the width of a token in the configuration of a Pooling module, of new and of old versions."""
 COSINE = "cosine"
 SIMILARITIES = (COSINE, "dot", "euclidean", "manhattan")
 
@@ -24,8 +24,8 @@ class TextSettings:
 
     Args:
         model_type: the sentence-transformers class that loads it.
-        max_length: the maximum number of tokens; None where the tokenizer has it.
-        prompts: prompts that may stand before a text, by name.
+        max_length: the maximum number of tokens; None for the maximum of the tokenizer.
+        prompts: prompts that may be put before a text, by name.
         default_prompt: the prompt that is used by default; "" for none.
         similarity: how vectors are compared, one of `SIMILARITIES`.
         lower_case: whether texts are lower-cased before the tokenizer.
@@ -58,7 +58,7 @@ class Pipeline(nn.Module):
     Args:
         stages: its modules, in order.
         settings: how texts are read and vectors compared.
-        files: the files that it was read from; empty where the folder has none.
+        files: the files that it was read from; empty if the folder has none.
 
     Example:
         >>> states = torch.tensor([[[3.0, 0.0], [3.0, 8.0]]])
@@ -116,22 +116,21 @@ class Pipeline(nn.Module):
         return sum(tensor.numel() for tensor in stored), sum(tensor.nbytes for tensor in stored)
 
     def describe(self) -> str:
-        """The modules in words, as "cls pooling, unit length"."""
+        """The modules in words, such as "cls pooling, unit length"."""
         words = ", ".join(stage.describe() for stage in self.stage_list)
         return words if self.is_declared else f"{words} (none is declared: there is no modules.json)"
 
     def describe_prompts(self) -> str | None:
-        """The prompts in words, and which of them is used by default; None where there are none."""
-        named = [name for name, prompt in self.settings.prompts.items() if prompt]
-        if not named:
+        """The prompts in words, with the default one; None if there are none."""
+        names = [name for name, prompt in self.settings.prompts.items() if prompt]
+        if not names:
             return None
-        first = self.settings.default_prompt
-        return f"{', '.join(named)}; " + (
-            f"'{first}' stands before every text" if first else "none stands before a text"
-        )
+        default = self.settings.default_prompt
+        use = f"'{default}' stands before every text" if default else "none stands before a text"
+        return f"{', '.join(names)}; {use}"
 
     def to_bytes(self) -> bytes:
-        """Everything that decides what it computes, to be hashed."""
+        """All files as bytes, to hash: they determine what it computes."""
         numbers = [
             f"{path} {name} {tensor.dtype} {tuple(tensor.shape)}".encode() + _bytes(tensor)
             for path, tensors in sorted(self.files.tensors.items())
@@ -141,64 +140,64 @@ class Pipeline(nn.Module):
 
 
 MEAN_POOLING = Pipeline([Pooling(("mean",)), Normalize()], TextSettings(), Files())
-"""Where no folder declares anything: the mean of the tokens, of length 1."""
+"""The default: the mean of the tokens, scaled to length 1."""
 
 
-def check_width(pipeline: Pipeline, config: PreTrainedConfig, whose: str) -> None:
+def check_width(pipeline: Pipeline, config: PreTrainedConfig, source: str) -> None:
     """Check that the last hidden states of a model fit a pipeline.
 
-    The width in the configuration of a Pooling module is ignored, as it pools vectors of any.
+    The width in the configuration of a Pooling module is ignored, as it can pool vectors of any width.
 
     Args:
         pipeline: the pipeline.
-        config: the configuration of the model before it.
-        whose: the model of the pipeline, as errors name it.
+        config: the configuration of the model.
+        source: the model that the pipeline belongs to, as errors name it.
 
     Raises:
         UserError: a module reads vectors of another width.
     """
-    for stage, read in _reading(pipeline, config):
-        if stage.width not in (None, read) and not isinstance(stage, Pooling):
+    for stage, width in _input_widths(pipeline, config):
+        if stage.width not in (None, width) and not isinstance(stage, Pooling):
             raise UserError(
-                f"What '{whose}' declares behind its transformer ({stage.describe()}) reads {stage.width} numbers and "
-                f"would be given {read}; keep the hidden size that it was made for."
+                f"What '{source}' declares behind its transformer ({stage.describe()}) reads {stage.width} numbers and "
+                f"would be given {width}; keep the hidden size that it was made for."
             )
 
 
-def adapt_width(pipeline: Pipeline, config: PreTrainedConfig, whose: str) -> Pipeline:
+def adapt_width(pipeline: Pipeline, config: PreTrainedConfig, source: str) -> Pipeline:
     """Adapt a pipeline to a model of another width, by the widths that its Pooling modules are saved with.
 
     Args:
         pipeline: the pipeline.
-        config: the configuration of the model that will stand before it.
-        whose: the model of the pipeline, as errors name it.
+        config: the configuration of the new model.
+        source: the model that the pipeline belongs to, as errors name it.
 
     Raises:
         UserError: as `check_width`.
     """
-    check_width(pipeline, config, whose)
+    check_width(pipeline, config, source)
     texts = dict(pipeline.files.texts)
-    for stage, read in _reading(pipeline, config):
+    for stage, width in _input_widths(pipeline, config):
         path = f"{stage.path}/config.json"
         if isinstance(stage, Pooling) and path in texts:
-            said = json.loads(texts[path])
-            if any(said.get(name, read) != read for name in WIDTHS):
-                said |= {name: read for name in WIDTHS if name in said}
-                texts[path] = json.dumps(said, indent=4)
+            values = json.loads(texts[path])
+            if any(values.get(name, width) != width for name in WIDTHS):
+                values |= {name: width for name in WIDTHS if name in values}
+                texts[path] = json.dumps(values, indent=4)
     return Pipeline(pipeline.stage_list, pipeline.settings, replace(pipeline.files, texts=texts))
 
 
-def _reading(pipeline: Pipeline, config: PreTrainedConfig) -> Iterator[tuple[Stage, int]]:
-    """Each stage with the width of what it reads; nothing where the configuration does not tell it."""
+def _input_widths(pipeline: Pipeline, config: PreTrainedConfig) -> Iterator[tuple[Stage, int]]:
+    """Each stage with the width of its input; nothing if the configuration does not contain the width of the model."""
     text = config.get_text_config()
-    # OPT's are narrower than its blocks.
+    # In OPT, the last hidden states are narrower than the blocks.
     width = getattr(text, "word_embed_proj_dim", getattr(text, "hidden_size", None))
     if width is None:
         return
-    now = {TOKENS: width}
+    widths = {TOKENS: width}
     for stage in pipeline.stage_list:
-        yield stage, now[stage.reads]
-        now[stage.writes] = stage.given(now[stage.reads])
+        yield stage, widths[stage.reads]
+        widths[stage.writes] = stage.output_width(widths[stage.reads])
 
 
 def _bytes(tensor: Tensor) -> bytes:

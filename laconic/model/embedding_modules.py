@@ -1,11 +1,10 @@
-"""The modules of sentence-transformers that stand behind a transformer, as its version 6.2 computes them.
+"""The modules of sentence-transformers that follow a transformer, as version 6.2 of the library computes them.
 
-Each reads and writes tensors by the library's own names: `token_embeddings` (rows, tokens, d), `attention_mask` and
-`pooling_mask` (rows, tokens), `sentence_embedding` (rows, d). Parameters have the names in its files.
+Each reads and writes tensors by the names of the library: `token_embeddings` (rows, tokens, d), `attention_mask` and
+`pooling_mask` (rows, tokens), `sentence_embedding` (rows, d). Parameters have the same names as in its files.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -17,8 +16,7 @@ ATTENTION_MASK, POOLING_MASK = "attention_mask", "pooling_mask"
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 Features = dict[str, Tensor]
-Widths = Mapping[str, int]
-"""Of a tensor's last axis, by its name; of those that are there."""
+"""The tensors that were written so far, by name."""
 
 
 class Stage(nn.Module):
@@ -27,7 +25,7 @@ class Stage(nn.Module):
     Args:
         reads: the name of the tensor that it reads.
         writes: the name of the tensor that it writes; by default the same.
-        width: the width of what it reads; None for any.
+        width: the width of the tensor that it reads; None for any.
     """
 
     path: str = ""
@@ -38,14 +36,14 @@ class Stage(nn.Module):
 
     @abstractmethod
     def compute(self, x: Tensor, features: Features) -> Tensor:
-        """Compute what is written from what is read."""
+        """Compute the tensor that is written from `x`, the tensor that is read."""
 
     @abstractmethod
     def describe(self) -> str:
         """The module in a few words."""
 
-    def given(self, width: int) -> int:
-        """The width of what is written, for the width of what is read."""
+    def output_width(self, width: int) -> int:
+        """The width of the tensor that is written, for an input of this width."""
         return width
 
     def forward(self, features: Features) -> Features:
@@ -56,8 +54,8 @@ class Pooling(Stage):
     """Pool the tokens of each row into one vector, or into several side by side.
 
     Args:
-        modes: of `MODES`. `mean_sqrt_len_tokens` divides the sum by the root of the number of tokens; `weightedmean`
-            weights each token by its position, the first by 1.
+        modes: names in `MODES`. `mean_sqrt_len_tokens` divides the sum by the root of the number of tokens;
+            `weightedmean` weights each token by its position, the first by 1.
         width: the width of a token; None for any.
         include_prompt: whether the tokens of a prompt are pooled too; otherwise `pooling_mask` excludes them.
 
@@ -74,32 +72,32 @@ class Pooling(Stage):
 
     def compute(self, x: Float[Tensor, "rows t d"], features: Features) -> Float[Tensor, "rows k"]:
         mask = features[ATTENTION_MASK if self.include_prompt else POOLING_MASK]
-        return torch.cat([_pooled(mode, x, mask) for mode in self.modes], dim=-1)
+        return torch.cat([_pool(mode, x, mask) for mode in self.modes], dim=-1)
 
-    def given(self, width: int) -> int:
+    def output_width(self, width: int) -> int:
         return width * len(self.modes)
 
     def describe(self) -> str:
         return f"{' and '.join(self.modes)} pooling" + ("" if self.include_prompt else " without the prompt")
 
 
-def _pooled(mode: str, states: Float[Tensor, "rows t d"], mask: Tensor) -> Float[Tensor, "rows d"]:
-    counted = mask[..., None].to(states.dtype)
+def _pool(mode: str, states: Float[Tensor, "rows t d"], mask: Tensor) -> Float[Tensor, "rows d"]:
+    weights = mask[..., None].to(states.dtype)
     if mode == "cls":
-        return _at(states, mask.int().argmax(1))
+        return _gather_tokens(states, mask.int().argmax(1))
     if mode == "lasttoken":
-        return _at(states * counted, mask.shape[1] - 1 - mask.int().flip(1).argmax(1))
+        return _gather_tokens(states * weights, mask.shape[1] - 1 - mask.int().flip(1).argmax(1))
     if mode == "max":
-        return states.masked_fill(counted == 0, -torch.inf).max(dim=1).values
+        return states.masked_fill(weights == 0, -torch.inf).max(dim=1).values
     if mode == "weightedmean":
-        # The tokens behind a prompt that is left out keep their places.
-        counted = counted * torch.arange(1, states.shape[1] + 1, device=states.device, dtype=states.dtype)[:, None]
-    total, count = (states * counted).sum(1), counted.sum(1).clamp(min=1e-9)
+        # If a prompt is left out, the tokens after it keep their positions.
+        weights = weights * torch.arange(1, states.shape[1] + 1, device=states.device, dtype=states.dtype)[:, None]
+    total, count = (states * weights).sum(1), weights.sum(1).clamp(min=1e-9)
     return total / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
 
 
-def _at(states: Float[Tensor, "rows t d"], place: Tensor) -> Float[Tensor, "rows d"]:
-    """The token at a place of its own in each row."""
+def _gather_tokens(states: Float[Tensor, "rows t d"], place: Tensor) -> Float[Tensor, "rows d"]:
+    """For each row, the token at its `place`."""
     return states.gather(1, place[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
 
 
@@ -139,14 +137,14 @@ class Dense(Stage):
             return y
         return y + (x if self.linear.in_features == self.linear.out_features else self.residual(x))
 
-    def given(self, width: int) -> int:
+    def output_width(self, width: int) -> int:
         return self.linear.out_features
 
     def describe(self) -> str:
         function = self.activation_function
-        named = "" if isinstance(function, nn.Identity) else f" {type(function).__name__}"
-        added = " and what it read" if self.adds else ""
-        return f"dense {self.linear.in_features} → {self.linear.out_features}{named}{added}{_each(self.reads)}"
+        name = "" if isinstance(function, nn.Identity) else f" {type(function).__name__}"
+        residual = " and what it read" if self.adds else ""
+        return f"dense {self.linear.in_features} → {self.linear.out_features}{name}{residual}{_each(self.reads)}"
 
 
 class LayerNorm(Stage):
@@ -183,7 +181,7 @@ class Truncate(Stage):
     def compute(self, x: Tensor, features: Features) -> Tensor:
         return x[..., : self.first]
 
-    def given(self, width: int) -> int:
+    def output_width(self, width: int) -> int:
         return min(self.first, width)
 
     def describe(self) -> str:

@@ -1,4 +1,9 @@
-"""Find every site of a model by its anatomy: which linears it has, and which of them share an input."""
+"""Find every site of a model by its anatomy, which of them read the same input, and which share a tied matrix.
+
+transformers declares tied tensors in `_tied_weights_keys` and `all_tied_weights_keys` of the model and of each
+sub-model, which map a target tensor to its source by dotted path. It saves tied tensors once, and ties them after
+loading.
+"""
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -7,9 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from laconic.formats import Format
-from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Attention, Stack
-from laconic.model.site import Group, InputTokens, Linear, Place, Role, Site, find_matrices
+from laconic.model.site import Group, InputTokens, Linear, Place, Role, Site, find_matrices, get_submodule, has_module
 from laconic.model.usage import trace_usage
 
 Blocks = list[tuple[str, nn.Module]]
@@ -17,8 +21,16 @@ Projections = tuple[tuple[Role, str | None], ...]
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """Projections that read the same input, and whose tokens that holds, call by call."""
+class _SharedInput:
+    """Projections that read the same input.
+
+    Args:
+        group: attention or feed-forward.
+        projections: role and path of each; None for a path that the architecture lacks.
+        reads: as in `Place`.
+        tokens_first: as in `Place`.
+        same_as: path of an earlier projection that reads the same input, if any.
+    """
 
     group: Group
     projections: Projections
@@ -32,7 +44,7 @@ def find_stacks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[Stac
     for stack in anatomy.stacks:
         blocks = [
             (f"{path}.{name}", block)
-            for path in _expanded(model, stack.blocks)
+            for path in _expand(model, stack.blocks)
             for name, block in model.get_submodule(path).named_children()
         ]
         if blocks:
@@ -40,149 +52,180 @@ def find_stacks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[Stac
 
 
 def find_sites(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
-    """Find the sites: embeddings, the linears of each block, then those outside; without `find_excluded`."""
-    obstacles = find_excluded(model, anatomy)
-    for site in _with_obstacles(model, anatomy):
-        if not any(_around(name, obstacles) for name in site.names):
+    """Find the sites: embeddings, the linears of each block, then the linears outside; without `find_excluded`."""
+    excluded = find_excluded(model, anatomy)
+    for site in _all_sites(model, anatomy):
+        if not any(_is_inside(name, excluded) for name in site.names):
             yield site
 
 
 def find_excluded(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, str]:
     """Find the linears and embeddings that cannot be compressed, by path, each with the reason as a clause."""
     usage = trace_usage(model, globally=anatomy.global_attention)
-    paths = () if usage is None else (path for path in usage.matrices if _submodule(model, path) is not None)
-    return {path: why for path in paths if usage is not None and (why := usage.obstacle(path)) is not None}
+    if usage is None:
+        return {}
+    reasons = {path: usage.obstacle(path) for path in usage.matrices if has_module(model, path)}
+    return {path: reason for path, reason in reasons.items() if reason is not None}
 
 
-def _around(site: str, obstacles: Container[str]) -> bool:
-    """Whether the site is, or lies in, one of `obstacles`."""
-    parts = site.split(".")
-    return any(".".join(parts[:count]) in obstacles for count in range(1, len(parts) + 1))
+def _is_inside(path: str, modules: Container[str]) -> bool:
+    """Whether the module at `path` is one of `modules` or lies inside one."""
+    parts = path.split(".")
+    return any(".".join(parts[:count]) in modules for count in range(1, len(parts) + 1))
 
 
-def _with_obstacles(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
+def _all_sites(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
     yield from _embeddings(model, anatomy)
     in_blocks: list[str] = []
     for stack, blocks in find_stacks(model, anatomy):
         for path, block in blocks:
             in_blocks.append(path)
             yield from _block_sites(stack, path, block)
-    yield from _heads(model, anatomy, in_blocks)
+    yield from _outer_linears(model, anatomy, in_blocks)
 
 
 def _embeddings(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
-    tables = {path: table for table in anatomy.embeddings if (path := _path(model, table.path))}
+    tables = {path: table for table in anatomy.embeddings if (path := _full_path(model, table.path))}
     seen: set[str] = set()
     for first in tables:
         module = model.get_submodule(first)
-        holds = module.matrix_parameter if isinstance(module, Format) else "weight"
-        if first in seen or holds is None:
+        parameter = module.matrix_parameter if isinstance(module, Format) else "weight"
+        if first in seen or parameter is None:
             continue
-        same = ties.tied_modules(model, first, holds)
-        seen |= same
-        if any(table.is_called for path, table in tables.items() if path in same):
-            places = tuple(
-                Place(path, model.get_submodule(path), (table.reads,)) for path, table in tables.items() if path in same
-            )
+        tied = tied_modules(model, first, parameter)
+        seen |= tied
+        shared = {path: table for path, table in tables.items() if path in tied}
+        if any(table.is_called for table in shared.values()):
+            places = tuple(Place(path, model.get_submodule(path), (table.reads,)) for path, table in shared.items())
             yield Site(group=Group.EMBEDDING, role=Role.OTHER, input=first, block=None, places=places)
 
 
-def _heads(model: PreTrainedModel, anatomy: Anatomy, in_blocks: list[str]) -> Iterator[Site]:
-    """The linears outside the blocks; the last one, if it comes after the blocks, gives the predictions."""
-    tables = [path for table in anatomy.embeddings if (path := _path(model, table.path))]
-    found: list[tuple[str, nn.Module]] = []
+def _outer_linears(model: PreTrainedModel, anatomy: Anatomy, in_blocks: list[str]) -> Iterator[Site]:
+    """The linears outside the blocks; the last one gives the predictions if it comes after the blocks."""
+    tables = [path for table in anatomy.embeddings if (path := _full_path(model, table.path))]
+    outer: list[tuple[str, nn.Module]] = []
     blocks_follow = False
     for name, module in model.named_modules():
         if name in in_blocks:
             blocks_follow = True
-        outside = not any(f"{name}.".startswith(f"{path}.") for path in (*in_blocks, *tables, *(n for n, _ in found)))
-        if outside and isinstance(module, (Format, Linear)):
-            found.append((name, module))
+        is_inside = any(
+            f"{name}.".startswith(f"{path}.") for path in (*in_blocks, *tables, *(path for path, _ in outer))
+        )
+        if not is_inside and isinstance(module, (Format, Linear)):
+            outer.append((name, module))
             blocks_follow = False
     reads = (anatomy.stacks[-1].reads,)
-    for number, (name, module) in enumerate(found, start=1):
-        last = number == len(found) and not blocks_follow
-        role = Role.OUTPUT if last else Role.OTHER
+    for number, (name, module) in enumerate(outer, start=1):
+        is_last = number == len(outer) and not blocks_follow
+        role = Role.OUTPUT if is_last else Role.OTHER
         for path, key, linear in find_matrices(module, name, name):
             yield Site(group=Group.HEAD, role=role, input=key, block=None, places=(Place(path, linear, reads),))
 
 
 def _block_sites(stack: Stack, block_path: str, block: nn.Module) -> Iterator[Site]:
-    for reading in _readings(stack):
-        paths = [(role, path) for role, path in reading.projections if path is not None]
-        # The path of the first reader names the shared input.
-        key = f"{block_path}.{reading.same_as or paths[0][1]}" if paths else ""
+    for shared in _shared_inputs(stack):
+        paths = [(role, path) for role, path in shared.projections if path is not None]
+        # The path of the first projection is the key of the shared input.
+        key = f"{block_path}.{shared.same_as or paths[0][1]}" if paths else ""
         for role, path in paths:
-            module = _submodule(block, path)
+            module = get_submodule(block, path)
             if module is None:
                 continue
             for name, input_key, linear in find_matrices(module, key, f"{block_path}.{path}"):
-                # What a factor writes for the next one lies as the input does.
-                place = Place(name, linear, reading.reads, reading.tokens_first)
-                yield Site(group=reading.group, role=role, input=input_key, block=block_path, places=(place,))
+                # The output of a factor, which the next factor reads, has the axes of the input.
+                place = Place(name, linear, shared.reads, shared.tokens_first)
+                yield Site(group=shared.group, role=role, input=input_key, block=block_path, places=(place,))
 
 
-def _readings(stack: Stack) -> Iterator[_Reading]:
-    """In forward order."""
+def _shared_inputs(stack: Stack) -> Iterator[_SharedInput]:
+    """The projections of a block by input, in forward order."""
     own = (stack.reads,)
-    first_reader: str | None = None
+    first: str | None = None
     if stack.attention is not None:
         yield from _self_attention(stack.attention, own)
-        first_reader = stack.attention.fused or stack.attention.query
+        first = stack.attention.fused or stack.attention.query
     if stack.cross_attention is not None:
         yield from _cross_attention(stack.cross_attention, own)
     for feed_forward in stack.feed_forward:
         inner = tuple((Role.INNER, path) for path in feed_forward.inner)
-        yield _Reading(Group.FFN, inner, own, same_as=first_reader if stack.parallel else None)
+        yield _SharedInput(Group.FFN, inner, own, same_as=first if stack.parallel else None)
     for output in dict.fromkeys(feed_forward.output for feed_forward in stack.feed_forward):
-        yield _Reading(Group.FFN, ((Role.OUTPUT, output),), own)
-    for plain in stack.other_linears:
-        yield _Reading(plain.group, ((Role.OTHER, plain.path),), own)
+        yield _SharedInput(Group.FFN, ((Role.OUTPUT, output),), own)
+    for other in stack.other_linears:
+        yield _SharedInput(other.group, ((Role.OTHER, other.path),), own)
 
 
-def _self_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Iterator[_Reading]:
+def _self_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Iterator[_SharedInput]:
     query, key, value = (Role.QUERY, attention.query), (Role.KEY, attention.key), (Role.VALUE, attention.value)
-    everywhere = ((Role.KEY, attention.global_key), (Role.VALUE, attention.global_value))
-    together: tuple[tuple[Projections, tuple[InputTokens, ...]], ...]
+    by_input: list[tuple[Projections, tuple[InputTokens, ...]]]
     if attention.fused is not None:
-        together = ((((Role.FUSED, attention.fused),), own),)
+        by_input = [(((Role.FUSED, attention.fused),), own)]
     elif attention.shares_positions:
-        together = (((query, key), (*own, InputTokens.OWN)), ((value,), own))
+        by_input = [((query, key), (*own, InputTokens.OWN)), ((value,), own)]
     else:
-        together = (((query, key, value, *everywhere), own),)
+        global_input = ((Role.KEY, attention.global_key), (Role.VALUE, attention.global_value))
+        by_input = [((query, key, value, *global_input), own)]
     positions = ((Role.KEY, attention.position_key), (Role.QUERY, attention.position_query))
-    apart = ((((Role.QUERY, attention.global_query),), (InputTokens.OWN,)), (positions, (InputTokens.OWN,)))
-    for projections, reads in (*together, *apart):
-        yield _Reading(Group.ATTENTION, projections, reads, attention.tokens_first)
-    yield _Reading(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
+    by_input += [(((Role.QUERY, attention.global_query),), (InputTokens.OWN,)), (positions, (InputTokens.OWN,))]
+    for projections, reads in by_input:
+        yield _SharedInput(Group.ATTENTION, projections, reads, attention.tokens_first)
+    yield _SharedInput(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
 
 
-def _cross_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Iterator[_Reading]:
+def _cross_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Iterator[_SharedInput]:
     memory = ((Role.KEY, attention.key), (Role.VALUE, attention.value))
-    yield _Reading(Group.ATTENTION, ((Role.QUERY, attention.query),), own)
-    yield _Reading(Group.ATTENTION, memory, (InputTokens.SOURCE,))
-    yield _Reading(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
+    yield _SharedInput(Group.ATTENTION, ((Role.QUERY, attention.query),), own)
+    yield _SharedInput(Group.ATTENTION, memory, (InputTokens.SOURCE,))
+    yield _SharedInput(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
 
 
-def _expanded(model: PreTrainedModel, path: str) -> list[str]:
-    """The paths from the whole model that `path`, which may hold one `*`, stands for; none where it lacks them."""
+def _expand(model: PreTrainedModel, path: str) -> list[str]:
+    """The paths from the whole model that match `path`, which may have one `*`."""
     head, star, tail = path.partition(".*.")
-    whole = _path(model, head)
-    if whole is None or not star:
-        return [] if whole is None else [whole]
-    return [f"{whole}.{name}.{tail}" for name, _ in model.get_submodule(whole).named_children()]
+    full = _full_path(model, head)
+    if full is None or not star:
+        return [] if full is None else [full]
+    return [f"{full}.{name}.{tail}" for name, _ in model.get_submodule(full).named_children()]
 
 
-def _path(model: PreTrainedModel, path: str) -> str | None:
-    """`path` below the base model, from the whole model; None where this model lacks it."""
-    prefix = model.base_model_prefix
-    whole = f"{prefix}.{path}" if model.base_model is not model else path
-    return next((candidate for candidate in (whole, path) if _submodule(model, candidate) is not None), None)
+def _full_path(model: PreTrainedModel, path: str) -> str | None:
+    """The path from the whole model of `path` below the base model; None if this model has no such module."""
+    full = f"{model.base_model_prefix}.{path}" if model.base_model is not model else path
+    return next((candidate for candidate in (full, path) if has_module(model, candidate)), None)
 
 
-def _submodule(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at `path` below `module`; None where there is none."""
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
+def tied_modules(model: PreTrainedModel, path: str, parameter: str) -> set[str]:
+    """The paths of all modules that share a parameter.
+
+    Args:
+        model: the model.
+        path: one of these modules.
+        parameter: the name of the parameter in it.
+    """
+    ties = model.all_tied_weights_keys
+    source = ties.get(f"{path}.{parameter}", f"{path}.{parameter}")
+    tensors = {source} | {target for target, other in ties.items() if other == source}
+    return {tensor.removesuffix(f".{parameter}") for tensor in tensors}
+
+
+def untie(model: PreTrainedModel, modules: set[str]) -> None:
+    """Remove every declared tie of the tensors in the modules at these paths; no tensor is changed."""
+
+    def is_free(tensor: str) -> bool:
+        return not any(tensor.startswith(f"{module}.") for module in modules)
+
+    for path, part in model.named_modules():
+        if isinstance(part, PreTrainedModel):
+            prefix = f"{path}." if path else ""
+            for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+                ties: dict[str, str] = getattr(part, attribute) or {}
+                kept = {t: s for t, s in ties.items() if is_free(prefix + t) and is_free(prefix + s)}
+                setattr(part, attribute, kept)
+
+
+def tie(model: PreTrainedModel, first: str, others: list[str]) -> None:
+    """Declare every tensor of the modules at `others` to be the same tensor as in the module at `first`."""
+    tensors = [name for name, _ in model.get_submodule(first).named_parameters()]
+    ties = {f"{other}.{tensor}": f"{first}.{tensor}" for other in others for tensor in tensors}
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **ties}
+    model.all_tied_weights_keys = {**model.all_tied_weights_keys, **ties}

@@ -1,7 +1,7 @@
-"""The heads of every attention, and how their size is changed.
+"""Find the heads of every attention, and change their size.
 
-A head computes softmax(qᵀ k · scale) v, and the output projection sums over heads. Its size can be changed by a linear
-map each of queries, keys and values, and one before the output projection; the scale stays that of the original size.
+A head computes softmax(qᵀ k · scale) v, and the output projection sums over heads. Linear maps of queries, keys, values
+and the input of the output projection change its size; the scale stays that of the original size.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from laconic.model.width import replace_linear
 
 
 class Reader(NamedTuple):
-    """The query, key or value projection of all heads; it may be a part of a fused matrix."""
+    """The query, key or value projection of all heads, which may be a part of a fused matrix."""
 
     site: Site
     weight: Float[Tensor, "heads*size in"]
@@ -44,8 +44,8 @@ class HeadedAttention:
     Args:
         name: path of the attention module.
         module: the module.
-        heads: how it is cut into heads.
-        inputs: the sites of query, key and value, or the one site where they are fused.
+        heads: the attributes and keys that describe its heads.
+        inputs: the sites of query, key and value, or a single site if they are fused.
         output: the site of the output projection.
     """
 
@@ -83,7 +83,7 @@ def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
     """Find every attention inside the blocks, in forward order.
 
     Raises:
-        UserError: the heads of this architecture cannot be resized, or a projection is compressed already.
+        UserError: the heads of this architecture cannot be resized, or a projection is already compressed.
     """
     if not can_shrink(lm.anatomy):
         fits = sorted(name for anatomy in entries() if can_shrink(anatomy) for name in anatomy.model_types)
@@ -112,15 +112,15 @@ def resize_heads(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) 
     transforms = (maps.query, maps.key, maps.value)
     weights, biases = [], []
     for reader, transform in zip(attention.readers(), transforms, strict=True):
-        weights.append(_mapped(transform, reader.weight))
-        biases.append(None if reader.bias is None else _mapped(transform, reader.bias[:, None])[:, 0])
+        weights.append(_map_heads(transform, reader.weight))
+        biases.append(None if reader.bias is None else _map_heads(transform, reader.bias[:, None])[:, 0])
     if len(attention.inputs) == 1:
         present = [bias for bias in biases if bias is not None]
         weights, biases = [torch.cat(weights)], [torch.cat(present) if present else None]
     for site, weight, bias in zip(attention.inputs, weights, biases, strict=True):
         replace_linear(lm, site, weight, bias)
     output = attention.output
-    replace_linear(lm, output, _mapped(maps.output.mT, output.weight().T).T, output.bias())
+    replace_linear(lm, output, _map_heads(maps.output.mT, output.weight().T).T, output.bias())
     _resize(lm, attention, maps.query.shape[1])
 
 
@@ -131,7 +131,7 @@ def zero_padding_maps(attention: HeadedAttention, size: int) -> HeadMaps:
     return HeadMaps(query=rows, key=rows, value=rows, output=rows.mT)
 
 
-def _mapped(transform: Float[Tensor, "heads r d"], rows: Float[Tensor, "heads*d n"]) -> Float[Tensor, "heads*r n"]:
+def _map_heads(transform: Float[Tensor, "heads r d"], rows: Float[Tensor, "heads*d n"]) -> Float[Tensor, "heads*r n"]:
     heads, _, d = transform.shape
     return (transform.double() @ rows.double().reshape(heads, d, -1)).flatten(0, 1)
 

@@ -6,7 +6,6 @@ A layer is a block, except where blocks are shared (ALBERT): there it is one cal
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import UserError
@@ -20,9 +19,9 @@ class Layers:
 
     Args:
         name: `encoder` or `decoder`; `blocks` in a model with one stack.
-        stack: its entry.
-        depth: what depends on the number of its blocks.
-        list: path of the `ModuleList` that holds the blocks, or their groups.
+        stack: the entry of the stack.
+        depth: the part of the entry that depends on the number of blocks.
+        list: path of the `ModuleList` of the blocks or of the groups of blocks.
         paths: path of the module that each layer calls, in forward order.
     """
 
@@ -45,7 +44,7 @@ def find_layers(lm: LanguageModel) -> list[Layers]:
     """Find the layers of every stack of `lm`, in forward order.
 
     Raises:
-        UserError: it is not known where the configuration has the number of blocks.
+        UserError: the key of the configuration for the number of blocks is not known.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -70,18 +69,18 @@ def _layers(lm: LanguageModel, stack: Stack, first_block: str, name: str) -> Lay
     if depth is None:
         raise _unknown(lm)
     levels = 3 if depth.group_count is not None else 1
-    place = first_block.rsplit(".", levels)[0]
-    blocks = [f"{place}.{child}" for child, _ in lm.model.get_submodule(place).named_children()]
+    path = first_block.rsplit(".", levels)[0]
+    blocks = [f"{path}.{child}" for child, _ in lm.model.get_submodule(path).named_children()]
     if depth.group_count is not None:
         count = getattr(config, depth.count)
         blocks = [blocks[group] for group in group_schedule(count, len(blocks))]
     if getattr(config, depth.count, None) != len(blocks):
         raise _unknown(lm)
-    return Layers(name=name, stack=stack, depth=depth, list=place, paths=tuple(blocks))
+    return Layers(name=name, stack=stack, depth=depth, list=path, paths=tuple(blocks))
 
 
 def group_schedule(count: int, groups: int) -> list[int]:
-    """The group that each of `count` layers calls, where groups are called in equal shares as in ALBERT.
+    """The group that each of `count` layers calls. All groups are called equally often, as in ALBERT.
 
     Example:
         >>> group_schedule(4, 2)
@@ -91,7 +90,7 @@ def group_schedule(count: int, groups: int) -> list[int]:
 
 
 def configs_around(lm: LanguageModel, layers: Layers) -> list[PreTrainedConfig]:
-    """The configurations of the model and of its parts around `layers`, outermost first, each once."""
+    """The distinct configurations of the model and of its parts around `layers`, outermost first."""
     parts = [
         part.config
         for path, part in lm.model.named_modules()
@@ -101,7 +100,7 @@ def configs_around(lm: LanguageModel, layers: Layers) -> list[PreTrainedConfig]:
 
 
 def check_droppable(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
-    """Check that some layers can go and the others make a model of the class.
+    """Check that layers can be dropped so that the others make a model of the same class.
 
     Args:
         lm: the model.
@@ -109,13 +108,14 @@ def check_droppable(lm: LanguageModel, layers: Layers, indices: Collection[int])
         indices: the layers to drop, numbered from 0.
 
     Raises:
-        UserError: there is no such layer, none would be left, the first must stay, or groups would be called unequally.
+        UserError: there is no such layer, no layer would be left, the first must stay, or groups would be called
+            unequally often.
     """
     for index in indices:
         if not 0 <= index < len(layers):
-            raise UserError(f"There is no block {index} in {_called(layers)}: it has {len(layers)}, numbered from 0.")
+            raise UserError(f"There is no block {index} in {_name(layers)}: it has {len(layers)}, numbered from 0.")
     if len(set(indices)) == len(layers):
-        raise UserError(f"All {len(layers)} blocks of {_called(layers)} would be dropped; at least one must stay.")
+        raise UserError(f"All {len(layers)} blocks of {_name(layers)} would be dropped; at least one must stay.")
     if 0 in indices and needs_first_block(lm, layers):
         raise UserError(
             f"Block 0 of '{lm.model.config.model_type}' must stay: no other can take the first place in its class."
@@ -142,10 +142,10 @@ def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
 
     Args:
         lm: the model.
-        dropped: how many blocks each stack loses, by its name.
+        dropped: the number of blocks that each stack loses, by its name.
 
     Raises:
-        UserError: the decoder would have more blocks than the encoder, by which transformers sizes its cache.
+        UserError: the decoder would have more blocks than the encoder, whose number transformers uses for the cache.
     """
     if not fits_cache(lm, dropped):
         raise UserError(
@@ -155,35 +155,35 @@ def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
 
 
 def fits_cache(lm: LanguageModel, dropped: Mapping[str, int]) -> bool:
-    """Whether the key-value cache has room for all blocks of the decoder, if it had before; as `check_depths`."""
+    """Whether `check_depths` accepts these numbers: the key-value cache has room for all blocks of the decoder."""
     stacks = {layers.name: layers for layers in find_layers(lm)}
     pairs = [(layers, stacks[layers.depth.cache_stack]) for layers in stacks.values() if layers.depth.cache_stack]
     return all(
-        len(mine) > len(other) or len(mine) - dropped.get(mine.name, 0) <= len(other) - dropped.get(other.name, 0)
-        for mine, other in pairs
+        # A decoder that had more blocks from the start is accepted.
+        len(decoder) > len(encoder)
+        or len(decoder) - dropped.get(decoder.name, 0) <= len(encoder) - dropped.get(encoder.name, 0)
+        for decoder, encoder in pairs
     )
 
 
 def needs_first_block(lm: LanguageModel, layers: Layers) -> bool:
-    """Whether the first block of `layers` can never go."""
+    """Whether the first block of `layers` must stay."""
     path = layers.depth.first_only
-    return path is not None and (not path or _child(lm.model.base_model, path) is not None)
+    if not path:
+        return path is not None
+    parent, _, name = path.rpartition(".")
+    # A module that this configuration leaves out is None, and then no child.
+    return name in dict(lm.model.base_model.get_submodule(parent).named_children())
 
 
 def remaining_groups(layers: Layers, indices: Collection[int]) -> list[int] | None:
-    """The groups that remain where shared layers go; None where they would be called in unequal shares."""
+    """The groups of shared layers that remain; None if they would be called unequally often."""
     groups = [int(path.rpartition(".")[2]) for index, path in enumerate(layers.paths) if index not in indices]
     kept = list(dict.fromkeys(groups))
     return kept if [kept[group] for group in group_schedule(len(groups), len(kept))] == groups else None
 
 
-def _child(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at `path`; None also where the attribute is None."""
-    head, _, name = path.rpartition(".")
-    return dict(module.get_submodule(head).named_children()).get(name)
-
-
-def _called(layers: Layers) -> str:
+def _name(layers: Layers) -> str:
     return "the model" if layers.name == "blocks" else f"the {layers.name}"
 
 

@@ -8,14 +8,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.formats import Format, Masked, PackedCodes
-from laconic.model import ties
 from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.embedding import MEAN_POOLING, Pipeline
-from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks
+from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
 from laconic.model.site import Site
 from laconic.model.structure import find_anatomy
 from laconic.model.targets import Coverage, find_dense_parameters, matches, measure_coverage, select_sites
-from laconic.model.task import Task, infer_task
+from laconic.model.task import ModelTask, infer_task
 
 DEFAULT_TARGETS = ("attention", "ffn")
 """The groups of matrices that are compressed unless others are named."""
@@ -27,18 +26,18 @@ class LanguageModel:
 
     Args:
         model: the model, which stays an ordinary transformers model throughout.
-        tokenizer: its tokenizer; None where there is none.
-        anatomy: where its linears are.
-        task: what it predicts.
+        tokenizer: its tokenizer, or None.
+        anatomy: the paths of its linears.
+        task: the kind of its predictions.
         dtype: the dtype that its weights are stored in. laconic computes in float32 and rounds each result to `dtype`,
             so that the model in memory equals the one that is saved and reloaded.
-        source: the folder or hub name that it came from; "" for a model that was made in memory.
-        target_tokenizer: the tokenizer of an encoder-decoder's targets, where they have one of their own.
-        original: a copy of the model before the first step that compresses it; None where no step needs it.
+        source: the folder or hub name that it was loaded from; "" for a model that was made in memory.
+        target_tokenizer: the tokenizer of an encoder-decoder's targets, if they have a separate one.
+        original: a copy of the model before the first step that compresses it; None if no step needs it.
         dropped: for each step that dropped layers, their indices before that step, by the name of the stack.
-        pipeline: the sentence-transformers modules behind the model; None where its folder has none.
-        label_order: names of the classes of a classifier, in the order of its outputs, where the user gave them; None
-            for those in the configuration.
+        pipeline: the sentence-transformers modules after the model; None if its folder has none.
+        label_order: names of the classes of a classifier given by the user, in the order of its outputs; None for the
+            names in the configuration.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -51,7 +50,7 @@ class LanguageModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     anatomy: Anatomy
-    task: Task
+    task: ModelTask
     dtype: torch.dtype
     source: str = ""
     target_tokenizer: PreTrainedTokenizerBase | None = None
@@ -97,16 +96,16 @@ class LanguageModel:
                 `:all`), a glob over site names, or a regular expression after `re:`.
 
         Raises:
-            UserError: a target matches nothing. Of the two default targets one may: a model may have no attention, or
-                no feed-forward but experts.
+            UserError: a target matches nothing. One of the two default targets may match nothing, as a model may have
+                no attention, or no feed-forward besides experts.
         """
-        every = list(find_sites(self.model, self.anatomy))
+        sites = list(find_sites(self.model, self.anatomy))
         if tuple(targets) == DEFAULT_TARGETS:
-            targets = [target for target in targets if any(matches(target, site) for site in every)] or targets
+            targets = [target for target in targets if any(matches(target, site) for site in sites)] or targets
         excluded = self.excluded_matrices()
         dense = sorted(find_dense_parameters(self.model, self.anatomy), key=lambda parameter: -parameter.count)
-        selected = {site.name for target in targets for site in select_sites(every, target, excluded, dense)}
-        return [site for site in every if site.name in selected]
+        selected = {site.name for target in targets for site in select_sites(sites, target, excluded, dense)}
+        return [site for site in sites if site.name in selected]
 
     def excluded_matrices(self) -> dict[str, str]:
         """The linears and embeddings that cannot be compressed, by path, each with the reason as a clause."""
@@ -130,7 +129,7 @@ class LanguageModel:
 
         Args:
             site: the site.
-            format: what takes its place, of the same (out, in).
+            format: the format, of the same shape (out, in).
             bias: a new bias (out,); None keeps the present one.
         """
         if site.is_lookup:
@@ -140,10 +139,10 @@ class LanguageModel:
         # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
         format = format.to(self.dtype).to(site.weight().dtype).to(self.device)
         format.train(self.model.training).requires_grad_(site.parameter.requires_grad)
-        ties.untie(self.model, set(site.names))
+        untie(self.model, set(site.names))
         for name in site.names:
             self.model.set_submodule(name, format)
-        ties.tie(self.model, site.names[0], list(site.names[1:]))
+        tie(self.model, site.names[0], list(site.names[1:]))
 
     def stored_nbytes(self, sites: Sequence[Site]) -> dict[str, int]:
         """Bytes on disk of the matrix of each site now, by site name.
@@ -171,12 +170,12 @@ class LanguageModel:
         return [site.name for site in sites if not self._tied_modules(site) <= set(site.names)]
 
     def _tied_modules(self, site: Site) -> set[str]:
-        return ties.tied_modules(self.model, site.name, site.matrix_parameter)
+        return tied_modules(self.model, site.name, site.matrix_parameter)
 
     def size(self) -> tuple[int, int]:
         """The number of parameters and their bytes on disk, each tensor once, with the sentence-transformers modules.
 
-        Zeros of a pruned matrix are no parameters; the mask of the others takes bytes nevertheless.
+        Zeros of a pruned matrix do not count as parameters, but its mask counts for the bytes.
         """
         masked = [module for module in self.model.modules() if isinstance(module, Masked)]
         coded = [module for module in self.model.modules() if isinstance(module, PackedCodes)]
@@ -197,7 +196,7 @@ class LanguageModel:
         return replace(self, model=copy.deepcopy(self.model))
 
     def to_meta(self) -> "LanguageModel":
-        """A copy on the meta device, without weights: to see what a step would make of it."""
+        """A copy on the meta device, without weights, to try a step on."""
         tensors: dict[int, torch.Tensor] = {}
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             empty = tensor.detach().to("meta")

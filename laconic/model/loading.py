@@ -14,7 +14,8 @@ from laconic.model.checkpoints.sentence_modules import MODULES
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
 from laconic.model.structure import find_anatomy, infer_anatomy
-from laconic.model.task import check_weights, infer_task
+from laconic.model.task import infer_task
+from laconic.numerics.moments import check_finite
 
 __all__ = [
     "TARGET_TOKENIZER",
@@ -50,7 +51,7 @@ def load_empty(source: str) -> LanguageModel:
     """Load a model without weights or tokenizer: on the meta device, as its class builds it.
 
     Args:
-        source: a folder, a hub name, or a GGUF file. Of a model that laconic compressed, the formats are not there.
+        source: a folder, a hub name, or a GGUF file. A model that laconic compressed is built without its formats.
 
     Raises:
         UserError: as `check_model`.
@@ -69,7 +70,7 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
         device: the torch device that the model is moved to.
 
     Returns:
-        The model in evaluation mode; `dtype` is the one that it is stored in.
+        The model in evaluation mode; `dtype` is the dtype that it is stored in.
 
     Raises:
         UserError: as `check_model`; or weights do not match the configuration, or are NaN or infinite.
@@ -86,7 +87,8 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     config = _check(checkpoint)
     dtype = checkpoint.stored_dtype(config)
     model = checkpoint.load(config)
-    check_weights(model, source)
+    for name, tensor in model.state_dict().items():
+        check_finite(tensor, f"The model '{source}' has NaN or infinite values in '{name}'; use a sound checkpoint.")
     torch.nn.Module.to(model.eval(), device)
     tokenizer, target_tokenizer = checkpoint.tokenizers()
     pipeline = None if checkpoint.embedding_config is None else checkpoint.embedding_config.load().to(device)
@@ -104,18 +106,18 @@ def load_config(source: str) -> PreTrainedConfig:
 
 
 def load_pipeline(source: str) -> Pipeline | None:
-    """Load the sentence-transformers modules behind a model, with their weights; None where its folder has none.
+    """Load the sentence-transformers modules after a model, with their weights; None if its folder has none.
 
     Raises:
         UserError: they cannot be read, or are not supported.
     """
-    # A modules.json that cannot be read is an error; any other problem means that there is no such model.
+    # An error in modules.json is raised; after any other error there is no pipeline.
     checkpoint = find_checkpoint(source) if _has_modules(source) else _find_origin(source)
     return None if checkpoint is None or checkpoint.embedding_config is None else checkpoint.embedding_config.load()
 
 
 def model_location(source: str) -> Location | None:
-    """Where the files of a model are; None for a model that was made in memory."""
+    """The folder or the repository of a model; None for a model that was made in memory."""
     origin = _find_origin(source)
     return None if origin is None else origin.location
 
@@ -132,14 +134,14 @@ def has_weights(source: str) -> bool:
 def load_tokenizers(
     source: str, own: PreTrainedTokenizerBase | None = None
 ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-    """Load the tokenizer of a model, and that of its targets where they are in a language of their own.
+    """Load the tokenizer of a model, and the tokenizer of its targets if they have a separate one.
 
     Args:
-        source: where the model came from.
+        source: the folder or hub name that the model was loaded from.
         own: a tokenizer to use in place of the first.
 
     Returns:
-        Both; None for one that is not there.
+        Both; None for a tokenizer that does not exist.
 
     Raises:
         UserError: a tokenizer needs code that comes with the model, or cannot be read.
@@ -149,17 +151,17 @@ def load_tokenizers(
 
 
 def with_tokenizers(lm: LanguageModel) -> LanguageModel:
-    """Add the tokenizers from the folder that a model came from; those that it already has are kept.
+    """Add the tokenizers from the source of a model; tokenizers that it already has are kept.
 
     Raises:
         UserError: as `load_tokenizers`.
     """
-    own, of_targets = load_tokenizers(lm.source, lm.tokenizer)
-    return replace(lm, tokenizer=own, target_tokenizer=lm.target_tokenizer or of_targets)
+    tokenizer, target_tokenizer = load_tokenizers(lm.source, lm.tokenizer)
+    return replace(lm, tokenizer=tokenizer, target_tokenizer=lm.target_tokenizer or target_tokenizer)
 
 
 def _find_origin(source: str) -> Checkpoint | None:
-    # A model that was made in memory may have any name.
+    # The name of a model that was made in memory may be anything.
     try:
         return find_checkpoint(source) if source else None
     except UserError:
@@ -182,9 +184,6 @@ def _check(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 def _read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     config = checkpoint.config()
-    # laconic reads outputs by name, whatever the configuration was saved with.
-    for part in (config, *(part for part in vars(config).values() if isinstance(part, PreTrainedConfig))):
-        part.return_dict = True
     if checkpoint.embedding_config is not None:
         check_width(checkpoint.embedding_config.build_empty(), config, checkpoint.source)
     outline = build_outline(config, checkpoint.source)

@@ -1,8 +1,8 @@
 """Attentions and feed-forwards as sums of parts: heads and channels that can be removed one by one.
 
-The output projection of an attention sums over heads, that of a feed-forward over channels. A part is some rows of the
-projections that read and some columns of the one that writes, and can go without the others (`laconic.model.width`).
-Heads that share keys and values are one part.
+The output projection of an attention sums over heads, and that of a feed-forward over channels. A part consists of rows
+of the input projections and columns of the output projection, and can be removed without the others
+(`laconic.model.width`). Heads that share keys and values are one part.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,10 +16,10 @@ from laconic.errors import UserError
 from laconic.formats import Constant, Dense
 from laconic.model.anatomy import Attention, FeedForward, Stack, entries
 from laconic.model.lm import LanguageModel
-from laconic.model.site import Group, Site
+from laconic.model.site import Group, Site, has_module
 
 PLAIN = (nn.Linear, Conv1D, Dense)
-"""What rows and columns can be taken out of."""
+"""The modules from which rows and columns can be removed."""
 
 
 def check_prunable(lm: LanguageModel, group: Group) -> None:
@@ -30,9 +30,10 @@ def check_prunable(lm: LanguageModel, group: Group) -> None:
         group: ATTENTION for heads, FFN for channels.
 
     Raises:
-        UserError: the architecture has no such entry, something mixes the heads, or a layer is compressed.
+        UserError: the entry of the architecture does not describe them, a module mixes the heads, or a layer is already
+            compressed.
     """
-    model_type, what = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
+    model_type, parts = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
     if not all(has_known_parts(stack, group) for stack in lm.anatomy.stacks):
         fits = sorted(
             name
@@ -40,78 +41,69 @@ def check_prunable(lm: LanguageModel, group: Group) -> None:
             if all(has_known_parts(stack, group) for stack in anatomy.stacks)
             for name in anatomy.model_types
         )
-        raise UserError(f"The {what} of '{model_type}' cannot go one by one; it can be done for {', '.join(fits)}.")
+        raise UserError(f"The {parts} of '{model_type}' cannot go one by one; it can be done for {', '.join(fits)}.")
     for stack, blocks in lm.stacks():
         for path, block in blocks:
-            for place in prunable_modules(stack, block, group):
-                _check_place(path, block, place)
+            for layer in prunable_modules(stack, block, group):
+                _check_layer(path, block, layer)
 
 
-def _check_place(path: str, block: nn.Module, place: Attention | FeedForward) -> None:
-    if is_dropped(block, place):
-        # What the others add to the scores has a column for each of its heads too.
-        if isinstance(place, Attention) and place.heads is not None and place.heads.position_bias is not None:
+def _check_layer(path: str, block: nn.Module, layer: Attention | FeedForward) -> None:
+    if is_dropped(block, layer):
+        # The position bias of the stack has a column for each of its heads too.
+        if isinstance(layer, Attention) and layer.heads is not None and layer.heads.position_bias is not None:
             raise UserError(
-                f"The attention '{path}.{place.module}' is dropped, and shares its position bias with the "
+                f"The attention '{path}.{layer.module}' is dropped, and shares its position bias with the "
                 "others; heads must go before that."
             )
         return
-    if isinstance(place, Attention) and place.heads is not None:
-        children = dict(block.get_submodule(place.module).named_children())
-        if mixer := next((name for name in place.heads.mixers if name in children), None):
-            raise UserError(f"'{path}.{place.module}.{mixer}' mixes the heads, so none of them can go.")
-    for projection in (*input_projections(place), place.output):
+    if isinstance(layer, Attention) and layer.heads is not None:
+        children = dict(block.get_submodule(layer.module).named_children())
+        if mixer := next((name for name in layer.heads.mixers if name in children), None):
+            raise UserError(f"'{path}.{layer.module}.{mixer}' mixes the heads, so none of them can go.")
+    for projection in (*input_projections(layer), layer.output):
         if has_module(block, projection) and not isinstance(block.get_submodule(projection), PLAIN):
             raise UserError(
                 f"The layer '{path}.{projection}' is compressed already; heads and channels must go before that."
             )
 
 
-def is_dropped(block: nn.Module, place: Attention | FeedForward) -> bool:
+def is_dropped(block: nn.Module, layer: Attention | FeedForward) -> bool:
     """Whether the attention or feed-forward was dropped from `block` by an earlier step."""
-    return isinstance(block.get_submodule(place.output), Constant)
+    return isinstance(block.get_submodule(layer.output), Constant)
 
 
 def has_known_parts(stack: Stack, group: Group) -> bool:
-    """Whether it is known how the attentions (or feed-forwards) of `stack` are cut into parts."""
+    """Whether the entry of `stack` describes the parts of its attentions or of its feed-forwards."""
     if group is Group.FFN:
         return bool(stack.feed_forward)
     return bool(stack.attentions) and all(attention.heads is not None for attention in stack.attentions)
 
 
 def prunable_modules(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
-    """The attentions or feed-forwards of a block whose parts are known."""
+    """The attentions or feed-forwards of a block with known parts."""
     if group is Group.FFN:
         return [part for part in stack.feed_forward if all(has_module(block, inner) for inner in part.inner)]
     return [attention for attention in stack.attentions if attention.heads is not None]
 
 
-def input_projections(place: Attention | FeedForward) -> list[str]:
-    """Paths of the projections with rows of each part, whether a block has them or not."""
-    if isinstance(place, FeedForward):
-        return list(place.inner)
+def input_projections(layer: Attention | FeedForward) -> list[str]:
+    """Paths of the projections with rows of each part; a block may lack some of them."""
+    if isinstance(layer, FeedForward):
+        return list(layer.inner)
     paths = (
-        place.fused, place.query, place.key, place.value, place.position_query, place.position_key,
-        place.global_query, place.global_key, place.global_value,
+        layer.fused, layer.query, layer.key, layer.value, layer.position_query, layer.position_key,
+        layer.global_query, layer.global_key, layer.global_value,
     )  # fmt: skip
     return [path for path in paths if path is not None]
 
 
-def has_module(module: nn.Module, path: str) -> bool:
-    """Whether there is a module at `path` below `module`."""
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
 class Reader(NamedTuple):
-    """A projection with rows of every part.
+    """An input projection, with rows of every part.
 
     Args:
         site: the projection.
-        stacked: the number of matrices that lie one below the other in it, each with such rows.
+        stacked: the number of matrices that are stacked by rows in it, each with rows of every part.
     """
 
     site: Site
@@ -124,7 +116,7 @@ class Counter(NamedTuple):
     Args:
         module: the module.
         attribute: its name.
-        each: what it counts for one part.
+        each: its amount for one part.
     """
 
     module: nn.Module
@@ -140,15 +132,15 @@ class PrunableGroup:
         name: path of the attention module, or of a feed-forward's output projection.
         group: attention or feed-forward.
         count: the number of parts: heads, groups of heads that share keys and values, or channels.
-        readers: the projections with rows of each part.
-        writer: the projection with columns of each part.
+        readers: the input projections, with rows of each part.
+        writer: the output projection, with columns of each part.
         counters: the attributes that count parts.
-        vectors: paths of parameters with numbers of each part, beside the biases of the readers.
-        bias: path of the embedding with a column for each part, where there is one.
-        config: the keys of the configuration that count parts, each with what it counts for one part; empty where
-            the class cannot build such a model.
-        pinned: keys of the configuration that must then be written with their present values.
-        coupling: equal in all groups that must lose the same parts.
+        vectors: paths of other parameters with numbers of each part, besides the biases of the readers.
+        bias: path of the embedding with a column for each part, or None.
+        config: the keys of the configuration that count parts, each with its amount for one part; empty if the class
+            cannot build a model with fewer parts.
+        pinned: keys of the configuration that must be written with their present values when `config` changes.
+        coupling: a key that is equal for all groups that must lose the same parts.
     """
 
     name: str
@@ -180,7 +172,7 @@ class PrunableGroup:
 
 
 CoupledGroups = tuple[PrunableGroup, ...]
-"""Those that must lose the same parts: mostly one."""
+"""Groups that must lose the same parts: in most models a single one."""
 
 
 def prunable_groups(lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTION, Group.FFN)) -> list[PrunableGroup]:
@@ -196,79 +188,80 @@ def prunable_groups(lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTIO
         >>> [(group.name, group.count) for group in prunable_groups(lm)]
         [('transformer.h.0.attn', 2), ('transformer.h.0.mlp.c_proj', 32)]
     """
-    return [inner for inner in _inners(lm) if inner.group in groups]
+    return [group for group in _all_groups(lm) if group.group in groups]
 
 
-def couple_groups(inners: Iterable[PrunableGroup]) -> list[CoupledGroups]:
+def couple_groups(groups: Iterable[PrunableGroup]) -> list[CoupledGroups]:
     """Collect the groups that must lose the same parts."""
     by_key: dict[str, list[PrunableGroup]] = {}
-    for inner in inners:
-        by_key.setdefault(inner.coupling, []).append(inner)
+    for group in groups:
+        by_key.setdefault(group.coupling, []).append(group)
     return [tuple(members) for members in by_key.values()]
 
 
-def _inners(lm: LanguageModel) -> Iterator[PrunableGroup]:
+def _all_groups(lm: LanguageModel) -> Iterator[PrunableGroup]:
     sites = {site.name: site for site in lm.sites(("blocks",)) if isinstance(site.module, PLAIN)}
     for number, (stack, blocks) in enumerate(lm.stacks()):
         for path, block in blocks:
             for group in (Group.ATTENTION, Group.FFN):
-                for place in prunable_modules(stack, block, group):
-                    paths = (*input_projections(place), place.output)
+                for layer in prunable_modules(stack, block, group):
+                    paths = (*input_projections(layer), layer.output)
                     if not all(f"{path}.{part}" in sites for part in paths if has_module(block, part)):
                         continue
-                    if isinstance(place, FeedForward):
-                        yield _feed_forward(path, block, place, sites)
+                    if isinstance(layer, FeedForward):
+                        yield _feed_forward(path, block, layer, sites)
                     else:
-                        yield _attention(number, path, block, place, sites)
+                        yield _attention(number, path, block, layer, sites)
 
 
-def _attention(number: int, path: str, block: nn.Module, place: Attention, sites: dict[str, Site]) -> PrunableGroup:
-    heads = place.heads
+def _attention(number: int, path: str, block: nn.Module, layer: Attention, sites: dict[str, Site]) -> PrunableGroup:
+    heads = layer.heads
     assert heads is not None
-    module, name = block.get_submodule(place.module), f"{path}.{place.module}"
-    writer, size = sites[f"{path}.{place.output}"], getattr(module, heads.size)
-    many = writer.shape[1] // size
-    # Where several heads share their keys, the keys count.
-    count = many if place.key is None else sites[f"{path}.{place.key}"].shape[0] // size
-    if not count or many % count:
+    module, name = block.get_submodule(layer.module), f"{path}.{layer.module}"
+    writer, size = sites[f"{path}.{layer.output}"], getattr(module, heads.size)
+    head_count = writer.shape[1] // size
+    # Several heads may share their keys and values; each such set of heads is one part.
+    count = head_count if layer.key is None else sites[f"{path}.{layer.key}"].shape[0] // size
+    if not count or head_count % count:
         raise UserError(
-            f"The {many} heads of '{name}' cannot share {count} heads of keys evenly, so the model cannot run; correct "
-            "the numbers of heads in its config.json."
+            f"The {head_count} heads of '{name}' cannot share {count} heads of keys evenly, so the model cannot run; "
+            "correct the numbers of heads in its config.json."
         )
-    stacked = {place.fused: 3 if place.fused_layout == "stacked" else 1}
-    counters = ((heads.count, many // count), (heads.width, many // count * size))
-    declared = {heads.config_count: many // count} | ({heads.config_kv_count: 1} if heads.config_kv_count else {})
+    stacked = {layer.fused: 3 if layer.fused_layout == "stacked" else 1}
+    each = head_count // count
+    counters = ((heads.count, each), (heads.width, each * size))
+    declared = {heads.config_count: each} | ({heads.config_kv_count: 1} if heads.config_kv_count else {})
     return PrunableGroup(
         name=name,
         group=Group.ATTENTION,
         count=count,
         readers=tuple(
             Reader(sites[f"{path}.{part}"], stacked.get(part, 1))
-            for part in input_projections(place)
+            for part in input_projections(layer)
             if has_module(block, part)
         ),
         writer=writer,
-        counters=tuple(Counter(module, attribute, each) for attribute, each in counters if attribute),
+        counters=tuple(Counter(module, attribute, amount) for attribute, amount in counters if attribute),
         vectors=tuple(f"{name}.{vector}" for vector in heads.head_vectors),
         bias=f"{name}.{heads.position_bias}"
         if heads.position_bias and has_module(module, heads.position_bias)
         else None,
-        config={key: each for key, each in declared.items() if key} if heads.config_count else {},
+        config={key: amount for key, amount in declared.items() if key} if heads.config_count else {},
         pinned={heads.config_size: size} if heads.config_count and heads.config_size else {},
-        coupling=name if heads.position_bias is None else f"{number}.{place.module}",
+        coupling=name if heads.position_bias is None else f"{number}.{layer.module}",
     )
 
 
-def _feed_forward(path: str, block: nn.Module, place: FeedForward, sites: dict[str, Site]) -> PrunableGroup:
-    writer = sites[f"{path}.{place.output}"]
-    holder, _, attribute = (place.width or "").rpartition(".")
+def _feed_forward(path: str, block: nn.Module, layer: FeedForward, sites: dict[str, Site]) -> PrunableGroup:
+    writer = sites[f"{path}.{layer.output}"]
+    holder, _, attribute = (layer.width or "").rpartition(".")
     return PrunableGroup(
         name=writer.name,
         group=Group.FFN,
         count=writer.shape[1],
-        readers=tuple(Reader(sites[f"{path}.{part}"], 2 if place.fused_gate else 1) for part in place.inner),
+        readers=tuple(Reader(sites[f"{path}.{part}"], 2 if layer.fused_gate else 1) for part in layer.inner),
         writer=writer,
         counters=(Counter(block.get_submodule(holder), attribute, 1),) if attribute else (),
-        config={place.config_width: 1},
+        config={layer.config_width: 1},
         coupling=writer.name,
     )

@@ -1,13 +1,14 @@
 """Fold scales of inputs into the module before, so that the model computes the same.
 
-Projections that read x may read x / s with their columns multiplied by s, if the module that computes x can give x / s:
+Projections that read x can read x / s instead if their columns are multiplied by s. The module that computes x must
+absorb the division:
 
-- a norm whose output nothing else reads: its weight and bias are divided (pre-norm models only, as in post-norm models
-  the residual stream passes the norms);
-- the value projection, for the output projection of an attention: attention mixes tokens and keeps channels apart.
-  Heads that share keys and values share their scales;
-- the up projection, for the output of a gated feed-forward, and the inner projection of a plain one whose activation f
-  has f(c x) = c f(x) for c > 0, as ReLU.
+- a norm whose output only these projections read: its weight and bias are divided. This is possible only in pre-norm
+  models; in post-norm models the residual stream passes the norms;
+- the value projection, before the output projection of an attention: attention mixes tokens but not channels. Heads
+  that share keys and values share their scales;
+- the up projection, before the output projection of a gated feed-forward; or the inner projection of a plain one, if
+  its activation has f(c x) = c f(x) for c > 0, as ReLU has.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,8 @@ from transformers.pytorch_utils import Conv1D
 from laconic.formats import Format
 from laconic.model.anatomy import Attention, FeedForward, Stack
 from laconic.model.lm import LanguageModel
-from laconic.model.prunable_group import PLAIN, has_module
-from laconic.model.site import Site
+from laconic.model.prunable_group import PLAIN
+from laconic.model.site import Site, has_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,12 @@ class Absorber:
 
 
 def find_absorbers(lm: LanguageModel) -> list[Absorber]:
-    """Find every absorber of `lm`, in forward order; compressed layers take no part."""
+    """Find every absorber of `lm`, in forward order; compressed layers neither absorb nor read."""
     sites = {site.name: site for site in lm.sites(("blocks",)) if _is_plain(lm, site)}
     by_input: dict[str, list[Site]] = {}
     for site in lm.sites(("blocks",)):
         by_input.setdefault(site.input, []).append(site)
-    # What lies inside of a format may be read in other ways.
+    # A projection inside a format may read the input in another way.
     readers = {name: several for name, several in by_input.items() if all(site.name in sites for site in several)}
     found: list[Absorber] = []
     for stack, blocks in lm.stacks():
@@ -70,7 +71,7 @@ def find_absorbers(lm: LanguageModel) -> list[Absorber]:
 
 @torch.no_grad()
 def fold_scales(lm: LanguageModel, absorber: Absorber, scales: Float[Tensor, " scales"]) -> None:
-    """Multiply the columns of the readers by scales and divide the absorber by them, in place.
+    """Multiply the columns of the readers by scales and divide the absorber by them, in layer.
 
     Args:
         lm: the model.
@@ -104,7 +105,7 @@ def _is_plain(lm: LanguageModel, site: Site) -> bool:
 
 
 def _norms(stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequence[Site]]) -> Iterator[Absorber]:
-    """Those of one block whose output goes to projections alone."""
+    """The norms of one block whose output only projections read."""
     if stack.pre_norm_flag is not None and not getattr(block, stack.pre_norm_flag):
         return
     pairs: list[tuple[str | None, str | None]] = [
@@ -123,44 +124,44 @@ def _norms(stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequ
         module, width = block.get_submodule(norm), several[0].shape[1]
         weight = dict(module.named_parameters(recurse=False)).get("weight")
         if weight is not None and weight.shape == (width,) and _offset(module) is not None:
-            yield Absorber(name=f"{path}.{norm}", readers=tuple(several), columns=_numbers(width, several[0]))
+            yield Absorber(name=f"{path}.{norm}", readers=tuple(several), columns=_arange(width, several[0]))
 
 
-def _value(path: str, block: nn.Module, place: Attention, sites: Mapping[str, Site]) -> Iterator[Absorber]:
-    """The value projection of one attention, where its channels come apart in what the output projection reads."""
-    value, output = (sites.get(f"{path}.{part}") for part in (place.fused or place.value, place.output))
-    heads = place.heads
+def _value(path: str, block: nn.Module, layer: Attention, sites: Mapping[str, Site]) -> Iterator[Absorber]:
+    """The value projection of an attention, if each of its channels goes to channels of its own in the output."""
+    value, output = (sites.get(f"{path}.{part}") for part in (layer.fused or layer.value, layer.output))
+    heads = layer.heads
     # A vector that is added to the values beside the bias of their projection would have to be divided too.
     if value is None or output is None or heads is None or heads.head_vectors:
         return
-    children = dict(block.get_submodule(place.module).named_children())
+    children = dict(block.get_submodule(layer.module).named_children())
     if any(name in children for name in heads.mixers):
         return
-    size, width = getattr(block.get_submodule(place.module), heads.size), output.shape[1]
-    rows = _numbers(value.shape[0], value)
-    if place.fused is not None:
-        stacked = place.fused_layout == "stacked"
+    size, width = getattr(block.get_submodule(layer.module), heads.size), output.shape[1]
+    rows = _arange(value.shape[0], value)
+    if layer.fused is not None:
+        stacked = layer.fused_layout == "stacked"
         rows = rows.view(3, -1)[2] if stacked else rows.view(-1, 3, size)[:, 2].reshape(-1)
     shared = width // len(rows)
     columns = torch.arange(len(rows), device=rows.device).view(-1, 1, size).expand(-1, shared, -1).reshape(-1)
     yield Absorber(name=value.name, readers=(output,), columns=columns, rows=rows)
 
 
-def _inner(path: str, block: nn.Module, place: FeedForward, sites: Mapping[str, Site]) -> Iterator[Absorber]:
-    """The inner projection of one feed-forward that what it gives is linear in, or as good as."""
-    inner, output = sites.get(f"{path}.{place.inner[-1]}"), sites.get(f"{path}.{place.output}")
+def _inner(path: str, block: nn.Module, layer: FeedForward, sites: Mapping[str, Site]) -> Iterator[Absorber]:
+    """The inner projection in which the output of a feed-forward is linear, or positively homogeneous."""
+    inner, output = sites.get(f"{path}.{layer.inner[-1]}"), sites.get(f"{path}.{layer.output}")
     if inner is None or output is None:
         return
     width = output.shape[1]
-    if len(place.inner) == 1 and not place.fused_gate:
-        activation = place.activation
+    if len(layer.inner) == 1 and not layer.fused_gate:
+        activation = layer.activation
         if activation is None or not has_module(block, activation) or not _scales(block.get_submodule(activation)):
             return
-    rows = _numbers(inner.shape[0], inner)[-width:]
-    yield Absorber(name=inner.name, readers=(output,), columns=_numbers(width, output), rows=rows)
+    rows = _arange(inner.shape[0], inner)[-width:]
+    yield Absorber(name=inner.name, readers=(output,), columns=_arange(width, output), rows=rows)
 
 
-def _numbers(count: int, like: Site) -> Int[Tensor, " count"]:
+def _arange(count: int, like: Site) -> Int[Tensor, " count"]:
     return torch.arange(count, device=like.parameter.device)
 
 
@@ -171,7 +172,7 @@ def _scales(activation: nn.Module) -> bool:
 
 
 def _offset(norm: nn.Module) -> float | None:
-    """What the norm adds to its weight before it multiplies: 0, or 1 in Gemma; None where it does not multiply."""
+    """The number that the norm adds to its weight: 0, or 1 in Gemma; None if it does not multiply by its weight."""
     own = dict(norm.named_parameters(recurse=False))
     x = torch.arange(float(own["weight"].numel()))[None]
     for offset in (0.0, 1.0):
@@ -184,7 +185,7 @@ def _offset(norm: nn.Module) -> float | None:
 def _multiply(
     lm: LanguageModel, module: nn.Module, name: str, by: Tensor, *, over_rows: bool = False, offset: float = 0.0
 ) -> None:
-    """Multiply a parameter, of which the norm uses that and `offset`, along its last dimension or along its rows."""
+    """Multiply parameter + `offset` by `by`, along the last dimension or along the rows, in place."""
     path, _, last = name.rpartition(".")
     owner = module.get_submodule(path)
     old = owner.get_parameter(last)

@@ -26,9 +26,9 @@ class Group(StrEnum):
 class Role(StrEnum):
     """Which projection of its group a site is.
 
-    FUSED is query, key and value in one matrix. INNER is a projection that reads the block in a feed-forward. OUTPUT
-    writes the result of an attention or a feed-forward; outside the blocks it is the last linear, which computes the
-    predictions. OTHER is anything else, or not known.
+    FUSED is query, key and value in one matrix. INNER is an input projection of a feed-forward. OUTPUT is the output
+    projection of an attention or a feed-forward; outside the blocks it is the last linear, which computes the
+    predictions. OTHER is any other or unknown linear.
     """
 
     QUERY = "query"
@@ -41,10 +41,11 @@ class Role(StrEnum):
 
 
 class InputTokens(StrEnum):
-    """Whose tokens the input rows of a matrix belong to, which decides the padding mask that applies to them.
+    """The tokens that the input rows of a matrix belong to, which decide the padding mask of these rows.
 
-    SOURCE and TARGET are those of the encoder's and of the decoder's text. OWN has no mask: relative positions, or the
-    tokens with global attention. EITHER is the one with as many rows: a decoder whose cross-attention is not known.
+    SOURCE and TARGET are the tokens of the encoder and of the decoder. OWN has no mask: relative positions, or tokens
+    with global attention. EITHER is whichever of the two texts has as many rows; it is for a decoder whose
+    cross-attention is not known.
     """
 
     SOURCE = "source"
@@ -71,8 +72,8 @@ class Place:
     Args:
         name: its dotted path in the model.
         module: the module.
-        reads: whose tokens its input rows are, one entry for each call in one forward pass.
-        tokens_first: it is called with (tokens, rows, width).
+        reads: the tokens of its input rows, one entry for each call in one forward pass.
+        tokens_first: whether its input is (tokens, rows, width).
     """
 
     name: str
@@ -83,12 +84,12 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A matrix that can be compressed: that of a linear, of a word embedding, or of the format that replaced one.
+    """A matrix that can be compressed, in a linear, a word embedding, or a format that replaced one of them.
 
     Args:
         group: the part of the transformer that it belongs to.
-        role: which projection of its group it is; the factors inside a format have the role of the whole.
-        input: a key that is equal for sites that read the same tensor, whose statistics are collected once.
+        role: the projection of its group; the factors inside a format have the role of the whole format.
+        input: a key that is equal for sites that read the same tensor. Its statistics are collected once.
         block: dotted path of its block; None for heads and embeddings.
         places: the modules that hold the matrix; more than one only for tied embeddings.
 
@@ -130,7 +131,7 @@ class Site:
 
     @property
     def padding_idx(self) -> int | None:
-        """The padding token of a word embedding, which has no row of its own."""
+        """The padding token of a word embedding, whose row is not trained; None for other modules."""
         return self.module.padding_idx if isinstance(self.module, (Format, nn.Embedding)) else None
 
     @property
@@ -150,7 +151,7 @@ class Site:
 
     @property
     def support(self) -> Bool[Tensor, "out in"] | None:
-        """Where the matrix may be nonzero; None where nothing was pruned."""
+        """True at weights that may be nonzero, (out, in); None if nothing was pruned."""
         return self.module.support if isinstance(self.module, Format) else None
 
     def weight(self) -> Float[Tensor, "out in"]:
@@ -164,7 +165,7 @@ class Site:
         return weight.T if isinstance(self.module, Conv1D) else weight
 
     def bias(self) -> Tensor | None:
-        """The bias (out,); None where there is none."""
+        """The bias (out,), or None."""
         if isinstance(self.module, Format):
             return self.module.bias
         return dict(self.module.named_parameters(recurse=False)).get("bias")
@@ -179,18 +180,23 @@ def matrix_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def get_submodule(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at `path` below `module`; None where there is none."""
+    """The module at `path` below `module`; None if there is no such module."""
     try:
         return module.get_submodule(path)
     except AttributeError:
         return None
 
 
+def has_module(module: nn.Module, path: str) -> bool:
+    """Whether there is a module at `path` below `module`."""
+    return get_submodule(module, path) is not None
+
+
 def find_matrices(module: nn.Module, input_key: str, name: str) -> Iterator[tuple[str, str, nn.Module]]:
     """Find every matrix that is, or lies in, `module`.
 
-    The matrices inside a format of several are found, so that a later step can compress them. Those that read the input
-    of the layer share its key; each of the others has an input of its own.
+    The matrices inside a format are found too, so that a later step can compress them. Matrices that read the input of
+    the layer share its key; each of the others has its own key.
 
     Args:
         module: a linear, or a format.

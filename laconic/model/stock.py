@@ -1,8 +1,8 @@
 """Build a model from its configuration alone, and compare another model with it.
 
-A checkpoint is tensors and a configuration. Everything else that a module is (its class, a flag such as `is_sliding`,
-the scale of a residual) is made anew by the class when the checkpoint is loaded. So a model can be saved only where its
-class builds the same modules from the configuration.
+A checkpoint consists of tensors and a configuration. All other properties of a module (its class, a flag such as
+`is_sliding`, the scale of a residual) are computed by the class when the checkpoint is loaded. So a model can be saved
+only if its class builds the same modules from the configuration.
 """
 
 import math
@@ -21,7 +21,7 @@ from transformers.utils import logging
 from laconic.formats import Format
 
 AT_RUN_TIME = re.compile(r"_|training$|gradient_checkpointing$|max_seq_len_cached$|name_or_path$|.*drop")
-"""Attributes that are private, that training or a forward pass changes, or that matter in training alone."""
+"""Attributes that are private, that training or a forward pass changes, or that matter only in training."""
 MODEL_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
     StrictDataclassError, re.error,
@@ -73,12 +73,12 @@ class Difference(NamedTuple):
 
 
 def build_stock(model: PreTrainedModel) -> PreTrainedModel:
-    """Build what the class of `model` makes of its configuration, on the meta device."""
+    """Build the model that the class of `model` builds from its configuration, on the meta device."""
     return build_empty(type(model), model.config)
 
 
 def build_empty(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a model on the meta device from its configuration, as it would be read back from a file.
+    """Build a model on the meta device from its configuration, as it is after saving and loading.
 
     Args:
         kind: the class.
@@ -93,14 +93,14 @@ def build_empty(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTra
         True
     """
     with TemporaryDirectory() as folder:
-        # Some values are spelled in a file as nowhere else, infinity for one.
+        # Some values change when they are saved, such as infinity.
         config.to_json_file(f"{folder}/config.json")
-        again = type(config).from_json_file(f"{folder}/config.json")
-    vars(again).pop("quantization_config", None)
-    # The one choice that is no part of the file: it decides which of several classes computes the same.
-    again._attn_implementation = config._attn_implementation
+        loaded = type(config).from_json_file(f"{folder}/config.json")
+    vars(loaded).pop("quantization_config", None)
+    # This choice is not saved; it selects one of several equivalent classes.
+    loaded._attn_implementation = config._attn_implementation
     with torch.device("meta"):
-        return kind(again)
+        return kind(loaded)
 
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
@@ -134,7 +134,7 @@ def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -
 
 
 def copy_attention_type(model: PreTrainedModel, plain: PreTrainedModel) -> None:
-    """Give `plain` the attention type that a forward pass of `model` switched to, as BigBird does for short rows."""
+    """Give `plain` the attention type that a forward pass of `model` selected, as BigBird does for short rows."""
     for path, part in model.named_modules():
         if isinstance(part, (BigBirdModel, BigBirdPegasusModel)):
             holder = part if isinstance(part, BigBirdModel) else part.encoder
@@ -146,22 +146,22 @@ def copy_attention_type(model: PreTrainedModel, plain: PreTrainedModel) -> None:
 def _within(path: str, module: nn.Module, other: nn.Module) -> Iterator[Difference]:
     stores_nothing = not any(True for _ in module.parameters()) and not module.state_dict()
     if isinstance(module, Format):
-        mine, its = module.spec(), other.spec() if isinstance(other, Format) else {}
+        values, others = module.spec(), other.spec() if isinstance(other, Format) else {}
     else:
-        mine, its = _attributes(module), _attributes(other)
-    for name in mine.keys() & its.keys():
-        if not _same(mine[name], its[name], or_fewer=stores_nothing):
-            yield Difference(path, name, mine[name], its[name])
-    shapes, its_shapes = _tensors(module), _tensors(other)
-    for name in sorted(shapes.keys() | its_shapes.keys()):
-        one, two = shapes.get(name), its_shapes.get(name)
-        # Tables that are computed may be more than are asked for, as of a kind of layer that was dropped.
-        if one != two and not (stores_nothing and two is None):
-            yield Difference(path, name, one, two)
+        values, others = _attributes(module), _attributes(other)
+    for name in values.keys() & others.keys():
+        if not _same(values[name], others[name], or_fewer=stores_nothing):
+            yield Difference(path, name, values[name], others[name])
+    shapes, other_shapes = _tensors(module), _tensors(other)
+    for name in sorted(shapes.keys() | other_shapes.keys()):
+        here, there = shapes.get(name), other_shapes.get(name)
+        # A module may have more computed tables than it needs, such as one for a kind of layer that was dropped.
+        if here != there and not (stores_nothing and there is None):
+            yield Difference(path, name, here, there)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    # What else an embedding knows is its size, or of training.
+    # The attributes of an embedding are its size, which its tensor has too, and settings of training.
     if isinstance(module, nn.Embedding):
         return {}
     return {name: value for name, value in vars(module).items() if not AT_RUN_TIME.match(name) and _is_plain(value)}
@@ -169,20 +169,20 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, (list, tuple)):
-        return all(_is_plain(one) for one in value)
+        return all(map(_is_plain, value))
     return isinstance(value, _PLAIN)
 
 
-def _same(one: object, other: object, or_fewer: bool) -> bool:
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return list(one) == list(other) or (or_fewer and set(other) <= set(one))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9) or (math.isnan(one) and math.isnan(other))
-    return one == other
+def _same(here: object, there: object, or_fewer: bool) -> bool:
+    if isinstance(here, (list, tuple)) and isinstance(there, (list, tuple)):
+        return list(here) == list(there) or (or_fewer and set(there) <= set(here))
+    if isinstance(here, float) and isinstance(there, float):
+        return math.isclose(here, there, rel_tol=1e-9) or (math.isnan(here) and math.isnan(there))
+    return here == there
 
 
 def _tensors(module: nn.Module) -> dict[str, Shape]:
-    """Those of the module itself."""
+    """The parameters and buffers of the module itself, without its children."""
     own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     return {name: Shape(tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in own}
 
@@ -206,7 +206,7 @@ def silence_transformers() -> Iterator[None]:
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The text part of a configuration; the whole where it has one part or several of text."""
+    """The text part of a configuration; the whole configuration if it has no such part, or several."""
     try:
         return config.get_text_config()
     except ValueError:

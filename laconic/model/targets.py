@@ -1,4 +1,4 @@
-"""Which sites a target names, and how much of the blocks can be compressed at all.
+"""Select sites by targets, and measure how much of the blocks can be compressed.
 
 A target is a group, `blocks`, `all`, a set of The Cost of Compression, a glob over site names, or a regular expression
 after `re:`. The sets are those that Namburi et al., "The Cost of Compression: Investigating the Impact of Compression
@@ -9,6 +9,7 @@ Some parameters of a block are in no linear layer and stay dense. The largest ar
 a layer as one parameter of shape (experts, out, in) or (experts, in, out).
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from laconic.errors import UserError, unknown
 from laconic.formats import Format
 from laconic.model.anatomy import Anatomy
 from laconic.model.enumeration import find_sites, find_stacks
-from laconic.model.site import Group, Role, Site, guess_group
+from laconic.model.site import Group, Role, Site, guess_group, matrix_shape
 from laconic.model.usage import trace_usage
 
 
 class Targetable(Protocol):
-    """What a target can match: a site, or a parameter that is in no site."""
+    """An object that targets match: a site, or a parameter that is in no site."""
 
     @property
     def name(self) -> str: ...
@@ -41,32 +42,23 @@ class Targetable(Protocol):
     def is_lookup(self) -> bool: ...
 
 
-def _reads_attention(site: Targetable) -> bool:
-    return site.group is Group.ATTENTION and site.role in (Role.QUERY, Role.KEY, Role.VALUE, Role.FUSED)
-
-
-def _feeds_forward(site: Targetable) -> bool:
-    return site.group is Group.FFN or (site.group is Group.ATTENTION and site.role is Role.OUTPUT)
-
-
-def _is_not_last(site: Targetable) -> bool:
-    return not site.is_lookup and not (site.group is Group.HEAD and site.role is Role.OUTPUT)
-
-
-def _of(group: Group) -> Callable[[Targetable], bool]:
+def _has_group(group: Group) -> Callable[[Targetable], bool]:
     return lambda site: site.group is group
 
 
+INPUT_ROLES = (Role.QUERY, Role.KEY, Role.VALUE, Role.FUSED)
+_PAPER_SETS: dict[str, Callable[[Targetable], bool]] = {
+    "attention": lambda site: site.group is Group.ATTENTION and site.role in INPUT_ROLES,
+    "ffn": lambda site: site.group is Group.FFN or (site.group is Group.ATTENTION and site.role is Role.OUTPUT),
+    "all": lambda site: not site.is_lookup and not (site.group is Group.HEAD and site.role is Role.OUTPUT),
+}
 TARGETS: dict[str, Callable[[Targetable], bool]] = {
-    **{group.value: _of(group) for group in Group},
+    **{group.value: _has_group(group) for group in Group},
     "blocks": lambda site: site.block is not None,
     "all": lambda site: True,
-    "cost-of-compression:attention": _reads_attention,
-    "cost-of-compression:ffn": _feeds_forward,
-    "cost-of-compression:all": _is_not_last,
-    "coc:attention": _reads_attention,
-    "coc:ffn": _feeds_forward,
-    "coc:all": _is_not_last,
+    **{f"cost-of-compression:{name}": condition for name, condition in _PAPER_SETS.items()},
+    # The names of earlier versions.
+    **{f"coc:{name}": condition for name, condition in _PAPER_SETS.items()},
 }
 
 
@@ -83,19 +75,22 @@ def matches(target: str, site: Targetable) -> bool:
     if target in TARGETS:
         return TARGETS[target](site)
     if target.startswith("re:"):
-        return _pattern(target).search(site.name) is not None
+        try:
+            return re.search(target.removeprefix("re:"), site.name) is not None
+        except re.error as error:
+            raise UserError(f"The target '{target}' is not a regular expression: {error}.") from error
     return fnmatchcase(site.name, target)
 
 
 def select_sites(
-    sites: Sequence[Site], target: str, obstacles: Mapping[str, str], dense: Sequence[Targetable]
+    sites: Sequence[Site], target: str, excluded: Mapping[str, str], dense: Sequence[Targetable]
 ) -> list[Site]:
     """Select the sites that a target matches.
 
     Args:
         sites: all sites of a model.
         target: as for `matches`.
-        obstacles: the matrices of the model that cannot be compressed, by path, each with the reason.
+        excluded: the matrices of the model that cannot be compressed, by path, each with the reason.
         dense: the parameters of its blocks that are in no site.
 
     Raises:
@@ -103,22 +98,22 @@ def select_sites(
     """
     matched = [site for site in sites if matches(target, site)]
     if not matched:
-        raise _no_match(sites, target, obstacles, [one for one in dense if matches(target, one)])
+        raise _no_match(sites, target, excluded, [parameter for parameter in dense if matches(target, parameter)])
     return matched
 
 
-def excluded_error(path: str, why: str) -> UserError:
-    """The error for a target that names a matrix which cannot be compressed; `why` is the reason as a clause."""
-    return UserError(f"The matrix '{path}' cannot be compressed: {why}; leave it out.")
+def excluded_error(path: str, reason: str) -> UserError:
+    """The error for a target that names a matrix which cannot be compressed; `reason` is a clause."""
+    return UserError(f"The matrix '{path}' cannot be compressed: {reason}; leave it out.")
 
 
 def _no_match(
-    sites: Sequence[Site], target: str, obstacles: Mapping[str, str], dense: Sequence[Targetable]
+    sites: Sequence[Site], target: str, excluded: Mapping[str, str], dense: Sequence[Targetable]
 ) -> UserError:
     if target not in TARGETS and not target.startswith("re:"):
-        named = next((path for path in obstacles if fnmatchcase(path, target)), None)
-        if named is not None:
-            return excluded_error(named, obstacles[named])
+        path = next((path for path in excluded if fnmatchcase(path, target)), None)
+        if path is not None:
+            return excluded_error(path, excluded[path])
     if dense:
         also = f" (and {len(dense) - 1} more)" if len(dense) > 1 else ""
         return UserError(
@@ -138,15 +133,8 @@ def _groups(sites: Sequence[Site]) -> str:
     return ", ".join(dict.fromkeys(site.group.value for site in sites))
 
 
-def _pattern(target: str) -> re.Pattern[str]:
-    try:
-        return re.compile(target.removeprefix("re:"))
-    except re.error as error:
-        raise UserError(f"The target '{target}' is not a regular expression: {error}.") from error
-
-
-_MOST_KINDS = 3
-"""How many kinds of them a sentence names."""
+_NAMED_KINDS = 3
+"""The number of kinds of dense parameters that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +163,8 @@ class Coverage:
     """How much of the blocks can be compressed, within some targets.
 
     Args:
-        dense: the parameters that cannot.
-        sites: number of elements of the matrices that can, counted as before any compression.
+        dense: the parameters that cannot be compressed.
+        sites: the number of elements of all other matrices, counted as before any compression.
     """
 
     dense: tuple[DenseParameter, ...]
@@ -189,7 +177,7 @@ class Coverage:
 
     @property
     def total(self) -> int:
-        """Number of elements of everything that the targets match in the blocks."""
+        """Number of elements of all parameters that the targets match in the blocks."""
         return self.count + self.sites
 
     @property
@@ -208,9 +196,9 @@ class Coverage:
 
     @property
     def named(self) -> str:
-        """The largest of them in words, as "mlp.experts.gate_up_proj, mlp.experts.down_proj and 2 more"."""
-        more = len(self.kinds) - _MOST_KINDS
-        return ", ".join(self.kinds[:_MOST_KINDS]) + (f" and {more} more" if more > 0 else "")
+        """The largest kinds in words, such as "mlp.experts.gate_up_proj, mlp.experts.down_proj and 2 more"."""
+        more = len(self.kinds) - _NAMED_KINDS
+        return ", ".join(self.kinds[:_NAMED_KINDS]) + (f" and {more} more" if more > 0 else "")
 
 
 def find_dense_parameters(model: PreTrainedModel, anatomy: Anatomy) -> list[DenseParameter]:
@@ -219,18 +207,16 @@ def find_dense_parameters(model: PreTrainedModel, anatomy: Anatomy) -> list[Dens
     Embeddings are left out, as nothing is multiplied by them, and so are layers that a run over text never calls.
     """
     usage = trace_usage(model, globally=anatomy.global_attention)
-    idle = frozenset[str]() if usage is None else usage.uncalled
-    covered = idle | {name for site in find_sites(model, anatomy) for name in site.names}
-    found: dict[int, DenseParameter] = {}
-    for _, blocks in find_stacks(model, anatomy):
-        for block, module in blocks:
-            for path, part in _wholes(block, module):
-                if not isinstance(part, (Format, nn.Embedding)) and path not in covered:
-                    for name, parameter in part.named_parameters(prefix=path, recurse=False):
-                        if parameter.dim() > 1 and id(parameter) not in found:
-                            group = guess_group(name.removeprefix(block))
-                            found[id(parameter)] = DenseParameter(name, group, block, parameter.numel())
-    return list(found.values())
+    covered = {name for site in find_sites(model, anatomy) for name in site.names}
+    covered |= frozenset() if usage is None else usage.uncalled
+    dense: dict[int, DenseParameter] = {}
+    for block, path, module in _block_modules(model, anatomy):
+        if not isinstance(module, (Format, nn.Embedding)) and path not in covered:
+            for name, parameter in module.named_parameters(prefix=path, recurse=False):
+                if parameter.dim() > 1 and id(parameter) not in dense:
+                    group = guess_group(name.removeprefix(block))
+                    dense[id(parameter)] = DenseParameter(name, group, block, parameter.numel())
+    return list(dense.values())
 
 
 def measure_coverage(
@@ -244,28 +230,25 @@ def measure_coverage(
         targets: the targets.
         sites: all sites that they match.
     """
-    named = {site.name for site in sites}
-    numbers: dict[int, int] = {}
+    names = {site.name for site in sites}
+    counts: dict[int, int] = {}
+    for _, path, module in _block_modules(model, anatomy):
+        contains_site = isinstance(module, Format) and any(name.startswith(f"{path}.") for name in names)
+        if path in names or contains_site:
+            counts[id(module)] = math.prod(matrix_shape(module))
+    parameters = find_dense_parameters(model, anatomy)
+    dense = tuple(parameter for parameter in parameters if any(matches(target, parameter) for target in targets))
+    return Coverage(dense, sum(counts.values()))
+
+
+def _block_modules(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[str, str, nn.Module]]:
+    """The path of each block with the path and module of everything in it, except modules inside a format."""
     for _, blocks in find_stacks(model, anatomy):
-        for block, module in blocks:
-            for path, part in _wholes(block, module):
-                if path in named or any(name.startswith(f"{path}.") for name in named if isinstance(part, Format)):
-                    numbers[id(part)] = _numbers(part)
-    every = find_dense_parameters(model, anatomy)
-    dense = [one for one in every if any(matches(target, one) for target in targets)]
-    return Coverage(tuple(dense), sum(numbers.values()))
-
-
-def _wholes(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """`module` and what lies in it, each by its path; a format is one, whatever it is made of."""
-    yield path, module
-    if not isinstance(module, Format):
-        for name, child in module.named_children():
-            yield from _wholes(f"{path}.{name}", child)
-
-
-def _numbers(module: nn.Module) -> int:
-    """Of the matrix that `module` is or stands for."""
-    if isinstance(module, Format):
-        return module.shape[0] * module.shape[1]
-    return module.get_parameter("weight").numel()
+        for block, root in blocks:
+            formats: tuple[str, ...] = ()
+            for path, module in root.named_modules(prefix=block, remove_duplicate=False):
+                if path.startswith(formats):
+                    continue
+                if isinstance(module, Format):
+                    formats = (*formats, f"{path}.")
+                yield block, path, module

@@ -1,7 +1,7 @@
-"""Token ids of a model: the size of its vocabulary, and the special tokens that its configuration names.
+"""Token ids of a model: the size of its vocabulary, and the special tokens of its configuration.
 
-A configuration need not name each special token. It may have null, a list, or an id without a row in the word
-embedding, as where a tokenizer was given a pad token and the embedding was not resized.
+A configuration may have null or a list for a special token, or an id without a row in the word embedding: for example,
+if a pad token was added to a tokenizer and the embedding was not resized.
 """
 
 from collections.abc import Iterable
@@ -14,18 +14,18 @@ from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model.lm import LanguageModel
 from laconic.model.stock import text_config
-from laconic.model.task import Task
+from laconic.model.task import ModelTask
 
 SHIFT_TOKENS = ("decoder_start_token_id", "pad_token_id")
-"""With these a sequence-to-sequence model shifts its labels."""
+"""The special tokens that a sequence-to-sequence model needs to shift its labels."""
 
 
 def special_token_ids(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
-    """The ids of a special token in a configuration; none where it is not set.
+    """The ids of a special token in a configuration; empty if it is not set.
 
     Args:
-        config: the configuration; of a multimodal model its text part is read.
-        name: the key, as `eos_token_id`.
+        config: the configuration; in a multimodal model, its text part is read.
+        name: the key, such as `eos_token_id`.
 
     Example:
         >>> from transformers import GPT2Config
@@ -38,7 +38,7 @@ def special_token_ids(config: PreTrainedConfig, name: str) -> tuple[int, ...]:
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """The number of tokens that a model reads: the rows of its word embedding, or of its encoder's."""
+    """The number of tokens that a model reads: the rows of its word embedding, or of its encoder's embedding."""
     return _rows(model.get_input_embeddings(), model)
 
 
@@ -49,7 +49,7 @@ def target_vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def pad_token_id(lm: LanguageModel) -> int | None:
-    """The pad token of the configuration; None where it has none, or none with a row in the word embedding."""
+    """The pad token of the configuration; None if it has none, or if the word embedding has no row for it."""
     tokens = special_token_ids(lm.model.config, "pad_token_id")
     return tokens[0] if tokens and 0 <= tokens[0] < vocabulary_size(lm.model) else None
 
@@ -60,7 +60,7 @@ def check_token_ids(lm: LanguageModel, tokens: Iterable[int], targets: bool = Fa
     Args:
         lm: the model.
         tokens: ids from its tokenizer.
-        targets: the decoder of an encoder-decoder reads them.
+        targets: whether the decoder of an encoder-decoder reads them.
 
     Raises:
         UserError: a token has no row.
@@ -78,16 +78,16 @@ def check_token_ids(lm: LanguageModel, tokens: Iterable[int], targets: bool = Fa
 
 
 def check_decoder_start(lm: LanguageModel) -> None:
-    """Check that the configuration of a sequence-to-sequence model names a first token, and a known one.
+    """Check that a sequence-to-sequence model has a valid first token of the decoder.
 
-    Models of other tasks pass. The weights may be absent.
+    Models of other tasks pass. The weights are not needed.
 
     Raises:
-        UserError: it names none, or one without a row in the decoder's word embedding.
+        UserError: the configuration has no such token, or the decoder's word embedding has no row for it.
     """
-    if lm.task is not Task.SEQ2SEQ:
+    if lm.task is not ModelTask.SEQ2SEQ:
         return
-    # Every encoder-decoder of transformers shifts its labels by what its configuration says.
+    # All encoder-decoders of transformers have this method.
     shift: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]
     try:
         shifted = shift(labels=torch.zeros(1, 1, dtype=torch.long))
@@ -107,7 +107,7 @@ def check_decoder_start(lm: LanguageModel) -> None:
 
 
 def _rows(embedding: Any, model: PreTrainedModel) -> int:
-    """The rows of a word embedding, compressed or not; of another module, `vocab_size` of the configuration."""
+    """The rows of a word embedding, compressed or not; for another module, `vocab_size` of the configuration."""
     if isinstance(embedding, Format):
         return embedding.shape[1]
     rows: Any = getattr(embedding, "num_embeddings", None)

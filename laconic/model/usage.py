@@ -1,9 +1,9 @@
-"""Which matrices of a model a run over text uses as layers, which it reads directly, and which it never calls.
+"""Find the matrices that a run over text calls as layers, reads directly, or never calls.
 
-A format can replace a linear only if nothing else reads its weight. Some classes do: Mamba's mixer multiplies by
-`dt_proj.weight` itself, RWKV divides two of its weights in place. Other layers are never called: cross-attention to an
-encoder that is not there, the tower of a vision model. One forward pass of the class on the meta device is watched to
-find both.
+A format can replace a linear only if no other code reads its weight. Some classes do read it: the mixer of Mamba
+multiplies by `dt_proj.weight` itself, and RWKV divides two of its weights in place. Other layers are never called, such
+as a cross-attention without an encoder, or a vision tower. One forward pass of the class on the meta device, whose
+function calls are recorded, shows both.
 """
 
 import copy
@@ -24,26 +24,27 @@ from transformers.pytorch_utils import Conv1D
 from laconic.model.stock import MODEL_ERRORS, build_empty, silence_transformers
 
 MATRICES = (nn.Linear, Conv1D, nn.Embedding)
-"""Whose weights are watched."""
-FACTS = frozenset(
+"""The modules whose weights are watched."""
+METADATA = frozenset(
     getattr(torch.Tensor, name).__get__
     for name in ("dtype", "device", "shape", "ndim", "is_meta", "requires_grad", "layout", "is_cuda", "itemsize")
 ) | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.is_floating_point, torch.Tensor.element_size}
-"""What anyone may ask of a weight: a format has a weight of the same device, and no number is looked at."""
+"""Functions of a weight that do not read its numbers; a format has a `weight` on the same device for them."""
 LENGTH = 8
-"""Tokens of the row that is run."""
-DRY = {"attention": "eager", "experts": "batched_mm"}
-"""The ways to compute in which no shape depends on numbers."""
+"""The number of tokens in the row."""
+ATTENTION, EXPERTS = "eager", "batched_mm"
+"""The implementations of attention and experts in which no shape depends on numbers."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one forward pass over text did with the linears and embeddings of a model, by path.
+    """The linears and embeddings that one forward pass over text uses, by path.
 
     Args:
-        matrices: all that the class makes.
-        called: those that ran, and all embeddings; of equals that numbers choose among, such as experts, all.
-        read: those whose weight or bias something else computed with.
+        matrices: all linears and embeddings of the class.
+        called: the linears that ran, and all embeddings. If numbers choose among equal layers, such as experts, all of
+            them are included.
+        read: the matrices whose weight or bias was used by other code.
     """
 
     matrices: frozenset[str]
@@ -52,11 +53,11 @@ class Usage:
 
     @property
     def uncalled(self) -> frozenset[str]:
-        """The matrices that a run over text computes nothing with."""
+        """The matrices that a run over text does not use."""
         return self.matrices - self.called - self.read
 
     def obstacle(self, path: str) -> str | None:
-        """Why the matrix at `path` cannot be compressed, as a clause; None where it can."""
+        """The reason why the matrix at `path` cannot be compressed, as a clause; None if it can."""
         if path in self.read:
             return "another part of the model computes with its numbers itself, so nothing can stand in its place"
         if path in self.uncalled:
@@ -65,71 +66,67 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """A class and its configuration; two are equal where the configuration is spelled the same."""
+class _Traced:
+    """A class with its configuration; two are equal if the texts of their configurations are equal."""
 
     model: type[PreTrainedModel]
-    spelled: str
+    config_text: str
     globally: bool
     config: PreTrainedConfig = field(compare=False)
 
 
 def trace_usage(model: PreTrainedModel, *, globally: bool = False) -> Usage | None:
-    """Find out how the class of a model uses the matrices that it makes of its configuration.
+    """Find out how the class of a model uses its matrices.
 
     Args:
         model: a model in any state: compressed or not, with or without weights.
-        globally: it is run with global attention at some tokens.
+        globally: it is run with global attention at all tokens.
 
     Returns:
-        What was seen; None where the class cannot be run without its weights.
+        The usage; None if the class cannot be run without its weights.
     """
-    said = model.config.to_dict()
+    values = model.config.to_dict()
     for name in ("_name_or_path", "quantization_config", "transformers_version"):
-        said.pop(name, None)
-    return _seen(_Kind(type(model), json.dumps(said, default=str, sort_keys=True), globally, model.config))
+        values.pop(name, None)
+    return _trace(_Traced(type(model), json.dumps(values, default=str, sort_keys=True), globally, model.config))
 
 
 @lru_cache(maxsize=256)
-def _seen(kind: _Kind) -> Usage | None:
-    # Some classes draw numbers as they run, which is to change nothing that a seed decides.
+def _trace(traced: _Traced) -> Usage | None:
+    # Some classes draw random numbers when they run, which must not change the results of a seed.
     with torch.random.fork_rng(devices=[]):
-        return _seen_by_running(kind)
-
-
-def _seen_by_running(kind: _Kind) -> Usage | None:
-    for asked in ({}, {"use_cache": False}):
+        for options in ({}, {"use_cache": False}):
+            with suppress(*MODEL_ERRORS):
+                return _record(_on_meta(traced), traced.globally, options).usage
         with suppress(*MODEL_ERRORS):
-            return _watched(_on_meta(kind), kind.globally, asked).usage
-    with suppress(*MODEL_ERRORS):
-        return _watched(_of_zeros(kind), kind.globally, {"use_cache": False}).usage_of_equals
+            return _record(_with_zeros(traced), traced.globally, {"use_cache": False}).usage_of_equals
     return None
 
 
-def _on_meta(kind: _Kind) -> PreTrainedModel:
-    config = copy.deepcopy(kind.config)
-    config._attn_implementation = DRY["attention"]
-    return build_empty(kind.model, config)
+def _on_meta(traced: _Traced) -> PreTrainedModel:
+    config = copy.deepcopy(traced.config)
+    config._attn_implementation = ATTENTION
+    return build_empty(traced.model, config)
 
 
-def _of_zeros(kind: _Kind) -> PreTrainedModel:
-    """The model on the CPU, each weight one zero expanded to its shape, which takes next to no memory."""
-    empty, zero = _on_meta(kind), torch.zeros(())
+def _with_zeros(traced: _Traced) -> PreTrainedModel:
+    """The model on the CPU; each weight is a single zero that is expanded to its shape, which takes little memory."""
+    empty, zero = _on_meta(traced), torch.zeros(())
     weights = {name: zero.to(tensor.dtype).expand(tensor.shape) for name, tensor in empty.named_parameters()}
     with silence_transformers():
-        return kind.model.from_pretrained(None, config=empty.config, state_dict=weights)
+        return traced.model.from_pretrained(None, config=empty.config, state_dict=weights)
 
 
-def _watched(model: PreTrainedModel, globally: bool, asked: Mapping[str, bool]) -> "_Watch":
-    """Run the model on one row of tokens and record what it does."""
+def _record(model: PreTrainedModel, globally: bool, options: Mapping[str, bool]) -> "_Watch":
+    """Run the model on one row of tokens and record which matrices it uses."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and part._can_set_experts_implementation():
-            part.set_experts_implementation(DRY["experts"])
+            part.set_experts_implementation(EXPERTS)
     words: Any = model.get_input_embeddings()
     ids = torch.arange(5, 5 + LENGTH, device=model.device)[None] % words.num_embeddings
     end = getattr(model.config, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < words.num_embeddings:
-        # The classifiers among the encoder-decoders read their answer there.
+        # Classifiers among the encoder-decoders read the hidden state of this token.
         ids[:, -1] = end
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
@@ -137,20 +134,20 @@ def _watched(model: PreTrainedModel, globally: bool, asked: Mapping[str, bool]) 
     if globally:
         inputs["global_attention_mask"] = torch.ones_like(ids)
     watch = _Watch(model)
-    with torch.no_grad(), watch.listening(), watch:
-        model.eval()(**inputs, **asked)
+    with torch.no_grad(), watch.hooks(), watch:
+        model.eval()(**inputs, **options)
     return watch
 
 
 class _Watch(TorchFunctionMode):
-    """Records which matrices run, and every function that is given the weight of one that does not."""
+    """Records which matrices run, and which weights a function gets while their module does not run."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._matrices = {
             name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, MATRICES)
         }
-        # A word embedding may only lend its matrix to those of the encoder and the decoder.
+        # A word embedding may be used only through the embeddings of encoder and decoder that are tied to it.
         self.called = {name for name, module in self._matrices.items() if isinstance(module, nn.Embedding)}
         self.read: set[str] = set()
         self._running: list[nn.Module] = []
@@ -161,26 +158,29 @@ class _Watch(TorchFunctionMode):
 
     @property
     def usage(self) -> Usage:
-        """What was seen."""
+        """The usage that was recorded."""
         return Usage(frozenset(self._matrices), frozenset(self.called), frozenset(self.read))
 
     @property
     def usage_of_equals(self) -> Usage:
-        """The same, with all called whose paths differ in numbers alone from one that was: zeros chose among them."""
-        seen = {_without_numbers(path) for path in self.called}
-        called = {path for path in self._matrices if _without_numbers(path) in seen}
+        """The same, where a matrix counts as called if a path that differs only in numbers was called.
+
+        With weights of zero, the choice among experts is arbitrary.
+        """
+        patterns = {re.sub(r"\d+", "N", path) for path in self.called}
+        called = {path for path in self._matrices if re.sub(r"\d+", "N", path) in patterns}
         return Usage(frozenset(self._matrices), frozenset(called), frozenset(self.read))
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """With hooks on every matrix, which are gone afterwards."""
+    def hooks(self) -> Iterator[None]:
+        """A context with hooks on every matrix."""
         names: dict[nn.Module, list[str]] = {}
         for name, module in self._matrices.items():
             names.setdefault(module, []).append(name)
         handles = []
         for module, paths in names.items():
-            handles.append(module.register_forward_pre_hook(self._begins(paths)))
-            handles.append(module.register_forward_hook(self._ends))
+            handles.append(module.register_forward_pre_hook(self._start_hook(paths)))
+            handles.append(module.register_forward_hook(self._end_hook))
         try:
             yield
         finally:
@@ -190,28 +190,24 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in FACTS:
+        if func not in METADATA:
             for value in (*args, *(kwargs or {}).values()):
-                for one in value if isinstance(value, (list, tuple)) else (value,):
-                    if isinstance(one, nn.Parameter):
-                        self._note(one)
+                for item in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(item, nn.Parameter):
+                        self._record_read(item)
         return func(*args, **(kwargs or {}))
 
-    def _note(self, parameter: nn.Parameter) -> None:
+    def _record_read(self, parameter: nn.Parameter) -> None:
         owners = self._owners.get(id(parameter), [])
         if not any(self._matrices[name] is module for name in owners for module in self._running):
             self.read.update(owners)
 
-    def _begins(self, paths: list[str]) -> Callable[[nn.Module, Any], None]:
+    def _start_hook(self, paths: list[str]) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, _: Any) -> None:
             self.called.update(paths)
             self._running.append(module)
 
         return hook
 
-    def _ends(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def _end_hook(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
         self._running.pop()
-
-
-def _without_numbers(path: str) -> str:
-    return re.sub(r"\d+", "N", path)

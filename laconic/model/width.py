@@ -1,4 +1,4 @@
-"""Remove heads and channels from a model: rows and columns of its projections, and the numbers that count them."""
+"""Remove heads and channels from a model: rows and columns of projections, and the attributes that count them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from laconic.model.prunable_group import PrunableGroup, prunable_groups, prunabl
 from laconic.model.site import Group, Linear, Site
 
 EMPTY = -1
-"""In place of the number of a part: one of zeros."""
+"""Stands for a part of zeros among the indices of parts."""
 
 
 @torch.no_grad()
 def keep_parts(
     lm: LanguageModel,
-    inner: PrunableGroup,
+    group: PrunableGroup,
     parts: Sequence[int],
     weight: Float[Tensor, "out kept"] | None = None,
     bias: Float[Tensor, " out"] | None = None,
@@ -33,38 +33,38 @@ def keep_parts(
 
     Args:
         lm: the model.
-        inner: the group.
+        group: the group.
         parts: the indices of the parts to keep, in their new order; `EMPTY` inserts a part of zeros.
         weight: a new weight of the output projection; None takes the columns of the kept parts.
-        bias: a new bias of the output projection; None keeps its bias. Where the class has no bias there, it
-            becomes a `Dense` format.
+        bias: a new bias of the output projection; None keeps its bias. A projection without a bias becomes a `Dense`
+            format.
     """
     chosen = torch.as_tensor(parts, dtype=torch.long, device=lm.device)
-    for site, stacked in inner.readers:
+    for site, stacked in group.readers:
         own = site.bias()
         replace_linear(
             lm,
             site,
-            _arranged(site.weight(), stacked, inner.count, chosen),
-            None if own is None else _arranged(own, stacked, inner.count, chosen),
+            _select_parts(site.weight(), stacked, group.count, chosen),
+            None if own is None else _select_parts(own, stacked, group.count, chosen),
         )
-    for path in inner.vectors:
-        module, name = _owner(lm, path)
-        _set(module, name, _arranged(module.get_parameter(name), 1, inner.count, chosen))
-    if inner.bias is not None:
-        module, name = _owner(lm, f"{inner.bias}.weight")
+    for path in group.vectors:
+        module, name = _find_parameter(lm, path)
+        _set_parameter(module, name, _select_parts(module.get_parameter(name), 1, group.count, chosen))
+    if group.bias is not None:
+        module, name = _find_parameter(lm, f"{group.bias}.weight")
         assert isinstance(module, nn.Embedding)
-        _set(module, name, _arranged(module.weight.T, 1, inner.count, chosen).T)
+        _set_parameter(module, name, _select_parts(module.weight.T, 1, group.count, chosen).T)
         module.embedding_dim = len(parts)
-    _write(lm, inner, chosen, weight, bias)
-    for module, attribute, each in inner.counters:
+    _write(lm, group, chosen, weight, bias)
+    for module, attribute, each in group.counters:
         setattr(module, attribute, each * len(parts))
 
 
-def _write(lm: LanguageModel, inner: PrunableGroup, chosen: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    writer = inner.writer
+def _write(lm: LanguageModel, group: PrunableGroup, chosen: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    writer = group.writer
     if weight is None:
-        weight = _arranged(writer.weight().T, 1, inner.count, chosen).T
+        weight = _select_parts(writer.weight().T, 1, group.count, chosen).T
     own = writer.bias()
     if bias is not None and own is None:
         lm.replace(writer, Dense.from_weight(weight.to(lm.dtype)), bias)
@@ -72,69 +72,70 @@ def _write(lm: LanguageModel, inner: PrunableGroup, chosen: Tensor, weight: Tens
         replace_linear(lm, writer, weight, own if bias is None else bias)
 
 
-def _arranged(rows: Tensor, stacked: int, count: int, parts: Int[Tensor, " kept"]) -> Tensor:
-    """The rows of `parts`, in each of the `stacked` matrices."""
+def _select_parts(rows: Tensor, stacked: int, count: int, parts: Int[Tensor, " kept"]) -> Tensor:
+    """The rows of `parts`, in this order, in each of the `stacked` matrices."""
     blocks = rows.detach().reshape(stacked, count, -1, *rows.shape[1:])
-    # The last one is what `EMPTY` finds.
+    # `EMPTY` is the index of the last block, of zeros.
     blocks = torch.cat([blocks, torch.zeros_like(blocks[:, :1])], dim=1)
     return blocks[:, parts].flatten(0, 2)
 
 
-def _owner(lm: LanguageModel, path: str) -> tuple[nn.Module, str]:
+def _find_parameter(lm: LanguageModel, path: str) -> tuple[nn.Module, str]:
     module, _, name = path.rpartition(".")
     return lm.model.get_submodule(module), name
 
 
-def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
+def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
     trains = module.get_parameter(name).requires_grad
     module.register_parameter(name, nn.Parameter(tensor.contiguous(), requires_grad=trains))
 
 
 def update_config_widths(lm: LanguageModel) -> None:
-    """Write the numbers of heads and channels into the configuration, where they are equal in all blocks.
+    """Write the numbers of heads and channels into the configuration, if they are equal in all blocks.
 
-    The model is then an ordinary one of its class. Nothing is written where the class could not build it.
+    The model is then an ordinary model of its class. Nothing is written if the class could not build it.
     """
-    by_name: dict[str, list[dict[str, int]]] = {}
-    for inner in prunable_groups(lm):
-        if inner.config:
-            said = {name: each * inner.count for name, each in inner.config.items()}
-            by_name.setdefault(next(iter(said)), []).append({**said, **inner.pinned})
-    everywhere = _counted(lm)
-    for name, several in by_name.items():
-        # What is dropped or compressed already has the number that the configuration said before.
-        if len(several) == everywhere[name] and all(said == several[0] for said in several):
-            _adopt(lm.model, several[0])
+    by_key: dict[str, list[dict[str, int]]] = {}
+    for group in prunable_groups(lm):
+        if group.config:
+            counts = {key: each * group.count for key, each in group.config.items()}
+            by_key.setdefault(next(iter(counts)), []).append({**counts, **group.pinned})
+    totals = _count_by_key(lm)
+    for key, candidates in by_key.items():
+        # A layer that was dropped or compressed has the number that the configuration had before.
+        if len(candidates) == totals[key] and all(values == candidates[0] for values in candidates):
+            _set_config(lm.model, candidates[0])
 
 
-def _counted(lm: LanguageModel) -> Counter[str]:
-    """How many attentions and feed-forwards share each key of the configuration."""
-    found = [
-        place
+def _count_by_key(lm: LanguageModel) -> Counter[str]:
+    """The number of attentions and feed-forwards whose size each key of the configuration gives."""
+    layers = [
+        layer
         for stack, blocks in lm.stacks()
         for _, block in blocks
         for group in (Group.ATTENTION, Group.FFN)
-        for place in prunable_modules(stack, block, group)
+        for layer in prunable_modules(stack, block, group)
     ]
-    names = [
-        place.config_width if isinstance(place, FeedForward) else place.heads and place.heads.config_count
-        for place in found
+    keys = [
+        layer.config_width if isinstance(layer, FeedForward) else layer.heads and layer.heads.config_count
+        for layer in layers
     ]
-    return Counter(name for name in names if name)
+    return Counter(key for key in keys if key)
 
 
-def _adopt(model: PreTrainedModel, values: dict[str, int]) -> None:
+def _set_config(model: PreTrainedModel, values: dict[str, int]) -> None:
+    """Set values in the configurations of all parts of a model, if each of them accepts the values."""
     configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
-    if all(_takes(config, values) for config in configs.values()):
+    if all(_accepts(config, values) for config in configs.values()):
         for config in configs.values():
-            for name, value in values.items():
-                setattr(config, name, value)
+            for key, value in values.items():
+                setattr(config, key, value)
 
 
-def _takes(config: PreTrainedConfig, values: dict[str, int]) -> bool:
+def _accepts(config: PreTrainedConfig, values: dict[str, int]) -> bool:
     changed = deepcopy(config)
-    for name, value in values.items():
-        setattr(changed, name, value)
+    for key, value in values.items():
+        setattr(changed, key, value)
     try:
         changed.validate()
     except StrictDataclassError:
@@ -143,7 +144,7 @@ def _takes(config: PreTrainedConfig, values: dict[str, int]) -> bool:
 
 
 def empty_linear(like: Linear, shape: tuple[int, int]) -> Linear:
-    """A linear on the meta device, of the class of `like` and with a bias where it has one.
+    """A linear on the meta device, of the class of `like` and with a bias if `like` has one.
 
     Args:
         like: a linear or Conv1D.

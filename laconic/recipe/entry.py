@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.errors import UserError
-from laconic.model import LanguageModel, Task, load, with_tokenizers
+from laconic.model import LanguageModel, ModelTask, load, with_tokenizers
 from laconic.model.loading import load_pipeline
 from laconic.store import skeleton
 
@@ -118,7 +118,7 @@ def cast(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype], default: tor
 
 def _with_pipeline(lm: LanguageModel) -> LanguageModel:
     """Add the pooling modules of sentence-transformers, if the model is an encoder and its source has them."""
-    if lm.task is not Task.EMBEDDING or lm.pipeline is not None or not lm.source:
+    if lm.task is not ModelTask.EMBEDDING or lm.pipeline is not None or not lm.source:
         return lm
     pipeline = load_pipeline(lm.source)
     return lm if pipeline is None else replace(lm, pipeline=pipeline.to(lm.device))

@@ -16,7 +16,7 @@ from pydantic import Field
 from laconic.calibrate.batching import to_device
 from laconic.calibrate.classes import output_places
 from laconic.errors import UserError, must_be, unknown
-from laconic.model import LanguageModel, Task, load, load_empty
+from laconic.model import LanguageModel, ModelTask, load, load_empty
 from laconic.recover.distillation_loss import TERMS, Terms, WeightSchedule
 from laconic.recover.layer_matching import Match, uniform_layers
 from laconic.recover.observe import Feature, LayerOutputs, observe
@@ -230,5 +230,5 @@ class Finetune(Training):
 
     def check(self, lm: LanguageModel) -> None:
         super().check(lm)
-        if lm.task is Task.EMBEDDING:
+        if lm.task is ModelTask.EMBEDDING:
             raise UserError("A plain encoder has no task to be trained on; use 'distil', which needs no labels.")

@@ -13,7 +13,7 @@ from functools import partial
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from laconic.model import Batch, LanguageModel, Predictions, Stack, Task, gather_predictions, run_model
+from laconic.model import Batch, LanguageModel, ModelTask, Predictions, Stack, gather_predictions, run_model
 
 
 class Feature(StrEnum):
@@ -93,7 +93,7 @@ def eager(*models: LanguageModel) -> Iterator[None]:
 
 def _masks(lm: LanguageModel, batch: Batch) -> tuple[Tensor, ...]:
     source = batch["attention_mask"].bool()
-    target = batch["labels"] != -100 if lm.task is Task.SEQ2SEQ else source
+    target = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else source
     return source, target
 
 

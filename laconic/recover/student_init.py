@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import UserError, reason_of
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.model.layers import find_layers
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import AUTO_CLASSES
@@ -37,7 +37,7 @@ def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raises:
         UserError: the architecture has no such class.
     """
-    _, mapping = AUTO_CLASSES[Task.CLASSIFICATION]
+    _, mapping = AUTO_CLASSES[ModelTask.CLASSIFICATION]
     if type(config) not in mapping:
         raise UserError(f"Models of the type '{config.model_type}' have no class that classifies texts.")
     kind = mapping[type(config)]

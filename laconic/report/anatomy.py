@@ -7,7 +7,7 @@ from typing import Any
 from laconic.compress.checks import DENSE, dense_share
 from laconic.evaluate.footprint import ORDER, OTHER
 from laconic.formats import Format
-from laconic.model import Group, LanguageModel, Site, Task
+from laconic.model import Group, LanguageModel, ModelTask, Site
 from laconic.model.structure import uncalled_stacks
 from laconic.report.costs import MEGABYTE
 from laconic.report.tables import Column, Table
@@ -149,7 +149,7 @@ def inspect(lm: LanguageModel) -> Inspection:
         dtype=str(lm.dtype).removeprefix("torch."),
         stacks=tuple((stack.blocks, len(blocks)) for stack, blocks in lm.stacks()),
         idle=tuple(uncalled_stacks(lm.model)),
-        vectors=lm.embedding_pipeline.describe() if lm.task is Task.EMBEDDING else None,
+        vectors=lm.embedding_pipeline.describe() if lm.task is ModelTask.EMBEDDING else None,
         prompts=lm.embedding_pipeline.describe_prompts(),
         dense=dense_share(lm, ("blocks",)).get(DENSE),
         parts=tuple(part for part in parts if part.sites or part.parameters),

@@ -17,7 +17,7 @@ from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from transformers.utils.generic import ModelOutput
 
 from laconic.errors import UserError, reason_of
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.model.predictions import report_run_errors
 from laconic.runtime.engines import COMPILE, EAGER, Program, check_runtime, load_program
 from laconic.runtime.files import exported_bytes, write_model
@@ -86,7 +86,7 @@ class Exported:
     def __call__(
         self, input_ids: Tensor, *, output_hidden_states: bool = False, use_cache: bool = False, **inputs: Tensor
     ) -> Output:
-        is_encoder = self._lm.task is Task.EMBEDDING
+        is_encoder = self._lm.task is ModelTask.EMBEDDING
         loaded = self.load(output_hidden_states and not is_encoder)
         outputs = loaded.program(loaded.signature.feeds(self._lm, {"input_ids": input_ids, **inputs}))
         states = outputs.get(STATES)

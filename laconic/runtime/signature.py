@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from laconic.calibrate.passes import random_batch
 from laconic.errors import UserError
-from laconic.model import Batch, LanguageModel, Task, first_token_mask
+from laconic.model import Batch, LanguageModel, ModelTask, first_token_mask
 from laconic.model.embedding import Pipeline
 from laconic.model.embedding_modules import ATTENTION_MASK, POOLING_MASK, SENTENCE
 
@@ -52,11 +52,11 @@ class Signature:
         optional = {
             SEGMENTS: getattr(config, "type_vocab_size", 0) > 1,
             GLOBAL: lm.anatomy.global_attention,
-            TARGETS: lm.task is Task.SEQ2SEQ or (lm.task is Task.EMBEDDING and config.is_encoder_decoder),
+            TARGETS: lm.task is ModelTask.SEQ2SEQ or (lm.task is ModelTask.EMBEDDING and config.is_encoder_decoder),
             POOLING_MASK: (pipeline := sentence_pipeline(lm)) is not None and not pipeline.pools_prompts,
         }
         states = (STATES,) if pipeline is None else (STATES, SENTENCE)
-        outputs = states if lm.task is Task.EMBEDDING else (LOGITS, STATES) if hidden else (LOGITS,)
+        outputs = states if lm.task is ModelTask.EMBEDDING else (LOGITS, STATES) if hidden else (LOGITS,)
         return cls(("input_ids", "attention_mask", *(name for name, used in optional.items() if used)), outputs)
 
     def feeds(self, lm: LanguageModel, batch: Mapping[str, Tensor]) -> Batch:
@@ -102,14 +102,16 @@ class Traced(nn.Module):
         pipeline: the modules of sentence-transformers that follow it, or None.
     """
 
-    def __init__(self, model: nn.Module, signature: Signature, task: Task, pipeline: Pipeline | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, signature: Signature, task: ModelTask, pipeline: Pipeline | None = None
+    ) -> None:
         super().__init__()
         self.model, self.signature, self.pipeline = model, signature, pipeline
-        self.options: dict[str, bool] = {"use_cache": False} if task in (Task.CAUSAL, Task.SEQ2SEQ) else {}
-        self.states = STATES if task is Task.EMBEDDING else None
+        self.options: dict[str, bool] = {"use_cache": False} if task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ) else {}
+        self.states = STATES if task is ModelTask.EMBEDDING else None
         if STATES in signature.outputs and self.states is None:
             self.options["output_hidden_states"] = True
-            self.states = "decoder_hidden_states" if task is Task.SEQ2SEQ else "hidden_states"
+            self.states = "decoder_hidden_states" if task is ModelTask.SEQ2SEQ else "hidden_states"
 
     def forward(self, *inputs: Tensor) -> tuple[Float[Tensor, "..."], ...]:
         batch = dict(zip(self.signature.inputs, inputs, strict=True))
@@ -129,12 +131,12 @@ class Traced(nn.Module):
 
 def sentence_pipeline(lm: LanguageModel) -> Pipeline | None:
     """The modules of sentence-transformers that follow an encoder; None for any other model."""
-    return lm.pipeline if lm.task is Task.EMBEDDING else None
+    return lm.pipeline if lm.task is ModelTask.EMBEDDING else None
 
 
 def _decoder_inputs(lm: LanguageModel, batch: Mapping[str, Tensor]) -> Tensor:
     """The inputs of the decoder: the shifted labels, or the input tokens for a model without a head."""
-    if lm.task is Task.EMBEDDING:
+    if lm.task is ModelTask.EMBEDDING:
         return batch["input_ids"]
     # All encoder-decoders of transformers have this method.
     shift: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]

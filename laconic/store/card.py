@@ -10,17 +10,17 @@ from laconic.formats import Format, LinearReplacement
 from laconic.markdown import code, plain
 from laconic.model.embedding import Pipeline
 from laconic.model.stock import build_stock
-from laconic.model.task import Task, find_auto_class, infer_task
+from laconic.model.task import ModelTask, find_auto_class, infer_task
 from laconic.store.shapes import RESIZED, changed_shapes
 
 HUB_TASKS = {
-    Task.CLASSIFICATION: "text-classification",
-    Task.MULTI_LABEL: "text-classification",
-    Task.REGRESSION: "text-classification",
-    Task.CAUSAL: "text-generation",
-    Task.MASKED: "fill-mask",
-    Task.SEQ2SEQ: "text2text-generation",
-    Task.EMBEDDING: "feature-extraction",
+    ModelTask.CLASSIFICATION: "text-classification",
+    ModelTask.MULTI_LABEL: "text-classification",
+    ModelTask.REGRESSION: "text-classification",
+    ModelTask.CAUSAL: "text-generation",
+    ModelTask.MASKED: "fill-mask",
+    ModelTask.SEQ2SEQ: "text2text-generation",
+    ModelTask.EMBEDDING: "feature-extraction",
 }
 SENTENCE_TASKS = {"SentenceTransformer": "sentence-similarity", "CrossEncoder": "text-ranking"}
 """Entries of the model card, by the class of sentence-transformers that loads the folder."""

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, quote, reason_of
 from laconic.formats import FORMATS, Format, PackedEmbedding
-from laconic.model import ties
+from laconic.model.enumeration import tie, untie
+from laconic.model.site import has_module
 from laconic.model.stock import MODEL_ERRORS, build_stock, copy_attention_type, differences, modules_by_path
 from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED, apply_shape, changed_shapes
 
@@ -138,8 +139,8 @@ def unpack(model: PreTrainedModel) -> None:
     for layer, paths in _packed_layers(model).items():
         layer.unpack()
         # Unpacking renames tensors. The tensors of a layer stay shared between its paths.
-        ties.untie(model, set(paths))
-        ties.tie(model, paths[0], paths[1:])
+        untie(model, set(paths))
+        tie(model, paths[0], paths[1:])
 
 
 def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -187,10 +188,10 @@ def _connect(model: PreTrainedModel, name: str, source: str) -> None:
 
 def _place(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
     paths = [first, *others]
-    ties.untie(model, set(paths))
+    untie(model, set(paths))
     for path in paths:
         model.set_submodule(path, format)
-    ties.tie(model, first, others)
+    tie(model, first, others)
 
 
 def _empty_format(name: str, entry: Mapping[str, Any]) -> Format:
@@ -221,12 +222,4 @@ def _resolve(model: PreTrainedModel, name: str) -> str | None:
     there is no such module."""
     prefix = f"{model.base_model_prefix}."
     candidates = (name, name.removeprefix(prefix), prefix + name)
-    return next((path for path in candidates if _has_module(model, path)), None)
-
-
-def _has_module(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+    return next((path for path in candidates if has_module(model, path)), None)

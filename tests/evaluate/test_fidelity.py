@@ -14,7 +14,7 @@ from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.evaluate import Reference, ReferenceCache, compare_to_reference, fidelity
 from laconic.evaluate.similarity import neighbour_agreement
-from laconic.model import LanguageModel, Task, predict
+from laconic.model import LanguageModel, ModelTask, predict
 from laconic.numerics.distributions import CATEGORICAL
 from tests.architectures import compress_everything
 from tests.evaluate.models import with_tokenizer
@@ -41,7 +41,7 @@ def test_a_model_is_faithful_to_itself(name: str):
 def test_a_changed_model_is_compared_prediction_by_prediction(name: str):
     original, lm = with_tokenizer(name), changed(name)
     # Of rows that are there four times, which is nearest is left to rounding.
-    corpus = CORPUS.first(len(WORDS)) if original.task is Task.EMBEDDING else CORPUS
+    corpus = CORPUS.first(len(WORDS)) if original.task is ModelTask.EMBEDDING else CORPUS
     found = fidelity(lm, original, corpus)
     [batch] = batches(original, corpus, batch_size=100)
     (p, _, _, distribution), hidden = predict(original, batch, hidden=True)
@@ -50,7 +50,7 @@ def test_a_changed_model_is_compared_prediction_by_prediction(name: str):
         kl = functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean").item()
         agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()
         assert found.top1_agreement == pytest.approx(agreement)
-    elif original.task is Task.REGRESSION:
+    elif original.task is ModelTask.REGRESSION:
         grades = [[round(5 * score) for score in scores.flatten().tolist()] for scores in (p, q)]
         assert found.top1_agreement == sum(a == b for a, b in zip(*grades, strict=True)) / len(p)
         kl = 0.5 * (p - q).square().mean().item()

@@ -5,11 +5,13 @@ import torch
 
 from laconic.calibrate.batching import IGNORED, Row, collate
 from laconic.evaluate.prediction import predict_batches, predict_labelled
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.progress import silent
 from tests.architectures import ARCHITECTURES, VOCABULARY, Architecture, compress_everything
 
-SPEAKING = [model for model in ARCHITECTURES if model.lm().task in (Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ)]
+SPEAKING = [
+    model for model in ARCHITECTURES if model.lm().task in (ModelTask.MASKED, ModelTask.CAUSAL, ModelTask.SEQ2SEQ)
+]
 
 
 def rows_of(lm: LanguageModel) -> list[Row]:
@@ -19,7 +21,7 @@ def rows_of(lm: LanguageModel) -> list[Row]:
     for length in (9, 4, 7):
         ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
         some = [token if at in (2, 3) else IGNORED for at, token in enumerate(ids)]
-        rows.append(Row(ids, labels=ids[:3] if lm.task is Task.SEQ2SEQ else some))
+        rows.append(Row(ids, labels=ids[:3] if lm.task is ModelTask.SEQ2SEQ else some))
     return rows
 
 

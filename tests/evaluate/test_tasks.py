@@ -10,7 +10,7 @@ from laconic.errors import UserError
 from laconic.evaluate import tasks
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of
 from laconic.evaluate.tasks import FidelityRows, find_task, select_tasks, standalone_tasks, task_kinds
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 from laconic.registry import Registry
 
@@ -34,7 +34,7 @@ class Length(EvalTask):
 
     prefix: ClassVar[str] = "length"
     spellings: ClassVar[tuple[str, ...]] = ("length:SOURCE",)
-    kinds: ClassVar[tuple[Task, ...]] = (Task.CAUSAL,)
+    kinds: ClassVar[tuple[ModelTask, ...]] = (ModelTask.CAUSAL,)
 
     text: str
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from laconic.errors import UserError, reason_of
-from laconic.model import Task, check_model, load
+from laconic.model import ModelTask, check_model, load
 from laconic.model.loading import load_tokenizers
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
@@ -39,7 +39,7 @@ def test_stored_dtype_is_remembered_and_float32_computed_with(tmp_path: Path) ->
     model = BY_NAME["bert-classifier"].model().half()
     model.save_pretrained(tmp_path / "model")
     lm = load(str(tmp_path / "model"))
-    assert (lm.dtype, lm.model.dtype, lm.task) == (torch.float16, torch.float32, Task.CLASSIFICATION)
+    assert (lm.dtype, lm.model.dtype, lm.task) == (torch.float16, torch.float32, ModelTask.CLASSIFICATION)
     assert torch.equal(outputs(lm.model), outputs(model.float()))
     # transformers would make up an empty tokenizer.
     assert lm.tokenizer is None
@@ -89,7 +89,7 @@ def test_plain_encoder_without_pooler(tmp_path: Path) -> None:
     BY_NAME["bert-base"].model().save_pretrained(tmp_path)
     for name in ("pooler.dense.weight", "pooler.dense.bias"):
         change_tensor(tmp_path, name, None)
-    assert load(str(tmp_path)).task is Task.EMBEDDING
+    assert load(str(tmp_path)).task is ModelTask.EMBEDDING
 
 
 @pytest.mark.parametrize(

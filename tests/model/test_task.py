@@ -9,7 +9,7 @@ from torch import nn
 import laconic
 from laconic.errors import UserError
 from laconic.formats import LowRank
-from laconic.model import Task
+from laconic.model import ModelTask
 from laconic.model.task import infer_task
 from laconic.numerics.distributions import BERNOULLI, CATEGORICAL, GAUSSIAN
 from tests.architectures import BY_NAME
@@ -21,25 +21,25 @@ from tests.sentences import pooling, sentence_folder
 @pytest.mark.parametrize(
     ("outputs", "problem_type", "task"),
     [
-        (1, None, Task.REGRESSION),
-        (3, None, Task.CLASSIFICATION),
-        (3, "single_label_classification", Task.CLASSIFICATION),
-        (3, MULTI_LABEL, Task.MULTI_LABEL),
+        (1, None, ModelTask.REGRESSION),
+        (3, None, ModelTask.CLASSIFICATION),
+        (3, "single_label_classification", ModelTask.CLASSIFICATION),
+        (3, MULTI_LABEL, ModelTask.MULTI_LABEL),
         # The sigmoid of one output is a label that holds or does not.
-        (1, MULTI_LABEL, Task.MULTI_LABEL),
-        (1, "regression", Task.REGRESSION),
-        (2, "regression", Task.REGRESSION),
+        (1, MULTI_LABEL, ModelTask.MULTI_LABEL),
+        (1, "regression", ModelTask.REGRESSION),
+        (2, "regression", ModelTask.REGRESSION),
         # One class would always be right; transformers itself refuses to read it.
-        (1, "single_label_classification", Task.REGRESSION),
+        (1, "single_label_classification", ModelTask.REGRESSION),
     ],
 )
-def test_the_problem_type_says_what_a_head_predicts(outputs: int, problem_type: str | None, task: Task) -> None:
+def test_the_problem_type_says_what_a_head_predicts(outputs: int, problem_type: str | None, task: ModelTask) -> None:
     assert classifier(outputs, problem_type=problem_type).task is task
 
 
 def test_every_task_has_its_distribution() -> None:
-    bernoulli, gaussian = {Task.MULTI_LABEL}, {Task.REGRESSION, Task.EMBEDDING}
-    for task in Task:
+    bernoulli, gaussian = {ModelTask.MULTI_LABEL}, {ModelTask.REGRESSION, ModelTask.EMBEDDING}
+    for task in ModelTask:
         expected = BERNOULLI if task in bernoulli else GAUSSIAN if task in gaussian else CATEGORICAL
         assert task.distribution is expected
 

@@ -14,7 +14,7 @@ from laconic.errors import UserError
 from laconic.evaluate import evaluate
 from laconic.formats import Quantized
 from laconic.methods import Rtn
-from laconic.model import LanguageModel, Task, load, load_empty, predict
+from laconic.model import LanguageModel, ModelTask, load, load_empty, predict
 from laconic.model.tokens import (
     check_decoder_start,
     pad_token_id,
@@ -190,7 +190,7 @@ def test_an_embedding_of_codes_has_the_same_vocabulary_and_its_bytes(name: str) 
     assert vocabulary_size(lm.model) == VOCABULARY
     assert lm.site_nbytes(site) == coded.nbytes() > 0
     assert lm.with_dtype(torch.float16).site_nbytes(site) == coded.nbytes()
-    if lm.task is not Task.SEQ2SEQ:
+    if lm.task is not ModelTask.SEQ2SEQ:
         forward(lm, random_batch(lm, 2, 5))
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from laconic.compress import Compress, Shorten
 from laconic.errors import StructureNotice, UserError
 from laconic.methods import Magnitude, Svd
-from laconic.model import LanguageModel, Task, check_model, load, load_empty
+from laconic.model import LanguageModel, ModelTask, check_model, load, load_empty
 from laconic.model.structure import infer_anatomy, uncalled_stacks
 from laconic.model.usage import trace_usage
 from laconic.report.anatomy import inspect
@@ -35,7 +35,7 @@ def test_the_text_stack_is_taken_and_the_tower_is_named(name: str) -> None:
         StructureNotice, match=f"linears in each block of .*; .*{tower}.* are not called by text, and stay"
     ):
         lm = seen(name)
-    assert lm.task is Task.CAUSAL
+    assert lm.task is ModelTask.CAUSAL
     ((_, blocks),) = lm.stacks()
     assert [path for path, _ in blocks] == [f"{text}.{number}" for number in range(4 if name == "mllama" else BLOCKS)]
     assert all(site.name.startswith(f"{text}.") for site in lm.sites(("blocks",)))

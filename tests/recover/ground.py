@@ -5,7 +5,7 @@ from dataclasses import replace
 from laconic.calibrate import Calibration
 from laconic.calibrate.batching import batches
 from laconic.calibrate.corpus import Corpus, Example, sample
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from tests.architectures import BY_NAME
 from tests.tokens import letters
 
@@ -29,7 +29,7 @@ def lm_of(name: str, seed: int = 0) -> LanguageModel:
 def data_for(lm: LanguageModel, rows: int = 40) -> Calibration:
     """The corpus, and some rows of it as calibration."""
     whole = corpus(rows)
-    if not (lm.task.is_sequence_classification or lm.task is Task.SEQ2SEQ):
+    if not (lm.task.is_sequence_classification or lm.task is ModelTask.SEQ2SEQ):
         whole = replace(whole, examples=tuple(Example(example.text) for example in whole.examples))
     some = batches(lm, sample(whole, 8, 0), batch_size=4, max_length=16, labelled=True)
     return Calibration(some, corpus=whole, max_length=16)

@@ -11,7 +11,7 @@ from laconic.calibrate.corpus import Corpus, Example, sample
 from laconic.compress import Compress, Narrow, Outcome, Shorten, Step
 from laconic.errors import UserError
 from laconic.methods import Rtn
-from laconic.model import LanguageModel, Task, load
+from laconic.model import LanguageModel, ModelTask, load
 from laconic.progress import silent
 from laconic.recipe.flow import apply_steps
 from laconic.recipe.sampling import Sampling
@@ -62,7 +62,7 @@ def test_a_new_head_on_the_same_encoder(architecture: Architecture) -> None:
             Student(classes=3).check(lm)
         return
     now = _now(Student(classes=3, seed=1), with_original(lm))
-    assert now.task is Task.CLASSIFICATION and now.original is None
+    assert now.task is ModelTask.CLASSIFICATION and now.original is None
     assert now.model.config.num_labels == 3 and now.model.config.id2label == {n: f"LABEL_{n}" for n in range(3)}
     theirs, ours = lm.model.base_model.state_dict(), now.model.base_model.state_dict()
     assert {name for name in ours if name not in theirs and not name.startswith("pooler.")} == set()
@@ -93,17 +93,17 @@ def test_a_new_head_on_chosen_and_on_random_blocks() -> None:
 
 def test_one_class_is_a_score() -> None:
     now = _now(Student(classes=1), lm_of("bert-classifier"))
-    assert now.task is Task.REGRESSION and now.model.config.problem_type == "regression"
+    assert now.task is ModelTask.REGRESSION and now.model.config.problem_type == "regression"
 
 
 def test_a_new_head_has_the_names_and_the_problem_type_that_are_said() -> None:
     now = _now(Student(classes=("joy", "anger"), problem_type="multi_label_classification"), lm_of("bert-classifier"))
-    assert now.task is Task.MULTI_LABEL and now.model.config.num_labels == 2
+    assert now.task is ModelTask.MULTI_LABEL and now.model.config.num_labels == 2
     assert now.model.config.id2label == {0: "joy", 1: "anger"} and now.model.config.label2id == {"joy": 0, "anger": 1}
-    assert _now(Student(classes=2, problem_type="regression"), lm_of("bert-classifier")).task is Task.REGRESSION
+    assert _now(Student(classes=2, problem_type="regression"), lm_of("bert-classifier")).task is ModelTask.REGRESSION
     # Where the configuration says it, that counts as well.
     step = Student(classes=2, config={"problem_type": "multi_label_classification"})
-    assert _now(step, lm_of("bert-classifier")).task is Task.MULTI_LABEL
+    assert _now(step, lm_of("bert-classifier")).task is ModelTask.MULTI_LABEL
 
 
 def test_an_order_goes_on_to_a_head_that_it_fits() -> None:

@@ -11,7 +11,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
 from laconic.evaluate.metrics import Metric
 from laconic.evaluate.prediction import predict_batches, rows_per_batch
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 
 LENGTH = 256
@@ -30,7 +30,7 @@ class NextToken(EvalTask):
 
     prefix = "next-token"
     spellings = ("next-token:SOURCE",)
-    kinds = (Task.CAUSAL,)
+    kinds = (ModelTask.CAUSAL,)
 
     text: str
 

@@ -28,7 +28,7 @@ from laconic.compress.solve_groups import SolveGroup, planned_units
 from laconic.compress.solving import replace_layers
 from laconic.formats import Format
 from laconic.model import Batch, LanguageModel
-from laconic.model.task import Task
+from laconic.model.task import ModelTask
 
 Loss = Callable[[SolveGroup, Format], float]
 """The predicted loss of a unit in a format, in nats."""
@@ -233,8 +233,8 @@ def allocate_corrected(job: Job, asked: str, planned: Callable[[Factors], Alloca
     return found._replace(record=record) if taken == asked else Allocated(same, None, record)
 
 
-def _rows_needed(task: Task) -> int:
-    return ROWS_OF_ONE if task.is_sequence_classification or task is Task.EMBEDDING else ROWS
+def _rows_needed(task: ModelTask) -> int:
+    return ROWS_OF_ONE if task.is_sequence_classification or task is ModelTask.EMBEDDING else ROWS
 
 
 def _has_zeros(job: Job) -> bool:

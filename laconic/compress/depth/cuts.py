@@ -6,8 +6,8 @@ from typing import Literal
 
 from laconic.errors import UserError
 from laconic.model import LanguageModel
+from laconic.model.depth import PARTS, SubBlock, find_subblocks
 from laconic.model.layers import Layers, find_layers, get_layers
-from laconic.model.subblocks import PARTS, SubBlock, find_subblocks
 
 Parts = Literal["blocks", "sublayers"]
 

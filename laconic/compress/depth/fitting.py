@@ -29,9 +29,9 @@ from laconic.compress.depth.cuts import Cut, all_cuts, subblock_at
 from laconic.compress.depth.importance import is_close, stack_rows
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
+from laconic.model.depth import find_subblocks, last_writer
 from laconic.model.layers import Layers, find_layers
 from laconic.model.layers import get_layers as stack_named
-from laconic.model.subblocks import find_subblocks, last_writer
 
 
 @dataclass(frozen=True)

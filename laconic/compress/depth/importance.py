@@ -32,9 +32,9 @@ from laconic.calibrate.collect_stats import scores
 from laconic.calibrate.recorder import Rows, rows_of
 from laconic.compress.depth.cuts import Cut, subblock_at
 from laconic.errors import UserError
-from laconic.model import Batch, LanguageModel, Task, predict
+from laconic.model import Batch, LanguageModel, ModelTask, predict
+from laconic.model.depth import SubBlock, find_subblocks
 from laconic.model.layers import Layers, find_layers
-from laconic.model.subblocks import SubBlock, find_subblocks
 
 Points = list[Float[Tensor, "sequences tokens d"]]
 """The hidden states before each cut of a stack, in forward order, and after the last cut."""
@@ -74,7 +74,7 @@ def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], 
     counts: Counter[str] = Counter()
     for batch in data.track(data.batches, "Measuring the hidden states"):
         for stack, (points, rows) in stack_hidden_states(lm, batch, cuts).items():
-            chosen = _last(rows.counted) if lm.task is Task.CAUSAL else rows.counted
+            chosen = _last(rows.counted) if lm.task is ModelTask.CAUSAL else rows.counted
             counts[stack] += int(chosen.sum())
             for cut, before, after in zip(cuts[stack], points, points[length:], strict=False):
                 cosines = _cosines(before[chosen], after[chosen]).clamp(-1, 1)
@@ -124,7 +124,7 @@ def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) 
         hidden: its hidden states; only the shape is used.
     """
     source = batch["attention_mask"].bool()
-    target = batch["labels"] != -100 if lm.task is Task.SEQ2SEQ else source
+    target = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else source
     return rows_of(hidden.shape[:-1], layers.stack.reads, False, source, target)
 
 

@@ -214,7 +214,7 @@ class Shorten(Step):
             return all(
                 can_drop(lm, layers, dropped_blocks(cuts, name))
                 and not (name in keeps_first and 0 in dropped_blocks(cuts, name))
-                and describable.without(layers, dropped_blocks(cuts, name))
+                and describable.accepts(layers, dropped_blocks(cuts, name))
                 for name, layers in stacks.items()
             )
 

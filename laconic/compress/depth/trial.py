@@ -23,10 +23,9 @@ from laconic.compress.depth.fitting import MapFitter, find_map_place, no_place_e
 from laconic.compress.depth.folding import check_takes, fold
 from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import Batch, LanguageModel
-from laconic.model.depth import drop_blocks
+from laconic.model.depth import drop_blocks, drop_subblock, last_writer
 from laconic.model.layers import Layers, consecutive_ranges, find_layers
 from laconic.model.layers import get_layers as stack_named
-from laconic.model.subblocks import drop_subblock, last_writer
 
 Replacement = Literal["nothing", "bias", "linear"]
 

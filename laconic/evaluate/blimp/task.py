@@ -23,7 +23,7 @@ from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, 
 from laconic.evaluate.metrics import Metric, Scores, limit_evenly, macro_weights, weighted_mean
 from laconic.evaluate.perplexity import start_token
 from laconic.evaluate.prediction import batch_by_length, predict_labelled
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 
 RIGHT, WEIGHT, NUMBER = 0, 1, 2
@@ -45,7 +45,7 @@ class Blimp(EvalTask):
 
     prefix = "blimp"
     spellings = ("blimp", "blimp/PHENOMENON")
-    kinds = (Task.CAUSAL, Task.MASKED)
+    kinds = (ModelTask.CAUSAL, ModelTask.MASKED)
 
     pattern: str | None = None
 
@@ -104,7 +104,7 @@ class Blimp(EvalTask):
         table = torch.stack((right, macro_weights(paradigm_of), torch.tensor(numbers)), dim=1).numpy()
         settings = {
             "split": corpus.split,
-            "score": "log-probability" if lm.task is Task.CAUSAL else "pseudo-log-likelihood",
+            "score": "log-probability" if lm.task is ModelTask.CAUSAL else "pseudo-log-likelihood",
             "left_out": len(good) - len(places),
             "tokenizer": tokenizer_name(lm),
             "paradigms": _paradigm_scores(paradigm_of, table[:, RIGHT]),
@@ -158,7 +158,7 @@ def log_probabilities(
     Reference:
         Salazar et al. 2020, equation 1, https://arxiv.org/abs/1910.14659.
     """
-    rows = list(_causal_rows(lm, sentences) if lm.task is Task.CAUSAL else _masked_rows(lm, sentences))
+    rows = list(_causal_rows(lm, sentences) if lm.task is ModelTask.CAUSAL else _masked_rows(lm, sentences))
     longest = positions(lm)
     rows = [(at, row) for at, row in rows if longest is None or len(row.input_ids) <= longest]
     parts, data = batch_by_length(lm, [row for _, row in rows], BATCH)

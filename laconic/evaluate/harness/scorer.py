@@ -11,7 +11,7 @@ from torch import Tensor
 
 from laconic.calibrate.batching import tokenizer_of
 from laconic.errors import UserError
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.model.predictions import report_run_errors
 from laconic.progress import Track
 
@@ -41,7 +41,7 @@ class HarnessModel(HFLM):
     def __init__(self, lm: LanguageModel, batch_size: int, track: Track, what: str) -> None:
         # Copied, because the harness adds a pad token to a tokenizer without one.
         tokenizer = copy.deepcopy(tokenizer_of(lm))
-        backend = "seq2seq" if lm.task is Task.SEQ2SEQ else "causal"
+        backend = "seq2seq" if lm.task is ModelTask.SEQ2SEQ else "causal"
         super().__init__(pretrained=lm.model, tokenizer=tokenizer, backend=backend, batch_size=batch_size)
         self._lm, self._track = lm, track
         self._what = what

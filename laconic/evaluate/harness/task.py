@@ -18,7 +18,7 @@ from laconic.evaluate.eval_task import EvalTask, TaskResult, tokenizer_name
 from laconic.evaluate.harness.local import find_task_file
 from laconic.evaluate.metrics import Metric, Scores
 from laconic.evaluate.prediction import rows_per_batch
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Harness(EvalTask):
 
     prefix = "harness"
     spellings = ("harness/NAME",)
-    kinds = (Task.CAUSAL, Task.SEQ2SEQ)
+    kinds = (ModelTask.CAUSAL, ModelTask.SEQ2SEQ)
 
     task: str
 

@@ -26,7 +26,7 @@ from laconic.errors import UserError
 from laconic.evaluate.lama.facts import MASK
 from laconic.evaluate.perplexity import start_token
 from laconic.evaluate.prediction import batch_by_length, predict_labelled
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 
 
@@ -118,7 +118,7 @@ def row_builder(lm: LanguageModel) -> RowBuilder:
     Raises:
         UserError: the model has no tokenizer, or the tokenizer has no mask or sentinel token.
     """
-    if lm.task is Task.CAUSAL:
+    if lm.task is ModelTask.CAUSAL:
         return _causal_rows(lm)
     if uses_sentinels(lm):
         return _sentinel_rows(lm)
@@ -128,12 +128,12 @@ def row_builder(lm: LanguageModel) -> RowBuilder:
             f"The model '{lm.source}' cannot be asked with gaps: its tokenizer has no token that stands for one; use a "
             "model that was trained to fill them."
         )
-    return _infilling_rows(lm) if lm.task is Task.SEQ2SEQ else _masked_rows(lm, mask)
+    return _infilling_rows(lm) if lm.task is ModelTask.SEQ2SEQ else _masked_rows(lm, mask)
 
 
 def uses_sentinels(lm: LanguageModel) -> bool:
     """Whether the model is an encoder-decoder whose tokenizer has T5's sentinel tokens."""
-    return lm.task is Task.SEQ2SEQ and SENTINEL.format(0) in tokenizer_of(lm).get_vocab()
+    return lm.task is ModelTask.SEQ2SEQ and SENTINEL.format(0) in tokenizer_of(lm).get_vocab()
 
 
 def _masked_rows(lm: LanguageModel, mask: int) -> RowBuilder:

@@ -20,7 +20,7 @@ from laconic.evaluate.lama.cloze import Boundary, Vocabulary, questions, ranks
 from laconic.evaluate.lama.facts import CORPORA, MASK, corpus_readers
 from laconic.evaluate.metrics import Metric, Scores, limit_evenly, macro_weights, weighted_mean
 from laconic.files import expand_user
-from laconic.model import LanguageModel, Task
+from laconic.model import LanguageModel, ModelTask
 from laconic.model.tokens import vocabulary_size
 from laconic.progress import Track
 
@@ -47,7 +47,7 @@ class Lama(EvalTask):
 
     prefix = "lama"
     spellings = ("lama", *(f"lama/{name}" for name in CORPORA))
-    kinds = (Task.MASKED, Task.CAUSAL, Task.SEQ2SEQ)
+    kinds = (ModelTask.MASKED, ModelTask.CAUSAL, ModelTask.SEQ2SEQ)
 
     subset: str | None = None
     vocabulary: str = ANSWERS

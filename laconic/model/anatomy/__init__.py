@@ -4,7 +4,7 @@ To add an architecture:
 
 1. Build a model of it and `print(model.base_model)`. Note the path of the `ModuleList` of blocks, the paths of the
    projections inside one block, and the path of the word embedding.
-2. Write an `Anatomy` in `encoders.py`, `decoders.py` or `encoder_decoders.py`; copy the entry of a similar architecture
+2. Write an `Anatomy` in `encoders.py` or `decoders.py`; copy the entry of a similar architecture
    and change its paths. `model_types` has the `model_type` of its config.json. Leave out what does not apply: an
    attention without `heads` keeps all its heads, a stack with `depth=None` keeps all its blocks.
 3. Add its name to the import and to `ANATOMIES` below.
@@ -15,8 +15,7 @@ An architecture without an entry is inferred from its modules (`laconic.model.st
 heads, channels and shared inputs are not known.
 """
 
-from laconic.model.anatomy.decoders import GPT2, GPT_NEO, GPT_NEOX, LLAMA, OPT, PHI
-from laconic.model.anatomy.encoder_decoders import BART, LED, T5
+from laconic.model.anatomy.decoders import BART, GPT2, GPT_NEO, GPT_NEOX, LED, LLAMA, OPT, PHI, T5
 from laconic.model.anatomy.encoders import ALBERT, BERT, DEBERTA, DEBERTA_V2, DISTILBERT, LONGFORMER, MODERNBERT
 from laconic.model.anatomy.parts import (
     Anatomy,

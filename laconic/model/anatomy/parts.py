@@ -1,11 +1,11 @@
-"""The parts of an entry: what is said of the blocks, attentions and feed-forwards of one architecture. Data only.
+"""The parts of an entry: dataclasses that describe the blocks, attentions and feed-forwards of one architecture.
 
 Paths are dotted module paths. Those of stacks and word embeddings start from the base model (`model.base_model`), those
 inside a stack from one block. Query, key and value of an attention read the same input, as do the gate and up
 projections of a feed-forward, so statistics of that input are collected once.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from laconic.model.site import Group, InputTokens
@@ -102,7 +102,7 @@ def separate(module: str, names: str, output: str, *, norm: str | None = None, h
     return Attention(module=module, query=query, key=key, value=value, output=output, norm=norm, heads=heads)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FeedForward:
     """The projections of one feed-forward.
 
@@ -119,6 +119,7 @@ class FeedForward:
     inner: tuple[str, ...]
     output: str
     config_width: str
+    _: KW_ONLY
     fused_gate: bool = False
     width: str | None = None
     norm: tuple[str, ...] = ()
@@ -133,7 +134,7 @@ class OtherLinear:
     group: Group
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BiasTable:
     """A table of relative positions that the first block holds and all blocks use.
 
@@ -246,3 +247,18 @@ class Anatomy:
     stacks: tuple[Stack, ...]
     embeddings: tuple[WordEmbedding, ...]
     global_attention: bool = False
+
+
+def one_stack(model_types: str, embedding: str, stack: Stack) -> Anatomy:
+    """The entry of architectures with one stack and one word embedding.
+
+    Args:
+        model_types: their names, separated by spaces.
+        embedding: path of the word embedding from the base model.
+        stack: the stack.
+
+    Example:
+        >>> one_stack("gpt2 other", "wte", Stack(blocks="h")).model_types
+        ('gpt2', 'other')
+    """
+    return Anatomy(model_types=tuple(model_types.split()), stacks=(stack,), embeddings=(WordEmbedding(embedding),))

@@ -1,22 +1,120 @@
-"""Checkpoints: everything that can be given as a model, one file per kind; `find_checkpoint` decides which it is."""
+"""Checkpoints: everything that can be given as a model. `find_checkpoint` decides which kind it is.
+
+Most are a `Stored` checkpoint: a folder saved by `save_pretrained`, or a repository of the hub with the same files.
+"""
 
 import os
-from dataclasses import replace
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from laconic.errors import UserError
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from laconic.errors import CheckpointNotice, UserError
+from laconic.imports import QUANT_METHOD
 from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, keep_embedding_config, read_base_name
-from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint
-from laconic.model.checkpoints.configuration import CONFIG
+from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint, check_tokenizer, load_checked
+from laconic.model.checkpoints.configuration import CONFIG, read_config, warn_about_code
+from laconic.model.checkpoints.fit import check_shapes
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
 from laconic.model.checkpoints.location import Location, find_location, is_archive, is_lfs_pointer
+from laconic.model.checkpoints.quantized import check_quantization, check_quantized_tensors, load_dequantized
 from laconic.model.checkpoints.sentences import EmbeddingConfig, read_embedding_config
-from laconic.model.checkpoints.stored import Stored
+from laconic.model.checkpoints.weights import MissingWeightsError, check_weights, find_weights
+from laconic.model.task import find_auto_class, text_encoder_class_name
 
-__all__ = ["TARGET_TOKENIZER", "Checkpoint", "find_checkpoint"]
+__all__ = ["TARGET_TOKENIZER", "Checkpoint", "Stored", "find_checkpoint"]
 
 EXPORTED = ("model.onnx", "openvino_model.xml")
 """Files of models for other runtimes, as `laconic export` writes them."""
+NO_ADAPTER = "no-adapter-is-meant"
+"""A subfolder that no model has: transformers looks for an adapter there, and so applies none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored(Checkpoint):
+    """A folder saved by `save_pretrained`, or a hub repository with the same files."""
+
+    @property
+    def has_weights(self) -> bool:
+        return self.location.folder is None or find_weights(self.location) is not None
+
+    def config(self) -> PreTrainedConfig:
+        config = read_config(self.location)
+        if self._quantization is not None:
+            check_quantization(self._quantization, self.source)
+            for part in (config, config.get_text_config()):
+                vars(part).pop("quantization_config", None)
+        if self.embedding_config is not None and self.embedding_config.embeds:
+            # sentence-transformers loads the plain encoder, whichever class was saved.
+            config.architectures = [text_encoder_class_name(config, self.source)]
+        return config
+
+    def check(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> None:
+        try:
+            weights = check_weights(self.location.without_download(), config)
+            if self._quantization is None:
+                shapes = {name: header.shape for name, header in weights.headers().items()}
+                check_shapes(shapes, config, self.source, external_names, weights.integer_names)
+            else:
+                check_quantized_tensors(config, weights, self._quantization, self.source, external_names)
+        except MissingWeightsError:
+            # Weights that are not downloaded yet are checked when they are loaded.
+            if self.location.folder is not None or not self.location.downloads:
+                raise
+        if self.location.folder is not None and self.embedding_config is not None:
+            # These modules are small.
+            self.embedding_config.load()
+        check_tokenizer(self.location)
+
+    def load(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> PreTrainedModel:
+        warn_about_code(self.location.json(CONFIG) or {}, self.source)
+        if self.location.file(ADAPTER_CONFIG) is not None:
+            warnings.warn(
+                f"'{self.source}' holds a model and an adapter for it: the model is read without the adapter. "
+                "To merge them, put the adapter into a folder of its own and give that.",
+                CheckpointNotice,
+                stacklevel=2,
+            )
+        weights = check_weights(self.location, config)
+        if self._quantization is not None:
+            model = load_dequantized(config, weights, self._quantization, self.source, external_names)
+        else:
+            # A pooler that is not in the file is initialized at random, equally at every loading.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = load_checked(
+                    find_auto_class(config, config.architectures or ()),
+                    config,
+                    self.source,
+                    # Given the name of a repository, transformers would ask the hub to convert its pickles.
+                    pretrained_model_name_or_path=str(weights.folder),
+                    external_names=external_names,
+                    integer_names=weights.integer_names,
+                    trust_remote_code=False,
+                    use_safetensors=weights.are_safe,
+                    weights_only=True,
+                    adapter_kwargs={"subfolder": NO_ADAPTER},
+                )
+        model.config.name_or_path = self.location.name
+        return model
+
+    @cached_property
+    def _quantization(self) -> dict[str, Any] | None:
+        """The `quantization_config` of another library; None for plain weights and models that laconic compressed."""
+        raw = self.location.json(CONFIG) or {}
+        text = raw.get("text_config")
+        config = raw.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+        return config if isinstance(config, dict) and config and config.get("quant_method") != QUANT_METHOD else None
+
+    def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
+        if isinstance(config.dtype, torch.dtype):
+            return config.dtype
+        return check_weights(self.location, config).dtype()
 
 
 def find_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
@@ -79,7 +177,7 @@ def _read_file(path: Path, source: str) -> Checkpoint:
 
 
 def _explain_file(path: Path, source: str) -> str:
-    """Why the file at `path` is no model."""
+    """The reason why the file at `path` is no model."""
     remedy = "give the folder that it lies in, with its config.json"
     if is_lfs_pointer(path):
         return f"Git LFS has left a note in the place of '{source}'; fetch the file itself, by `git lfs pull`."
@@ -93,7 +191,7 @@ def _explain_file(path: Path, source: str) -> str:
 
 
 def _explain_folder(location: Location, source: str) -> str:
-    """Why the folder at `location`, which has no config.json, is no model."""
+    """The reason why the folder at `location`, which has no config.json, is no model."""
     if location.file("model_index.json") is not None:
         return (
             f"The folder '{source}' holds a diffusers pipeline and no language model; "
@@ -105,8 +203,8 @@ def _explain_folder(location: Location, source: str) -> str:
             f"The folder '{source}' holds an exported model ({exported}) for another runtime, which is not read here; "
             "give the folder that it was exported from."
         )
-    inside = [] if location.folder is None else sorted(path.parent for path in location.folder.glob(f"*/{CONFIG}"))
-    if inside:
-        one = "it is in" if len(inside) == 1 else f"{len(inside)} folders in it have one, as"
-        return f"The folder '{source}' has no config.json; {one} '{inside[-1]}': give that."
+    folders = [] if location.folder is None else sorted(path.parent for path in location.folder.glob(f"*/{CONFIG}"))
+    if folders:
+        place = "it is in" if len(folders) == 1 else f"{len(folders)} folders in it have one, as"
+        return f"The folder '{source}' has no config.json; {place} '{folders[-1]}': give that."
     return f"The folder '{source}' has no config.json; give a folder saved by save_pretrained."

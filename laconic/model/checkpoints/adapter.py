@@ -1,7 +1,7 @@
 """An adapter trained by peft (adapter_config.json and its tensors), merged into its base model.
 
-peft adds the tensors of LoRA, and of every other adapter that changes matrices, to them. Before the merged model is
-used, its outputs for a few tokens are compared with those of the model and the adapter side by side.
+peft adds the tensors of an adapter such as LoRA to the matrices. Before the merged model is used, its outputs for a few
+tokens are compared with those of the unmerged model and adapter.
 """
 
 import copy
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto as auto
 
@@ -22,16 +23,16 @@ from laconic.files import expand_user
 from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, read_tokenizer, require_package
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.location import Location
-from laconic.model.checkpoints.merging import merge_adapter, untie_adapted
 from laconic.model.checkpoints.sentences import EmbeddingConfig
 from laconic.model.checkpoints.weights import check_file, read_headers
+from laconic.model.enumeration import untie
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import as_classes, text_encoder_class_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
-"""Of the names in an adapter's file that are names of the model's."""
+"""The prefix that peft puts before the names of the model's own tensors."""
 EMBEDS = "FEATURE_EXTRACTION"
 _MAPPINGS: Mapping[str, Any] = {
     "SEQ_CLS": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -39,10 +40,13 @@ _MAPPINGS: Mapping[str, Any] = {
     "SEQ_2_SEQ_LM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     EMBEDS: auto.MODEL_MAPPING,
 }
-"""peft's names of tasks, and the classes that can do each."""
-_BESIDE_MATRICES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
-                    "ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW")  # fmt: skip
-"""Kinds of adapter that change what the model reads, or which adapter it takes, and no matrix."""
+"""The classes for each of peft's tasks."""
+_NOT_MERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+                  "ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW")  # fmt: skip
+"""Kinds of adapter that change the inputs of the model, or select other adapters, and change no matrix."""
+TOKENS = 8
+TOLERANCE = 1e-3
+"""The largest difference relative to the largest output, as float32 sums in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +60,29 @@ class Adapter(Checkpoint):
     base: Checkpoint
 
     def config(self) -> PreTrainedConfig:
-        config = self._of_base()
+        config = self._base_config()
         outline = build_outline(config, self.source)
-        for name, shape in self._shapes.items():
-            if name in _embeddings(outline) and shape[0] != outline.get_parameter(name).shape[0]:
+        embeddings = {outline.get_input_embeddings(), outline.get_output_embeddings()}
+        for name, module in outline.named_modules():
+            shape = self._shapes.get(f"{name}.weight")
+            if module in embeddings and shape is not None and shape[0] != module.get_parameter("weight").shape[0]:
                 config.get_text_config().vocab_size = shape[0]
         return config
 
-    def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
-        require_package("peft", f"The adapter '{self.source}'", extra="train", least="0.17")
-        self.base.check(self._of_base(), given=self._shapes.keys())
+    def check(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> None:
+        require_package("peft", f"The adapter '{self.source}'", extra="train", min_version="0.17")
+        self.base.check(self._base_config(), self._shapes.keys())
         check_tokenizer(self.location)
 
-    def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
-        model = self.base.load(self._of_base(), given=self._shapes.keys())
+    def load(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> PreTrainedModel:
+        model = self.base.load(self._base_config(), self._shapes.keys())
         rows = config.get_text_config().vocab_size
         if rows != model.config.get_text_config().vocab_size:
             model.resize_token_embeddings(rows, mean_resizing=False)
-        beside = self._put_beside(model)
+        peft_model = self._load_unmerged(model)
         try:
-            untie_adapted(beside)
-            model = merge_adapter(beside, self.source)
+            _untie_adapted(peft_model)
+            model = _merge(peft_model, self.source)
         except UserError:
             raise
         except MODEL_ERRORS as error:
@@ -93,68 +99,76 @@ class Adapter(Checkpoint):
     def tokenizers(
         self, own: PreTrainedTokenizerBase | None = None
     ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
-        beside = read_tokenizer(self.location) if own is None else own
-        found, target = self.base.tokenizers(beside)
-        return (self.apply_lower_case(found) if own is None else own), target
+        tokenizer, target = self.base.tokenizers(read_tokenizer(self.location) if own is None else own)
+        return (self.apply_lower_case(tokenizer) if own is None else own), target
 
-    def _of_base(self) -> PreTrainedConfig:
-        """The configuration of the base model, with the class and as many outputs as the adapter is for."""
-        said = self._said
+    def _base_config(self) -> PreTrainedConfig:
+        """The configuration of the base model, with the class and the number of outputs that the adapter is for."""
+        kind, task = self._settings.get("peft_type"), self._settings.get("task_type")
         config = copy.deepcopy(self.base.config())
-        _check_kind(said, self.source)
+        if not isinstance(kind, str):
+            place = f"In the adapter_config.json of '{self.source}', peft_type"
+            raise must_be(place, "the name of a kind of adapter", kind)
+        if kind in _NOT_MERGEABLE:
+            raise UserError(
+                f"The adapter '{self.source}' is of the kind {kind}, which changes no matrix, so it cannot be merged "
+                "into its model; give the model without it, or an adapter like LoRA."
+            )
         if self.embedding_config is not None and self.embedding_config.embeds:
             config.architectures = [text_encoder_class_name(config, self.source)]
         else:
-            config.architectures = [_class_for(said.get("task_type"), config, self.source)]
-        if said.get("task_type") == "SEQ_CLS":
-            _count_labels(config, self._shapes, self.source)
+            config.architectures = [_class_for(task, config, self.source)]
+        if task == "SEQ_CLS":
+            _set_label_count(config, self._shapes, self.source)
         return config
 
     @cached_property
-    def _said(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         return self.location.json(ADAPTER_CONFIG) or {}
 
     @cached_property
     def _file(self) -> Path:
-        """The file of its tensors, which is whole and needs no code."""
-        found = next((file for name in FILES if (file := self.location.file(name)) is not None), None)
-        if found is None:
+        """The file of its tensors, after a check that it is whole and needs no code."""
+        file = next((file for name in FILES if (file := self.location.file(name)) is not None), None)
+        if file is None:
             raise UserError(f"The adapter '{self.source}' has no {' or '.join(FILES)}; use a complete one.")
-        check_file(found, found.suffix == ".safetensors", self.source)
-        return found
+        check_file(file, file.suffix == ".safetensors", self.source)
+        return file
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors in its file, by their names in the model where they are the model's."""
+        """The shapes of the tensors in its file; tensors of the model itself have their names in the model."""
         headers = read_headers(self._file, self._file.suffix == ".safetensors")
         return {name.removeprefix(PREFIX): header.shape for name, header in headers.items()}
 
-    def _put_beside(self, model: PreTrainedModel) -> Any:
-        """The model with the adapter unmerged, as peft runs it; every tensor of the adapter must be used."""
+    def _load_unmerged(self, model: PreTrainedModel) -> Any:
+        """The model with the unmerged adapter, as a PeftModel, after a check that every tensor is used."""
         peft: Any = import_module("peft")
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                beside = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(self._file.parent)))
+                peft_model = peft.PeftModel(model, peft.PeftConfig.from_pretrained(str(self._file.parent)))
                 mapping = getattr(model, "_checkpoint_conversion_mapping", None)
-                report = beside.load_adapter(str(self._file.parent), "default", torch_device="cpu", key_mapping=mapping)
+                report = peft_model.load_adapter(
+                    str(self._file.parent), "default", torch_device="cpu", key_mapping=mapping
+                )
             except MODEL_ERRORS as error:
                 raise UserError(
                     f"The adapter '{self.source}' does not fit the model '{self.base.source}': "
                     f"{reason_of(error)}; use the model that it was trained on, and a peft no older than its own."
                 ) from error
-        ignored = [str(one.message) for one in told if "Unexpected keyword arguments" in str(one.message)]
-        if ignored:
+        messages = [str(warning.message) for warning in caught]
+        if ignored := [message for message in messages if "Unexpected keyword arguments" in message]:
             raise UserError(
                 f"The adapter '{self.source}' is of a later peft than is installed: {ignored[0].rstrip('.')}; "
                 "upgrade peft."
             )
-        if left := sorted((*report.missing_keys, *report.unexpected_keys)):
+        if unused := sorted((*report.missing_keys, *report.unexpected_keys)):
             raise UserError(
-                f"The adapter '{self.source}' does not fit the model '{self.base.source}': {len(left)} of its "
-                f"tensors have no counterpart, the first is '{left[0]}'; use the model that it was trained on."
+                f"The adapter '{self.source}' does not fit the model '{self.base.source}': {len(unused)} of its "
+                f"tensors have no counterpart, the first is '{unused[0]}'; use the model that it was trained on."
             )
-        return beside.eval()
+        return peft_model.eval()
 
 
 def read_base_name(location: Location) -> tuple[str, str | None]:
@@ -162,47 +176,39 @@ def read_base_name(location: Location) -> tuple[str, str | None]:
 
     A relative path is looked up from the working directory, as peft does, and then from the adapter's folder.
 
+    Args:
+        location: the folder or the repository of the adapter.
+
     Raises:
-        UserError: none is named, or a path where nothing is.
+        UserError: no name is given, or it is a path that does not exist.
     """
-    said = location.json(ADAPTER_CONFIG) or {}
-    name, revision = said.get("base_model_name_or_path"), said.get("revision")
+    settings = location.json(ADAPTER_CONFIG) or {}
+    name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     where = f"In the adapter_config.json of '{location.source}', "
     if not isinstance(name, str) or not name:
         raise must_be(f"{where}base_model_name_or_path", "a folder or a hub name", name)
     if not isinstance(revision, (str, type(None))):
         raise must_be(f"{where}revision", "a branch, tag or commit", revision)
     path = expand_user(name)
-    beside = path if location.folder is None else location.folder / path
-    there = next((one for one in (path, beside) if one.exists()), None)
-    if there is None and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+    candidates = (path, path if location.folder is None else location.folder / path)
+    folder = next((candidate for candidate in candidates if candidate.exists()), None)
+    if folder is None and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise UserError(
             f"The adapter '{location.source}' is of the model '{name}', and there is none; "
             "write where it lies to base_model_name_or_path in its adapter_config.json."
         )
-    return (name if there is None else str(there)), revision or None
+    return (name if folder is None else str(folder)), revision or None
 
 
-def keep_embedding_config(location: Location, found: EmbeddingConfig | None) -> EmbeddingConfig | None:
-    """The sentence-transformers modules of a model that are still valid with an adapter; None for others."""
+def keep_embedding_config(location: Location, config: EmbeddingConfig | None) -> EmbeddingConfig | None:
+    """The sentence-transformers modules of a base model if an adapter keeps them valid, else None."""
     task = (location.json(ADAPTER_CONFIG) or {}).get("task_type")
-    # With a head on it, a model makes no vectors.
-    return None if found is not None and found.embeds and task not in (None, EMBEDS) else found
-
-
-def _check_kind(said: Mapping[str, Any], source: str) -> None:
-    kind = said.get("peft_type")
-    if not isinstance(kind, str):
-        raise must_be(f"In the adapter_config.json of '{source}', peft_type", "the name of a kind of adapter", kind)
-    if kind in _BESIDE_MATRICES:
-        raise UserError(
-            f"The adapter '{source}' is of the kind {kind}, which changes no matrix, so it cannot be merged into its "
-            "model; give the model without it, or an adapter like LoRA."
-        )
+    # A model with a head makes no vectors.
+    return None if config is not None and config.embeds and task not in (None, EMBEDS) else config
 
 
 def _class_for(task: object, config: PreTrainedConfig, source: str) -> str:
-    """The name of the class that the adapter was trained with: that of its base, where this can do the task."""
+    """The name of the class that the adapter was trained with: the class of the base model, if it is for this task."""
     own = config.architectures[0] if config.architectures else None
     if task is None and own is not None:
         return own
@@ -212,22 +218,81 @@ def _class_for(task: object, config: PreTrainedConfig, source: str) -> str:
             f"The adapter '{source}' is for the task {task}, which is not supported for the architecture "
             f"'{config.model_type}'; supported are {', '.join(_MAPPINGS)}."
         )
-    able = [kind.__name__ for kind in as_classes(mapping[type(config)])]
-    return own if own in able else able[0]
+    names = [model_class.__name__ for model_class in as_classes(mapping[type(config)])]
+    return own if own in names else names[0]
 
 
-def _count_labels(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+def _set_label_count(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
     """Set the number of labels in `config` to the rows of the head in the adapter's file."""
     outline = build_outline(config, source)
     for name, parameter in outline.named_parameters():
-        if name.startswith(f"{outline.base_model_prefix}.") or name not in shapes or parameter.dim() != 2:
-            continue
-        if shapes[name][0] != parameter.shape[0] == config.num_labels:
+        is_head = not name.startswith(f"{outline.base_model_prefix}.") and name in shapes and parameter.dim() == 2
+        if is_head and shapes[name][0] != parameter.shape[0] == config.num_labels:
             config.num_labels = shapes[name][0]
 
 
-def _embeddings(model: PreTrainedModel) -> set[str]:
-    """The names of the matrices with one row per token."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    named: dict[Any, str] = {module: name for name, module in model.named_modules()}
-    return {f"{named[module]}.weight" for module in modules if module is not None}
+def _untie_adapted(peft_model: Any) -> None:
+    """Untie each pair of tied matrices of which one has an adapter.
+
+    Merging changes the matrix in place, so that a tied matrix would change as well. Without merging it does not.
+    """
+    adapted = import_module("peft.tuners.tuners_utils").BaseTunerLayer
+    model = peft_model.get_base_model()
+    for target, source in model.all_tied_weights_keys.items():
+        for name in (target, source):
+            path, _, attribute = name.rpartition(".")
+            layer = model.get_submodule(path)
+            if isinstance(layer, adapted):
+                inner: nn.Module = layer.get_base_layer()
+                matrix = getattr(inner, attribute).detach().clone()
+                setattr(inner, attribute, nn.Parameter(matrix, requires_grad=False))
+
+
+def _merge(peft_model: Any, source: str) -> PreTrainedModel:
+    """Merge an adapter into its model, and check that the outputs stay the same."""
+    before = _outputs(peft_model)
+    with warnings.catch_warnings():
+        # peft warns about ties, which `_restore_ties` repairs.
+        warnings.simplefilter("ignore")
+        model: PreTrainedModel = peft_model.merge_and_unload(safe_merge=True)
+    model.requires_grad_(True)
+    _restore_ties(model)
+    if not are_close(before, _outputs(model)):
+        raise UserError(
+            f"The adapter '{source}' cannot be merged into its model: merged by peft, it computes something else; "
+            "give a model without it."
+        )
+    return model
+
+
+def are_close(before: Tensor, after: Tensor) -> bool:
+    """Whether two outputs are equal up to `TOLERANCE` and finite at the same places."""
+    if before.shape != after.shape or not torch.equal(before.isfinite(), after.isfinite()):
+        return False
+    first, second = (outputs.nan_to_num(0, 0, 0) for outputs in (before, after))
+    return bool((first - second).abs().max() <= TOLERANCE * first.abs().max())
+
+
+def _restore_ties(model: PreTrainedModel) -> None:
+    """Tie the matrices that are still equal, and untie the others, so that both are saved."""
+    for target, source in dict(model.all_tied_weights_keys).items():
+        copied, original = model.get_parameter(target), model.get_parameter(source)
+        path, _, attribute = target.rpartition(".")
+        if copied is original:
+            continue
+        if torch.equal(copied, original):
+            setattr(model.get_submodule(path), attribute, original)
+        else:
+            untie(model, {path})
+            model.config.tie_word_embeddings = False
+
+
+@torch.no_grad()
+def _outputs(model: Any) -> Tensor:
+    """The first output of `model` for a few fixed random tokens."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.randint(rows, (2, TOKENS), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens
+    return model(**inputs)[0].double()

@@ -1,12 +1,12 @@
 """A GGUF file, the format of llama.cpp; transformers dequantizes its blocks of codes.
 
-transformers reads only part of the metadata. What else changes the outputs is checked (`gguf_checks`): such a file is
-refused, or the configuration is completed.
+transformers reads only part of the metadata. Other metadata that changes the outputs is checked
+(`laconic.model.checkpoints.gguf_checks`): the file is refused, or the configuration is completed.
 """
 
 import struct
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +17,16 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
-from laconic.model.checkpoints.checkpoint import Checkpoint, require_package
+from laconic.model.checkpoints.checkpoint import Checkpoint, load_checked, require_package
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.gguf_checks import FACTORS, check_count, check_metadata, check_tensors, set_rope_scaling
-from laconic.model.checkpoints.report import check_report
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import as_classes, find_auto_class
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 _PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""ggml's types that are no codes."""
+"""The types of ggml that are no codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +40,18 @@ class Gguf(Checkpoint):
     path: Path
 
     def config(self) -> PreTrainedConfig:
-        self._needs()
-        metadata = self._metadata()
-        self._check_whole(metadata)
+        subject = f"The GGUF file '{self.source}'"
+        require_package("transformers", subject, min_version="5.23")
+        require_package("gguf", subject, extra="gguf", min_version="0.17")
+        require_package("accelerate", subject, extra="gguf", min_version="1.1")
+        metadata = self._metadata
+        if (parts := metadata.get("split.count", 1)) > 1:
+            raise UserError(
+                f"{subject} is one of {parts} parts; put them together with `llama-gguf-split --merge` and give the "
+                "whole."
+            )
+        if (kind := metadata.get("general.type", "model")) != "model":
+            raise UserError(f"{subject} holds a thing of the type '{kind}' and no model; give one.")
         architecture = metadata["general.architecture"]
         try:
             config = AutoConfig.from_pretrained(
@@ -51,7 +59,7 @@ class Gguf(Checkpoint):
             )
         except (OSError, *MODEL_ERRORS) as error:
             raise UserError(
-                f"The GGUF file '{self.source}' of the architecture '{architecture}' cannot be read by transformers: "
+                f"{subject} of the architecture '{architecture}' cannot be read by transformers: "
                 f"{reason_of(error)}; use the folder that it was made from."
             ) from error
         _name_class(config)
@@ -61,13 +69,13 @@ class Gguf(Checkpoint):
         check_metadata(metadata, [tensor.name for tensor in self._reader.tensors], config, self.source)
         return config
 
-    def check(self, config: PreTrainedConfig, given: Collection[str] = ()) -> None:
-        # Reading the configuration has looked whether the file ends before its tensors.
-        architecture = self._metadata()["general.architecture"]
-        check_tensors(build_outline(config, self.source), architecture, self._shapes, self.source, given)
+    def check(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> None:
+        # When the configuration was read, the reader checked that the file contains its tensors.
+        architecture = self._metadata["general.architecture"]
+        check_tensors(build_outline(config, self.source), architecture, self._shapes, self.source, external_names)
 
-    def load(self, config: PreTrainedConfig, given: Collection[str] = ()) -> PreTrainedModel:
-        from transformers import GgufConfig  # noqa: PLC0415 (`config` has looked that it is there)
+    def load(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> PreTrainedModel:
+        from transformers import GgufConfig  # noqa: PLC0415 (`config` has checked the version of transformers)
 
         if self._plain_types() is None:
             warnings.warn(
@@ -75,32 +83,25 @@ class Gguf(Checkpoint):
                 CheckpointNotice,
                 stacklevel=2,
             )
-        kind: Any = find_auto_class(config, config.architectures or ())
-        try:
-            model, report = kind.from_pretrained(
-                str(self.path.parent),
-                config=config,
-                gguf_file=self.path.name,
-                # Else the codes stay, in modules that are no linears and cannot be saved.
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except (OSError, *MODEL_ERRORS) as error:
-            raise UserError(
-                f"The weights of '{self.source}' cannot be loaded: {reason_of(error)}; use the folder that it was made "
-                "from."
-            ) from error
-        check_report(model, report, self.source, given=given)
+        model = load_checked(
+            find_auto_class(config, config.architectures or ()),
+            config,
+            self.source,
+            pretrained_model_name_or_path=str(self.path.parent),
+            external_names=external_names,
+            remedy="use the folder that it was made from",
+            gguf_file=self.path.name,
+            # Otherwise the codes stay, in modules that are no linears and cannot be saved.
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
+        )
         check_count(model, self._shapes, self.source)
         model.config.name_or_path = str(self.path)
         return model
 
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         plain = self._plain_types()
-        # No shorter type holds every number that 8-bit codes and scales of 16 bits make; norms are float32 everywhere.
+        # No shorter dtype holds every product of an 8-bit code and a 16-bit scale, and norms are always float32.
         return torch.float32 if plain is None else min(plain, key=lambda dtype: dtype.itemsize)
 
     def tokenizers(
@@ -109,7 +110,7 @@ class Gguf(Checkpoint):
         if own is not None:
             return own, None
         try:
-            found = AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 str(self.path.parent), gguf_file=self.path.name, trust_remote_code=False
             )
         except (OSError, *MODEL_ERRORS) as error:
@@ -120,18 +121,12 @@ class Gguf(Checkpoint):
                 stacklevel=2,
             )
             return None, None
-        return found, None
-
-    def _needs(self) -> None:
-        what = f"The GGUF file '{self.source}'"
-        require_package("transformers", what, least="5.23")
-        require_package("gguf", what, extra="gguf", least="0.17")
-        require_package("accelerate", what, extra="gguf", least="1.1")
+        return tokenizer, None
 
     @cached_property
     def _reader(self) -> Any:
-        """llama.cpp's own reader of the file; it takes seconds for a large vocabulary."""
-        from gguf import GGUFReader  # noqa: PLC0415 (`config` has looked that it is there)
+        """The reader of llama.cpp for the file. For a large vocabulary, making it takes seconds."""
+        from gguf import GGUFReader  # noqa: PLC0415 (`config` has checked that it is installed)
 
         try:
             return GGUFReader(self.path)
@@ -141,28 +136,17 @@ class Gguf(Checkpoint):
                 "fetch it again."
             ) from error
 
+    @property
     def _metadata(self) -> dict[str, Any]:
         """The metadata of the file, except for its vocabulary."""
-        found = {
+        metadata = {
             name: field.contents()
             for name, field in self._reader.fields.items()
             if not name.startswith(("GGUF.", "tokenizer."))
         }
-        if not isinstance(found.get("general.architecture"), str):
+        if not isinstance(metadata.get("general.architecture"), str):
             raise UserError(f"The GGUF file '{self.source}' does not say general.architecture; take a whole model.")
-        return found
-
-    def _check_whole(self, metadata: Mapping[str, Any]) -> None:
-        """Raise UserError where the file is a part of a model, or of something else."""
-        parts = metadata.get("split.count", 1)
-        if parts > 1:
-            raise UserError(
-                f"The GGUF file '{self.source}' is one of {parts} parts; put them together with "
-                "`llama-gguf-split --merge` and give the whole."
-            )
-        kind = metadata.get("general.type", "model")
-        if kind != "model":
-            raise UserError(f"The GGUF file '{self.source}' holds a thing of the type '{kind}' and no model; give one.")
+        return metadata
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -176,17 +160,17 @@ class Gguf(Checkpoint):
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file at `path` begins as a GGUF file."""
+    """Whether the file at `path` begins with the magic number of GGUF."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 def _name_class(config: PreTrainedConfig) -> None:
-    """Set `architectures` where transformers leaves it open: to the class that generates text."""
+    """Set `architectures` to the class that generates text, if transformers does not set it."""
     if config.architectures:
         return
     for mapping in (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING):
         if type(config) in mapping:
-            known: Any = mapping[type(config)]
-            config.architectures = [as_classes(known)[0].__name__]
+            model_class: Any = mapping[type(config)]
+            config.architectures = [as_classes(model_class)[0].__name__]
             return

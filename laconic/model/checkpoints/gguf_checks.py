@@ -1,8 +1,8 @@
-"""Check that transformers uses everything in a GGUF file that changes the outputs: metadata, and tensors.
+"""Check that transformers uses all metadata and all tensors of a GGUF file that change the outputs.
 
 llama.cpp stores the scaled frequencies of Llama 3.1 and later as a tensor of factors, and other scalings as metadata;
-transformers 5.23 reads neither. Llama's formula is recognised here and written into the configuration; a file with
-anything else is refused. Tensors are compared with the model by names and sizes alone.
+transformers 5.23 reads neither. The formula of Llama is recognised and written into the configuration; files with other
+scalings are refused. Tensors are compared with the model only by names and sizes.
 """
 
 import math
@@ -15,22 +15,22 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import UserError
-from laconic.model.checkpoints.report import check_report
+from laconic.model.checkpoints.fit import check_report
 from laconic.model.stock import MODEL_ERRORS
 
 FACTORS = "rope_freqs.weight"
 """The tensor by which llama.cpp divides the frequencies of rotary positions."""
 LOW, HIGH, BEFORE = 1.0, 4.0, 8192
-"""Of Llama 3.1 to 3.3: the frequency factors between which it is interpolated, and the context before scaling."""
+"""Llama 3.1 to 3.3: the frequency factors between which the scale is interpolated, and the context before scaling."""
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
-_SAME = {
+_CONFIG_KEYS = {
     "attention.sliding_window": "sliding_window",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "logit_scale": "logit_scale",
     "attention.clamp_kqv": "clip_qkv",
 }
-"""Keys of a GGUF file after its architecture's name, and what transformers calls the same."""
+"""Keys of a GGUF file, without the name of the architecture, and the keys of a configuration for the same values."""
 
 
 def llama3_factors(frequencies: Tensor, factor: float) -> Tensor:
@@ -53,7 +53,7 @@ def llama3_factors(frequencies: Tensor, factor: float) -> Tensor:
 
 
 def set_rope_scaling(config: PreTrainedConfig, factors: Tensor, source: str) -> None:
-    """Write the rotary scaling that a tensor of factors stands for into a configuration, in place.
+    """Write the rotary scaling of a tensor of factors into a configuration, in place.
 
     Args:
         config: the configuration.
@@ -61,7 +61,7 @@ def set_rope_scaling(config: PreTrainedConfig, factors: Tensor, source: str) -> 
         source: the file, as errors name it.
 
     Raises:
-        UserError: they are not those of Llama 3.
+        UserError: the factors do not follow the formula of Llama 3.
     """
     if torch.equal(factors, torch.ones_like(factors)):
         return
@@ -82,69 +82,63 @@ def set_rope_scaling(config: PreTrainedConfig, factors: Tensor, source: str) -> 
 
 
 def check_metadata(metadata: Mapping[str, Any], names: Sequence[str], config: PreTrainedConfig, source: str) -> None:
-    """Check that a configuration has everything in the metadata that changes the outputs.
+    """Check that a configuration has all values of the metadata that change the outputs.
 
     Args:
         metadata: the metadata of the file.
         names: the names of its tensors.
-        config: the configuration that transformers read from it.
+        config: the configuration that transformers read from the file.
         source: the file, as errors name it.
 
     Raises:
-        UserError: the configuration lacks something.
+        UserError: the configuration lacks a value.
     """
     if longer := [name for name in names if name.startswith("rope_factors_")]:
         raise _left_out(source, longer[0], "factors of frequencies for long contexts")
     architecture = metadata["general.architecture"]
-    for name, value, heard in _said(metadata, architecture, config):
-        if not heard:
+    for name, value, is_used in _values(metadata, architecture, config):
+        if not is_used:
             raise _left_out(source, f"{architecture}.{name}", value)
 
 
-def _said(metadata: Mapping[str, Any], architecture: str, config: PreTrainedConfig) -> Iterator[tuple[str, Any, bool]]:
-    """What decides the outputs: its name in the file, its value, and whether `config` has it."""
-    said = {name.removeprefix(f"{architecture}."): value for name, value in metadata.items()}
-    rope = _rope(config)
-    if (kind := said.get("rope.scaling.type", "none")) != "none":
-        yield (
-            "rope.scaling.type",
-            kind,
-            rope.get("rope_type") == kind and _near(rope.get("factor"), said.get("rope.scaling.factor")),
-        )
-    if (base := said.get("rope.freq_base")) is not None:
-        yield "rope.freq_base", base, _near(rope.get("rope_theta"), base)
-    if (turned := said.get("rope.dimension_count")) is not None and rope:
-        yield "rope.dimension_count", turned, turned == _turned(config, rope)
-    for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
-        if (epsilon := said.get(name)) is not None:
-            yield name, epsilon, any(_near(getattr(config, own, None), epsilon) for own in _EPSILONS)
-    for name, own in _SAME.items():
-        if (value := said.get(name)) is not None and not _reaches_everywhere(name, value, said):
-            yield name, value, _near(getattr(config, own, None), value)
-
-
-def _rope(config: PreTrainedConfig) -> Mapping[str, Any]:
-    """The parameters of rotary positions, of full attention where a layer's kind decides; none where there are none."""
+def _values(
+    metadata: Mapping[str, Any], architecture: str, config: PreTrainedConfig
+) -> Iterator[tuple[str, Any, bool]]:
+    """The values that change the outputs: the key in the file, the value, and whether `config` has it."""
+    values = {name.removeprefix(f"{architecture}."): value for name, value in metadata.items()}
     rope = getattr(config, "rope_parameters", None) or {}
-    return rope.get("full_attention", rope)
+    # If rotary parameters differ by kind of layer, those of full attention are compared.
+    rope = rope.get("full_attention", rope)
+    if (kind := values.get("rope.scaling.type", "none")) != "none":
+        is_used = rope.get("rope_type") == kind and _near(rope.get("factor"), values.get("rope.scaling.factor"))
+        yield "rope.scaling.type", kind, is_used
+    if (base := values.get("rope.freq_base")) is not None:
+        yield "rope.freq_base", base, _near(rope.get("rope_theta"), base)
+    if (count := values.get("rope.dimension_count")) is not None and rope:
+        yield "rope.dimension_count", count, count == _rotary_dimensions(config, rope)
+    for name in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
+        if (epsilon := values.get(name)) is not None:
+            yield name, epsilon, any(_near(getattr(config, key, None), epsilon) for key in _EPSILONS)
+    for name, key in _CONFIG_KEYS.items():
+        if (value := values.get(name)) is None:
+            continue
+        # A window of 0 stands for none, and a window of the whole context changes nothing.
+        is_window = name == "attention.sliding_window"
+        if not (is_window and (value == 0 or value >= values.get("context_length", math.inf))):
+            yield name, value, _near(getattr(config, key, None), value)
 
 
-def _turned(config: PreTrainedConfig, rope: Mapping[str, Any]) -> int:
-    """How many numbers of a head are turned by their position."""
+def _rotary_dimensions(config: PreTrainedConfig, rope: Mapping[str, Any]) -> int:
+    """The number of dimensions of a head that rotary embeddings rotate."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     share = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     return int(width * (1.0 if share is None else share))
 
 
-def _reaches_everywhere(name: str, value: Any, said: Mapping[str, Any]) -> bool:
-    """Whether a window is no smaller than the context, or 0 for none."""
-    return name == "attention.sliding_window" and (value == 0 or value >= said.get("context_length", math.inf))
-
-
-def _near(mine: object, theirs: object) -> bool:
-    return (
-        isinstance(mine, (int, float)) and isinstance(theirs, (int, float)) and math.isclose(mine, theirs, rel_tol=1e-4)
-    )
+def _near(value: object, other: object) -> bool:
+    if not isinstance(value, (int, float)) or not isinstance(other, (int, float)):
+        return False
+    return math.isclose(value, other, rel_tol=1e-4)
 
 
 def _left_out(source: str, name: str, value: object) -> UserError:
@@ -154,8 +148,8 @@ def _left_out(source: str, name: str, value: object) -> UserError:
     )
 
 
-BESIDE = "rope_"
-"""Begins the names of tensors that are no weights."""
+NOT_WEIGHTS = "rope_"
+"""The prefix of tensors that are no weights."""
 
 
 def check_tensors(
@@ -163,61 +157,67 @@ def check_tensors(
     architecture: str,
     stored: dict[str, tuple[int, ...]],
     source: str,
-    given: Collection[str] = (),
+    external_names: Collection[str] = (),
 ) -> None:
-    """Check the tensors of a file by names and sizes; no weight is read.
+    """Check the tensors of a file by names and sizes; no weights are read.
 
     Args:
         model: the model that the file describes, on the meta device.
         architecture: its architecture, as the file names it.
         stored: the shape (out, in) of each tensor, by its name in the file.
         source: the file, as errors name it.
-        given: names of tensors that come from elsewhere and may be missing.
+        external_names: names of tensors that come from elsewhere and may be missing.
 
     Raises:
         UserError: a tensor is missing or of another shape, or weights are left over.
     """
-    places = _places(model, architecture)
-    parameters = {name: tuple(one.shape) for name, one in model.named_parameters()}
-    # Several tensors of the file may become one of the model, whose name ends otherwise, as experts do.
-    by_name = stored | {name.removesuffix(".weight"): shape for name, shape in stored.items()}
-    found = {ours: [by_name[name] for name in theirs if name in by_name] for ours, theirs in places.items()}
-    missing = [ours for ours in parameters if ours in found and not found[ours]]
-    odd = [
-        (ours, shapes[0], parameters[ours])
-        for ours, shapes in found.items()
-        if ours in parameters and len(places[ours]) == 1 and shapes and _size(shapes[0]) != _size(parameters[ours])
+    names = _file_names(model, architecture)
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    # Several tensors of the file may become one of the model, such as experts. Its name then has no ".weight".
+    shapes = stored | {name.removesuffix(".weight"): shape for name, shape in stored.items()}
+    found = {name: [shapes[file_name] for file_name in names[name] if file_name in shapes] for name in names}
+    missing = [name for name in parameters if name in found and not found[name]]
+    mismatched = [
+        (name, found[name][0], shape)
+        for name, shape in parameters.items()
+        if len(names.get(name, ())) == 1 and found[name] and math.prod(found[name][0]) != math.prod(shape)
     ]
-    check_report(model, {"missing_keys": missing, "mismatched_keys": odd, "unexpected_keys": []}, source, given=given)
+    report = {"missing_keys": missing, "mismatched_keys": mismatched, "unexpected_keys": []}
+    check_report(model, report, source, external_names=external_names)
     check_count(model, stored, source)
 
 
 def check_count(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raise UserError where the file has more or fewer weights than the model has parameters."""
-    there = sum(_size(shape) for name, shape in stored.items() if not name.startswith(BESIDE))
-    taken = sum(parameter.numel() for parameter in model.parameters())
-    if there != taken:
+    """Check that a file has as many weights as the model has parameters.
+
+    Args:
+        model: the model that the file describes.
+        stored: the shape of each tensor, by its name in the file.
+        source: the file, as errors name it.
+
+    Raises:
+        UserError: it has more or fewer.
+    """
+    count = sum(math.prod(shape) for name, shape in stored.items() if not name.startswith(NOT_WEIGHTS))
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    if count != expected:
         raise UserError(
-            f"The GGUF file '{source}' holds {there:,} numbers, and transformers' {type(model).__name__} takes "
-            f"{taken:,}; use the folder that it was made from."
+            f"The GGUF file '{source}' holds {count:,} numbers, and transformers' {type(model).__name__} takes "
+            f"{expected:,}; use the folder that it was made from."
         )
 
 
-def _places(model: PreTrainedModel, architecture: str) -> dict[str, list[str]]:
-    """The names in the file of each tensor of the model, as transformers reads them; none where it does not say."""
-    places: dict[str, list[str]] = {}
+def _file_names(model: PreTrainedModel, architecture: str) -> dict[str, list[str]]:
+    """The names in the file of each tensor of the model, as transformers maps them; empty if it has no mapping."""
+    names: dict[str, list[str]] = {}
     try:
-        reading: Any = import_module("transformers.modeling_gguf_pytorch_utils")
-        processor = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)(config={})
-        names: Mapping[str, Any] = reading.get_gguf_hf_weights_map(model, processor)
+        gguf_utils: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+        processor = gguf_utils.TENSOR_PROCESSORS.get(architecture, gguf_utils.TensorProcessor)(config={})
+        mapping: Mapping[str, Any] = gguf_utils.get_gguf_hf_weights_map(model, processor)
     except MODEL_ERRORS:
-        # transformers maps the same names at loading, and the error is told there.
+        # transformers maps the same names at loading and raises the error then.
         return {}
-    for theirs, ours in names.items():
-        if isinstance(ours, str):
-            places.setdefault(ours, []).append(theirs)
-    return places
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)
+    for file_name, name in mapping.items():
+        if isinstance(name, str):
+            names.setdefault(name, []).append(file_name)
+    return names

@@ -23,9 +23,9 @@ _LEGACY_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Flags of older versions, in the order in which their vectors stand side by side."""
+"""Flags of older versions for each mode, in the order in which the vectors are concatenated."""
 WEIGHTS = (("model.safetensors", True), ("pytorch_model.bin", False))
-"""Files of a module's tensors, in the order in which they are looked for, and whether they are safetensors."""
+"""Files of a module's tensors in the order of preference, and whether they are safetensors."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Module:
 
     Args:
         kind: the name of its class in sentence-transformers.
-        path: its folder; "" for that of the model.
+        path: its folder; "" for the folder of the model.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Module:
 
 
 def build_stages(module: Module, location: Location) -> list[Stage]:
-    """Build the stages of a module on the meta device: one, or none where it does nothing.
+    """Build the stages of a module on the meta device: one, or none for a module that computes nothing.
 
     Args:
         module: the entry.
@@ -51,7 +51,7 @@ def build_stages(module: Module, location: Location) -> list[Stage]:
     Raises:
         UserError: its configuration is invalid.
     """
-    # At the top lies the configuration of the transformer.
+    # The configuration at the top is that of the transformer.
     config = (location.inside(module.path).json("config.json") if module.path else None) or {}
     where = f"'{module.path}' of '{location.source}'"
     try:
@@ -60,55 +60,53 @@ def build_stages(module: Module, location: Location) -> list[Stage]:
     except UserError:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        what = f"lacks '{error.args[0]}'" if isinstance(error, KeyError) else f"makes no sense ({reason_of(error)})"
-        raise UserError(f"The config.json in {where} {what}; take the one that was saved with it.") from error
+        is_missing = isinstance(error, KeyError)
+        problem = f"lacks '{error.args[0]}'" if is_missing else f"makes no sense ({reason_of(error)})"
+        raise UserError(f"The config.json in {where} {problem}; take the one that was saved with it.") from error
     for stage in stages:
         stage.path = module.path
     return stages
 
 
-def read_module_tensors(location: Location, wanted: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
+def read_module_tensors(location: Location, expected: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
     """Read the tensors of a module, as stored.
 
     Args:
-        location: the location of the module.
-        wanted: tensors with the names and shapes that are expected.
+        location: the folder of the module.
+        expected: tensors with the expected names and shapes.
         path: the folder of the module, as errors name it.
 
     Raises:
-        UserError: there is no weight file, it cannot be read, or its tensors are others.
+        UserError: there is no weight file, it cannot be read, or its tensors have other names or shapes or are not
+            finite.
     """
     where = f"'{path}' of '{location.source}'"
-    stored = _read(location, path, where)
-    for name in sorted(wanted.keys() ^ stored.keys()):
-        has = "lack" if name in wanted else "have, beside what their config.json describes,"
+    files = ((location.file(name), is_safe) for name, is_safe in WEIGHTS)
+    file, is_safe = next(((file, is_safe) for file, is_safe in files if file is not None), (None, False))
+    if file is None:
+        raise UserError(
+            f"The folder {where} has neither {' nor '.join(name for name, _ in WEIGHTS)}; use a whole checkpoint."
+        )
+    check_file(file, is_safe, f"{location.source}/{path}")
+    stored = read_tensors(file, is_safe)
+    for name in sorted(expected.keys() ^ stored.keys()):
+        has = "lack" if name in expected else "have, beside what their config.json describes,"
         raise UserError(f"The weights in {where} {has} '{name}'; use files that were saved together.")
     for name, tensor in stored.items():
-        if tensor.shape != wanted[name].shape:
+        if tensor.shape != expected[name].shape:
             raise UserError(
                 f"The weights in {where} do not fit its config.json: '{name}' has shape {tuple(tensor.shape)} in the "
-                f"file and {tuple(wanted[name].shape)} in the module; use files that were saved together."
+                f"file and {tuple(expected[name].shape)} in the module; use files that were saved together."
             )
         check_finite(tensor, f"The weights in {where} hold NaN or infinite values in '{name}'; use a sound checkpoint.")
     return stored
 
 
-def _read(location: Location, path: str, where: str) -> Mapping[str, Tensor]:
-    for name, is_safe in WEIGHTS:
-        if (file := location.file(name)) is not None:
-            called = f"{location.source}/{path}"
-            check_file(file, is_safe, called)
-            return read_tensors(file, is_safe)
-    raise UserError(
-        f"The folder {where} has neither {' nor '.join(name for name, _ in WEIGHTS)}; use a whole checkpoint."
-    )
-
-
 def _pooling(config: Mapping[str, Any], where: str) -> list[Stage]:
-    given = config.get("pooling_mode")
-    if given is None:
-        given = [mode for flag, mode in _LEGACY_MODES.items() if config.get(flag)] or ["mean"]
-    modes = (given,) if isinstance(given, str) else tuple(given)
+    mode = config.get("pooling_mode")
+    if mode is None:
+        mode = [mode for flag, mode in _LEGACY_MODES.items() if config.get(flag)] or ["mean"]
+    modes = (mode,) if isinstance(mode, str) else tuple(mode)
     if not modes:
         raise UserError(f"{where} pools in no way (its pooling_mode is empty); laconic knows {', '.join(MODES)}.")
     for mode in modes:
@@ -132,39 +130,26 @@ def _dense(config: Mapping[str, Any], where: str) -> list[Stage]:
     ]
 
 
-def _activation(named: object, where: str) -> nn.Module:
+def _activation(class_name: object, where: str) -> nn.Module:
     """An instance of a class of torch.nn; nothing else is imported."""
-    package, _, name = str(named).rpartition(".")
-    kind = getattr(nn, name, None) if f"{package}.".startswith("torch.nn.") else None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+    package, _, name = str(class_name).rpartition(".")
+    activation_class = getattr(nn, name, None) if f"{package}.".startswith("torch.nn.") else None
+    subject = f"The Dense module in {where} has the activation function '{class_name}'"
+    if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
         raise UserError(
-            f"The Dense module in {where} has the activation function '{named}', which is no class of torch.nn; "
-            "laconic never runs code that comes with a model; use one that needs none."
+            f"{subject}, which is no class of torch.nn; laconic never runs code that comes with a model; use one that "
+            "needs none."
         )
-    unfit = f"The Dense module in {where} has the activation function '{named}'"
     remedy = "use a function like torch.nn.Tanh"
     try:
-        activation = kind()
-        given = activation(torch.zeros(1, 2))
-    # Its class needs arguments, or its forward pass takes no vector; torch raises any of these then.
+        activation = activation_class()
+        output = activation(torch.zeros(1, 2))
+    # Its class needs arguments, or its forward pass takes no vector; torch raises any of these errors then.
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{unfit}, which cannot be applied to a vector: {reason_of(error)}; {remedy}.") from error
-    if not (isinstance(given, Tensor) and given.shape == (1, 2)):
-        raise UserError(f"{unfit}, which changes the width of a vector; {remedy}.")
+        raise UserError(f"{subject}, which cannot be applied to a vector: {reason_of(error)}; {remedy}.") from error
+    if not (isinstance(output, Tensor) and output.shape == (1, 2)):
+        raise UserError(f"{subject}, which changes the width of a vector; {remedy}.")
     return activation
-
-
-def _layer_norm(config: Mapping[str, Any], where: str) -> list[Stage]:
-    return [LayerNorm(int(config["dimension"]))]
-
-
-def _normalize(config: Mapping[str, Any], where: str) -> list[Stage]:
-    return [Normalize(*_names(config, where))]
-
-
-def _dropout(config: Mapping[str, Any], where: str) -> list[Stage]:
-    # Nothing is dropped but while the module itself is trained.
-    return []
 
 
 def _names(config: Mapping[str, Any], where: str) -> tuple[str, str]:
@@ -182,12 +167,13 @@ def _names(config: Mapping[str, Any], where: str) -> tuple[str, str]:
 _BUILDERS: dict[str, Callable[[Mapping[str, Any], str], list[Stage]]] = {
     "Pooling": _pooling,
     "Dense": _dense,
-    "LayerNorm": _layer_norm,
-    "Dropout": _dropout,
-    "Normalize": _normalize,
+    "LayerNorm": lambda config, _: [LayerNorm(int(config["dimension"]))],
+    # Dropout does nothing in evaluation mode.
+    "Dropout": lambda config, _: [],
+    "Normalize": lambda config, where: [Normalize(*_names(config, where))],
 }
 KINDS = tuple(_BUILDERS)
-"""Modules of the library that may follow a transformer."""
+"""The supported modules after a transformer."""
 
 
 MODULES = "modules.json"
@@ -195,21 +181,21 @@ NAMESPACE = "sentence_transformers"
 TRANSFORMER = "Transformer"
 CROSS_ENCODER = "CrossEncoder"
 TASKS = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "sequence-classification"}
-"""By class of the library, what its transformer does."""
+"""The task of the transformer, by the class of sentence-transformers."""
 
 
-def parse_modules(listed: list[Any], model_type: str, source: str) -> list[Module]:
+def parse_modules(entries: list[Any], model_type: str, source: str) -> list[Module]:
     """Parse modules.json: a transformer, then modules of `KINDS`.
 
     Args:
-        listed: the contents of modules.json.
+        entries: the contents of modules.json.
         model_type: the sentence-transformers class of the model.
         source: the model, as errors name it.
 
     Raises:
         UserError: there are no modules, or some that are not supported, need code, or lie outside the folder.
     """
-    modules = [_module(entry, source) for entry in listed]
+    modules = [_module(entry, source) for entry in entries]
     if not modules:
         raise UserError(f"The {MODULES} of '{source}' names no module; use a sound folder.")
     if model_type not in TASKS:
@@ -218,8 +204,8 @@ def parse_modules(listed: list[Any], model_type: str, source: str) -> list[Modul
             f"take {MODULES} out of its folder to have the transformer in it seen as a plain model."
         )
     for number, module in enumerate(modules):
-        known = module.kind == TRANSFORMER if number == 0 else module.kind in KINDS and model_type != CROSS_ENCODER
-        if not known:
+        is_supported = module.kind in KINDS and model_type != CROSS_ENCODER
+        if not (module.kind == TRANSFORMER if number == 0 else is_supported):
             raise UserError(
                 f"The {MODULES} of '{source}' names '{module.kind}' as module {number} of a {model_type}, which "
                 f"laconic does not compute; it reads a {TRANSFORMER}, and behind that in a SentenceTransformer "
@@ -230,19 +216,19 @@ def parse_modules(listed: list[Any], model_type: str, source: str) -> list[Modul
 
 def _module(entry: Any, source: str) -> Module:
     match entry:
-        case {"type": str(named), "path": str(path)}:
+        case {"type": str(class_name), "path": str(path)}:
             pass
         case _:
             raise UserError(f"An entry of {MODULES} of '{source}' has no type and path: {entry}; use a sound one.")
-    package, _, _ = named.partition(".")
+    package, _, _ = class_name.partition(".")
     if package != NAMESPACE:
         raise UserError(
-            f"The model '{source}' needs code of its own: its {MODULES} names '{named}', which is no module of "
+            f"The model '{source}' needs code of its own: its {MODULES} names '{class_name}', which is no module of "
             f"{NAMESPACE}, and laconic never runs code that comes with a model; use one that needs none."
         )
-    inside = PureWindowsPath(path)
-    if inside.anchor or ".." in inside.parts:
+    relative = PureWindowsPath(path)
+    if relative.anchor or ".." in relative.parts:
         raise UserError(
             f"The {MODULES} of '{source}' names the folder '{path}', which is not in that of the model; correct it."
         )
-    return Module(named.rpartition(".")[2], path)
+    return Module(class_name.rpartition(".")[2], path)

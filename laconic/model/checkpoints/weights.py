@@ -1,13 +1,15 @@
 """The weight files of a model: safetensors, or pickles of which only tensors are read.
 
-Everything here reads headers only, except `read_tensors`: names, shapes and dtypes are checked before any weight is
-loaded.
+All functions read only headers, except `read_tensors`: names, shapes and dtypes are checked before any weight is
+loaded. Weights in several files (shards) have an index, whose `weight_map` maps the name of each tensor to its file.
 """
 
+import json
 import pickle
 import re
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, cast
 
 import torch
@@ -17,20 +19,19 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from laconic.errors import UserError, quote, reason_of
-from laconic.model.checkpoints.location import Location, is_lfs_pointer
-from laconic.model.checkpoints.shards import MissingWeightsError, check_unique, find_shards
+from laconic.errors import UserError, must_be, quote, reason_of
+from laconic.model.checkpoints.location import Location, is_lfs_pointer, read_object
 from laconic.model.stock import MODEL_ERRORS
 
 GENERATION_CONFIG = "generation_config.json"
-"""transformers reads it with the weights, from the folder that they lie in."""
+"""transformers reads it with the weights, from the same folder."""
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-"""The dtypes of plain weights, by their safetensors names."""
+"""The dtypes of plain weights by their names in safetensors."""
 _DTYPES = _FLOATS | {
     "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
-"""The same with the dtypes of quantized weights and of their scales."""
+"""The same for all dtypes, including those of quantized weights and their scales."""
 _UNREADABLE_FILES = {
     "tf_model.h5": "for TensorFlow",
     "flax_model.msgpack": "for Flax",
@@ -41,15 +42,19 @@ _UNREADABLE_FILES = {
 """Weight files that transformers does not read."""
 
 
+class MissingWeightsError(UserError):
+    """Weight files, or some shards of them, are missing."""
+
+
 class Header(NamedTuple):
-    """The shape and the dtype of one stored tensor; the dtype is its name where torch has no such dtype."""
+    """The shape and the dtype of a stored tensor; the dtype is a name if torch has no such dtype."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | str
 
     @property
     def is_floating_point(self) -> bool:
-        """False for integers and booleans: codes, masks or positions."""
+        """False for integers and booleans, such as codes, masks and positions."""
         return "F" in self.dtype if isinstance(self.dtype, str) else self.dtype.is_floating_point
 
 
@@ -58,7 +63,7 @@ class Weights:
     """The weights of one model.
 
     Args:
-        folder: the folder that the files lie in.
+        folder: the folder of the files.
         files: one file, or the shards.
         are_safe: True for safetensors, False for pickles.
     """
@@ -68,48 +73,23 @@ class Weights:
     are_safe: bool
 
     def dtype(self) -> torch.dtype:
-        """The dtype of the first plain floating-point tensor; float32 where there is none."""
-        dtypes = (header.dtype for header in self.headers().values())
-        return next(
-            (dtype for dtype in dtypes if dtype in _FLOATS.values() and not isinstance(dtype, str)), torch.float32
-        )
+        """The dtype of the first plain floating-point tensor; float32 if there is none."""
+        for header in self.headers().values():
+            if isinstance(header.dtype, torch.dtype) and header.dtype in _FLOATS.values():
+                return header.dtype
+        return torch.float32
 
     def headers(self) -> dict[str, Header]:
         """Shape and dtype of every tensor, by name."""
         return {name: header for file in self.files for name, header in read_headers(file, self.are_safe).items()}
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor, by name."""
-        return {name: header.shape for name, header in self.headers().items()}
-
-    def whole_numbers(self) -> set[str]:
+    def integer_names(self) -> set[str]:
         """The names of the tensors that hold integers or booleans."""
         return {name for name, header in self.headers().items() if not header.is_floating_point}
 
-    def empty_tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name, with its shape and dtype, on the meta device.
-
-        Raises:
-            ValueError: torch has no such dtype.
-        """
-        empty = {}
-        for name, (shape, dtype) in self.headers().items():
-            if isinstance(dtype, str):
-                raise ValueError(f"'{name}' is of the type {dtype}")
-            empty[name] = torch.empty(shape, dtype=dtype, device="meta")
-        return empty
-
-    def metadata(self) -> dict[str, str]:
-        """The metadata of the safetensors files; empty for pickles."""
-        found: dict[str, str] = {}
-        for file in self.files if self.are_safe else ():
-            with safe_open(file, framework="pt") as tensors:
-                found |= tensors.metadata() or {}
-        return found
-
 
 def find_weights(location: Location, config: PreTrainedConfig | None = None) -> Weights | None:
-    """Find the weights at `place` and download them where needed.
+    """Find the weight files of a model, and download them if needed.
 
     Safetensors are preferred to pickles, and one file to shards.
 
@@ -118,7 +98,7 @@ def find_weights(location: Location, config: PreTrainedConfig | None = None) -> 
         config: the model's configuration, whose `transformers_weights` may name the file.
 
     Returns:
-        The files; None where there are none.
+        The files; None if there are none.
 
     Raises:
         MissingWeightsError: a shard is missing.
@@ -126,60 +106,114 @@ def find_weights(location: Location, config: PreTrainedConfig | None = None) -> 
     """
     named = getattr(config, "transformers_weights", None)
     single, index = (named, named) if isinstance(named, str) else (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-    for one, several, are_safe in ((single, index, True), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, False)):
+    for file_name, index_name, are_safe in ((single, index, True), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, False)):
         files: tuple[Path, ...] = ()
-        if not one.endswith(".json") and (file := location.file(one)) is not None:
+        if not file_name.endswith(".json") and (file := location.file(file_name)) is not None:
             files = (file,)
-        elif several.endswith(".json") and (listing := location.file(several)) is not None:
-            files = find_shards(location, listing)
+        elif index_name.endswith(".json") and (index_file := location.file(index_name)) is not None:
+            files = _find_shards(location, index_file)
         if files:
             _check_generation_config(location)
             return Weights(files[0].parent, files, are_safe)
     return None
 
 
+def _find_shards(location: Location, index_file: Path) -> tuple[Path, ...]:
+    """The shards that an index names, sorted by name; they are downloaded if needed."""
+    place = f"The file '{index_file.name}' of the model '{location.source}'"
+    index = read_object(index_file, place)
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise must_be(f"{place}: weight_map", "an object that maps tensors to files", files)
+    if not isinstance(index.get("metadata"), dict):
+        raise must_be(f"{place}: metadata", "an object", index.get("metadata"))
+    if (name := _duplicate_key(index_file)) is not None:
+        raise UserError(f"{place} names {quote(name)} twice; use the list that was saved with the weights.")
+    return tuple(_find_shard(location, index_file.name, name) for name in sorted(set(files.values())))
+
+
+def _find_shard(location: Location, index_name: str, name: str) -> Path:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        place = f"A file that '{index_name}' of the model '{location.source}' names"
+        raise must_be(place, "one in the same folder", name)
+    try:
+        shard = location.file(name)
+    except (OSError, ValueError):
+        # No file can have such a name.
+        shard = None
+    if shard is None:
+        raise MissingWeightsError(
+            f"The weights of '{location.source}' are incomplete: '{index_name}' names the file {quote(name)}, which is "
+            "not there; fetch the missing files."
+        )
+    return shard
+
+
+def _duplicate_key(file: Path) -> str | None:
+    """A key that an object in the JSON file has twice; json.loads would silently keep the last value."""
+    duplicates: list[str] = []
+
+    def collect(items: list[tuple[str, object]]) -> dict[str, object]:
+        duplicates.extend(name for name, count in Counter(name for name, _ in items).items() if count > 1)
+        return dict(items)
+
+    json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=collect)
+    return duplicates[0] if duplicates else None
+
+
 def check_weights(location: Location, config: PreTrainedConfig) -> Weights:
-    """Find the weights at `place` and check that each file is whole and needs no code.
+    """Find the weight files of a model, and check that each is whole and needs no code.
+
+    Args:
+        location: the folder or the repository.
+        config: the model's configuration.
 
     Raises:
         MissingWeightsError: there are none, or a shard is missing.
-        UserError: a file is damaged, cut off or needs code, or two files hold a tensor of the same name.
+        UserError: a file is damaged, cut off or needs code, or two files have a tensor of the same name.
     """
-    found = find_weights(location, config)
-    if found is None:
+    weights = find_weights(location, config)
+    if weights is None:
         raise MissingWeightsError(_explain_no_weights(location, config))
-    for file in found.files:
-        check_file(file, found.are_safe, location.source)
-    if len(found.files) > 1:
-        check_unique({file: read_headers(file, found.are_safe) for file in found.files}, location.source)
-    return found
+    for file in weights.files:
+        check_file(file, weights.are_safe, location.source)
+    owners: dict[str, Path] = {}
+    for file in weights.files if len(weights.files) > 1 else ():
+        for name in read_headers(file, weights.are_safe):
+            if name in owners:
+                raise UserError(
+                    f"The weights of '{location.source}' hold '{name}' twice, in '{owners[name].name}' and in "
+                    f"'{file.name}'; use files that were saved together."
+                )
+            owners[name] = file
+    return weights
 
 
 def check_file(file: Path, is_safe: bool, source: str) -> None:
-    """Check that a weight file is whole and holds nothing but tensors by name.
+    """Check that a weight file is whole and contains only tensors by name.
 
     Args:
         file: the file.
-        is_safe: it is a safetensors file; else a pickle.
+        is_safe: True for safetensors, False for a pickle.
         source: the model, as errors name it.
 
     Raises:
-        UserError: it is damaged or cut off, or a pickle that would run code or holds something else.
+        UserError: it is damaged or cut off, or is a pickle that would run code or contains other objects.
     """
     try:
         if is_safe:
             with safe_open(file, framework="pt"):
                 return
-        held = _unpickle(file, "meta")
+        content = _unpickle(file, "meta")
     except pickle.UnpicklingError as error:
         raise _needs_code(file, source, str(error)) from error
-    # What else torch raises on a file that is none of its own is nowhere written down.
+    # torch does not document what it raises for a file that it did not write.
     except (
         OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
     ) as error:  # fmt: skip
         raise _damaged(file, source, reason_of(error)) from error
-    if not isinstance(held, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in held.items()
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
         raise UserError(
             f"The file '{file.name}' of the model '{source}' holds no table of tensors by name; "
@@ -194,8 +228,8 @@ def read_headers(file: Path, is_safe: bool) -> dict[str, Header]:
     with safe_open(file, framework="pt") as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
         return {
-            name: Header(tuple(held.get_shape()), _DTYPES.get(str(held.get_dtype()), str(held.get_dtype())))
-            for name, held in slices.items()
+            name: Header(tuple(part.get_shape()), _DTYPES.get(str(part.get_dtype()), str(part.get_dtype())))
+            for name, part in slices.items()
         }
 
 
@@ -210,7 +244,7 @@ def _unpickle(file: Path, device: str) -> dict[str, Tensor]:
 
 
 def _check_generation_config(location: Location) -> None:
-    # transformers ignores one that it cannot read, and reports a wrong value as an error of the weights.
+    # transformers ignores a file that it cannot read, and reports a wrong value as an error of the weights.
     values = location.json(GENERATION_CONFIG)
     try:
         GenerationConfig.from_dict(values or {})
@@ -228,14 +262,12 @@ def _explain_no_weights(location: Location, config: PreTrainedConfig) -> str:
             f"The weights of '{location.source}' cannot be loaded: its config.json names the file {quote(named)} under "
             "transformers_weights, which is not there; use a complete checkpoint."
         )
-    files = _UNREADABLE_FILES.items()
-    if (
-        other := next((f"{name}, {what}" for name, what in files if location.file(name) is not None), None)
-    ) is not None:
-        return (
-            f"The model '{location.source}' has its weights in {other}; convert them, or use a copy that has "
-            "safetensors."
-        )
+    for name, purpose in _UNREADABLE_FILES.items():
+        if location.file(name) is not None:
+            return (
+                f"The model '{location.source}' has its weights in {name}, {purpose}; convert them, or use a copy that "
+                "has safetensors."
+            )
     return (
         f"The weights of '{location.source}' cannot be loaded: there is no file named {SAFE_WEIGHTS_NAME} or "
         f"{WEIGHTS_NAME}, nor a list of shards; use a complete checkpoint."
@@ -255,7 +287,7 @@ def _damaged(file: Path, source: str, reason: str) -> UserError:
 
 
 def _needs_code(file: Path, source: str, message: str) -> UserError:
-    """The error for an UnpicklingError; where its message names no global, the file is no pickle of tensors at all."""
+    """The error for an UnpicklingError with this message; if it names no global, the file is no pickle of tensors."""
     match = re.search(r"GLOBAL (\S+)", message)
     if match is None:
         return _damaged(file, source, "it is no pickle of tensors")

@@ -17,7 +17,7 @@ from laconic.calibrate.anchor import Anchor, Residual, captured_paths, find_resi
 from laconic.calibrate.batching import to_device
 from laconic.calibrate.recorder import Rows, rows_of
 from laconic.calibrate.stream import Stream
-from laconic.model import Batch, LanguageModel, Task
+from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.recover.correct.pairs import Pair, Piece, head_piece, pair_stacks, shape_of
 
 KEPT_NUMBERS = 2**26
@@ -140,7 +140,7 @@ class Comparison:
 
     def _rows(self, batch: Batch, pair: Pair, call: int, x: Tensor) -> Rows:
         source = batch["attention_mask"].bool()
-        target = batch["labels"] != -100 if self.lm.task is Task.SEQ2SEQ else source
+        target = batch["labels"] != -100 if self.lm.task is ModelTask.SEQ2SEQ else source
         reads = pair.place.reads
         return rows_of(x.shape[:-1], reads[call % len(reads)], pair.place.tokens_first, source, target)
 

@@ -17,8 +17,7 @@ from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
 from laconic.model.anatomy import Stack
 from laconic.model.layers import find_layers
-from laconic.model.prunable_group import has_module
-from laconic.model.site import Place
+from laconic.model.site import Place, has_module
 
 
 @dataclass(frozen=True)

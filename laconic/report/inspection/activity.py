@@ -16,7 +16,7 @@ from laconic.calibrate.recorder import rows_of
 from laconic.compress.depth.cuts import Cut, all_cuts
 from laconic.compress.depth.importance import stack_hidden_states
 from laconic.errors import UserError
-from laconic.model import Batch, Group, LanguageModel, Site, Task
+from laconic.model import Batch, Group, LanguageModel, ModelTask, Site
 from laconic.model.prunable_group import PrunableGroup, prunable_groups
 from laconic.numerics.inspection import cka
 from laconic.report.inspection.weights import kind_of, layer_labels
@@ -146,7 +146,7 @@ def collect_states(
 def _lines(lm: LanguageModel, site: Site, batch: Batch, read: Tensor) -> Tensor:
     """The rows of a matrix's input that are not padding."""
     source = batch["attention_mask"].bool()
-    target = batch["labels"] != -100 if lm.task is Task.SEQ2SEQ else source
+    target = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else source
     place = site.places[0]
     rows = rows_of(read.shape[:-1], place.reads[0], place.tokens_first, source, target)
     return rows.of(rows.lines(read))

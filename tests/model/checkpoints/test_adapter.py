@@ -20,8 +20,8 @@ from laconic import compress
 from laconic.cli.main import status
 from laconic.errors import CheckpointNotice, UserError
 from laconic.methods import Svd
-from laconic.model import Task, check_model, load, load_empty
-from laconic.model.checkpoints.merging import are_close
+from laconic.model import ModelTask, check_model, load, load_empty
+from laconic.model.checkpoints.adapter import are_close
 from laconic.store import save
 from tests.architectures import BY_NAME
 from tests.model.checkpoints.absent import without
@@ -143,7 +143,7 @@ def test_a_head_of_the_adapter_s_own(tmp_path: Path) -> None:
     beside.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     beside.save_pretrained(tmp_path / "adapter")
     lm = load(str(tmp_path / "adapter"))
-    assert (lm.task, lm.model.config.num_labels) == (Task.CLASSIFICATION, 5)
+    assert (lm.task, lm.model.config.num_labels) == (ModelTask.CLASSIFICATION, 5)
     assert close(outputs(lm.model), outputs(beside))
 
 

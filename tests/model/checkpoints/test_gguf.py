@@ -11,7 +11,7 @@ import transformers as hf
 
 from laconic.cli.main import status
 from laconic.errors import CheckpointNotice, UserError
-from laconic.model import Task, check_model, load, load_empty
+from laconic.model import ModelTask, check_model, load, load_empty
 from laconic.model.checkpoints.gguf_checks import llama3_factors
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
@@ -31,7 +31,7 @@ def test_codes_become_the_same_numbers(tmp_path: Path, kind: Any) -> None:
     there = lm.model.state_dict()
     assert {name for name in there if "norm" not in name} == set(numbers)
     assert all(torch.equal(there[name], matrix) for name, matrix in numbers.items())
-    assert (lm.task, lm.dtype, type(lm.model)) == (Task.CAUSAL, torch.float32, hf.LlamaForCausalLM)
+    assert (lm.task, lm.dtype, type(lm.model)) == (ModelTask.CAUSAL, torch.float32, hf.LlamaForCausalLM)
     assert len(load_empty(str(file)).sites()) == len(lm.sites()) == 14
 
 

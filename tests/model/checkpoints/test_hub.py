@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from laconic.errors import UserError
 from laconic.model import check_model, load
+from laconic.model.checkpoints import Stored
 from laconic.model.checkpoints.location import Location
-from laconic.model.checkpoints.stored import Stored
 from laconic.model.loading import load_config
 from tests.architectures import BY_NAME, outputs
 from tests.model.checkpoints.hub import put

@@ -10,7 +10,7 @@ import transformers as hf
 from torch import Tensor
 
 from laconic.cli.main import status
-from laconic.model.checkpoints.quantized.libraries import COMPRESSED
+from laconic.model.checkpoints.quantized import COMPRESSED
 from laconic.model.checkpoints.quantized.readers import UnreadableError
 from tests.architectures import BY_NAME
 from tests.model.checkpoints.absent import without

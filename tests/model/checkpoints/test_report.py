@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 import laconic
 from laconic.errors import CheckpointNotice, UserError
-from laconic.model import Task, load
+from laconic.model import ModelTask, load
 from laconic.store import save
 from tests.architectures import BLOCKS, BY_NAME, DECODER, SMALL, Architecture, compress_everything, outputs
 from tests.tiny_models import ENCODER
@@ -170,7 +170,7 @@ def test_a_plain_encoder_in_the_file_of_one_with_a_head(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     configured(tmp_path, architectures=["BertModel"])
     found = load(str(tmp_path))
-    assert found.task is Task.EMBEDDING
+    assert found.task is ModelTask.EMBEDDING
     assert torch.equal(outputs(found.model), outputs(model.base_model))
     configured(tmp_path, num_hidden_layers=1)
     with pytest.raises(UserError, match=r"16 of .* the first is 'bert\.encoder\.layer\.1\."):
@@ -188,7 +188,7 @@ def test_a_head_that_config_json_names_no_class_of_is_told(tmp_path: Path, archi
     )
     with pytest.warns(CheckpointNotice, match=sentence):
         found = load(str(tmp_path))
-    assert found.task is Task.EMBEDDING
+    assert found.task is ModelTask.EMBEDDING
 
 
 def test_of_a_plain_encoder_there_is_nothing_to_tell(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -15,7 +15,7 @@ from laconic.evaluate import evaluate, fidelity
 from laconic.evaluate.cost import measure_cost, stored_bytes
 from laconic.evaluate.score_cache import fingerprint
 from laconic.evaluate.similarity import neighbour_agreement
-from laconic.model import LanguageModel, Task, divergence, load, load_empty, predict
+from laconic.model import LanguageModel, ModelTask, divergence, load, load_empty, predict
 from laconic.model.embedding_modules import POOLING_MASK
 from laconic.recover import Student
 from laconic.report.anatomy import inspect
@@ -209,7 +209,7 @@ def test_a_cross_encoder_is_a_classifier_with_files_beside_it(tmp_path: Path) ->
     model = BY_NAME["bert-classifier"].model()
     folder = sentence_folder(tmp_path / "model", [], model=model, top=top, settings=settings)
     lm = load(str(folder))
-    assert lm.task is Task.CLASSIFICATION and torch.equal(outputs(lm.model), outputs(model))
+    assert lm.task is ModelTask.CLASSIFICATION and torch.equal(outputs(lm.model), outputs(model))
     save(lm, tmp_path / "out")
     for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()

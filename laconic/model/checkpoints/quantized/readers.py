@@ -20,7 +20,7 @@ from laconic.errors import quote
 
 
 class UnreadableError(Exception):
-    """Why a checkpoint cannot be dequantized; the end of a sentence."""
+    """A checkpoint cannot be dequantized; the message is a clause with the reason."""
 
 
 @dataclass(frozen=True)
@@ -45,45 +45,45 @@ class Reader:
             matrix as `<module>.weight` (out, in) in float32, everything else as stored. It is run on the meta device
             first, to check names, dtypes and shapes.
         check: raises UnreadableError for a `quantization_config` that `dequantize` cannot read.
-        package: the package that it needs, if any.
-        least: the oldest version of it that will do.
+        package: the package that it needs; None for none.
+        min_version: its oldest supported version.
     """
 
     dequantize: Callable[[StoredTensors, Mapping[str, Any]], dict[str, Tensor]]
     check: Callable[[Mapping[str, Any]], None] = lambda _: None
     package: str | None = None
-    least: str | None = None
+    min_version: str | None = None
 
 
 SCALE = "weight_scale_inv"
-USUAL_BLOCK = [128, 128]
-"""Default of transformers, for configurations without a block size."""
-_OF_ACTIVATIONS = ("activation_scale", "input_scale")
+DEFAULT_BLOCK = [128, 128]
+"""The block size of configurations that name none, as in transformers."""
+_ACTIVATION_SCALES = ("activation_scale", "input_scale")
 
 
-def _check_float8(said: Mapping[str, Any]) -> None:
-    block = said.get("weight_block_size", USUAL_BLOCK)
+def _check_float8(config: Mapping[str, Any]) -> None:
+    block = config.get("weight_block_size", DEFAULT_BLOCK)
     is_pair = isinstance(block, list) and len(block) == 2
     if block is not None and not (is_pair and all(type(size) is int and size > 0 for size in block)):
         raise UnreadableError(f"its weight_block_size is {quote(block)}, and known are two whole numbers above 0")
 
 
-def _float8(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
-    block = said.get("weight_block_size", USUAL_BLOCK)
-    found = {}
-    for name, tensor in held.tensors.items():
+def _float8(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    block = config.get("weight_block_size", DEFAULT_BLOCK)
+    plain = {}
+    for name, tensor in stored.tensors.items():
         module, _, last = name.rpartition(".")
-        if last == SCALE or last in _OF_ACTIVATIONS:
+        if last == SCALE or last in _ACTIVATION_SCALES:
             continue
         if tensor.dtype.itemsize > 1:
-            found[name] = tensor
+            plain[name] = tensor
             continue
-        scales = held.tensors.get(f"{name}_scale_inv")
+        scales = stored.tensors.get(f"{name}_scale_inv")
         if tensor.dtype not in (torch.float8_e4m3fn, torch.float8_e5m2) or scales is None:
-            has = "has scales" if scales is not None else f"is without {module}.{SCALE}"
-            raise UnreadableError(f"'{name}' is of the type {tensor.dtype} and {has}")
-        found[name] = scale_blocks(tensor, scales, block)
-    return found
+            problem = "has scales" if scales is not None else f"is without {module}.{SCALE}"
+            raise UnreadableError(f"'{name}' is of the type {tensor.dtype} and {problem}")
+        plain[name] = scale_blocks(tensor, scales, block)
+    return plain
 
 
 def scale_blocks(codes: Tensor, scales: Tensor, block: list[int] | None) -> Tensor:
@@ -106,7 +106,7 @@ def scale_blocks(codes: Tensor, scales: Tensor, block: list[int] | None) -> Tens
     if scales.numel() == 1:
         return codes.float() * factors
     if block is None:
-        # A vector of them might be of rows or of columns.
+        # A vector of scales might be for rows or for columns.
         raise UnreadableError(f"there is no weight_block_size, and scales of the shape {tuple(scales.shape)}")
     rows, columns = codes.shape[-2:]
     needed = (-(-rows // block[0]), -(-columns // block[1]))
@@ -123,19 +123,19 @@ VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _CODES, _SCALES = "_blocks", "_scales"
 
 
-def _mxfp4(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
-    found = {}
-    for name, tensor in held.tensors.items():
+def _mxfp4(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    plain = {}
+    for name, tensor in stored.tensors.items():
         if name.endswith(_CODES):
             stem = name.removesuffix(_CODES)
-            scales = held.tensors.get(stem + _SCALES)
+            scales = stored.tensors.get(stem + _SCALES)
             if scales is None:
                 raise UnreadableError(f"'{name}' is without its scales")
             # The class multiplies from the other side: (experts, in, out).
-            found[stem] = decode_mxfp4(tensor, scales).transpose(-1, -2).contiguous()
+            plain[stem] = decode_mxfp4(tensor, scales).transpose(-1, -2).contiguous()
         elif not name.endswith(_SCALES):
-            found[name] = tensor
-    return found
+            plain[name] = tensor
+    return plain
 
 
 def decode_mxfp4(codes: Tensor, scales: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ MXFP4 = Reader(dequantize=_mxfp4)
 
 WORD = 32
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where in a word of AutoAWQ each output lies."""
+"""The position of each output in a word of AutoAWQ."""
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -184,74 +184,80 @@ def unpack_integers(words: Tensor, bits: int, axis: int) -> Tensor:
     return spread.flatten(1) if axis == 1 else spread.transpose(1, 2).flatten(0, 1)
 
 
-def _check_gptq(said: Mapping[str, Any]) -> None:
-    layout = said.get("checkpoint_format", "gptq")
+def _check_gptq(config: Mapping[str, Any]) -> None:
+    layout = config.get("checkpoint_format", "gptq")
     if layout not in ("gptq", "gptq_v2"):
         raise UnreadableError(f"its checkpoint_format is '{layout}', and known are gptq and gptq_v2")
-    if said.get("bits") not in (2, 4, 8):
-        raise UnreadableError(f"its bits are {quote(said.get('bits'))}, and known are 2, 4 and 8")
+    if config.get("bits") not in (2, 4, 8):
+        raise UnreadableError(f"its bits are {quote(config.get('bits'))}, and known are 2, 4 and 8")
 
 
-def _gptq(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
-    bits = int(said["bits"])
-    less = 0 if said.get("checkpoint_format") == "gptq_v2" else 1
-    found = _others(held)
-    for module, parts in _modules(held):
-        codes, scales = unpack_integers(parts["qweight"], bits, 0), parts["scales"].float()
-        zeros = (unpack_integers(parts["qzeros"], bits, 1) + less) & (2**bits - 1)
-        _check_shapes(module, codes, zeros, scales)
-        group = _groups_in(parts["g_idx"], module, scales, codes) if "g_idx" in parts else _neighbours(codes, scales)
-        found[f"{module}.weight"] = (scales[group] * (codes - zeros[group])).T.contiguous()
-    return found
+def _gptq(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    bits = int(config["bits"])
+    offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
+    plain = _unquantized(stored)
+    for module, parts in _modules(stored):
+        codes = unpack_integers(parts["qweight"], bits, 0)
+        zeros = (unpack_integers(parts["qzeros"], bits, 1) + offset) & (2**bits - 1)
+        plain[f"{module}.weight"] = _dequantize(module, codes, zeros, parts["scales"].float(), parts.get("g_idx"))
+    return plain
 
 
-def _check_awq(said: Mapping[str, Any]) -> None:
-    layout = str(said.get("version", "gemm")).lower()
+def _check_awq(config: Mapping[str, Any]) -> None:
+    layout = str(config.get("version", "gemm")).lower()
     if layout != "gemm":
         raise UnreadableError(f"its version is '{layout}', and known is gemm")
-    if said.get("bits", said.get("w_bit", 4)) != 4:
-        raise UnreadableError(f"its bits are {quote(said.get('bits', said.get('w_bit')))}, and known are 4")
+    if config.get("bits", config.get("w_bit", 4)) != 4:
+        raise UnreadableError(f"its bits are {quote(config.get('bits', config.get('w_bit')))}, and known are 4")
 
 
-def _awq(held: StoredTensors, said: Mapping[str, Any]) -> dict[str, Tensor]:
-    found = _others(held)
-    for module, parts in _modules(held):
-        codes, zeros = (_in_order(unpack_integers(parts[name], 4, 1)) for name in ("qweight", "qzeros"))
-        scales = parts["scales"].float()
-        _check_shapes(module, codes, zeros, scales)
-        group = _neighbours(codes, scales)
-        found[f"{module}.weight"] = (scales[group] * (codes - zeros[group])).T.contiguous()
-    return found
-
-
-def _neighbours(codes: Tensor, scales: Tensor) -> Tensor:
-    """The group of each input, for groups of equally many neighbours."""
-    return torch.arange(len(codes)) // (len(codes) // len(scales))
-
-
-def _groups_in(listed: Tensor, module: str, scales: Tensor, codes: Tensor) -> Tensor:
-    """The group of each input, as `g_idx` lists them."""
-    if listed.shape != codes.shape[:1] or listed.is_floating_point():
-        raise UnreadableError(
-            f"'{module}' has a g_idx of the shape {tuple(listed.shape)} and type {listed.dtype} for {len(codes)} inputs"
+def _awq(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    plain = _unquantized(stored)
+    for module, parts in _modules(stored):
+        codes, zeros = (
+            unpack_integers(parts[name], 4, 1).unflatten(1, (-1, len(ORDER)))[:, :, list(ORDER)].flatten(1)
+            for name in ("qweight", "qzeros")
         )
-    if not listed.is_meta and (listed.min() < 0 or listed.max() >= len(scales)):
+        plain[f"{module}.weight"] = _dequantize(module, codes, zeros, parts["scales"].float())
+    return plain
+
+
+def _dequantize(module: str, codes: Tensor, zeros: Tensor, scales: Tensor, g_idx: Tensor | None = None) -> Tensor:
+    """The weight (out, in) of codes (in, out), with scales and zero points (groups, out).
+
+    `g_idx` (in,) is the group of each input; by default, groups are equally many neighbouring inputs.
+    """
+    fits = zeros.shape == scales.shape and codes.shape[1:] == scales.shape[1:]
+    if not fits or not 0 < len(scales) <= len(codes) or len(codes) % len(scales):
         raise UnreadableError(
-            f"'{module}' has the groups {listed.min()} to {listed.max()} in its g_idx, and {len(scales)} scales"
+            f"'{module}' has codes of the shape {tuple(codes.shape)} and scales of {tuple(scales.shape)}"
         )
-    return listed.long()
+    if g_idx is None:
+        group = torch.arange(len(codes)) // (len(codes) // len(scales))
+    else:
+        group = _check_groups(g_idx, module, scales, codes)
+    return (scales[group] * (codes - zeros[group])).T.contiguous()
 
 
-def _in_order(codes: Tensor) -> Tensor:
-    return codes.unflatten(1, (-1, len(ORDER)))[:, :, list(ORDER)].flatten(1)
+def _check_groups(g_idx: Tensor, module: str, scales: Tensor, codes: Tensor) -> Tensor:
+    """The group of each input from `g_idx`, after a check of its shape and values."""
+    if g_idx.shape != codes.shape[:1] or g_idx.is_floating_point():
+        raise UnreadableError(
+            f"'{module}' has a g_idx of the shape {tuple(g_idx.shape)} and type {g_idx.dtype} for {len(codes)} inputs"
+        )
+    if not g_idx.is_meta and (g_idx.min() < 0 or g_idx.max() >= len(scales)):
+        raise UnreadableError(
+            f"'{module}' has the groups {g_idx.min()} to {g_idx.max()} in its g_idx, and {len(scales)} scales"
+        )
+    return g_idx.long()
 
 
-def _modules(held: StoredTensors) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Each module that has codes, and its tensors by what they are."""
-    for name in held.tensors:
+def _modules(stored: StoredTensors) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Each quantized module with its tensors by name."""
+    for name in stored.tensors:
         module, _, last = name.rpartition(".")
         if last == "qweight":
-            parts = {part: held.tensors[at] for part in _PARTS if (at := f"{module}.{part}") in held.tensors}
+            parts = {part: stored.tensors[path] for part in _PARTS if (path := f"{module}.{part}") in stored.tensors}
             if missing := {"qzeros", "scales"} - set(parts):
                 raise UnreadableError(f"'{module}' is without {' and '.join(sorted(missing))}")
             for part in ("qweight", "qzeros"):
@@ -260,16 +266,8 @@ def _modules(held: StoredTensors) -> Iterator[tuple[str, dict[str, Tensor]]]:
             yield module, parts
 
 
-def _others(held: StoredTensors) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in held.tensors.items() if name.rpartition(".")[2] not in _PARTS}
-
-
-def _check_shapes(module: str, codes: Tensor, zeros: Tensor, scales: Tensor) -> None:
-    fits = zeros.shape == scales.shape and codes.shape[1:] == scales.shape[1:]
-    if not fits or not 0 < len(scales) <= len(codes) or len(codes) % len(scales):
-        raise UnreadableError(
-            f"'{module}' has codes of the shape {tuple(codes.shape)} and scales of {tuple(scales.shape)}"
-        )
+def _unquantized(stored: StoredTensors) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in stored.tensors.items() if name.rpartition(".")[2] not in _PARTS}
 
 
 GPTQ = Reader(dequantize=_gptq, check=_check_gptq)
