@@ -1,7 +1,7 @@
-"""Where the files of a model are: in a folder, or in a hub repository at one commit.
+"""Find and read the files of a model, in a folder or in a hub repository at one commit.
 
-A file may not be what its name says: Git LFS leaves a text in place of a file that it did not fetch, and an archive has
-to be unpacked first.
+The content of a file may not match its name: Git LFS leaves a text in place of a file that it did not fetch, and an
+archive must be unpacked first.
 """
 
 import json
@@ -22,38 +22,36 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x28\xb5\x2f\xfd")
 """The first bytes of zip, gzip, bzip2, xz, 7z, rar and zstandard files."""
 TAR = (b"ustar", 257)
-"""Of a tar file, and where they stand."""
+"""The magic bytes of a tar file, and their offset."""
 
 
 def is_lfs_pointer(path: Path) -> bool:
     """Whether the file at `path` is the text that Git LFS leaves in place of a file."""
-    return _begins(path, len(POINTER)) == POINTER
+    return _read_start(path, len(POINTER)) == POINTER
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file at `path` begins like an archive; files written by torch.save are zip archives too."""
-    begins = _begins(path, TAR[1] + len(TAR[0]))
-    return begins.startswith(ARCHIVES) or begins[TAR[1] :] == TAR[0]
+    """Whether the file at `path` begins like an archive. Files written by torch.save are zip archives too."""
+    start = _read_start(path, TAR[1] + len(TAR[0]))
+    return start.startswith(ARCHIVES) or start[TAR[1] :] == TAR[0]
 
 
 def enclosing_archive(path: Path) -> Path | None:
-    """The archive that `path` leads into, as `model.zip/model` does."""
+    """The archive that a path such as `model.zip/model` leads into; None for other paths."""
     return next((parent for parent in path.parents if parent.is_file() and is_archive(parent)), None)
 
 
-def _begins(path: Path, count: int) -> bytes:
+def _read_start(path: Path, count: int) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(count)
     except OSError:
-        # Whoever reads it says so.
+        # The caller reads the file next and reports the error.
         return b""
 
 
-SNAPSHOTS = "snapshots"
-"""The folder of the hub's cache that has one folder for each commit."""
-MARKS = ("config.json", "adapter_config.json", "modules.json")
-"""Files that mark a model repository: each has at least one of them."""
+MARKER_FILES = ("config.json", "adapter_config.json", "modules.json")
+"""Each model repository has at least one of these files."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ class Location:
         source: the name that the user gave; errors use it.
         folder: the folder; None for a repository.
         revision: a branch, tag or commit of the repository.
-        downloads: whether files of a repository are downloaded where they are not in the cache.
-        subfolder: the subfolder of a repository that the files are in; of a folder it is part of `folder`.
+        downloads: whether files of a repository that are not in the cache are downloaded.
+        subfolder: the subfolder of a repository that the files are in. The subfolder of a folder is part of `folder`.
     """
 
     source: str
@@ -76,11 +74,11 @@ class Location:
 
     @property
     def name(self) -> str:
-        """What transformers loads it by: the path of the folder, or the name of the repository."""
+        """The argument for `from_pretrained`: the path of the folder, or the name of the repository."""
         return self.source if self.folder is None else str(self.folder)
 
     def file(self, name: str) -> Path | None:
-        """The path of the file called `name`, downloaded where needed; None where there is none.
+        """The path of a file, which is downloaded if needed; None if it does not exist.
 
         Raises:
             UserError: the hub cannot be reached.
@@ -111,25 +109,23 @@ class Location:
         return replace(self, subfolder=f"{self.subfolder}/{path}" if self.subfolder else path)
 
     def without_download(self) -> "Location":
-        """The same location, from which nothing is downloaded."""
+        """The same location with no downloads."""
         return replace(self, downloads=False)
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """The JSON object in the file called `name`; None where there is no such file.
+        """The JSON object in a file; None if the file does not exist.
 
         Raises:
-            UserError: it is no JSON object.
+            UserError: the file contains no JSON object.
         """
         path = self.file(name)
-        return None if path is None else read_object(path, self._called(name))
+        return None if path is None else read_object(path, f"The file '{name}' of the model '{self.source}'")
 
     def listing(self, name: str) -> list[Any] | None:
-        """The JSON list in the file called `name`; None where there is no such file."""
+        """The JSON list in a file; None if the file does not exist."""
         path = self.file(name)
-        return None if path is None else _read(path, self._called(name), list, "a JSON list")
-
-    def _called(self, name: str) -> str:
-        return f"The file '{name}' of the model '{self.source}'"
+        subject = f"The file '{name}' of the model '{self.source}'"
+        return None if path is None else _read_json(path, subject, list, "a JSON list")
 
 
 def find_location(source: str, revision: str | None = None) -> Location | Path:
@@ -140,28 +136,29 @@ def find_location(source: str, revision: str | None = None) -> Location | Path:
         revision: a branch, tag or commit of the repository.
 
     Returns:
-        The location; the path where it is a file.
+        The location, or the path of a file.
 
     Raises:
-        UserError: it is empty, a broken link, or a path where nothing is; or it is the name of a repository that
-            is not in the cache, and the hub does not have it or cannot be reached.
+        UserError: the name is empty, a broken link or a path that does not exist; or it is the name of a repository
+            that is not in the cache, and the hub does not have it or cannot be reached.
     """
     if not source.strip():
         raise UserError("The model is named by an empty text; give a folder with a config.json or a hub name.")
     try:
         path = Path(source).expanduser()
-        is_folder, is_link, is_there = path.is_dir(), path.is_symlink(), path.exists()
+        is_folder, is_link, exists = path.is_dir(), path.is_symlink(), path.exists()
         if is_folder:
             os.listdir(path)
     except (OSError, ValueError, RuntimeError) as error:
-        what = f"The model folder {quote(source)}"
-        raise UserError(f"{what} cannot be read: {_why(error)}; give another path.") from error
+        raise UserError(
+            f"The model folder {quote(source)} cannot be read: {_reason(error)}; give another path."
+        ) from error
     if is_folder:
         return Location(source, path)
-    if is_there and not path.is_file():
-        # A pipe would be waited for, and a device may have no end.
+    if exists and not path.is_file():
+        # Reading a pipe would wait, and a device may have no end.
         raise UserError(f"{quote(source)} is neither a folder nor a file; give a folder with a config.json.")
-    if is_there:
+    if exists:
         return path
     if is_link:
         raise UserError(f"The model folder {quote(source)} is a link that leads nowhere; give the folder itself.")
@@ -182,52 +179,48 @@ def find_location(source: str, revision: str | None = None) -> Location | Path:
 
 
 def _on_the_hub(name: str, revision: str | None) -> Location:
-    """The repository `name`; where the hub cannot be reached, its files are read from the cache."""
-    why = out_of_reach(name, revision=revision)
-    if why is None:
+    """The repository `name`; its files are read from the cache if the hub cannot be reached."""
+    reason = out_of_reach(name, revision=revision)
+    if reason is None:
         return Location(name, revision=revision)
-    if not any(isinstance(try_to_load_from_cache(name, mark, revision=revision), str) for mark in MARKS):
+    if not any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in MARKER_FILES):
         at = "" if revision is None else f" at the revision '{revision}'"
         raise UserError(
             f"There is no loadable model '{name}'{at}: there is no such folder, the cache of the hub does not have it, "
-            f"and the hub cannot be asked ({why}); check the name and the network, or give a folder."
+            f"and the hub cannot be asked ({reason}); check the name and the network, or give a folder."
         )
     return Location(name, revision=revision, downloads=False)
 
 
-def read_object(path: Path, what: str) -> dict[str, Any]:
+def read_object(path: Path, subject: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         path: the file.
-        what: the file as errors name it.
+        subject: the file as errors name it, at the beginning of the sentence.
 
     Raises:
         UserError: it cannot be read, or is no JSON object.
     """
-    return _read(path, what, dict, "a JSON object")
+    return _read_json(path, subject, dict, "a JSON object")
 
 
-def _read(path: Path, what: str, kind: type, called: str) -> Any:
+def _read_json(path: Path, subject: str, kind: type, kind_name: str) -> Any:
     if is_lfs_pointer(path):
-        raise UserError(f"{what} is a note that Git LFS has left; fetch the file itself, by `git lfs pull`.")
+        raise UserError(f"{subject} is a note that Git LFS has left; fetch the file itself, by `git lfs pull`.")
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{what} cannot be read: {_why(error)}; take the one that was saved with the weights."
+            f"{subject} cannot be read: {_reason(error)}; take the one that was saved with the weights."
         ) from error
-    if not isinstance(said, kind):
-        raise UserError(f"{what} must be {called}; got {_shown(said)}.")
-    return said
+    if not isinstance(content, kind):
+        text = json.dumps(content)
+        raise UserError(f"{subject} must be {kind_name}; got {text if len(text) <= 60 else f'{text[:60]}…'}.")
+    return content
 
 
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"it is no JSON ({error.msg} in line {error.lineno}, column {error.colno})"
     if isinstance(error, RecursionError):
