@@ -32,7 +32,6 @@ TESTED_BY = {
     "laconic.compress.solving": "compress/test_matrices.py",
     "laconic.evaluate.harness.scorer": "evaluate/harness/test_task.py",
     "laconic.evaluate.json_lines": "evaluate/lama/test_lama.py",
-    "laconic.formats.kernel_cache": "formats/test_quantized.py",
     "laconic.model.anatomy.decoders": "model/test_anatomy.py",
     "laconic.model.anatomy.encoders": "model/test_anatomy.py",
     "laconic.model.anatomy.parts": "model/test_anatomy.py",

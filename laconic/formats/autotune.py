@@ -1,4 +1,6 @@
-"""The fastest kernel for products with a matrix of codes, measured once for each shape and kept in a file.
+"""Choose the fastest kernel for products with a matrix of codes, and keep the kernels that a layer has called.
+
+The choice is measured once for each shape and kept in a file.
 
 The file belongs to one processor, its instructions, the number of threads and the version of torch. Kernels run in
 turn, round by round, so that a load on the machine affects all of them equally. With few rows the caches are
@@ -6,7 +8,7 @@ overwritten before each run, as other layers do in a model. The time of a kernel
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from laconic.cache import machine_file, read_measurements, write_measurements
-from laconic.formats.kernels import DECODED, DENSE, DenseKernel, Kernel, KernelFamily, working_kernels
+from laconic.formats.kernels import DECODED, DENSE, DTYPES, DenseKernel, Kernel, KernelFamily, working_kernels
 from laconic.system import processor, short_numbers
 
 SMALL = 2**16
@@ -187,3 +189,76 @@ def _read(file: Path) -> dict[str, Choice]:
         return {key: Choice(str(entry["kernel"]), float(entry["speedup"])) for key, entry in stored.items()}
     except (ValueError, TypeError, KeyError):
         return {}
+
+
+def can_use_kernels(x: Tensor, dtype: torch.dtype, bias: Tensor | None) -> bool:
+    """Whether kernels can compute a product. Otherwise the matrix is decoded for it.
+
+    They cannot if gradients are needed, on a GPU, and in compiled code.
+
+    Args:
+        x: the inputs.
+        dtype: the dtype of the layer.
+        bias: its bias.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return False
+    is_supported = x.is_cpu and x.dtype == dtype and x.dtype in DTYPES and x.numel() > 0
+    return is_supported and not torch.compiler.is_compiling()
+
+
+class KernelCache:
+    """The kernels that one layer has called. They are made again if the tensors of the layer change."""
+
+    def __init__(self) -> None:
+        self._chosen: dict[tuple[int, torch.dtype, int], str] = {}
+        self._kernels: dict[tuple[str, torch.dtype], Kernel] = {}
+        self._versions: tuple[object, ...] = ()
+
+    def __deepcopy__(self, memo: object) -> "KernelCache":
+        return KernelCache()
+
+    def __reduce__(self) -> tuple[Callable[[], "KernelCache"], tuple[()]]:
+        # Matrices that a library packed cannot be pickled.
+        return KernelCache, ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kernels keep."""
+        return sum(kernel.nbytes for kernel in self._kernels.values())
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The kernels that were called, by the number of rows that they were measured for."""
+        return {rows: name for (rows, _, _), name in sorted(self._chosen.items(), key=lambda item: item[0][0])}
+
+    def kernel(
+        self,
+        tensors: Sequence[Tensor],
+        rows: int,
+        dtype: torch.dtype,
+        choose: Callable[[], Choice | None],
+        make: Callable[[str], Kernel],
+    ) -> Kernel | None:
+        """The kernel for a product; None if the matrix should be decoded.
+
+        Args:
+            tensors: the tensors that a kernel is made from.
+            rows: rows of the input.
+            dtype: dtype of the input.
+            choose: returns the choice for this product; called once for each number of rows, dtype and threads.
+            make: makes the kernel of a name.
+        """
+        key = (measured_rows(rows), dtype, torch.get_num_threads())
+        if key not in self._chosen:
+            choice = choose()
+            self._chosen[key] = DECODED if choice is None else choice.kernel
+        name = self._chosen[key]
+        if name == DECODED:
+            return None
+        versions = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+        if versions != self._versions:
+            self._kernels, self._versions = {}, versions
+        if (name, dtype) not in self._kernels:
+            self._kernels[name, dtype] = make(name)
+        return self._kernels[name, dtype]

@@ -7,7 +7,6 @@ code that reads `layer.weight.dtype` still works.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -33,10 +32,10 @@ class Format(nn.Module, ABC):
 
     kind: ClassVar[str]
     input_modules: ClassVar[tuple[str, ...]]
-    """Names of the child modules that read the layer's input, and so share its statistics."""
+    """Names of the child modules that read the input of the layer, and so share its statistics."""
     matrix_parameter: ClassVar[str | None] = None
-    """The parameter that is the whole matrix, which a later step compresses and replaces. None where the layer consists
-    of several matrices, which a later step compresses one by one."""
+    """The parameter that is the whole matrix, which a later step compresses and replaces. None if the layer consists of
+    several matrices, which a later step compresses one by one."""
     is_embedding: ClassVar[bool] = False
     """Whether it is a word embedding, which is called with tokens."""
     out_features: int
@@ -50,7 +49,7 @@ class Format(nn.Module, ABC):
         self.register_buffer("weight", torch.empty(0))
 
     def requires_grad_(self, requires_grad: bool = True) -> "Format":
-        """As torch's, for floating-point parameters; codes have no gradient."""
+        """Like the method of torch, but only for floating-point parameters; codes have no gradient."""
         for parameter in self.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(requires_grad)
@@ -67,7 +66,7 @@ class Format(nn.Module, ABC):
 
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes on disk in the present dtype, bias excluded: exactly what saving writes."""
+        """Bytes on disk in the present dtype, without the bias: exactly the bytes that saving writes."""
 
     def nbytes_in(self, dtype: torch.dtype) -> int:
         """`nbytes` after a cast to `dtype`."""
@@ -97,12 +96,12 @@ class Format(nn.Module, ABC):
 
     @property
     def support(self) -> Bool[Tensor, "out in"] | None:
-        """True where a weight may be nonzero, (out, in); None where nothing was pruned."""
+        """True at weights that may be nonzero, (out, in); None if nothing was pruned."""
         return None
 
     @property
     def count(self) -> int:
-        """Weights that are stored, for a format that stores one matrix as a whole."""
+        """The number of stored weights, for a format that stores one matrix as a whole."""
         return self.shape[0] * self.shape[1]
 
     @property
@@ -112,14 +111,14 @@ class Format(nn.Module, ABC):
 
     @property
     def source(self) -> "Format | None":
-        """Another format whose tensors this one reads; None where it has all it needs."""
+        """Another format whose tensors this one reads, or None."""
         return None
 
     def set_source(self, source: "Format") -> None:
         """Make this format read the tensors of `source`.
 
         Raises:
-            UserError: this kind reads from no other format, or not from this kind.
+            UserError: this kind of format cannot read from a format of the kind of `source`.
         """
         raise UserError(f"A layer of the kind '{self.kind}' stands alone, and cannot read from a '{source.kind}'.")
 
@@ -127,15 +126,15 @@ class Format(nn.Module, ABC):
         """Fit the stored numbers to another matrix, in place; zeros, codes and ranks stay.
 
         Args:
-            target: the matrix to come near.
+            target: the matrix to approximate.
             moment: H (in, in), positive definite. The error E minimises tr(E H E^T).
         """
 
     def unpack(self) -> None:
-        """Turn the tensors of a loaded checkpoint into what `forward` computes with; does nothing the second time.
+        """Convert the tensors of a loaded checkpoint to those that `forward` uses; a second call does nothing.
 
         Raises:
-            UserError: the tensors do not fit each other.
+            UserError: the tensors are inconsistent.
         """
 
     def to_embedding(self, padding_idx: int | None) -> "Format":
@@ -145,13 +144,18 @@ class Format(nn.Module, ABC):
             padding_idx: the padding token, whose row gets no gradient; None for none.
 
         Raises:
-            ValueError: this kind never stands for a word embedding.
+            ValueError: this kind of format never replaces a word embedding.
         """
         raise ValueError(f"a word embedding has no bias, and is never stored as '{self.kind}'")
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Arguments of `empty` as JSON values."""
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The shape as arguments of the constructor, for `spec`."""
+        return {"out_features": self.out_features, "in_features": self.in_features}
 
     @classmethod
     def uninitialized(cls: type[F], device: torch.device, *args: Any, **kwargs: Any) -> F:
@@ -162,7 +166,7 @@ class Format(nn.Module, ABC):
 
     @classmethod
     def empty(cls: type[F], **spec: Any) -> F:
-        """An uninitialised format of this specification, ready to receive its tensors."""
+        """An uninitialised format of this specification, whose tensors are loaded afterwards."""
         return cls(**spec)
 
 
@@ -184,7 +188,7 @@ class EmbeddingFormat(Format):
 
 
 def copy_bias(bias: Tensor | None) -> nn.Parameter | None:
-    """A copy of the bias as a parameter of its own; that of a masked-language head is tied to another tensor."""
+    """A copy of the bias as a new parameter; the bias of a masked-language head is tied to another tensor."""
     return None if bias is None else nn.Parameter(bias.detach().clone())
 
 
@@ -262,47 +266,10 @@ def weight_macs(module: nn.Module) -> int:
 
 
 def byte_parameter(data: UInt8[Tensor, " bytes"]) -> nn.Parameter:
-    """Bytes as a parameter without gradients, which transformers finds, fills and ties."""
+    """Bytes as a parameter without gradients, which transformers can load and tie."""
     return nn.Parameter(data, requires_grad=False)
 
 
 def empty_bytes(count: int) -> nn.Parameter:
     """An uninitialised parameter of `count` bytes."""
     return byte_parameter(torch.empty(count, dtype=torch.uint8))
-
-
-class SharedProduct:
-    """f(x) for several layers that are called with one tensor in turn: the first computes it, the last releases it.
-
-    Args:
-        shared_by: how many layers.
-
-    Example:
-        >>> product, x = SharedProduct(shared_by=2), torch.ones(1)
-        >>> product.compute(x, torch.neg) is product.compute(x, torch.neg)
-        True
-    """
-
-    def __init__(self, shared_by: int) -> None:
-        self.shared_by = shared_by
-        # (x, its version and whether gradients were enabled, f(x), how many layers have yet to call)
-        self._latest: tuple[Tensor, tuple[int, bool], Tensor, int] | None = None
-
-    def __deepcopy__(self, memo: object) -> "SharedProduct":
-        # The stored product belongs to one call of one model.
-        return SharedProduct(self.shared_by)
-
-    def compute(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """f(x), computed unless the latest call had this very tensor."""
-        if self.shared_by == 1 or torch.compiler.is_compiling():
-            # A compiler merges equal products itself.
-            return f(x)
-        held = self._latest
-        # A tensor that was changed in place is another input; inference tensors have no version counter.
-        state = (0 if x.is_inference() else x._version, torch.is_grad_enabled())
-        if held is not None and held[0] is x and held[1] == state:
-            _, _, z, left = held
-        else:
-            z, left = f(x), self.shared_by
-        self._latest = (x, state, z, left - 1) if left > 1 else None
-        return z

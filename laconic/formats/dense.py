@@ -64,7 +64,7 @@ class Dense(Format):
         self.linear.register_parameter("bias", copy_bias(bias))
 
     def spec(self) -> dict[str, Any]:
-        return {"out_features": self.out_features, "in_features": self.in_features, "bias": self.bias is not None}
+        return {**self.sizes, "bias": self.bias is not None}
 
 
 class Constant(Format):
@@ -116,9 +116,8 @@ class Constant(Format):
         self.register_parameter("constant", copy_bias(bias))
 
     def spec(self) -> dict[str, Any]:
-        sizes = {"out_features": self.out_features, "in_features": self.in_features}
         narrower = {} if self.width == self.out_features else {"width": self.width}
-        return {**sizes, "bias": self.constant is not None, **narrower}
+        return {**self.sizes, "bias": self.constant is not None, **narrower}
 
 
 class LinearReplacement(nn.Module):

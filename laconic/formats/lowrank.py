@@ -5,8 +5,10 @@ factor: Ŵ_i = A_i B. The first of them is then a `LowRank` that owns B; the oth
 of their own and take B x from the first.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,7 +16,6 @@ from laconic.errors import UserError
 from laconic.formats.base import (
     EmbeddingFormat,
     Format,
-    SharedProduct,
     dense_weight,
     embedding_weight,
     refit_weight,
@@ -23,6 +24,45 @@ from laconic.formats.base import (
     weight_nbytes,
 )
 from laconic.numerics.lowrank import solve_output_factor
+
+
+class SharedProduct:
+    """f(x) for several layers that are called with the same tensor in turn.
+
+    The first layer computes the product; after the last one it is released.
+
+    Args:
+        shared_by: the number of layers.
+
+    Example:
+        >>> product, x = SharedProduct(shared_by=2), torch.ones(1)
+        >>> product.compute(x, torch.neg) is product.compute(x, torch.neg)
+        True
+    """
+
+    def __init__(self, shared_by: int) -> None:
+        self.shared_by = shared_by
+        # (x, its version and whether gradients were enabled, f(x), the number of layers that have not called yet)
+        self._latest: tuple[Tensor, tuple[int, bool], Tensor, int] | None = None
+
+    def __deepcopy__(self, memo: object) -> "SharedProduct":
+        # The stored product belongs to one call of one model.
+        return SharedProduct(self.shared_by)
+
+    def compute(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """f(x), computed unless the latest call had the same tensor."""
+        if self.shared_by == 1 or torch.compiler.is_compiling():
+            # A compiler merges equal products.
+            return f(x)
+        latest = self._latest
+        # A tensor that was changed in place is another input; inference tensors have no version counter.
+        state = (0 if x.is_inference() else x._version, torch.is_grad_enabled())
+        if latest is not None and latest[0] is x and latest[1] == state:
+            _, _, z, left = latest
+        else:
+            z, left = f(x), self.shared_by
+        self._latest = (x, state, z, left - 1) if left > 1 else None
+        return z
 
 
 class LowRank(Format):
@@ -38,7 +78,6 @@ class LowRank(Format):
         shared_by: how many layers multiply by this B; see `LowRankReader`.
 
     Example:
-        >>> import torch
         >>> layer = LowRank.from_factors(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 0.0, 3.0]]))
         >>> layer.dense()
         tensor([[1., 0., 3.],
@@ -52,7 +91,7 @@ class LowRank(Format):
         super().__init__()
         self.right: nn.Linear | Format = nn.Linear(in_features, rank, bias=False)
         self.left: nn.Linear | Format = nn.Linear(rank, out_features, bias=bias)
-        # Stored here, because a later step may replace the factors by formats.
+        # These numbers stay if a later step replaces the factors by formats.
         self.out_features, self.in_features, self.rank = out_features, in_features, rank
         self._product = SharedProduct(shared_by)
 
@@ -94,10 +133,8 @@ class LowRank(Format):
         return LowRankEmbedding.from_linear(self, padding_idx)
 
     def spec(self) -> dict[str, Any]:
-        out_features, in_features = self.shape
-        sizes = {"out_features": out_features, "in_features": in_features, "rank": self.rank}
         shared = {"shared_by": self._product.shared_by} if self._product.shared_by > 1 else {}
-        return {**sizes, "bias": self.bias is not None, **shared}
+        return {**self.sizes, "rank": self.rank, "bias": self.bias is not None, **shared}
 
 
 class LowRankEmbedding(EmbeddingFormat):
@@ -112,7 +149,6 @@ class LowRankEmbedding(EmbeddingFormat):
         padding_idx: the padding token, whose row gets no gradient.
 
     Example:
-        >>> import torch
         >>> LowRankEmbedding(vocabulary=10, width=4, rank=2, padding_idx=None)(torch.tensor([3])).shape
         torch.Size([1, 4])
     """
@@ -156,14 +192,18 @@ class LowRankEmbedding(EmbeddingFormat):
         return weight_macs(self.left)
 
     def spec(self) -> dict[str, Any]:
-        sizes = {"vocabulary": self.vocabulary, "width": self.width, "rank": self.rank}
-        return {**sizes, "padding_idx": self.padding_idx}
+        return {
+            "vocabulary": self.vocabulary,
+            "width": self.width,
+            "rank": self.rank,
+            "padding_idx": self.padding_idx,
+        }
 
 
 class LowRankReader(Format):
     """y = A z + bias, where z = B x is computed by another layer that is called with the same x.
 
-    Stored: A (out, r) and the bias; B is stored with its owner alone.
+    Stored: A (out, r) and the bias; B is stored only with its owner.
 
     Args:
         out_features: rows of the matrix.
@@ -172,7 +212,6 @@ class LowRankReader(Format):
         bias: whether there is a bias.
 
     Example:
-        >>> import torch
         >>> owner, reader = split_rows(LowRank.from_factors(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
         >>> reader.shape, reader(torch.ones(3)).tolist()
         ((3, 3), [3.0, 3.0, 3.0])
@@ -185,7 +224,7 @@ class LowRankReader(Format):
         super().__init__()
         self.left = nn.Linear(rank, out_features, bias=bias)
         self.out_features, self.in_features, self.rank = out_features, in_features, rank
-        # In a tuple, so that torch does not register it: B is stored with its owner alone.
+        # In a tuple, so that torch does not register it: B is stored only with its owner.
         self._source: tuple[LowRank, ...] = ()
 
     @classmethod
@@ -228,9 +267,7 @@ class LowRankReader(Format):
         self._source = (source,)
 
     def spec(self) -> dict[str, Any]:
-        out_features, in_features = self.shape
-        bias = self.bias is not None
-        return {"out_features": out_features, "in_features": in_features, "rank": self.rank, "bias": bias}
+        return {**self.sizes, "rank": self.rank, "bias": self.bias is not None}
 
 
 def split_rows(whole: LowRank, rows: tuple[int, ...]) -> tuple[Format, ...]:
@@ -244,7 +281,6 @@ def split_rows(whole: LowRank, rows: tuple[int, ...]) -> tuple[Format, ...]:
         A `LowRank` that owns the right factor, and a `LowRankReader` for each of the others.
 
     Example:
-        >>> import torch
         >>> first, second = split_rows(LowRank.from_factors(torch.ones(5, 1), torch.ones(1, 3)), rows=(2, 3))
         >>> first.nbytes(), second.nbytes()
         (20, 12)

@@ -8,7 +8,7 @@ parameters, for transformers to fill, and `unpack` turns it into the plain modul
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -31,6 +31,8 @@ from laconic.numerics.refit import inverse, refit
 
 VALUES = "values"
 BITS = "bits"
+
+M = TypeVar("M", bound="Masked")
 
 
 class Masked(Format):
@@ -69,6 +71,28 @@ class Masked(Format):
         self.bits = nn.Parameter(torch.empty(self.index_nbytes, dtype=torch.uint8), requires_grad=False)
         self.register_load_state_dict_pre_hook(_accept)
 
+    @classmethod
+    def from_plain(
+        cls: type[M],
+        weight: Float[Tensor, "out in"],
+        mask: Bool[Tensor, "out in"],
+        pattern: tuple[int, int] | None,
+        kept: int = 0,
+        **options: Any,
+    ) -> M:
+        """The format of a matrix.
+
+        Args:
+            weight: the matrix.
+            mask: True where a weight is kept.
+            pattern: (N, M) if the mask keeps exactly N of every M consecutive inputs, else None.
+            kept: the number of kept weights, which is needed only on the meta device.
+            **options: the other arguments of the constructor.
+        """
+        layer = cls.uninitialized(mask.device, *weight.shape, kept=kept, pattern=pattern, **options)
+        layer.fill(weight.detach(), mask)
+        return layer.to(weight.dtype)
+
     @abstractmethod
     def set_plain_weight(self, weight: nn.Parameter) -> None:
         """Create the plain module with this weight."""
@@ -98,7 +122,7 @@ class Masked(Format):
         return self.orient(self.plain_weight)
 
     def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
-        assert self.mask is not None, "what is packed is not computed with"
+        assert self.mask is not None, "a packed layer must be unpacked first"
         H = moment.double()
         values = refit(target, self.mask, H, inverse(H))
         with torch.no_grad():
@@ -223,7 +247,7 @@ class Masked(Format):
     def masked_spec(self) -> dict[str, Any]:
         """The part of `spec` that all kinds share."""
         pattern = {} if self.pattern is None else {"pattern": list(self.pattern)}
-        return {"out_features": self.out_features, "in_features": self.in_features, "kept": self.kept, **pattern}
+        return {**self.sizes, "kept": self.kept, **pattern}
 
 
 def exact_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None) -> tuple[int, int] | None:

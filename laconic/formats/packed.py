@@ -3,7 +3,7 @@
 All tensors are bytes: the codes, the scales or values that they stand for, and the mask of pruned weights. A cast of
 the model to another dtype does not change them, and the file is as large as the layer in memory. A product decodes the
 matrix, multiplies and drops it, so that one layer at a time is dense; or a kernel multiplies with the codes, where that
-was measured to be faster on this machine (`laconic.formats.kernel_cache`).
+was measured to be faster on this machine (`laconic.formats.autotune`).
 """
 
 from abc import abstractmethod
@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from laconic.formats.autotune import Choice, autotune
+from laconic.formats.autotune import Choice, KernelCache, autotune, can_use_kernels
 from laconic.formats.base import EmbeddingFormat, Format, byte_parameter, copy_bias, empty_bytes
-from laconic.formats.kernel_cache import Ready, left_to_kernels
 from laconic.formats.kernels import KernelFamily
 from laconic.numerics.grid import LARGEST_SCALE
 from laconic.numerics.packing import (
@@ -69,8 +68,8 @@ class PackedCodes(Format):
         self.codes = empty_bytes(packed_nbytes(self.count, bits))
         self.kept_bits = None if kept is None else empty_bytes(packed_nbytes(shape[0] * shape[1], 1))
         self.shift = nn.Parameter(torch.empty(shape[0])) if bias else None
-        self._ready = Ready()
-        self._whole: Tensor | None = None
+        self._kernels = KernelCache()
+        self._decoded: Tensor | None = None
 
     @abstractmethod
     def decode(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
@@ -164,29 +163,29 @@ class PackedCodes(Format):
     @property
     def kernel_nbytes(self) -> int:
         """Bytes in memory that the kernels which were called keep beside the codes."""
-        return self._ready.nbytes
+        return self._kernels.nbytes
 
     @property
     def kernel_names(self) -> dict[int, str]:
         """The kernels that were called, by the number of rows that they were measured for."""
-        return self._ready.names
+        return self._kernels.names
 
     @contextmanager
     def keep_decoded(self) -> Iterator[None]:
         """A context in which the layer multiplies by one decoded copy; its codes must not change meanwhile."""
-        self._whole = self.dense()
+        self._decoded = self.dense()
         try:
             yield
         finally:
-            self._whole = None
+            self._decoded = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._whole is not None:
-            return linear(x, self._whole, self.bias)
-        family = self.kernel_family if left_to_kernels(x, self.weight.dtype, self.shift) else None
+        if self._decoded is not None:
+            return linear(x, self._decoded, self.bias)
+        family = self.kernel_family if can_use_kernels(x, self.weight.dtype, self.shift) else None
         rows = x.shape[:-1].numel()
         if family is not None and rows <= family.max_rows:
-            kernel = self._ready.kernel(
+            kernel = self._kernels.kernel(
                 (self.codes, self.shared_values),
                 rows,
                 x.dtype,
@@ -217,8 +216,7 @@ class PackedCodes(Format):
     def coded_spec(self) -> dict[str, Any]:
         """The part of `spec` that all kinds share."""
         kept = {} if self.kept is None else {"kept": self.kept}
-        sizes = {"out_features": self.out_features, "in_features": self.in_features, "bits": self.bits}
-        return {**sizes, **kept, "bias": self.bias is not None}
+        return {**self.sizes, "bits": self.bits, **kept, "bias": self.bias is not None}
 
     @classmethod
     def empty(cls: type[P], **spec: Any) -> P:

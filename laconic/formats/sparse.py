@@ -57,11 +57,7 @@ class Sparse(Masked):
             pattern: (N, M) if the mask is meant to keep N of every M inputs; used where it does so exactly.
         """
         mask = mask.to(weight.device)
-        layer = cls.uninitialized(
-            weight.device, *weight.shape, kept=0, bias=False, pattern=exact_pattern(mask, pattern)
-        )
-        layer.fill(weight.detach(), mask)
-        return layer.to(weight.dtype)
+        return cls.from_plain(weight, mask, exact_pattern(mask, pattern), bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.masked_weight()
@@ -90,12 +86,8 @@ class Sparse(Masked):
         self.linear.register_parameter("bias", copy_bias(bias))
 
     def to_embedding(self, padding_idx: int | None) -> Format:
-        assert self.mask is not None, "what is packed is not computed with"
-        layer = SparseEmbedding.uninitialized(
-            self.mask.device, self.out_features, self.in_features, self.kept, padding_idx, self.pattern
-        )
-        layer.fill(self.dense().detach(), self.mask)
-        return layer.to(self.weight.dtype)
+        assert self.mask is not None, "a packed layer must be unpacked first"
+        return SparseEmbedding.from_plain(self.dense(), self.mask, self.pattern, self.kept, padding_idx=padding_idx)
 
     def spec(self) -> dict[str, Any]:
         return {**self.masked_spec(), "bias": self.bias is not None}
@@ -115,7 +107,7 @@ class SparseEmbedding(EmbeddingFormat, Masked):
 
     Example:
         >>> table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])  # (width, vocabulary)
-        >>> SparseEmbedding.from_dense(table, table > 1, padding_idx=None)(torch.tensor([0])).tolist()
+        >>> Sparse.from_dense(table, table > 1).to_embedding(padding_idx=None)(torch.tensor([0])).tolist()
         [[0.0, 3.0]]
     """
 
@@ -133,22 +125,6 @@ class SparseEmbedding(EmbeddingFormat, Masked):
     ) -> None:
         super().__init__((out_features, in_features), kept, pattern)
         self.padding_idx = padding_idx
-
-    @classmethod
-    def from_dense(
-        cls,
-        weight: Float[Tensor, "out in"],
-        mask: Bool[Tensor, "out in"],
-        padding_idx: int | None,
-        pattern: tuple[int, int] | None = None,
-    ) -> "SparseEmbedding":
-        """The format of a matrix (width, vocabulary); arguments as in `Sparse.from_dense`."""
-        mask = mask.to(weight.device)
-        layer = cls.uninitialized(
-            weight.device, *weight.shape, kept=0, padding_idx=padding_idx, pattern=exact_pattern(mask, pattern)
-        )
-        layer.fill(weight.detach(), mask)
-        return layer.to(weight.dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
         weight = self.masked_weight()
