@@ -19,7 +19,7 @@ from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.processes import on_rank_zero
 from laconic.recipe import Record, write_recipe
-from laconic.recipe.run import beside
+from laconic.recipe.run import extra_files
 from laconic.report.costs import MEGABYTE
 from laconic.report.evaluation import evaluation_remarks, evaluation_tables
 from laconic.report.tables import Column, Table
@@ -96,7 +96,7 @@ class CompressResult(Result):
             UserError: the folder exists or cannot be written.
         """
         place = to_folder(folder)
-        on_rank_zero(save)(self.record.lm, place, beside(self.record.recipe, self.record.changes))
+        on_rank_zero(save)(self.record.lm, place, extra_files(self.record.recipe, self.record.changes))
         return place
 
     def to_dict(self) -> dict[str, Any]:

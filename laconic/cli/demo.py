@@ -99,12 +99,12 @@ def _save(comparison: "Comparison", best: "Cell", original: Path, folder: Path) 
     """Save the best model with its recipe and plan."""
     from laconic.allocate import plan_text
     from laconic.recipe import Recipe, write_recipe
-    from laconic.store import Beside, save
+    from laconic.store import ExtraFiles, save
 
     lm, outcome = comparison.compressed(best.candidate, SAVED_KEEP)
     step = best.candidate.step(SAVED_KEEP)
     recipe = Recipe(model=str(original), data=SOURCE, samples=CALIBRATION_ROWS, steps=(step,))
-    save(lm, folder, Beside(recipe=write_recipe(recipe), plan=plan_text(outcome.plan)))
+    save(lm, folder, ExtraFiles(recipe=write_recipe(recipe), plan=plan_text(outcome.plan)))
 
 
 def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dict[str, Any]) -> "Table":

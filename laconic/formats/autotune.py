@@ -72,7 +72,7 @@ def autotune(family: KernelFamily[Any], rows: int, shape: tuple[int, int], dtype
     if shape[0] * shape[1] < SMALL:
         return Choice(family.small, 1.0)
     depends_on = machine()
-    choices = _choices_in(machine_file("kernels", depends_on))
+    choices = _kernel_choices(machine_file("kernels", depends_on))
     return choices.lookup(family, ProductShape(measured_rows(rows), *shape, dtype), depends_on)
 
 
@@ -170,16 +170,16 @@ def least_seconds(kernels: Mapping[str, Kernel], x: Tensor, bias: Tensor, choice
         for name, kernel in kernels.items():
             if number < 2 or name in (DECODED, DENSE) or times[name] <= DROP_FACTOR * least:
                 cache_filler.add_(1)
-                began = perf_counter()
+                run_start = perf_counter()
                 kernel(x, bias)
-                times[name] = min(times[name], perf_counter() - began)
+                times[name] = min(times[name], perf_counter() - run_start)
         if number >= MIN_ROUNDS and perf_counter() - start > MAX_SECONDS:
             break
     return times
 
 
 @cache
-def _choices_in(file: Path) -> KernelChoices:
+def _kernel_choices(file: Path) -> KernelChoices:
     return KernelChoices(file)
 
 

@@ -80,9 +80,9 @@ class Codebook(PackedCodes):
         """The index of each code's value among the values of all tables."""
         places = codes.int()
         if self.group is not None:
-            which = torch.arange(codes.shape[1], device=codes.device) if columns is None else columns
+            column_indices = torch.arange(codes.shape[1], device=codes.device) if columns is None else columns
             rows = torch.arange(self.out_features, dtype=torch.int32, device=codes.device)[:, None]
-            places.add_((rows * self.groups + (which // self.group).int()) * 2**self.bits)
+            places.add_((rows * self.groups + (column_indices // self.group).int()) * 2**self.bits)
         return places
 
     @property
@@ -98,9 +98,9 @@ class Codebook(PackedCodes):
             torch.full_like(weight, torch.inf, dtype=torch.float32),
             torch.zeros_like(weight, dtype=torch.uint8),
         )
-        which = torch.arange(self.in_features, device=weight.device) // (self.group or self.in_features)
+        column_indices = torch.arange(self.in_features, device=weight.device) // (self.group or self.in_features)
         for code in range(2**self.bits):
-            error = (values[:, which, code] - weight).abs()
+            error = (values[:, column_indices, code] - weight).abs()
             codes = torch.where(error < best, code, codes)
             best = torch.minimum(error, best)
         return codes

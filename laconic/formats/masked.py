@@ -69,7 +69,7 @@ class Masked(Format):
         self.register_buffer("mask", None, persistent=False)
         self.values = nn.Parameter(torch.empty(kept))
         self.bits = nn.Parameter(torch.empty(self.index_nbytes, dtype=torch.uint8), requires_grad=False)
-        self.register_load_state_dict_pre_hook(_accept)
+        self.register_load_state_dict_pre_hook(_unpack_before_loading)
 
     @classmethod
     def from_plain(
@@ -174,7 +174,7 @@ class Masked(Format):
         if self.bits.is_meta:
             self.fill(self.values.new_empty(self.shape), self.bits.new_empty(self.shape, dtype=torch.bool))
             return
-        mask, trainable = self._mask_of(self.bits.detach()), self.values.requires_grad
+        mask, trainable = self._to_mask(self.bits.detach()), self.values.requires_grad
         if int(mask.count_nonzero()) != len(self.values):
             raise UserError(
                 f"A pruned layer of {self.out_features} x {self.in_features} keeps {int(mask.count_nonzero())} weights "
@@ -188,7 +188,7 @@ class Masked(Format):
         weight = state.pop(f"{prefix}{self.child}.weight", None)
         if weight is not None and self.mask is not None:
             state[prefix + VALUES] = self.orient(weight)[self.mask]
-            state[prefix + BITS] = self._bits_of(self.mask)
+            state[prefix + BITS] = self._to_bits(self.mask)
         return state
 
     def unpack_state_dict(self, state_dict: Any, prefix: str, errors: list[str]) -> None:
@@ -196,17 +196,17 @@ class Masked(Format):
         values, bits = state_dict.pop(prefix + VALUES, None), state_dict.pop(prefix + BITS, None)
         if values is None or bits is None:
             return
-        error = self._take(values, bits)
+        error = self._prepare(values, bits)
         if error is None:
             state_dict[f"{prefix}{self.child}.weight"] = self.orient(_scatter(values, self.mask))
         else:
             errors.append(f"{prefix[:-1]}: {error}")
 
-    def _take(self, values: Tensor, bits: Tensor) -> str | None:
+    def _prepare(self, values: Tensor, bits: Tensor) -> str | None:
         """Prepare for a weight with these values and mask bits; returns what is wrong with them, or None."""
         if len(bits) != self.index_nbytes:
             return f"a mask of {self.index_nbytes} bytes is wanted, {len(bits)} are there"
-        mask = self._mask_of(bits)
+        mask = self._to_mask(bits)
         if int(mask.count_nonzero()) != len(values):
             return f"the mask keeps {int(mask.count_nonzero())} weights, {len(values)} values are there"
         if self.values is not None:
@@ -224,12 +224,12 @@ class Masked(Format):
             return packed_nbytes(self.out_features * self.in_features, 1)
         return packed_nbytes(self.out_features * self.in_features // self.pattern[1], index_bits(self.pattern))
 
-    def _bits_of(self, mask: Bool[Tensor, "out in"]) -> UInt8[Tensor, " bytes"]:
+    def _to_bits(self, mask: Bool[Tensor, "out in"]) -> UInt8[Tensor, " bytes"]:
         if self.pattern is None:
             return pack_mask(mask)
         return pack(rank_combinations(mask.view(-1, self.pattern[1])), index_bits(self.pattern))
 
-    def _mask_of(self, bits: Tensor) -> Bool[Tensor, "out in"]:
+    def _to_mask(self, bits: Tensor) -> Bool[Tensor, "out in"]:
         # transformers may have cast it with the weights, to a dtype that holds every byte value.
         stream = bits.to(torch.uint8)
         if self.pattern is None:
@@ -260,7 +260,7 @@ def exact_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None)
     return pattern if pattern is not None and follows_pattern(mask, pattern) else None
 
 
-def _accept(layer: Masked, state_dict: Any, prefix: str, *about: Any) -> None:
+def _unpack_before_loading(layer: Masked, state_dict: Any, prefix: str, *about: Any) -> None:
     # The last argument is the list of errors that torch raises at the end.
     layer.unpack_state_dict(state_dict, prefix, about[-1])
 

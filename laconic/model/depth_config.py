@@ -60,7 +60,7 @@ def per_layer_values(config: PreTrainedConfig, count: int, kept: Sequence[int]) 
     return {name: value for rule in _RULES for name, value in rule(values, count, kept).items()}
 
 
-def _lists(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def _shorten_lists(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for name, value in values.items():
         if name in _INDEX_LISTS or not _BY_LAYER.match(name):
@@ -72,7 +72,7 @@ def _lists(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     return changed
 
 
-def _repeated(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def _expand_period(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     """RecurrentGemma's list is one period, repeated as often as there are layers."""
     period = values.get("block_types")
     if not isinstance(period, (list, tuple)) or not period:
@@ -80,7 +80,7 @@ def _repeated(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]
     return {"block_types": [period[index % len(period)] for index in kept]}
 
 
-def _numbers(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def _renumber_layers(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     return {
         name: [kept.index(number) for number in values[name] if number in kept]
         for name in _INDEX_LISTS
@@ -88,7 +88,7 @@ def _numbers(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _from_the_ends(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def _recount_ends(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     # A number above the number of layers means all layers.
     first = {name: number for name in _FIRST if isinstance(number := values.get(name), int) and number < count}
     last = {name: number for name in _LAST if isinstance(number := values.get(name), int)}
@@ -96,7 +96,7 @@ def _from_the_ends(values: Values, count: int, kept: Sequence[int]) -> dict[str,
     return counted | {name: sum(index >= count - number for index in kept) for name, number in last.items()}
 
 
-def _every_step(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def _list_expert_steps(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     """Qwen has experts in every n-th layer that is not listed as dense."""
     step, dense = values.get("decoder_sparse_step"), values.get("mlp_only_layers")
     if not isinstance(step, int) or not isinstance(dense, (list, tuple)) or step == 1:
@@ -105,7 +105,7 @@ def _every_step(values: Values, count: int, kept: Sequence[int]) -> dict[str, An
     return {"decoder_sparse_step": 1, "mlp_only_layers": are_dense}
 
 
-def _interval(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def _fit_expert_interval(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     """ERNIE has experts in every n-th layer from one index to another."""
     start, end, step = (values.get(f"moe_layer_{name}") for name in ("start_index", "end_index", "interval"))
     if not (isinstance(start, int) and isinstance(end, int) and isinstance(step, int)):
@@ -120,7 +120,7 @@ def _interval(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]
     return {"moe_layer_start_index": experts[0], "moe_layer_end_index": experts[-1], "moe_layer_interval": step}
 
 
-def _periods(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def _fit_periods(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for names in _PERIODS:
         period, offset = (values.get(name) for name in names)
@@ -138,13 +138,22 @@ def _find_period(indices: list[int], count: int) -> tuple[int, int] | None:
     return (period, first) if first < period and indices == list(range(first, count, period)) else None
 
 
-def _by_depth(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
+def _rescale_depth(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
     """MiniCPM divides the output of a layer by the square root of the number of layers; the quotient is kept."""
     scale = values.get("scale_depth")
     return {"scale_depth": scale * (len(kept) / count) ** 0.5} if isinstance(scale, (int, float)) else {}
 
 
-_RULES: tuple[Rule, ...] = (_lists, _repeated, _numbers, _from_the_ends, _every_step, _interval, _periods, _by_depth)
+_RULES: tuple[Rule, ...] = (
+    _shorten_lists,
+    _expand_period,
+    _renumber_layers,
+    _recount_ends,
+    _list_expert_steps,
+    _fit_expert_interval,
+    _fit_periods,
+    _rescale_depth,
+)
 
 
 LAYER_INDICES = ("layer_idx", "layer_id", "layer_number")

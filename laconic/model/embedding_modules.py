@@ -144,7 +144,7 @@ class Dense(Stage):
         function = self.activation_function
         name = "" if isinstance(function, nn.Identity) else f" {type(function).__name__}"
         residual = " and what it read" if self.adds else ""
-        return f"dense {self.linear.in_features} → {self.linear.out_features}{name}{residual}{_each(self.reads)}"
+        return f"dense {self.linear.in_features} → {self.linear.out_features}{name}{residual}{_per_token(self.reads)}"
 
 
 class LayerNorm(Stage):
@@ -168,7 +168,7 @@ class Normalize(Stage):
         return functional.normalize(x, dim=-1)
 
     def describe(self) -> str:
-        return f"unit length{_each(self.reads)}"
+        return f"unit length{_per_token(self.reads)}"
 
 
 class Truncate(Stage):
@@ -188,5 +188,5 @@ class Truncate(Stage):
         return f"its first {self.first} numbers"
 
 
-def _each(reads: str) -> str:
+def _per_token(reads: str) -> str:
     return " (of each token)" if reads == TOKENS else ""

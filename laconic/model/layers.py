@@ -67,7 +67,7 @@ def get_layers(lm: LanguageModel, name: str) -> Layers:
 def _layers(lm: LanguageModel, stack: Stack, first_block: str, name: str) -> Layers:
     depth, config = stack.depth, lm.model.config
     if depth is None:
-        raise _unknown(lm)
+        raise _unknown_error(lm)
     levels = 3 if depth.group_count is not None else 1
     path = first_block.rsplit(".", levels)[0]
     blocks = [f"{path}.{child}" for child, _ in lm.model.get_submodule(path).named_children()]
@@ -75,7 +75,7 @@ def _layers(lm: LanguageModel, stack: Stack, first_block: str, name: str) -> Lay
         count = getattr(config, depth.count)
         blocks = [blocks[group] for group in group_schedule(count, len(blocks))]
     if getattr(config, depth.count, None) != len(blocks):
-        raise _unknown(lm)
+        raise _unknown_error(lm)
     return Layers(name=name, stack=stack, depth=depth, list=path, paths=tuple(blocks))
 
 
@@ -187,7 +187,7 @@ def _name(layers: Layers) -> str:
     return "the model" if layers.name == "blocks" else f"the {layers.name}"
 
 
-def _unknown(lm: LanguageModel) -> UserError:
+def _unknown_error(lm: LanguageModel) -> UserError:
     return UserError(
         f"The blocks of '{lm.model.config.model_type}' cannot be dropped: where its configuration says how many there "
         "are is not known; give it an entry in laconic.model.anatomy."

@@ -127,7 +127,7 @@ def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -
         elif type(module) is not type(other):
             yield Difference(path, None, type(module).__name__, type(other).__name__)
         else:
-            yield from _within(path, module, other)
+            yield from _module_differences(path, module, other)
     for path, other in there.items():
         if path not in here:
             yield Difference(path, None, None, type(other).__name__)
@@ -143,7 +143,7 @@ def copy_attention_type(model: PreTrainedModel, plain: PreTrainedModel) -> None:
             target.set_attention_type(holder.attention_type)
 
 
-def _within(path: str, module: nn.Module, other: nn.Module) -> Iterator[Difference]:
+def _module_differences(path: str, module: nn.Module, other: nn.Module) -> Iterator[Difference]:
     stores_nothing = not any(True for _ in module.parameters()) and not module.state_dict()
     if isinstance(module, Format):
         values, others = module.spec(), other.spec() if isinstance(other, Format) else {}

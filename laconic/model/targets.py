@@ -98,7 +98,7 @@ def select_sites(
     """
     matched = [site for site in sites if matches(target, site)]
     if not matched:
-        raise _no_match(sites, target, excluded, [parameter for parameter in dense if matches(target, parameter)])
+        raise _no_match_error(sites, target, excluded, [parameter for parameter in dense if matches(target, parameter)])
     return matched
 
 
@@ -107,7 +107,7 @@ def excluded_error(path: str, reason: str) -> UserError:
     return UserError(f"The matrix '{path}' cannot be compressed: {reason}; leave it out.")
 
 
-def _no_match(
+def _no_match_error(
     sites: Sequence[Site], target: str, excluded: Mapping[str, str], dense: Sequence[Targetable]
 ) -> UserError:
     if target not in TARGETS and not target.startswith("re:"):

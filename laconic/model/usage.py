@@ -97,21 +97,21 @@ def _trace(traced: _Traced) -> Usage | None:
     with torch.random.fork_rng(devices=[]):
         for options in ({}, {"use_cache": False}):
             with suppress(*MODEL_ERRORS):
-                return _record(_on_meta(traced), traced.globally, options).usage
+                return _record(_build_on_meta(traced), traced.globally, options).usage
         with suppress(*MODEL_ERRORS):
-            return _record(_with_zeros(traced), traced.globally, {"use_cache": False}).usage_of_equals
+            return _record(_build_with_zeros(traced), traced.globally, {"use_cache": False}).usage_of_equals
     return None
 
 
-def _on_meta(traced: _Traced) -> PreTrainedModel:
+def _build_on_meta(traced: _Traced) -> PreTrainedModel:
     config = copy.deepcopy(traced.config)
     config._attn_implementation = ATTENTION
     return build_empty(traced.model, config)
 
 
-def _with_zeros(traced: _Traced) -> PreTrainedModel:
+def _build_with_zeros(traced: _Traced) -> PreTrainedModel:
     """The model on the CPU; each weight is a single zero that is expanded to its shape, which takes little memory."""
-    empty, zero = _on_meta(traced), torch.zeros(())
+    empty, zero = _build_on_meta(traced), torch.zeros(())
     weights = {name: zero.to(tensor.dtype).expand(tensor.shape) for name, tensor in empty.named_parameters()}
     with silence_transformers():
         return traced.model.from_pretrained(None, config=empty.config, state_dict=weights)

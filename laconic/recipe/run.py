@@ -27,7 +27,7 @@ from laconic.recipe.labels import check_labels
 from laconic.recipe.order import check_order
 from laconic.recipe.schema import Evaluation, Recipe, key_of, write_recipe
 from laconic.report.plots import curves, png
-from laconic.store import Beside, check_output, file_bytes, save
+from laconic.store import ExtraFiles, check_output, file_bytes, save
 
 IN_MEMORY = "memory"
 """The source of calibration texts that were passed in memory."""
@@ -113,7 +113,7 @@ class Job:
         """
         recipe, output = self.recipe, self.output
         if output is not None:
-            on_rank_zero(save)(lm, output, beside(recipe, changes))
+            on_rank_zero(save)(lm, output, extra_files(recipe, changes))
         seconds = time.perf_counter() - self.start
         return Record(
             recipe=recipe,
@@ -192,10 +192,10 @@ def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, de
         return job.finish(*apply_steps(job.lm, recipe.steps, job.data), track=track, device=device)
 
 
-def beside(recipe: Recipe, changes: Changes) -> Beside:
+def extra_files(recipe: Recipe, changes: Changes) -> ExtraFiles:
     """The files that are saved with a compressed model: the recipe, the plans and the learning curves."""
     named = recipe.model and recipe.data != IN_MEMORY
-    return Beside(
+    return ExtraFiles(
         recipe=write_recipe(recipe) if named else None,
         plan=tuple(plan_text(plan) for plan in changes.plans if plan),
         files={**changes.files, **pictures_of(changes)},

@@ -4,7 +4,7 @@ Internal: it may change with any version.
 """
 
 from laconic.runtime.engines import COMPILE, EAGER, ONNX, OPENVINO, RUNTIMES, check_runtime
-from laconic.runtime.serve import Exported, LoadedExport, Service, serve
+from laconic.runtime.serve import ExportedForward, LoadedExport, Service, serve
 
 __all__ = [
     "COMPILE",
@@ -12,7 +12,7 @@ __all__ = [
     "ONNX",
     "OPENVINO",
     "RUNTIMES",
-    "Exported",
+    "ExportedForward",
     "LoadedExport",
     "Service",
     "check_runtime",

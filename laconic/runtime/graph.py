@@ -22,7 +22,7 @@ from laconic.model import LanguageModel
 from laconic.runtime.engines import library
 from laconic.runtime.layers import Portable
 from laconic.runtime.portable import ExportedLayers, to_portable
-from laconic.runtime.signature import TARGETS, Signature, Traced, sentence_pipeline
+from laconic.runtime.signature import TARGETS, Signature, TracedModel, sentence_pipeline
 
 OPSET = 21
 """The first ONNX opset with integers of 4 bits."""
@@ -75,7 +75,7 @@ def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
     with evaluating(twin), torch.inference_mode(False), torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(
-                Traced(twin.model, signature, lm.task, sentence_pipeline(lm)),
+                TracedModel(twin.model, signature, lm.task, sentence_pipeline(lm)),
                 tuple(inputs.values()),
                 input_names=signature.inputs,
                 output_names=signature.outputs,

@@ -53,7 +53,7 @@ class LoadedExport:
     layers: dict[str, ExportedLayers]
 
 
-class Exported:
+class ExportedForward:
     """A replacement for `forward` that runs exported models. Each is exported when it is first needed.
 
     Args:
@@ -97,7 +97,7 @@ class Exported:
         )
 
 
-class Compiled:
+class CompiledForward:
     """A replacement for `forward` that uses `torch.compile`.
 
     Args:
@@ -134,7 +134,7 @@ class Service:
 
     lm: LanguageModel
     runtime: str
-    exported: Exported | None = None
+    exported: ExportedForward | None = None
 
     def describe(self) -> dict[str, Any]:
         """The runtime for reports: its name, its library, and the bytes of the exported model."""
@@ -167,8 +167,8 @@ def serve(lm: LanguageModel, runtime: str = EAGER, loaded: LoadedExport | None =
         return Service(lm, runtime)
     twin = lm.shallow_copy()
     if runtime == COMPILE:
-        twin.model.forward = Compiled(twin)
+        twin.model.forward = CompiledForward(twin)
         return Service(twin, runtime)
-    exported = Exported(lm, runtime, loaded)
+    exported = ExportedForward(lm, runtime, loaded)
     twin.model.forward = exported
     return Service(twin, runtime, exported)

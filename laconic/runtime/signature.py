@@ -92,7 +92,7 @@ class Signature:
         return {name: (tensor[:, :-2] if name == TARGETS else tensor).clone() for name, tensor in inputs.items()}
 
 
-class Traced(nn.Module):
+class TracedModel(nn.Module):
     """A model with positional tensor inputs and a tuple of outputs, for tracing.
 
     Args:

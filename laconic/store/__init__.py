@@ -12,12 +12,12 @@ from laconic.imports import lazy
 if TYPE_CHECKING:
     from laconic.store.atomic import check_output
     from laconic.store.dense import materialize
-    from laconic.store.folder import Beside, file_bytes, save
+    from laconic.store.folder import ExtraFiles, file_bytes, save
     from laconic.store.pretrained import attach, skeleton
     from laconic.store.quantizer import LaconicConfig, LaconicQuantizer
 
 __all__ = [
-    "Beside",
+    "ExtraFiles",
     "LaconicConfig",
     "LaconicQuantizer",
     "attach",
@@ -31,7 +31,7 @@ __all__ = [
 __getattr__ = lazy(
     "laconic.store",
     {
-        "Beside": "laconic.store.folder",
+        "ExtraFiles": "laconic.store.folder",
         "LaconicConfig": "laconic.store.quantizer",
         "LaconicQuantizer": "laconic.store.quantizer",
         "attach": "laconic.store.pretrained",

@@ -44,7 +44,7 @@ REMOTE_CODE = "auto_map"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class ExtraFiles:
     """Additional files for the folder of a model.
 
     Args:
@@ -64,7 +64,7 @@ class Beside:
         """The content of all files except the card, by their path in the folder.
 
         Example:
-            >>> sorted(Beside(recipe="model: m", plan=("a", "b")).contents())
+            >>> sorted(ExtraFiles(recipe="model: m", plan=("a", "b")).contents())
             ['plan-1.yaml', 'plan-2.yaml', 'recipe.yaml']
         """
         plans = (self.plan,) if isinstance(self.plan, str) else self.plan
@@ -75,7 +75,9 @@ class Beside:
         return {**{name: text.encode() for name, text in texts.items()}, **self.files}
 
 
-def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_shard_size: int | str = "5GB") -> None:
+def save(
+    lm: LanguageModel, folder: Path, extra_files: ExtraFiles | None = None, *, max_shard_size: int | str = "5GB"
+) -> None:
     """Write a model to a new folder that `from_pretrained` reads.
 
     Weights are written in the dtype of `lm`; the model in memory is not changed. A compressed model needs
@@ -86,14 +88,14 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
     Args:
         lm: the model with its tokenizers.
         folder: the path of the new folder; it must not exist.
-        beside: additional files; None for only a model card.
+        extra_files: additional files; None for only a model card.
         max_shard_size: the largest safetensors file, in bytes or as text like "5GB".
 
     Raises:
         UserError: `folder` exists, the disk is full or not writable, another library quantized the model, the model
             does not run, or no configuration of its class describes it. No folder is left then.
     """
-    beside = beside or Beside()
+    extra_files = extra_files or ExtraFiles()
     with new_folder(folder) as partial:
         stored = to_dtype(lm.model, lm.dtype)
         dense_to_linears(stored)
@@ -109,9 +111,9 @@ def save(lm: LanguageModel, folder: Path, beside: Beside | None = None, *, max_s
             texts = {path: text.encode() for path, text in lm.pipeline.files.texts.items()}
             for path, content in (texts | _pipeline_tensors(lm.pipeline)).items():
                 _write(partial / path, content)
-        for path, content in beside.contents().items():
+        for path, content in extra_files.contents().items():
             _write(partial / path, content)
-        card = beside.card
+        card = extra_files.card
         if card is None:
             card = model_card(stored, Path(folder).name, lm.source, file_bytes(partial), lm.pipeline)
         (partial / CARD).write_text(card, encoding="utf-8")

@@ -121,7 +121,7 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
         if first is not None and entry.get("kind") in (RESIZED, ATTRIBUTES, MAPPED):
             apply_shape(model, first, name, entry)
         elif first is not None:
-            _place(model, _empty_format(name, entry), first, others)
+            _insert(model, _empty_format(name, entry), first, others)
     for name, entry in structure.items():
         if "source" in entry:
             _connect(model, name, entry["source"])
@@ -186,7 +186,7 @@ def _connect(model: PreTrainedModel, name: str, source: str) -> None:
         reader.set_source(owner)
 
 
-def _place(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
+def _insert(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
     paths = [first, *others]
     untie(model, set(paths))
     for path in paths:

@@ -49,9 +49,9 @@ def verify_saved(lm: LanguageModel, stored: PreTrainedModel, folder: Path) -> No
     expected, outputs = _outputs_of_both(saved, loaded)
     copy_attention_type(stored, loaded.model)
     for difference in differences(modules_by_path(stored), modules_by_path(loaded.model)):
-        raise _mismatch(str(difference))
+        raise _mismatch_error(str(difference))
     for name in _differing_tensors(stored, loaded.model):
-        raise _mismatch(f"'{name}' would have other numbers")
+        raise _mismatch_error(f"'{name}' would have other numbers")
     if lm.device.type == "cpu" or expected.dtype == torch.float32:
         _compare(expected, outputs)
 
@@ -120,7 +120,7 @@ def _compare(expected: Tensor, outputs: Tensor) -> None:
     largest = finite.abs().max().item()
     error = (finite - other).abs().max().item()
     if error > tolerance * largest or not torch.equal(expected.isfinite(), outputs.isfinite()):
-        raise _mismatch(f"its outputs would be off by {error / max(largest, 1e-30):.2%} of the largest")
+        raise _mismatch_error(f"its outputs would be off by {error / max(largest, 1e-30):.2%} of the largest")
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _user_errors(problem: str, remedy: str) -> Iterator[None]:
         raise UserError(f"The model {problem}, and was not saved: {reason}; {remedy}.") from error
 
 
-def _mismatch(difference: str) -> UserError:
+def _mismatch_error(difference: str) -> UserError:
     return UserError(
         f"The model that was written would be loaded as another one, and was removed: {difference}; "
         "compress it in another way."

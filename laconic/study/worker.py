@@ -27,7 +27,7 @@ from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, apply_steps
 from laconic.recipe.run import pictures_of, run
 from laconic.recipe.schema import Recipe, key_of, write_recipe
-from laconic.store import Beside, file_bytes, save
+from laconic.store import ExtraFiles, file_bytes, save
 from laconic.study.cells import DONE, Cell, failure, record_header, replace_non_finite
 from laconic.study.shared_folder import remove_stale_scratch, scratch_folder
 
@@ -134,7 +134,7 @@ class Worker:
         with scratch_folder(self._folder) as scratch:
             folder = self._model_folder(cell, scratch)
             whole_recipe = replace(cell.recipe, steps=(*cell.prepare, *cell.recipe.steps))
-            save(lm, folder, _beside(whole_recipe, changes))
+            save(lm, folder, _extra_files(whole_recipe, changes))
             start = time.perf_counter()
             # The saved model is evaluated, not the one in memory.
             saved = load(str(folder), self._device).with_label_order(cell.recipe.label_order)
@@ -257,6 +257,6 @@ def _dense_sizes(lm: LanguageModel) -> dict[str, Any]:
     return {"bytes": dense, "dense_bytes": dense, "file_bytes": lm.size()[1]}
 
 
-def _beside(recipe: Recipe, changes: Changes) -> Beside:
+def _extra_files(recipe: Recipe, changes: Changes) -> ExtraFiles:
     plans = tuple(plan_text(plan) for plan in changes.plans if plan)
-    return Beside(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **pictures_of(changes)})
+    return ExtraFiles(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **pictures_of(changes)})

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from laconic.cli.main import status
 from laconic.model import LanguageModel, load
-from laconic.store import Beside, save
+from laconic.store import ExtraFiles, save
 from tests.architectures import GPT2
 
 Output = pytest.CaptureFixture[str]
@@ -65,7 +65,7 @@ def test_the_whole_flow(
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     in_memory: list[LanguageModel] = []
 
-    def remember(lm: LanguageModel, folder: Path, beside: Beside) -> None:
+    def remember(lm: LanguageModel, folder: Path, beside: ExtraFiles) -> None:
         in_memory.append(lm)
         save(lm, folder, beside)
 

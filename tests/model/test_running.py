@@ -19,7 +19,7 @@ from laconic.model import LanguageModel, load, predict
 from laconic.model.predictions import ModelRunError
 from laconic.model.prunable_group import prunable_groups
 from laconic.model.tokens import check_decoder_start
-from laconic.runtime.serve import Compiled
+from laconic.runtime.serve import CompiledForward
 from tests import vision
 from tests.architectures import BY_NAME
 from tests.evaluate.models import with_tokenizer
@@ -148,7 +148,7 @@ def test_what_says_how_to_write_is_in_a_file_of_its_own(said: Values, reason: st
 
 def test_what_does_not_run_either_way_is_no_fault_of_the_compiler() -> None:
     lm = LanguageModel.of(llama(3))
-    lm.model.forward = Compiled(lm)
+    lm.model.forward = CompiledForward(lm)
     with pytest.raises(ModelRunError, match=r"cannot run 2 rows of 8 tokens"), torch.inference_mode():
         predict(lm, random_batch(lm, 2, 8))
 

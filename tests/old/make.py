@@ -34,7 +34,7 @@ from laconic.model import load as load_lm
 from laconic.recipe import Recipe, recipe_from, write_recipe
 from laconic.recipe.flow import apply_steps
 from laconic.recipe.schema import spell_recipe
-from laconic.store import Beside, save
+from laconic.store import ExtraFiles, save
 from tests.old.models import CASES, WIDTH, Case, batch_for, bert, bert_base, data_for
 from tests.old.reading import HERE, LOGITS, load, logits, vectors
 from tests.old.spelled import BY_HAND, PLAN, RECIPES, STUDY
@@ -86,7 +86,7 @@ def write_model(case: Case, folder: Path) -> None:
     lm = case.lm()
     lm, changes = apply_steps(lm, case.steps, data_for(lm))
     recipe = write_recipe(Recipe(model="original", data="builtin:pydoc", steps=tuple(case.steps)))
-    save(lm, folder, Beside(recipe=recipe, plan=tuple(plan_text(plan) for plan in changes.plans if plan)))
+    save(lm, folder, ExtraFiles(recipe=recipe, plan=tuple(plan_text(plan) for plan in changes.plans if plan)))
     # Nothing reads the card.
     (folder / "README.md").unlink()
     batch = batch_for(lm.model)
@@ -125,7 +125,11 @@ def write_embedder(folder: Path) -> None:
         lm = load_lm(str(whole))
         steps = (Compress(method=Svd(rank=4)),)
         lm, changes = apply_steps(lm, steps, None)
-        save(lm, folder, Beside(recipe=write_recipe(Recipe(model="whole", steps=steps)), plan=plan_text(changes.plan)))
+        save(
+            lm,
+            folder,
+            ExtraFiles(recipe=write_recipe(Recipe(model="whole", steps=steps)), plan=plan_text(changes.plan)),
+        )
     (folder / "README.md").unlink()
     batch = batch_for(lm.model)
     save_file({**batch, LOGITS: vectors(load_lm(str(folder)), batch)}, folder.with_suffix(".safetensors"))

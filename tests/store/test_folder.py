@@ -19,7 +19,7 @@ import laconic
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import LanguageModel, load
-from laconic.store import Beside, file_bytes, save
+from laconic.store import ExtraFiles, file_bytes, save
 from laconic.store.atomic import new_folder
 from tests.architectures import BY_NAME, compress_everything, factors, outputs
 
@@ -50,7 +50,7 @@ def test_everything_that_belongs_to_a_model_is_there(tmp_path: Path) -> None:
     lm = dataclasses.replace(
         compressed("bart"), tokenizer=tokenizer(), target_tokenizer=tokenizer(), source="org/model"
     )
-    save(lm, tmp_path / "out", Beside(recipe="model: org/model\n"))
+    save(lm, tmp_path / "out", ExtraFiles(recipe="model: org/model\n"))
     assert (tmp_path / "out" / "recipe.yaml").read_text() == "model: org/model\n"
     assert (tmp_path / "out" / "generation_config.json").is_file()
     assert AutoTokenizer.from_pretrained(tmp_path / "out" / "target_tokenizer")("brevity")["input_ids"] == [1]
@@ -67,7 +67,7 @@ def test_everything_that_belongs_to_a_model_is_there(tmp_path: Path) -> None:
 
 
 def test_given_card_is_used(tmp_path: Path) -> None:
-    save(compressed(), tmp_path / "out", Beside(card="# Mine\n"))
+    save(compressed(), tmp_path / "out", ExtraFiles(card="# Mine\n"))
     assert (tmp_path / "out" / "README.md").read_text() == "# Mine\n"
 
 

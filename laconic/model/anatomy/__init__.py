@@ -40,7 +40,7 @@ ANATOMIES: tuple[Anatomy, ...] = (
 """The entries that come with laconic."""
 
 
-def _mistake_of(found: object, name: str) -> str | None:
+def _check_entry(found: object, name: str) -> str | None:
     if not isinstance(found, Anatomy):
         return "is no object of the class Anatomy"
     return None if name in found.model_types else f"is of the architectures {', '.join(found.model_types)}"
@@ -50,7 +50,7 @@ ARCHITECTURE_REGISTRY: Registry[Anatomy] = Registry(
     "laconic.architectures",
     "architecture",
     {model_type: anatomy for anatomy in ANATOMIES for model_type in anatomy.model_types},
-    check=_mistake_of,
+    check=_check_entry,
 )
 """Every architecture by its `model_type`. Importing the one of a plug-in registers its classes with transformers."""
 

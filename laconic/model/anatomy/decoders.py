@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from laconic.model.anatomy.encoders import windowed
+from laconic.model.anatomy.encoders import windowed_attention
 from laconic.model.anatomy.parts import (
     Anatomy,
     Attention,
@@ -13,7 +13,7 @@ from laconic.model.anatomy.parts import (
     Stack,
     WordEmbedding,
     one_stack,
-    separate,
+    separate_attention,
 )
 from laconic.model.site import InputTokens
 
@@ -42,7 +42,9 @@ GPT_NEO = one_stack(
     "wte",
     Stack(
         blocks="h",
-        attention=separate("attn.attention", _QKV, "attn.attention.out_proj", norm="ln_1", heads=_PLAIN_HEADS),
+        attention=separate_attention(
+            "attn.attention", _QKV, "attn.attention.out_proj", norm="ln_1", heads=_PLAIN_HEADS
+        ),
         feed_forward=(
             FeedForward(("mlp.c_fc",), "mlp.c_proj", "intermediate_size", norm=("ln_2",), activation="mlp.act"),
         ),
@@ -81,7 +83,9 @@ OPT = one_stack(
     "decoder.embed_tokens",
     Stack(
         blocks="decoder.layers",
-        attention=separate("self_attn", _QKV, "self_attn.out_proj", norm="self_attn_layer_norm", heads=_PLAIN_HEADS),
+        attention=separate_attention(
+            "self_attn", _QKV, "self_attn.out_proj", norm="self_attn_layer_norm", heads=_PLAIN_HEADS
+        ),
         feed_forward=(FeedForward(("fc1",), "fc2", "ffn_dim", norm=("final_layer_norm",), activation="activation_fn"),),
         pre_norm_flag="do_layer_norm_before",
         # Only in post-norm models; in pre-norm models this norm is inside the block.
@@ -103,7 +107,7 @@ LLAMA = one_stack(
     "embed_tokens",
     Stack(
         blocks="layers",
-        attention=separate("self_attn", _QKV, "self_attn.o_proj", norm="input_layernorm", heads=_ROTARY),
+        attention=separate_attention("self_attn", _QKV, "self_attn.o_proj", norm="input_layernorm", heads=_ROTARY),
         feed_forward=(
             FeedForward(
                 ("mlp.gate_proj", "mlp.up_proj"),
@@ -124,7 +128,7 @@ PHI = one_stack(
     "embed_tokens",
     Stack(
         blocks="layers",
-        attention=separate("self_attn", _QKV, "self_attn.dense", norm="input_layernorm", heads=_ROTARY),
+        attention=separate_attention("self_attn", _QKV, "self_attn.dense", norm="input_layernorm", heads=_ROTARY),
         feed_forward=(FeedForward(("mlp.fc1",), "mlp.fc2", "intermediate_size", activation="mlp.activation_fn"),),
         parallel=True,
     ),
@@ -147,7 +151,7 @@ def _t5_attention(layer: str, name: str) -> Attention:
         config_size="d_kv",
         config_count="num_heads",
     )
-    return separate(f"{layer}.{name}", "q k v", f"{layer}.{name}.o", norm=f"{layer}.layer_norm", heads=heads)
+    return separate_attention(f"{layer}.{name}", "q k v", f"{layer}.{name}.o", norm=f"{layer}.layer_norm", heads=heads)
 
 
 def _t5_stack(name: str, feed_forward: str, depth: Depth) -> Stack:
@@ -183,7 +187,7 @@ T5 = Anatomy(
 
 
 def _bart_attention(module: str, heads: Heads | None) -> Attention:
-    return separate(module, _QKV, f"{module}.out_proj", heads=heads)
+    return separate_attention(module, _QKV, f"{module}.out_proj", heads=heads)
 
 
 def _bart_stack(name: str, heads: Heads | None) -> Stack:
@@ -213,7 +217,7 @@ LED = Anatomy(
     stacks=(
         replace(
             _BART_ENCODER,
-            attention=windowed("self_attn.longformer_self_attn", "self_attn.output"),
+            attention=windowed_attention("self_attn.longformer_self_attn", "self_attn.output"),
             depth=Depth(
                 count="encoder_layers",
                 lists=("attention_window",),

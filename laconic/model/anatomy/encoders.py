@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Heads, Stack, one_stack, separate
+from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Heads, Stack, one_stack, separate_attention
 
 _WORDS = "embeddings.word_embeddings"
 _OUTPUT = "attention.output.dense"
@@ -10,7 +10,7 @@ _HEADS = Heads(count="num_attention_heads", size="attention_head_size", width="a
 _DEPTH = Depth(last_norm="output.LayerNorm", input_norm="embeddings.LayerNorm")
 _BERT_STACK = Stack(
     blocks="encoder.layer",
-    attention=separate("attention.self", "query key value", _OUTPUT, heads=_HEADS),
+    attention=separate_attention("attention.self", "query key value", _OUTPUT, heads=_HEADS),
     feed_forward=(
         FeedForward(
             ("intermediate.dense",), "output.dense", "intermediate_size", activation="intermediate.intermediate_act_fn"
@@ -26,7 +26,7 @@ DISTILBERT = one_stack(
     _WORDS,
     Stack(
         blocks="transformer.layer",
-        attention=separate(
+        attention=separate_attention(
             "attention",
             "q_lin k_lin v_lin",
             "attention.out_lin",
@@ -43,7 +43,7 @@ ALBERT = one_stack(
     _WORDS,
     Stack(
         blocks="encoder.albert_layer_groups.*.albert_layers",
-        attention=separate("attention", "query key value", "attention.dense", heads=_HEADS),
+        attention=separate_attention("attention", "query key value", "attention.dense", heads=_HEADS),
         feed_forward=(FeedForward(("ffn",), "ffn_output", "intermediate_size", activation="activation"),),
         depth=Depth(group_count="num_hidden_groups"),
     ),
@@ -64,7 +64,9 @@ _DEBERTA_ATTENTION = Attention(
 DEBERTA = one_stack("deberta", _WORDS, replace(_BERT_STACK, attention=_DEBERTA_ATTENTION))
 
 _DEBERTA_V2_ATTENTION = replace(
-    separate("attention.self", "query_proj key_proj value_proj", _OUTPUT, heads=replace(_HEADS, can_shrink=False)),
+    separate_attention(
+        "attention.self", "query_proj key_proj value_proj", _OUTPUT, heads=replace(_HEADS, can_shrink=False)
+    ),
     position_key="attention.self.pos_key_proj",
     position_query="attention.self.pos_query_proj",
     shares_positions=True,
@@ -76,7 +78,7 @@ DEBERTA_V2 = one_stack(
 )
 
 
-def windowed(module: str, output: str) -> Attention:
+def windowed_attention(module: str, output: str) -> Attention:
     """Longformer's attention in which some tokens are global.
 
     It reshapes the output of its heads to the width of the model, so heads can be neither removed nor resized.
@@ -86,7 +88,7 @@ def windowed(module: str, output: str) -> Attention:
         output: the path of the output projection from the block.
     """
     paths = {f"global_{name}": f"{module}.{name}_global" for name in ("query", "key", "value")}
-    return replace(separate(module, "query key value", output), **paths, tokens_first=True)
+    return replace(separate_attention(module, "query key value", output), **paths, tokens_first=True)
 
 
 LONGFORMER = replace(
@@ -95,7 +97,7 @@ LONGFORMER = replace(
         _WORDS,
         replace(
             _BERT_STACK,
-            attention=windowed("attention.self", _OUTPUT),
+            attention=windowed_attention("attention.self", _OUTPUT),
             depth=replace(_DEPTH, lists=("attention_window",)),
         ),
     ),

@@ -84,7 +84,9 @@ class Attention:
     tokens_first: bool = False
 
 
-def separate(module: str, names: str, output: str, *, norm: str | None = None, heads: Heads | None = None) -> Attention:
+def separate_attention(
+    module: str, names: str, output: str, *, norm: str | None = None, heads: Heads | None = None
+) -> Attention:
     """An attention with a projection each for query, key and value.
 
     Args:
@@ -95,7 +97,7 @@ def separate(module: str, names: str, output: str, *, norm: str | None = None, h
         heads: as in `Attention`.
 
     Example:
-        >>> separate("attn", "q_proj k_proj v_proj", "attn.o_proj").value
+        >>> separate_attention("attn", "q_proj k_proj v_proj", "attn.o_proj").value
         'attn.v_proj'
     """
     query, key, value = (f"{module}.{name}" for name in names.split())

@@ -257,12 +257,12 @@ def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     normalizer = backend.normalizer
     if normalizer is None:
         backend.normalizer = Lowercase()
-    elif not _lowers(normalizer):
+    elif not _has_lowercase(normalizer):
         backend.normalizer = Sequence([Lowercase(), normalizer])
     return tokenizer
 
 
-def _lowers(normalizer: Normalizer) -> bool:
+def _has_lowercase(normalizer: Normalizer) -> bool:
     state = json.loads(normalizer.__getstate__())
     parts = (state, *state.get("normalizers", ()))
     return any(part.get("type") == "Lowercase" or part.get("lowercase") is True for part in parts)

@@ -67,14 +67,14 @@ def read_config(location: Location) -> PreTrainedConfig:
         )
     except StrictDataclassError as error:
         # A value has another type than the class declares; the second line of the message names the value.
-        raise _invalid(source, reason_of(error)) from error
+        raise _invalid_error(source, reason_of(error)) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         # The class expected, for example, a mapping in place of a list, or divided by a value that is 0.
         message = reason_of(error).removeprefix(f"{type(error).__name__}: ")
-        raise _invalid(source, f"{type(error).__name__}: {message}") from error
+        raise _invalid_error(source, f"{type(error).__name__}: {message}") from error
     except (OSError, ValueError, ImportError) as error:
         if raw is not None:
-            raise _unknown_architecture(raw, source) or _invalid(source, reason_of(error)) from error
+            raise _architecture_error(raw, source) or _invalid_error(source, reason_of(error)) from error
         raise UserError(
             f"There is no loadable model '{source}', neither as a folder nor on the hub: {reason_of(error)}."
         ) from error
@@ -96,13 +96,13 @@ def _reset(config: PreTrainedConfig) -> None:
             _reset(part)
 
 
-def _invalid(source: str, reason: str) -> UserError:
+def _invalid_error(source: str, reason: str) -> UserError:
     return UserError(
         f"The config.json of '{source}' describes no model: {reason}; take the one saved with the weights."
     )
 
 
-def _unknown_architecture(raw: Mapping[str, Any], source: str) -> UserError | None:
+def _architecture_error(raw: Mapping[str, Any], source: str) -> UserError | None:
     """The error about `model_type`; None if transformers has that architecture."""
     model_type = raw.get("model_type")
     if not model_type:
@@ -222,10 +222,10 @@ def _check_model_code(raw: Mapping[str, Any], source: str) -> None:
     """Check that transformers has each `model_type` in a configuration, and the class that was saved."""
     for part in _parts(raw):
         if part.get(AUTO_MAP) and part.get("model_type") not in CONFIG_MAPPING:
-            raise _needs_code(source, CONFIG, part[AUTO_MAP])
+            raise _code_error(source, CONFIG, part[AUTO_MAP])
     saved = raw.get("architectures") or ()
     if raw.get(AUTO_MAP) and saved and saved[0] not in _own_classes(raw["model_type"]):
-        raise _needs_code(source, CONFIG, raw[AUTO_MAP])
+        raise _code_error(source, CONFIG, raw[AUTO_MAP])
 
 
 def check_tokenizer_code(raw: Mapping[str, Any], source: str) -> None:
@@ -242,7 +242,7 @@ def check_tokenizer_code(raw: Mapping[str, Any], source: str) -> None:
     code = code.get("AutoTokenizer") if isinstance(code, dict) else code
     tokenizer_class = raw.get("tokenizer_class")
     if code and not (isinstance(tokenizer_class, str) and tokenizer_class_from_name(tokenizer_class) is not None):
-        raise _needs_code(source, "tokenizer_config.json", code)
+        raise _code_error(source, "tokenizer_config.json", code)
 
 
 def warn_about_code(raw: Mapping[str, Any], source: str) -> None:
@@ -271,7 +271,7 @@ def _own_classes(model_type: str) -> set[str]:
     return {model_class.__name__ for mapping in mappings for model_class in as_classes(mapping[config])}
 
 
-def _needs_code(source: str, file: str, auto_map: object) -> UserError:
+def _code_error(source: str, file: str, auto_map: object) -> UserError:
     return UserError(
         f"The model '{source}' needs code of its own, which its {file} names under auto_map "
         f"({_class_names(auto_map)}), and laconic never runs code that comes with a model; use one whose classes "

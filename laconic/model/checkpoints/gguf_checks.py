@@ -20,7 +20,7 @@ from laconic.model.stock import MODEL_ERRORS
 
 FACTORS = "rope_freqs.weight"
 """The tensor by which llama.cpp divides the frequencies of rotary positions."""
-LOW, HIGH, BEFORE = 1.0, 4.0, 8192
+LOW_FACTOR, HIGH_FACTOR, ORIGINAL_CONTEXT = 1.0, 4.0, 8192
 """Llama 3.1 to 3.3: the frequency factors between which the scale is interpolated, and the context before scaling."""
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 _CONFIG_KEYS = {
@@ -36,7 +36,8 @@ _CONFIG_KEYS = {
 def llama3_factors(frequencies: Tensor, factor: float) -> Tensor:
     """The factors by which llama.cpp divides the rotary frequencies of Llama 3.1.
 
-    1 for wavelengths below BEFORE / HIGH, `factor` above BEFORE / LOW, and linear in the frequency between them.
+    A factor is 1 for wavelengths below ORIGINAL_CONTEXT / HIGH_FACTOR, `factor` for those above ORIGINAL_CONTEXT /
+    LOW_FACTOR, and linear in the frequency between them.
 
     Args:
         frequencies: the unscaled frequencies.
@@ -46,10 +47,10 @@ def llama3_factors(frequencies: Tensor, factor: float) -> Tensor:
         `convert_hf_to_gguf.py` of llama.cpp.
     """
     wavelengths = 2 * math.pi / frequencies
-    smooth = (BEFORE / wavelengths - LOW) / (HIGH - LOW)
+    smooth = (ORIGINAL_CONTEXT / wavelengths - LOW_FACTOR) / (HIGH_FACTOR - LOW_FACTOR)
     between = 1 / ((1 - smooth) / factor + smooth)
-    factors = torch.where(wavelengths > BEFORE / LOW, torch.full_like(frequencies, factor), between)
-    return torch.where(wavelengths < BEFORE / HIGH, torch.ones_like(frequencies), factors)
+    factors = torch.where(wavelengths > ORIGINAL_CONTEXT / LOW_FACTOR, torch.full_like(frequencies, factor), between)
+    return torch.where(wavelengths < ORIGINAL_CONTEXT / HIGH_FACTOR, torch.ones_like(frequencies), factors)
 
 
 def set_rope_scaling(config: PreTrainedConfig, factors: Tensor, source: str) -> None:
@@ -70,14 +71,14 @@ def set_rope_scaling(config: PreTrainedConfig, factors: Tensor, source: str) -> 
     frequencies = rope["rope_theta"] ** (-torch.arange(0, count, 2, dtype=torch.float64) / count)
     factor = float(factors.max())
     if not torch.allclose(llama3_factors(frequencies, factor), factors.double(), rtol=1e-4):
-        raise _left_out(source, FACTORS, "factors of frequencies that are not Llama 3's")
+        raise _unused_error(source, FACTORS, "factors of frequencies that are not Llama 3's")
     config.rope_parameters = {
         **rope,
         "rope_type": "llama3",
         "factor": factor,
-        "low_freq_factor": LOW,
-        "high_freq_factor": HIGH,
-        "original_max_position_embeddings": BEFORE,
+        "low_freq_factor": LOW_FACTOR,
+        "high_freq_factor": HIGH_FACTOR,
+        "original_max_position_embeddings": ORIGINAL_CONTEXT,
     }
 
 
@@ -94,11 +95,11 @@ def check_metadata(metadata: Mapping[str, Any], names: Sequence[str], config: Pr
         UserError: the configuration lacks a value.
     """
     if longer := [name for name in names if name.startswith("rope_factors_")]:
-        raise _left_out(source, longer[0], "factors of frequencies for long contexts")
+        raise _unused_error(source, longer[0], "factors of frequencies for long contexts")
     architecture = metadata["general.architecture"]
     for name, value, is_used in _values(metadata, architecture, config):
         if not is_used:
-            raise _left_out(source, f"{architecture}.{name}", value)
+            raise _unused_error(source, f"{architecture}.{name}", value)
 
 
 def _values(
@@ -141,7 +142,7 @@ def _near(value: object, other: object) -> bool:
     return math.isclose(value, other, rel_tol=1e-4)
 
 
-def _left_out(source: str, name: str, value: object) -> UserError:
+def _unused_error(source: str, name: str, value: object) -> UserError:
     return UserError(
         f"The GGUF file '{source}' says {name} = {value}, which transformers leaves out when it reads one, so it would "
         "compute something else; use the folder that the file was made from."

@@ -175,10 +175,10 @@ def find_location(source: str, revision: str | None = None) -> Location | Path:
             f"There is no model folder {quote(source)}, and no model of the hub can have that name; "
             "give a folder with a config.json or a hub name."
         ) from error
-    return _on_the_hub(source, revision)
+    return _find_repository(source, revision)
 
 
-def _on_the_hub(name: str, revision: str | None) -> Location:
+def _find_repository(name: str, revision: str | None) -> Location:
     """The repository `name`; its files are read from the cache if the hub cannot be reached."""
     reason = out_of_reach(name, revision=revision)
     if reason is None:

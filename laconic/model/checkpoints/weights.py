@@ -206,12 +206,12 @@ def check_file(file: Path, is_safe: bool, source: str) -> None:
                 return
         content = _unpickle(file, "meta")
     except pickle.UnpicklingError as error:
-        raise _needs_code(file, source, str(error)) from error
+        raise _code_error(file, source, str(error)) from error
     # torch does not document what it raises for a file that it did not write.
     except (
         OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
     ) as error:  # fmt: skip
-        raise _damaged(file, source, reason_of(error)) from error
+        raise _damaged_error(file, source, reason_of(error)) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
@@ -274,7 +274,7 @@ def _explain_no_weights(location: Location, config: PreTrainedConfig) -> str:
     )
 
 
-def _damaged(file: Path, source: str, reason: str) -> UserError:
+def _damaged_error(file: Path, source: str, reason: str) -> UserError:
     if is_lfs_pointer(file):
         return UserError(
             f"The weights of '{source}' cannot be loaded: Git LFS has left a note in the place of '{file.name}'; fetch "
@@ -286,11 +286,11 @@ def _damaged(file: Path, source: str, reason: str) -> UserError:
     )
 
 
-def _needs_code(file: Path, source: str, message: str) -> UserError:
+def _code_error(file: Path, source: str, message: str) -> UserError:
     """The error for an UnpicklingError with this message; if it names no global, the file is no pickle of tensors."""
     match = re.search(r"GLOBAL (\S+)", message)
     if match is None:
-        return _damaged(file, source, "it is no pickle of tensors")
+        return _damaged_error(file, source, "it is no pickle of tensors")
     return UserError(
         f"The file '{file.name}' of the model '{source}' is a pickle that asks to run '{match[1]}', and laconic reads "
         "only tensors; use safetensors, or save model.state_dict() alone."

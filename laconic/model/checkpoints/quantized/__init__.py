@@ -137,7 +137,7 @@ def check_quantization(quantization: Mapping[str, Any], source: str) -> None:
     try:
         reader.check(quantization)
     except UnreadableError as error:
-        raise _unreadable(source, method, error) from error
+        raise _unreadable_error(source, method, error) from error
 
 
 def check_quantized_tensors(
@@ -165,7 +165,7 @@ def check_quantized_tensors(
             stored = StoredTensors(_empty_tensors(weights), _metadata(weights))
             plain = READERS[str(method)].dequantize(stored, quantization)
     except UnreadableError as error:
-        raise _unreadable(source, method, error) from error
+        raise _unreadable_error(source, method, error) from error
     except MODEL_ERRORS:
         # Some libraries need the numbers; `load_dequantized` runs the same code on them and reports the error.
         return
@@ -211,7 +211,7 @@ def load_dequantized(
             stored = StoredTensors(tensors, _metadata(weights))
             plain = _orient(outline, READERS[str(method)].dequantize(stored, quantization), stored)
     except UnreadableError as error:
-        raise _unreadable(source, method, error) from error
+        raise _unreadable_error(source, method, error) from error
     model = load_checked(
         type(outline),
         config,
@@ -258,7 +258,7 @@ def _orient(outline: PreTrainedModel, plain: dict[str, Tensor], stored: StoredTe
     }
 
 
-def _unreadable(source: str, method: str | None, error: UnreadableError) -> UserError:
+def _unreadable_error(source: str, method: str | None, error: UnreadableError) -> UserError:
     return UserError(
         f"The model '{source}' is quantized by '{method}' in a way that laconic does not read: {error}; "
         "use the model that it was made from."
