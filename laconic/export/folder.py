@@ -20,8 +20,7 @@ from laconic.model.embedding_modules import POOLING_MASK, SENTENCE
 from laconic.progress import Track, silent
 from laconic.runtime import LoadedExport, check_runtime, serve
 from laconic.runtime.engines import COMPILE, EAGER, ONNX, OPENVINO, RUNTIMES, load_program
-from laconic.runtime.files import exported_bytes, write_model
-from laconic.runtime.graph import build_graph
+from laconic.runtime.graph import build_graph, exported_bytes, write_model
 from laconic.runtime.portable import ExportedLayers
 from laconic.runtime.signature import TARGETS
 from laconic.store.atomic import new_folder

@@ -8,7 +8,7 @@ builds from the new configuration in the new place (`laconic.model.stock`).
 
 import copy
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,9 +22,7 @@ from laconic.model.lm import LanguageModel
 from laconic.model.stock import MODEL_ERRORS, Difference, build_empty, build_stock, differences, modules_by_path
 
 Values = Mapping[str, Any]
-"""Values of a configuration by key."""
-Rule = Callable[[Values, int, Sequence[int]], dict[str, Any]]
-"""Takes values, the number of layers and the kept layers; returns the changed values."""
+"""Values of a configuration by key. A rule takes them with the number of layers and the kept layers."""
 
 _BY_LAYER = re.compile(
     r"(?!mtp_)(.*_)?layers?(_.*)?$|.*_pattern$|indexer_types$|kv_sharing_modes$|attention_window$"
@@ -42,9 +40,7 @@ _PERIODS = (("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", 
 
 
 def per_layer_values(config: PreTrainedConfig, count: int, kept: Sequence[int]) -> dict[str, Any]:
-    """The values of a configuration that change when layers are dropped, by key.
-
-    The number of layers itself is not among them.
+    """The values of a configuration, except the number of layers, that change when layers are dropped, by key.
 
     Args:
         config: the configuration of the whole model.
@@ -144,7 +140,7 @@ def _rescale_depth(values: Values, count: int, kept: Sequence[int]) -> dict[str,
     return {"scale_depth": scale * (len(kept) / count) ** 0.5} if isinstance(scale, (int, float)) else {}
 
 
-_RULES: tuple[Rule, ...] = (
+_RULES = (
     _shorten_lists,
     _expand_period,
     _renumber_layers,
@@ -255,9 +251,9 @@ class DropChecker:
             name, value = difference.attribute, difference.here
             is_count = (name in COUNTS and value == len(layers)) or name == HAS_WINDOWS
             is_updated = name in LAYER_INDICES or is_copied_list(name, value, before, after)
+            is_updated = is_updated or (is_count and difference.path in holders)
             # A tensor whose size is the number of layers keeps its size (ESM's contacts).
-            is_resized = difference.is_shape and not difference.path.startswith(f"{layers.list}.")
-            is_updated = is_updated or is_resized or (is_count and difference.path in holders)
+            is_updated = is_updated or (difference.is_shape and not difference.path.startswith(f"{layers.list}."))
             if not (is_updated or self._is_compensated(layers, difference)):
                 return str(difference)
         return None

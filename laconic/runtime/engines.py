@@ -61,11 +61,6 @@ def check_runtime(name: str, device: str = "cpu") -> None:
         raise UserError(f"The runtime '{name}' computes on the CPU only; leave out --device '{device}'.")
 
 
-def library(name: str) -> Any:
-    """Import the module `name` of an optional library, after `check_runtime` has checked that it is installed."""
-    return import_module(name)
-
-
 class Program(ABC):
     """An exported model that is loaded in its runtime. It uses as many CPU threads as torch."""
 
@@ -89,7 +84,7 @@ class OnnxProgram(Program):
     """
 
     def __init__(self, file: Path) -> None:
-        onnxruntime = library("onnxruntime")
+        onnxruntime: Any = import_module("onnxruntime")
         self.version = f"onnxruntime {onnxruntime.__version__}"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -117,7 +112,7 @@ class OpenVinoProgram(Program):
     """
 
     def __init__(self, file: Path, *, exact: bool = False) -> None:
-        openvino = library("openvino")
+        openvino: Any = import_module("openvino")
         self.version = f"openvino {openvino.__version__}"
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),

@@ -1,7 +1,13 @@
-"""Export a model as an ONNX graph with dynamic batch size and length. Its weights take as many bytes as in laconic.
+"""Export a model as an ONNX graph with dynamic batch size and length, and write it for ONNX Runtime or OpenVINO.
 
-Attention is exported as matrix products and a softmax (the `eager` implementation of transformers), which runtimes
-recognise and fuse. The fused attention of torch would add operators for rows in which all keys are masked.
+Weights take as many bytes as in laconic. Attention is exported as matrix products and a softmax (the `eager`
+implementation of transformers), which runtimes recognise and fuse. The fused attention of torch would add operators for
+rows in which all keys are masked.
+
+In an OpenVINO model, the constant matrix of each matrix product is stored as (out, in), with `transpose_b`, as in
+OpenVINO's own conversion from torch. Its tools expect this layout: NNCF compresses a matrix in groups along its inputs,
+and kernels expect integer weights in that order. In a model converted from ONNX, such a matrix is (in, out) or is
+followed by a `Transpose` operator.
 """
 
 import logging
@@ -9,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,8 +25,9 @@ import torch
 
 from laconic.calibrate.passes import check_runs, evaluating
 from laconic.errors import UserError, reason_of
+from laconic.formats import DynamicInt8
 from laconic.model import LanguageModel
-from laconic.runtime.engines import library
+from laconic.runtime.engines import EXACT, ONNX, OPENVINO
 from laconic.runtime.layers import Portable
 from laconic.runtime.portable import ExportedLayers, to_portable
 from laconic.runtime.signature import TARGETS, Signature, TracedModel, sentence_pipeline
@@ -33,6 +41,9 @@ SMALL = 2**10
 LARGEST_FILE = 2**30
 """Weights with more bytes are stored in a separate file. The limit of a protobuf file is twice as large."""
 HALVES = ("float16", "bfloat16")
+FILE_NAMES = {ONNX: "model.onnx", OPENVINO: "openvino_model.xml"}
+"""The file names that other tools expect."""
+INTERMEDIATE = "intermediate.onnx"
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,14 @@ def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
         except torch.onnx.OnnxExporterError as error:
             # If the model itself cannot run, raise that error instead.
             check_runs(lm)
-            raise _trace_error(lm, error) from error
+            # The message of the exporter itself advises to change the code of the model.
+            cause = error.__cause__ or error
+            reason = reason_of(cause) if isinstance(cause, Exception) else cause
+            raise UserError(
+                f"The architecture '{lm.model.config.model_type}' cannot be exported: torch cannot trace "
+                f"{type(lm.model).__name__} for any length ({reason}); use it in torch, with the runtime eager or "
+                "compile."
+            ) from error
     assert program is not None
     _remove_metadata(program.model)
     _name_axes(program.model.graph, signature)
@@ -95,16 +113,6 @@ def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
     four_bit = {f"model.{name}.{tensor}" for name, module in portable for tensor in module.four_bit_names}
     _shrink(program.model.graph, four_bit, str(lm.dtype).removeprefix("torch."))
     return Graph(program, signature, layers)
-
-
-def _trace_error(lm: LanguageModel, error: Exception) -> UserError:
-    # The message of the exporter advises to change the code of the model.
-    cause = error.__cause__ or error
-    return UserError(
-        f"The architecture '{lm.model.config.model_type}' cannot be exported: torch cannot trace "
-        f"{type(lm.model).__name__} for any length ({reason_of(cause) if isinstance(cause, Exception) else cause}); "
-        "use it in torch, with the runtime eager or compile."
-    )
 
 
 def _remove_metadata(model: Any) -> None:
@@ -122,7 +130,7 @@ def _remove_metadata(model: Any) -> None:
 
 def _name_axes(graph: Any, signature: Signature) -> None:
     """Name the dynamic axes "batch" and "length"; the tracer numbers them."""
-    ir = library("onnx_ir")
+    ir: Any = import_module("onnx_ir")
     for value in graph.inputs:
         value.shape = ir.Shape(AXES.get(value.name, ("batch", "length")))
     source = TARGETS if TARGETS in signature.inputs else "input_ids"
@@ -141,7 +149,8 @@ def _shrink(graph: Any, four_bit: set[str], dtype: str) -> None:
         four_bit: names of tensors of 4-bit integers.
         dtype: the dtype in which laconic stores the model. The graph casts weights back to float32.
     """
-    ir, ml_dtypes = library("onnx_ir"), library("ml_dtypes")
+    ir: Any = import_module("onnx_ir")
+    ml_dtypes: Any = import_module("ml_dtypes")
     for name, value in list(graph.initializers.items()):
         if name in four_bit:
             value.const_value = ir.tensor(value.const_value.numpy().astype(ml_dtypes.uint4), name=name)
@@ -156,7 +165,7 @@ def _shrink(graph: Any, four_bit: set[str], dtype: str) -> None:
 
 def _store_half(graph: Any, value: Any, half: Any) -> None:
     """Replace an initializer by `half` and a cast to float32."""
-    ir = library("onnx_ir")
+    ir: Any = import_module("onnx_ir")
     stored = ir.Value(name=half.name, shape=ir.Shape(half.shape), type=ir.TensorType(half.dtype), const_value=half)
     cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
     back = cast.outputs[0]
@@ -180,3 +189,102 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in loggers.items():
             logging.getLogger(name).setLevel(level)
+
+
+def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> Path:
+    """Write an exported model.
+
+    Args:
+        lm: the model from which the graph was traced.
+        graph: the result of `build_graph` for the same runtime.
+        runtime: `ONNX` or `OPENVINO`.
+        folder: an existing folder.
+
+    Returns:
+        The file that the runtime loads.
+
+    Raises:
+        UserError: OpenVINO cannot read the graph.
+    """
+    file = folder / FILE_NAMES[runtime]
+    if runtime == ONNX:
+        graph.save(file)
+        return file
+    intermediate = folder / INTERMEDIATE
+    graph.save(intermediate)
+    openvino: Any = import_module("openvino")
+    try:
+        # `convert_model` would cast all weights to float32.
+        model = openvino.Core().read_model(intermediate)
+    except RuntimeError as error:
+        raise UserError(f"OpenVINO cannot read the exported model: {reason_of(error)}.") from error
+    transpose_weights(model)
+    if not any(isinstance(module, DynamicInt8) for module in lm.model.modules()):
+        # OpenVINO would round the inputs of layers with integer weights to 8 bits; only one format of laconic does.
+        for name, value in EXACT.items():
+            model.set_rt_info(value, ["runtime_options", name])
+    openvino.save_model(model, file, compress_to_fp16=False)
+    for left in folder.glob(f"{INTERMEDIATE}*"):
+        left.unlink()
+    return file
+
+
+def exported_bytes(folder: Path) -> int:
+    """Bytes of the graph and the weights of the exported model in `folder`."""
+    endings = (".onnx", ".onnx.data", ".xml", ".bin")
+    return sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(endings))
+
+
+def transpose_weights(model: Any) -> None:
+    """Store the constant matrix of every product of the OpenVINO `model` as (out, in), in place."""
+    opset: Any = import_module("openvino.opset13")
+    # A matrix that several products read is transposed once.
+    transposed: dict[str, Any] = {}
+    for product in list(_products(model)):
+        weight = product.input_value(1)
+        name = f"{weight.get_node().get_name()}:{weight.get_index()}"
+        if name not in transposed:
+            transposed[name] = _transpose(weight, opset)
+        transpose_input = bool(product.get_attributes()["transpose_a"])
+        replacement = opset.matmul(product.input_value(0), transposed[name], transpose_input, True)
+        replacement.set_friendly_name(product.get_friendly_name())
+        replacement.output(0).set_names(product.output(0).get_names())
+        product.output(0).replace(replacement.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _products(model: Any) -> Iterator[Any]:
+    """All matrix products whose second operand is a constant two-dimensional (in, out) matrix."""
+    constant: set[str] = set()
+    for node in model.get_ordered_ops():
+        sources = [value.get_node() for value in node.input_values()]
+        if node.get_type_name() == "Constant" or (sources and all(each.get_name() in constant for each in sources)):
+            constant.add(node.get_name())
+        elif node.get_type_name() == "MatMul" and not node.get_attributes()["transpose_b"]:
+            weight = node.input_value(1)
+            if sources[1].get_name() in constant and len(weight.get_partial_shape()) == 2:
+                yield node
+
+
+def _transpose(value: Any, opset: Any) -> Any:
+    """The transposed matrix: transpose the constant itself, or remove or add a `Transpose` operator."""
+    node = value.get_node()
+    match node.get_type_name():
+        case "Constant" if node.get_element_type().bitwidth >= 8:
+            return _transpose_constant(node)
+        case "Transpose":
+            return node.input_value(0)
+        case "Convert" if node.input_value(0).get_node().get_type_name() == "Constant":
+            inner = _transpose(node.input_value(0), opset)
+            return opset.convert(inner, value.get_element_type().get_type_name()).output(0)
+    return opset.transpose(value, np.array([1, 0])).output(0)
+
+
+def _transpose_constant(node: Any) -> Any:
+    openvino: Any = import_module("openvino")
+    # The constant must own its memory, as a NumPy array would be freed. bfloat16 is copied bitwise as float16.
+    tensor = openvino.Tensor(node.get_element_type(), openvino.Shape(list(node.data.T.shape)))
+    tensor.data[:] = node.data.T
+    constant = openvino.op.Constant(tensor)
+    constant.set_friendly_name(node.get_friendly_name())
+    return constant.output(0)

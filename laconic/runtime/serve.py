@@ -20,8 +20,7 @@ from laconic.errors import UserError, reason_of
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.predictions import report_run_errors
 from laconic.runtime.engines import COMPILE, EAGER, Program, check_runtime, load_program
-from laconic.runtime.files import exported_bytes, write_model
-from laconic.runtime.graph import build_graph
+from laconic.runtime.graph import build_graph, exported_bytes, write_model
 from laconic.runtime.portable import ExportedLayers
 from laconic.runtime.signature import LOGITS, STATES, Signature
 

@@ -11,8 +11,7 @@ from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, run_model
 from laconic.runtime import ONNX, OPENVINO
 from laconic.runtime.engines import Program, load_program
-from laconic.runtime.files import exported_bytes, write_model
-from laconic.runtime.graph import build_graph
+from laconic.runtime.graph import build_graph, exported_bytes, write_model
 from laconic.runtime.portable import to_exact
 from laconic.runtime.signature import Signature
 from tests.architectures import BY_NAME, batch_for

@@ -12,8 +12,7 @@ from laconic.model import LanguageModel
 from laconic.runtime import OPENVINO
 from laconic.runtime import files as written_files
 from laconic.runtime.engines import load_program
-from laconic.runtime.files import exported_bytes, write_model
-from laconic.runtime.graph import Graph, build_graph
+from laconic.runtime.graph import Graph, build_graph, exported_bytes, write_model
 from tests.architectures import BY_NAME
 from tests.runtime.mixed import EXACT, ROUNDING, mixed, plain
 from tests.runtime.test_graph import batch_of

@@ -12,7 +12,7 @@ from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.model import check_model
 from laconic.model.checkpoints.configuration import check_values
-from laconic.runtime.files import FILE_NAMES
+from laconic.runtime.graph import FILE_NAMES
 from tests.architectures import BY_NAME
 
 
