@@ -1,4 +1,4 @@
-"""Few formats, each a plain `nn.Module`: what a compressed layer computes, weighs and stores."""
+"""Formats of compressed layers: modules that compute the layer, know its size, and are saved and loaded."""
 
 from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
 from laconic.formats.codebook import Codebook

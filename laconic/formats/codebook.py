@@ -15,12 +15,12 @@ from laconic.numerics.scaling import TiedWeights
 class Codebook(PackedCodes):
     """y = Ŵ x + bias with ŵ = table[code].
 
-    Stored, beside what `PackedCodes` stores: `tables`, 2^bits values of 16 bits for each group of weights.
+    Stored, in addition to the tensors of `PackedCodes`: `tables`, 2^bits values of 16 bits for each group of weights.
 
     Args:
         shape: (out, in).
         bits: bits of a code, 2 to 8.
-        group: columns of a row that share a table; None where the whole matrix shares one.
+        group: columns of a row that share a table; None if the whole matrix shares one.
         kept: number of nonzero weights; None if nothing was pruned.
         bias: whether there is a bias.
 

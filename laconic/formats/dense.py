@@ -1,4 +1,4 @@
-"""Layers that are not compressed themselves but stand where something was: a plain matrix, a constant, a linear map."""
+"""Modules that replace a layer but compress no matrix: a plain matrix, a constant, a linear map after a norm."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from laconic.formats.base import Format, copy_bias, refit_weight
 
 
 class Dense(Format):
-    """y = W x + bias, a plain linear, where the model's class has a layer without a bias and one was added.
+    """y = W x + bias, a plain linear that replaces a layer without a bias, if a bias was added.
 
     Stored: the weight (out, in) and the bias, in the dtype of the model.
 
@@ -68,7 +68,7 @@ class Dense(Format):
 
 
 class Constant(Format):
-    """y = bias, or zeros, for every input: the layer that stays where part of a block was dropped.
+    """y = bias, or zeros, for every input. It replaces the layers of a dropped part of a block.
 
     Stored: the bias, if there is one.
 
@@ -76,8 +76,8 @@ class Constant(Format):
         out_features: rows of the matrix, which is zero.
         in_features: columns of the matrix.
         bias: whether there is a bias.
-        width: numbers in the output, `out_features` by default; 0 where what reads them is a constant too, so that
-            nothing is computed with zeros.
+        width: the width of the output, `out_features` by default; 0 if only a constant reads it, so that nothing is
+            computed with zeros.
 
     Example:
         >>> Constant(3, 2, bias=False)(torch.ones(1, 2))
@@ -127,7 +127,7 @@ class LinearReplacement(nn.Module):
     laconic refuses the checkpoint. Stored: the norm, T (d, d) unless it is the identity, and b (d,).
 
     Args:
-        norm: the module that was here.
+        norm: the replaced norm.
         features: d.
         matrix: whether there is a T; otherwise it is the identity.
 

@@ -25,8 +25,8 @@ GROUPS = (256, 128, 64, 32)
 OUTPUTS = 16
 """torch needs the number of outputs to be a multiple of it."""
 MAX_ROWS = 64
-"""Generating takes as many rows as texts, or beams. What judges a model takes a row a token, many more: it decodes, so
-that its figures are those of the exact matrix, but for layers that see one row of each text, as poolers do."""
+"""Generation has one row per text or beam. Evaluation has one row per token, which is many more: the matrix is decoded,
+so that the results are exact, except for layers with one row per text, such as poolers."""
 
 
 class Int4Matrix(NamedTuple):

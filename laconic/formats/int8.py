@@ -174,8 +174,8 @@ KERNELS: Mapping[str, Callable[[Int8Matrix, torch.dtype], Kernel]] = {
     SAFE_ONEDNN: partial(OneDnn, levels=SAFE),
     DENSE: lambda matrix, dtype: DenseKernel(matrix.dense(dtype)),
 }
-"""By name: what is called with a matrix and the dtype of its inputs. Of those as fast as each other the first is taken;
-`dense` comes last, as it keeps the most."""
+"""Constructors of the kernels by name, called with a matrix and the dtype of its inputs. Of equally fast kernels the
+first is chosen; `dense` is last, as it needs the most memory."""
 
 
 class Int8Family(KernelFamily[Int8Matrix]):
@@ -212,9 +212,9 @@ INT8 = Int8Family()
 class DynamicInt8(PackedCodes):
     """y = Ŵ x + bias with ŵ = scale · code in int8, and inputs rounded to 8 bits where that is faster.
 
-    Stored, beside what `PackedCodes` stores: `scales`, 16 bits for each output. In memory there is also what the
-    kernels that were called keep: nothing, another byte for each weight, or the dense matrix where no kernel beats a
-    dense layer.
+    Stored, in addition to the tensors of `PackedCodes`: `scales`, 16 bits for each output. Kernels that were called may
+    keep more in memory: nothing, another byte for each weight, or the dense matrix if no kernel is faster than a dense
+    layer.
 
     Args:
         shape: (out, in).

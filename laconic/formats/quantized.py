@@ -22,13 +22,13 @@ from laconic.numerics.scaling import TiedWeights, grid_indices
 class Quantized(PackedCodes):
     """y = Ŵ x + bias with ŵ = scale · (code − zero point).
 
-    Stored, beside what `PackedCodes` stores: `scales`, 16 bits for each group; `zeros`, as many bits as a code for each
-    group, none on a symmetric grid; `column_scales`, 16 bits for each column, where columns are scaled as well.
+    Stored, in addition to the tensors of `PackedCodes`: `scales`, 16 bits for each group; `zeros`, as many bits as a
+    code for each group, unless the grid is symmetric; `column_scales`, 16 bits for each column, if columns are scaled.
 
     Args:
         shape: (out, in).
         bits: bits of a code, 2 to 8.
-        group: columns of a row that share a scale; None where the whole matrix shares one.
+        group: columns of a row that share a scale; None if the whole matrix shares one.
         symmetric: the zero point is 2^(bits − 1) everywhere.
         kept: number of nonzero weights; None if nothing was pruned.
         bias: whether there is a bias.

@@ -111,30 +111,31 @@ def check_droppable(lm: LanguageModel, layers: Layers, indices: Collection[int])
         UserError: there is no such layer, no layer would be left, the first must stay, or groups would be called
             unequally often.
     """
-    for index in indices:
-        if not 0 <= index < len(layers):
-            raise UserError(f"There is no block {index} in {_name(layers)}: it has {len(layers)}, numbered from 0.")
-    if len(set(indices)) == len(layers):
-        raise UserError(f"All {len(layers)} blocks of {_name(layers)} would be dropped; at least one must stay.")
-    if 0 in indices and needs_first_block(lm, layers):
-        raise UserError(
-            f"Block 0 of '{lm.model.config.model_type}' must stay: no other can take the first place in its class."
-        )
-    if layers.shared and remaining_groups(layers, indices) is None:
-        raise UserError(
-            f"The groups of '{lm.model.config.model_type}' are visited in equal shares, so dropping the layers "
-            f"{', '.join(map(str, sorted(indices)))} leaves no model of its class; drop whole groups, or the same "
-            "number from each."
-        )
+    problem = _drop_problem(lm, layers, indices)
+    if problem is not None:
+        raise UserError(problem)
 
 
 def can_drop(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> bool:
     """Whether `check_droppable` accepts these layers."""
-    if not indices:
-        return True
-    if len(set(indices)) == len(layers) or (0 in indices and needs_first_block(lm, layers)):
-        return False
-    return not layers.shared or remaining_groups(layers, indices) is not None
+    return not indices or _drop_problem(lm, layers, indices) is None
+
+
+def _drop_problem(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> str | None:
+    model_type, stack = lm.model.config.model_type, "the model" if layers.name == "blocks" else f"the {layers.name}"
+    if (missing := next((index for index in indices if not 0 <= index < len(layers)), None)) is not None:
+        return f"There is no block {missing} in {stack}: it has {len(layers)}, numbered from 0."
+    if len(set(indices)) == len(layers):
+        return f"All {len(layers)} blocks of {stack} would be dropped; at least one must stay."
+    if 0 in indices and needs_first_block(lm, layers):
+        return f"Block 0 of '{model_type}' must stay: no other can take the first place in its class."
+    if layers.shared and remaining_groups(layers, indices) is None:
+        return (
+            f"The groups of '{model_type}' are visited in equal shares, so dropping the layers "
+            f"{', '.join(map(str, sorted(indices)))} leaves no model of its class; drop whole groups, or the same "
+            "number from each."
+        )
+    return None
 
 
 def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
@@ -181,10 +182,6 @@ def remaining_groups(layers: Layers, indices: Collection[int]) -> list[int] | No
     groups = [int(path.rpartition(".")[2]) for index, path in enumerate(layers.paths) if index not in indices]
     kept = list(dict.fromkeys(groups))
     return kept if [kept[group] for group in group_schedule(len(groups), len(kept))] == groups else None
-
-
-def _name(layers: Layers) -> str:
-    return "the model" if layers.name == "blocks" else f"the {layers.name}"
 
 
 def _unknown_error(lm: LanguageModel) -> UserError:

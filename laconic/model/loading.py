@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from laconic.errors import UserError
 from laconic.model.anatomy import find_entry
-from laconic.model.checkpoints import TARGET_TOKENIZER, Checkpoint, find_checkpoint
+from laconic.model.checkpoints import Checkpoint, find_checkpoint
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.location import Location, find_location
 from laconic.model.checkpoints.sentence_modules import MODULES
@@ -16,19 +16,6 @@ from laconic.model.lm import LanguageModel
 from laconic.model.structure import find_anatomy, infer_anatomy
 from laconic.model.task import infer_task
 from laconic.numerics.moments import check_finite
-
-__all__ = [
-    "TARGET_TOKENIZER",
-    "check_model",
-    "has_weights",
-    "load",
-    "load_config",
-    "load_empty",
-    "load_pipeline",
-    "load_tokenizers",
-    "model_location",
-    "with_tokenizers",
-]
 
 
 def check_model(source: str) -> PreTrainedConfig:

@@ -84,8 +84,8 @@ def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
             linears = tuple(
                 OtherLinear(path=linear, group=guess_group(f"{prefix}.{linear}")) for linear in _linears(blocks)
             )
-            # The modules do not show which number of the configuration is that of the encoder or of the decoder. Nor
-            # can one list be shortened without the lists that hold other parts of its layers.
+            # The modules do not show which number of the configuration belongs to the encoder or the decoder. Nor can
+            # one list be shortened without the lists that hold other parts of its layers.
             depth = Depth() if is_whole and not model.config.is_encoder_decoder else None
             yield Stack(blocks=path, other_linears=linears, reads=reads, depth=depth)
 

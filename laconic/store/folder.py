@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from laconic.model import LanguageModel
+from laconic.model.checkpoints import TARGET_TOKENIZER
 from laconic.model.checkpoints.sentence_modules import MODULES
 from laconic.model.embedding import Pipeline
-from laconic.model.loading import TARGET_TOKENIZER, model_location
+from laconic.model.loading import model_location
 from laconic.store.atomic import new_folder
 from laconic.store.card import model_card
 from laconic.store.dense import dense_to_linears

@@ -1,15 +1,15 @@
-"""Where the linears of each architecture are, as data: one entry per architecture, and the lookup of entries.
+"""The paths of the linears of each architecture as data: one entry per architecture, and the lookup of entries.
 
 To add an architecture:
 
 1. Build a model of it and `print(model.base_model)`. Note the path of the `ModuleList` of blocks, the paths of the
    projections inside one block, and the path of the word embedding.
 2. Write an `Anatomy` in `encoders.py` or `decoders.py`; copy the entry of a similar architecture
-   and change its paths. `model_types` has the `model_type` of its config.json. Leave out what does not apply: an
-   attention without `heads` keeps all its heads, a stack with `depth=None` keeps all its blocks.
+   and change its paths. `model_types` has the `model_type` of its config.json. Fields that do not apply can be left
+   out: an attention without `heads` keeps all its heads, a stack with `depth=None` keeps all its blocks.
 3. Add its name to the import and to `ANATOMIES` below.
 4. Add a tiny model of it to `TINY_MODELS` in `tests/tiny_models.py`. The tests of every architecture then check the
-   entry against what the model computes: `pytest tests/model`.
+   entry against the outputs of the model: `pytest tests/model`.
 
 An architecture without an entry is inferred from its modules (`laconic.model.structure`): every linear is found, but
 heads, channels and shared inputs are not known.
@@ -52,11 +52,11 @@ ARCHITECTURE_REGISTRY: Registry[Anatomy] = Registry(
     {model_type: anatomy for anatomy in ANATOMIES for model_type in anatomy.model_types},
     check=_check_entry,
 )
-"""Every architecture by its `model_type`. Importing the one of a plug-in registers its classes with transformers."""
+"""Every architecture by its `model_type`. Importing an entry of a plug-in registers its classes with transformers."""
 
 
 def entries() -> tuple[Anatomy, ...]:
-    """Every architecture that laconic knows, each once; those of plug-ins are imported, and broken ones left out.
+    """All distinct entries. Entries of plug-ins are imported; those that cannot be imported are left out.
 
     Example:
         >>> [entry.model_types for entry in entries() if entry.global_attention]
@@ -73,10 +73,10 @@ def find_entry(model_type: str) -> Anatomy | None:
         model_type: the name of the architecture, as `model_type` in config.json.
 
     Returns:
-        The entry; None where there is none.
+        The entry; None if the architecture has none.
 
     Raises:
-        UserError: it is that of a plug-in which cannot be used.
+        UserError: a plug-in has the entry, and it cannot be used.
 
     Example:
         >>> find_entry("roberta") is BERT, find_entry("unknown")

@@ -1,8 +1,8 @@
 """The parts of an entry: dataclasses that describe the blocks, attentions and feed-forwards of one architecture.
 
-Paths are dotted module paths. Those of stacks and word embeddings start from the base model (`model.base_model`), those
-inside a stack from one block. Query, key and value of an attention read the same input, as do the gate and up
-projections of a feed-forward, so statistics of that input are collected once.
+Paths are dotted module paths. Paths of stacks and word embeddings start from the base model (`model.base_model`), and
+paths inside a stack from a block. Query, key and value of an attention read the same input, as do the gate and up
+projections of a feed-forward; statistics of that input are collected once.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -13,21 +13,21 @@ from laconic.model.site import Group, InputTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """How an attention is cut into heads, as attributes of its module and values of the configuration.
+    """The heads of an attention, as attributes of its module and keys of the configuration.
 
     Args:
         size: the attribute that holds the size of one head.
-        count: the attribute that holds the number of heads, where there is one.
-        width: the attribute that holds the product of the two, where there is one.
-        head_vectors: parameters of the module with one number for each row of the query, beside the biases.
-        mixers: submodules that mix the heads; a module that has one cannot lose heads.
+        count: the attribute that holds the number of heads, or None.
+        width: the attribute that holds the product of the two, or None.
+        head_vectors: parameters of the module with one number for each row of the query, besides the biases.
+        mixers: submodules that mix the heads. No head can be removed from an attention that has one of them.
         position_bias: the embedding with one column per head that the first attention of a stack adds to the scores of
             all blocks; all attentions of such a stack lose the same heads.
-        can_shrink: the size may change. It may where scores are plain products of queries and keys (plus a bias), each
-            head has its own keys, and the scale of the scores was computed when the module was made.
-        config_size: the key of the configuration for the size, where it may have any value.
-        config_count: the key for the number of heads; None where the class derives the size from it.
-        config_kv_count: the key for the number of key and value heads, where several heads may share them.
+        can_shrink: whether the size can change. It can if scores are plain products of queries and keys (plus a bias),
+            each head has its own keys, and the scale of the scores is computed when the module is made.
+        config_size: the key of the configuration for the size, if it can have any value.
+        config_count: the key for the number of heads; None if the class computes the size of a head from it.
+        config_kv_count: the key for the number of key and value heads, if several heads can share them.
     """
 
     size: str
@@ -49,21 +49,21 @@ class Attention:
     Args:
         module: the attention module itself.
         output: the output projection.
-        query: the query projection, or None where it is fused.
+        query: the query projection; None if it is fused.
         key: the key projection.
         value: the value projection.
         fused: query, key and value in one matrix, in this order.
         fused_layout: the rows of `fused`: "stacked" is all queries, all keys, all values; "by-head" is query, key and
             value of the first head, then those of the second.
-        heads: how it is cut into heads; None where heads can be neither removed nor resized.
-        global_query: the query projection for tokens with global attention; it reads those tokens alone.
-        global_key: the key projection for them; it reads what `key` reads.
-        global_value: the value projection for them.
+        heads: its heads; None if they can be neither removed nor resized.
+        global_query: the query projection for tokens with global attention; it reads only these tokens.
+        global_key: the key projection for these tokens; it reads the same input as `key`.
+        global_value: the value projection for these tokens.
         position_query: the query projection of relative positions.
         position_key: the key projection of relative positions.
-        norm: the norm whose output only `query` (or `fused`) and the projections beside it read.
-        shares_positions: `query` and `key` may be called a second time, on relative positions.
-        tokens_first: all but `output` are called with (tokens, rows, width).
+        norm: the norm whose output only `query` (or `fused`) and the projections with the same input read.
+        shares_positions: whether `query` and `key` may be called a second time, on relative positions.
+        tokens_first: whether all projections except `output` read (tokens, rows, width).
     """
 
     module: str
@@ -109,12 +109,12 @@ class FeedForward:
     """The projections of one feed-forward.
 
     Args:
-        inner: the projections that read the block: one, or gate and up.
-        output: the projection that writes to the block.
+        inner: the input projections: one, or gate and up.
+        output: the output projection.
         config_width: the key of the configuration for the number of channels.
-        fused_gate: the one `inner` projection holds gate (the upper half of its rows, activated) and up.
-        width: the path of a module attribute that holds the number of channels, where there is one.
-        norm: norms of which the first that a block has is read by `inner` and nothing else.
+        fused_gate: whether the single `inner` projection contains gate (the upper half of its rows, activated) and up.
+        width: the path of a module attribute that holds the number of channels, or None.
+        norm: names of norms; the output of the first one that a block has is read only by `inner`.
         activation: the module between a single `inner` and `output`.
     """
 
@@ -130,7 +130,7 @@ class FeedForward:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherLinear:
-    """A linear of unknown function; it is taken to have an input of its own."""
+    """A linear whose function is not known; it counts as having its own input."""
 
     path: str
     group: Group
@@ -153,21 +153,21 @@ class BiasTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Depth:
-    """What depends on the number of blocks and on the index of a block.
+    """The parts of a model that depend on the number of blocks or on the index of a block.
 
     Args:
         count: the key of the configuration for the number of blocks.
-        stack_count: the same in the stack's own configuration, where it has another name there.
+        stack_count: the key for this number in the stack's own configuration, if it has another name there.
         lists: keys of the configuration whose value is a list with one entry per block.
         repeated_list: the key whose value [[entries, times], …] is expanded to the first of `lists`.
-        group_count: the key for the number of groups, where blocks are shared: `count` is then the number of calls, and
+        group_count: the key for the number of groups, if blocks are shared. `count` is then the number of calls, and
             all groups are called equally often, one after the other.
         bias_table: the table of relative positions in the first block.
-        cache_stack: the name of the stack whose number of blocks sizes the key-value cache, where it is another.
+        cache_stack: the name of the stack whose number of blocks sizes the key-value cache, if it is another stack.
         score_scale_flag: the key of the configuration that makes an attention divide its scores by its index + 1.
-        first_only: a module, from the base model, that needs the first block; "" where the first block can never go.
+        first_only: a module, from the base model, that needs the first block; "" if the first block must always stay.
         last_norm: the norm that the whole residual stream passes last in a block, in post-norm models.
-        output_norms: norms between each sub-block and the residual stream, where there are such.
+        output_norms: the norms between the sub-blocks and the residual stream, if any.
         input_norm: the last norm before the first block, from the base model.
     """
 
@@ -192,15 +192,15 @@ class Stack:
     Args:
         blocks: its path; `*` stands for every member of a list of such lists.
         attention: the self-attention of a block.
-        feed_forward: the feed-forward; several where blocks have one of several forms. Those of which a block lacks a
-            projection are ignored.
+        feed_forward: the feed-forward; several if blocks have one of several forms. A form of which a block lacks a
+            projection is ignored.
         cross_attention: the attention of a decoder block to the encoder.
-        reads: whose tokens pass through the blocks.
-        parallel: the feed-forward reads the same input as the attention.
-        pre_norm_flag: the attribute of a block that is True where its norms come before its sub-blocks; None where they
+        reads: the tokens that pass through the blocks.
+        parallel: whether the feed-forward reads the same input as the attention.
+        pre_norm_flag: the attribute of a block that is True if its norms come before its sub-blocks; None if they
             always do.
-        other_linears: linears of unknown function.
-        depth: what must change when blocks are dropped; None where that is not known.
+        other_linears: linears whose function is not known.
+        depth: the changes when blocks are dropped; None if they are not known.
     """
 
     blocks: str
@@ -215,7 +215,7 @@ class Stack:
 
     @property
     def attentions(self) -> tuple[Attention, ...]:
-        """The self-attention and the cross-attention, as far as it has them."""
+        """The self-attention and the cross-attention, if it has them."""
         return tuple(attention for attention in (self.attention, self.cross_attention) if attention is not None)
 
 
@@ -225,8 +225,8 @@ class WordEmbedding:
 
     Args:
         path: its path from the base model.
-        reads: whose tokens it looks up.
-        is_called: False where it only lends its matrix to other embeddings.
+        reads: the tokens that it looks up.
+        is_called: False if only other embeddings, which share its matrix, are called.
     """
 
     path: str
@@ -239,10 +239,10 @@ class Anatomy:
     """The entry of one architecture.
 
     Args:
-        model_types: the `model_type` of each configuration that it is for.
+        model_types: the `model_type` of each configuration that it describes.
         stacks: the stacks of blocks, in forward order.
         embeddings: the word embeddings, in the order in which transformers ties them.
-        global_attention: some tokens may attend to all others; predictions are made with the first token doing so.
+        global_attention: whether some tokens attend to all others; for predictions, the first token does.
     """
 
     model_types: tuple[str, ...]

@@ -44,7 +44,7 @@ class Checkpoint(ABC):
 
     Args:
         location: where its files are.
-        embedding_config: the sentence-transformers modules behind it; None where there are none.
+        embedding_config: the sentence-transformers modules after the transformer, or None.
     """
 
     location: Location

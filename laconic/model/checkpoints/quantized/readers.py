@@ -92,7 +92,7 @@ def scale_blocks(codes: Tensor, scales: Tensor, block: list[int] | None) -> Tens
     Args:
         codes: (…, out, in).
         scales: one for all, or (…, ⌈out / block[0]⌉, ⌈in / block[1]⌉).
-        block: rows and columns of a block; None where there is one scale for all.
+        block: rows and columns of a block; None if there is one scale for all.
 
     Raises:
         UnreadableError: the scales have another shape.
