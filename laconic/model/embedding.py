@@ -100,11 +100,6 @@ class Pipeline(nn.Module):
         return [stage for stage in self.stages if isinstance(stage, Stage)]
 
     @property
-    def is_declared(self) -> bool:
-        """Whether it was read from a folder."""
-        return bool(self.files.texts)
-
-    @property
     def pools_prompts(self) -> bool:
         """Whether the tokens of a prompt are pooled like any other."""
         return all(stage.include_prompt for stage in self.stage_list if isinstance(stage, Pooling))
@@ -118,7 +113,7 @@ class Pipeline(nn.Module):
     def describe(self) -> str:
         """The modules in words, such as "cls pooling, unit length"."""
         words = ", ".join(stage.describe() for stage in self.stage_list)
-        return words if self.is_declared else f"{words} (none is declared: there is no modules.json)"
+        return words if self.files.texts else f"{words} (none is declared: there is no modules.json)"
 
     def describe_prompts(self) -> str | None:
         """The prompts in words, with the default one; None if there are none."""
@@ -132,7 +127,8 @@ class Pipeline(nn.Module):
     def to_bytes(self) -> bytes:
         """All files as bytes, to hash: they determine what it computes."""
         numbers = [
-            f"{path} {name} {tensor.dtype} {tuple(tensor.shape)}".encode() + _bytes(tensor)
+            f"{path} {name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
             for path, tensors in sorted(self.files.tensors.items())
             for name, tensor in sorted(tensors.items())
         ]
@@ -198,7 +194,3 @@ def _input_widths(pipeline: Pipeline, config: PreTrainedConfig) -> Iterator[tupl
     for stage in pipeline.stage_list:
         yield stage, widths[stage.reads]
         widths[stage.writes] = stage.output_width(widths[stage.reads])
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

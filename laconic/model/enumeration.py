@@ -5,7 +5,7 @@ sub-model, which map a target tensor to its source by dotted path. It saves tied
 loading.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -145,7 +145,11 @@ def _shared_inputs(stack: Stack) -> Iterator[_SharedInput]:
         yield from _self_attention(stack.attention, own)
         first = stack.attention.fused or stack.attention.query
     if stack.cross_attention is not None:
-        yield from _cross_attention(stack.cross_attention, own)
+        cross = stack.cross_attention
+        memory = ((Role.KEY, cross.key), (Role.VALUE, cross.value))
+        yield _SharedInput(Group.ATTENTION, ((Role.QUERY, cross.query),), own)
+        yield _SharedInput(Group.ATTENTION, memory, (InputTokens.SOURCE,))
+        yield _SharedInput(Group.ATTENTION, ((Role.OUTPUT, cross.output),), own)
     for feed_forward in stack.feed_forward:
         inner = tuple((Role.INNER, path) for path in feed_forward.inner)
         yield _SharedInput(Group.FFN, inner, own, same_as=first if stack.parallel else None)
@@ -169,13 +173,6 @@ def _self_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Itera
     by_input += [(((Role.QUERY, attention.global_query),), (InputTokens.OWN,)), (positions, (InputTokens.OWN,))]
     for projections, reads in by_input:
         yield _SharedInput(Group.ATTENTION, projections, reads, attention.tokens_first)
-    yield _SharedInput(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
-
-
-def _cross_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Iterator[_SharedInput]:
-    memory = ((Role.KEY, attention.key), (Role.VALUE, attention.value))
-    yield _SharedInput(Group.ATTENTION, ((Role.QUERY, attention.query),), own)
-    yield _SharedInput(Group.ATTENTION, memory, (InputTokens.SOURCE,))
     yield _SharedInput(Group.ATTENTION, ((Role.OUTPUT, attention.output),), own)
 
 
@@ -214,13 +211,23 @@ def untie(model: PreTrainedModel, modules: set[str]) -> None:
     def is_free(tensor: str) -> bool:
         return not any(tensor.startswith(f"{module}.") for module in modules)
 
+    copy_ties(model, model, lambda target, source: is_free(target) and is_free(source))
+
+
+def copy_ties(model: PreTrainedModel, origin: PreTrainedModel, is_kept: Callable[[str, str], bool]) -> None:
+    """Declare the ties of another model of the same class, except some.
+
+    Args:
+        model: the model, changed in place; no tensor is changed.
+        origin: the other model, which may be the model itself.
+        is_kept: whether to keep a tie, by the full names of the target and the source tensor.
+    """
     for path, part in model.named_modules():
         if isinstance(part, PreTrainedModel):
             prefix = f"{path}." if path else ""
             for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
-                ties: dict[str, str] = getattr(part, attribute) or {}
-                kept = {t: s for t, s in ties.items() if is_free(prefix + t) and is_free(prefix + s)}
-                setattr(part, attribute, kept)
+                ties: dict[str, str] = getattr(origin.get_submodule(path), attribute) or {}
+                setattr(part, attribute, {t: s for t, s in ties.items() if is_kept(prefix + t, prefix + s)})
 
 
 def tie(model: PreTrainedModel, first: str, others: list[str]) -> None:

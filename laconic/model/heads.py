@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError
-from laconic.model.anatomy import Anatomy, Attention, Heads, entries
+from laconic.model.anatomy import Anatomy, Attention, Heads, list_architectures
 from laconic.model.lm import LanguageModel
 from laconic.model.prunable_group import PLAIN
 from laconic.model.site import Site
@@ -86,10 +86,10 @@ def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
         UserError: the heads of this architecture cannot be resized, or a projection is already compressed.
     """
     if not can_shrink(lm.anatomy):
-        fits = sorted(name for anatomy in entries() if can_shrink(anatomy) for name in anatomy.model_types)
         raise UserError(
             f"The heads of '{lm.model.config.model_type}' cannot shrink: there is more between its projections and its "
-            f"scores than a product of queries with keys, or heads share keys; it can be done for {', '.join(fits)}."
+            "scores than a product of queries with keys, or heads share keys; it can be done for "
+            f"{list_architectures(can_shrink)}."
         )
     sites = {site.name: site for site in lm.sites(("attention",))}
     return [

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.formats import Constant, Dense
-from laconic.model.anatomy import Attention, FeedForward, Stack, entries
+from laconic.model.anatomy import Anatomy, Attention, FeedForward, Stack, list_architectures
 from laconic.model.lm import LanguageModel
 from laconic.model.site import Group, Site, has_module
 
@@ -34,14 +34,13 @@ def check_prunable(lm: LanguageModel, group: Group) -> None:
             compressed.
     """
     model_type, parts = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
-    if not all(has_known_parts(stack, group) for stack in lm.anatomy.stacks):
-        fits = sorted(
-            name
-            for anatomy in entries()
-            if all(has_known_parts(stack, group) for stack in anatomy.stacks)
-            for name in anatomy.model_types
-        )
-        raise UserError(f"The {parts} of '{model_type}' cannot go one by one; it can be done for {', '.join(fits)}.")
+
+    def is_known(anatomy: Anatomy) -> bool:
+        return all(has_known_parts(stack, group) for stack in anatomy.stacks)
+
+    if not is_known(lm.anatomy):
+        supported = list_architectures(is_known)
+        raise UserError(f"The {parts} of '{model_type}' cannot go one by one; it can be done for {supported}.")
     for stack, blocks in lm.stacks():
         for path, block in blocks:
             for layer in prunable_modules(stack, block, group):

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import StructureNotice, UserError
 from laconic.formats import Format
-from laconic.model.anatomy import Anatomy, Depth, OtherLinear, Stack, WordEmbedding, entries, find_entry
+from laconic.model.anatomy import Anatomy, Depth, OtherLinear, Stack, WordEmbedding, find_entry, list_architectures
 from laconic.model.site import InputTokens, guess_group
 from laconic.model.stock import text_config
 from laconic.model.usage import Usage, trace_usage
@@ -70,8 +70,9 @@ def infer_anatomy(model: PreTrainedModel) -> Anatomy:
     model_type = model.config.model_type
     stacks, tables = tuple(_stacks(model)), tuple(_word_embeddings(model))
     if not stacks or not tables:
-        known = ", ".join(sorted(name for anatomy in entries() for name in anatomy.model_types))
-        raise UserError(f"The architecture '{model_type}' has no entry in laconic.model.anatomy; known are {known}.")
+        raise UserError(
+            f"The architecture '{model_type}' has no entry in laconic.model.anatomy; known are {list_architectures()}."
+        )
     return Anatomy(model_types=(model_type,), stacks=stacks, embeddings=tables)
 
 
@@ -175,16 +176,14 @@ def _lists(part: nn.Module) -> list[ListAt]:
     """
     outermost: list[ListAt] = []
     for name, module in part.named_modules():
-        if not isinstance(module, nn.ModuleList) or not len(module) or not _are_blocks(module):
+        if not isinstance(module, nn.ModuleList) or not len(module):
+            continue
+        if len(_classes(module)) > 1 and not all(isinstance(block, GradientCheckpointingLayer) for block in module):
             continue
         inside = any(name.startswith(f"{other}.") for other, _ in outermost)
         if not inside and not isinstance(module[0], nn.ModuleList):
             outermost.append((name, module))
     return outermost
-
-
-def _are_blocks(modules: nn.ModuleList) -> bool:
-    return len(_classes(modules)) == 1 or all(isinstance(module, GradientCheckpointingLayer) for module in modules)
 
 
 def _linears(blocks: nn.ModuleList) -> list[str]:

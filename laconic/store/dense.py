@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import UserError
 from laconic.formats import Dense, Format
 from laconic.model import LanguageModel
+from laconic.model.enumeration import copy_ties
 from laconic.model.heads import can_shrink, find_attentions, resize_heads, zero_padding_maps
 from laconic.model.prunable_group import prunable_groups
 from laconic.model.stock import build_empty, build_stock
@@ -228,12 +229,7 @@ def _restore_ties(model: PreTrainedModel, plain: PreTrainedModel) -> None:
             setattr(model.get_submodule(parent), name, nn.Parameter(model.get_parameter(target).detach().clone()))
         broken = set(declared)
     # In T5 the flag has another meaning. Both tensors are saved, and transformers ties them only if they are equal.
-    for path, part in model.named_modules():
-        if isinstance(part, PreTrainedModel):
-            prefix = f"{path}." if path else ""
-            for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
-                ties: dict[str, str] = getattr(plain.get_submodule(path), attribute) or {}
-                setattr(part, attribute, {t: s for t, s in ties.items() if prefix + t not in broken})
+    copy_ties(model, plain, lambda target, _: target not in broken)
 
 
 def _can_untie(config: PreTrainedConfig) -> bool:

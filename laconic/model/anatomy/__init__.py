@@ -15,6 +15,8 @@ An architecture without an entry is inferred from its modules (`laconic.model.st
 heads, channels and shared inputs are not known.
 """
 
+from collections.abc import Callable
+
 from laconic.model.anatomy.decoders import BART, GPT2, GPT_NEO, GPT_NEOX, LED, LLAMA, OPT, PHI, T5
 from laconic.model.anatomy.encoders import ALBERT, BERT, DEBERTA, DEBERTA_V2, DISTILBERT, LONGFORMER, MODERNBERT
 from laconic.model.anatomy.parts import (
@@ -66,6 +68,11 @@ def entries() -> tuple[Anatomy, ...]:
     return tuple({id(anatomy): anatomy for anatomy in found}.values())
 
 
+def list_architectures(condition: Callable[[Anatomy], bool] = lambda _: True) -> str:
+    """The names of all architectures whose entry meets a condition, as text for an error."""
+    return ", ".join(sorted(name for anatomy in entries() if condition(anatomy) for name in anatomy.model_types))
+
+
 def find_entry(model_type: str) -> Anatomy | None:
     """Find the entry of an architecture.
 
@@ -99,4 +106,5 @@ __all__ = [
     "WordEmbedding",
     "entries",
     "find_entry",
+    "list_architectures",
 ]

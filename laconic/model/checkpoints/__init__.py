@@ -56,7 +56,7 @@ class Stored(Checkpoint):
 
     def check(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> None:
         try:
-            weights = check_weights(self.location.without_download(), config)
+            weights = check_weights(replace(self.location, downloads=False), config)
             if self._quantization is None:
                 shapes = {name: header.shape for name, header in weights.headers().items()}
                 check_shapes(shapes, config, self.source, external_names, weights.integer_names)

@@ -224,8 +224,12 @@ def _check_model_code(raw: Mapping[str, Any], source: str) -> None:
         if part.get(AUTO_MAP) and part.get("model_type") not in CONFIG_MAPPING:
             raise _code_error(source, CONFIG, part[AUTO_MAP])
     saved = raw.get("architectures") or ()
-    if raw.get(AUTO_MAP) and saved and saved[0] not in _own_classes(raw["model_type"]):
-        raise _code_error(source, CONFIG, raw[AUTO_MAP])
+    if raw.get(AUTO_MAP) and saved:
+        config = CONFIG_MAPPING[raw["model_type"]]
+        mappings = [mapping for _, _, mapping in auto_classes() if config in mapping]
+        own = {model_class.__name__ for mapping in mappings for model_class in as_classes(mapping[config])}
+        if saved[0] not in own:
+            raise _code_error(source, CONFIG, raw[AUTO_MAP])
 
 
 def check_tokenizer_code(raw: Mapping[str, Any], source: str) -> None:
@@ -262,13 +266,6 @@ def _parts(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for value in raw.values():
         if isinstance(value, dict):
             yield from _parts(value)
-
-
-def _own_classes(model_type: str) -> set[str]:
-    """The names of transformers' classes for an architecture that laconic supports."""
-    config = CONFIG_MAPPING[model_type]
-    mappings = [mapping for _, _, mapping in auto_classes() if config in mapping]
-    return {model_class.__name__ for mapping in mappings for model_class in as_classes(mapping[config])}
 
 
 def _code_error(source: str, file: str, auto_map: object) -> UserError:

@@ -36,11 +36,6 @@ def is_archive(path: Path) -> bool:
     return start.startswith(ARCHIVES) or start[TAR[1] :] == TAR[0]
 
 
-def enclosing_archive(path: Path) -> Path | None:
-    """The archive that a path such as `model.zip/model` leads into; None for other paths."""
-    return next((parent for parent in path.parents if parent.is_file() and is_archive(parent)), None)
-
-
 def _read_start(path: Path, count: int) -> bytes:
     try:
         with path.open("rb") as file:
@@ -108,10 +103,6 @@ class Location:
             return replace(self, folder=self.folder / path)
         return replace(self, subfolder=f"{self.subfolder}/{path}" if self.subfolder else path)
 
-    def without_download(self) -> "Location":
-        """The same location with no downloads."""
-        return replace(self, downloads=False)
-
     def json(self, name: str) -> dict[str, Any] | None:
         """The JSON object in a file; None if the file does not exist.
 
@@ -162,7 +153,8 @@ def find_location(source: str, revision: str | None = None) -> Location | Path:
         return path
     if is_link:
         raise UserError(f"The model folder {quote(source)} is a link that leads nowhere; give the folder itself.")
-    if (archive := enclosing_archive(path)) is not None:
+    archive = next((parent for parent in path.parents if parent.is_file() and is_archive(parent)), None)
+    if archive is not None:
         raise UserError(f"'{archive}' is an archive; unpack it, and give the folder with the config.json.")
     if "://" in source:
         raise UserError(f"{quote(source)} is an address of the web; give the model's name on the hub, as 'owner/name'.")
