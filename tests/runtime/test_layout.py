@@ -10,7 +10,7 @@ import torch
 
 from laconic.model import LanguageModel
 from laconic.runtime import OPENVINO
-from laconic.runtime import files as written_files
+from laconic.runtime import graph as written_files
 from laconic.runtime.engines import load_program
 from laconic.runtime.graph import Graph, build_graph, exported_bytes, write_model
 from tests.architectures import BY_NAME
