@@ -34,7 +34,7 @@ layers.
 
 @dataclass(frozen=True)
 class Agreement:
-    """How close an exported model is to the model in torch.
+    """The difference between the outputs of an exported model and of the model in torch.
 
     Args:
         error: the largest absolute difference of an output, divided by the largest absolute value of that output. With

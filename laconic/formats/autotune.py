@@ -87,7 +87,7 @@ def measured_rows(rows: int) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the times of kernels depend on, beside the kernel."""
+    """The properties of this machine that the times of kernels depend on."""
     return {
         "processor": processor(),
         "instructions": " ".join((torch.backends.cpu.get_cpu_capability(), *short_numbers())),
@@ -100,7 +100,7 @@ class KernelChoices:
     """Choices by product, kept in a file. If it cannot be written, the next process measures again.
 
     Args:
-        file: where it is; it may not exist yet.
+        file: its path; it may not exist yet.
     """
 
     def __init__(self, file: Path) -> None:

@@ -183,7 +183,7 @@ class Masked(Format):
         self.fill(_scatter(self.values.detach(), mask), mask, trainable)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """As torch's, with `values` and `bits` in place of the weight."""
+        """Like the method of torch, with `values` and `bits` in place of the weight."""
         state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         weight = state.pop(f"{prefix}{self.child}.weight", None)
         if weight is not None and self.mask is not None:

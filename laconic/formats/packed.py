@@ -95,7 +95,7 @@ class PackedCodes(Format):
 
     @abstractmethod
     def tied_weights(self, codes: Integer[Tensor, "out in"]) -> TiedWeights:
-        """Which of the `shared_values` each weight uses, and the factor it is multiplied by."""
+        """For each weight, the index of its value among the `shared_values`, and the factor of this value."""
 
     @property
     def packed_names(self) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class PackedCodes(Format):
         return None if self.kept_bits is None else unpack_mask(self.kept_bits.detach(), self.shape)
 
     def encode(self, codes: Integer[Tensor, "out in"], mask: Bool[Tensor, "out in"] | None) -> None:
-        """Store codes; with a mask, those of the weights where it is True."""
+        """Store the codes of all weights, or only of those where `mask` is True."""
         self.codes = byte_parameter(pack(codes.reshape(-1) if mask is None else codes[mask], self.bits))
         if mask is not None:
             self.kept_bits = byte_parameter(pack_mask(mask))
@@ -121,7 +121,7 @@ class PackedCodes(Format):
         return (values if mask is None else torch.where(mask, values, 0)).to(self.weight.dtype)
 
     def unpack_codes(self) -> Integer[Tensor, "out in"]:
-        """The code of every weight; 0 where it was pruned."""
+        """The code of every weight; 0 for pruned weights."""
         mask = self.support
         if mask is None:
             return unpack(self.codes.detach(), self.bits, self.out_features * self.in_features).view(self.shape)
@@ -152,7 +152,7 @@ class PackedCodes(Format):
 
     @property
     def matrix(self) -> Any:
-        """What those kernels are constructed from."""
+        """The argument of the constructors of these kernels."""
         return None
 
     def kernel_choice(self, rows: int, dtype: torch.dtype = torch.float32) -> Choice | None:

@@ -54,7 +54,7 @@ class Sparse(Masked):
         Args:
             weight: the matrix.
             mask: True where a weight is kept.
-            pattern: (N, M) if the mask is meant to keep N of every M inputs; used where it does so exactly.
+            pattern: (N, M) if the mask should keep N of every M inputs; stored only if the mask does so everywhere.
         """
         mask = mask.to(weight.device)
         return cls.from_plain(weight, mask, exact_pattern(mask, pattern), bias=False)

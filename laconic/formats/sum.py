@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from laconic.formats.base import Format, weight_macs, weight_nbytes
 
 ROUNDS = 2
-"""How often each of the two is refitted to the residual of the other."""
+"""The number of times that each of the two is refitted to the residual of the other."""
 
 
 class Sum(Format):

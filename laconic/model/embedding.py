@@ -20,7 +20,7 @@ SIMILARITIES = (COSINE, "dot", "euclidean", "manhattan")
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """How a sentence-transformers model reads texts and compares vectors.
+    """The settings with which a sentence-transformers model reads texts and compares vectors.
 
     Args:
         model_type: the sentence-transformers class that loads it.

@@ -112,7 +112,7 @@ class LanguageModel:
         return find_excluded(self.model, self.anatomy)
 
     def coverage(self, targets: Sequence[str] = DEFAULT_TARGETS) -> Coverage:
-        """How much of the parameters that `targets` match inside the blocks can be compressed.
+        """Measure which part of the parameters that `targets` match inside the blocks can be compressed.
 
         Args:
             targets: as for `sites`.

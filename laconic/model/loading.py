@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from laconic.errors import UserError
 from laconic.model.anatomy import find_entry
 from laconic.model.checkpoints import Checkpoint, find_checkpoint
+from laconic.model.checkpoints.checkpoint import Tokenizers
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.location import Location, find_location
 from laconic.model.checkpoints.sentence_modules import MODULES
@@ -118,9 +119,7 @@ def has_weights(source: str) -> bool:
     return find_checkpoint(source).has_weights
 
 
-def load_tokenizers(
-    source: str, own: PreTrainedTokenizerBase | None = None
-) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+def load_tokenizers(source: str, own: PreTrainedTokenizerBase | None = None) -> Tokenizers:
     """Load the tokenizer of a model, and the tokenizer of its targets if they have a separate one.
 
     Args:

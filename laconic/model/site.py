@@ -24,7 +24,7 @@ class Group(StrEnum):
 
 
 class Role(StrEnum):
-    """Which projection of its group a site is.
+    """The projection of its group that a site is.
 
     FUSED is query, key and value in one matrix. INNER is an input projection of a feed-forward. OUTPUT is the output
     projection of an attention or a feed-forward; outside the blocks it is the last linear, which computes the

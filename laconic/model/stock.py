@@ -62,7 +62,7 @@ class Difference(NamedTuple):
         return isinstance(self.here, Shape) or self.attribute in ("in_features", "out_features")
 
     def __str__(self) -> str:
-        """As a clause: "'model.layers.0.mlp' would be a LlamaMLP in place of an …"."""
+        """The difference as a clause: "'model.layers.0.mlp' would be a LlamaMLP in place of an …"."""
         if self.attribute is not None:
             return f"'{self.path}' would have {self.attribute} {_shown(self.there)} in place of {_shown(self.here)}"
         if self.there is None:

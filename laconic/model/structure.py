@@ -198,7 +198,7 @@ def _linears(blocks: nn.ModuleList) -> list[str]:
 
 
 def _word_embeddings(model: PreTrainedModel) -> Iterator[WordEmbedding]:
-    """The word embeddings that the parts call, after the one that these are copies of, if any."""
+    """The word embeddings that the parts call, after the embedding that they share their weights with, if any."""
     called: dict[str, tuple[nn.Module, InputTokens]] = {}
     for part, reads in _parts(model):
         embedding = _input_embedding(part)

@@ -160,7 +160,7 @@ class DenseParameter:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the blocks can be compressed, within some targets.
+    """The part of the blocks that can be compressed, within some targets.
 
     Args:
         dense: the parameters that cannot be compressed.

@@ -53,14 +53,6 @@ AUTO_CLASSES = {
     ModelTask.MASKED: (auto.AutoModelForMaskedLM, auto.MODEL_FOR_MASKED_LM_MAPPING),
     ModelTask.EMBEDDING: (auto.AutoModel, auto.MODEL_MAPPING),
 }
-NAMES: tuple[Any, ...] = (
-    auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    auto.MODEL_MAPPING_NAMES,
-)
-"""For each of these mappings, the names of its classes by `model_type`."""
 TEXT_ENCODERS = (auto.AutoModelForTextEncoding, auto.MODEL_FOR_TEXT_ENCODING_MAPPING)
 """Plain encoders of architectures whose `AutoModel` has a decoder too, such as T5."""
 
@@ -158,8 +150,8 @@ def find_auto_class(config: object, architectures: Iterable[str]) -> type:
             return auto_class
     owners = [
         owner
-        for mapping in NAMES
-        for owner, classes in mapping.items()
+        for _, mapping in AUTO_CLASSES.values()
+        for owner, classes in mapping._model_mapping.items()
         if names[0] in ((classes,) if isinstance(classes, str) else classes)
     ]
     model_type = getattr(config, "model_type", None)

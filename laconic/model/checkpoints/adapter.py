@@ -20,7 +20,13 @@ from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import UserError, must_be, reason_of
 from laconic.files import expand_user
-from laconic.model.checkpoints.checkpoint import Checkpoint, check_tokenizer, read_tokenizer, require_package
+from laconic.model.checkpoints.checkpoint import (
+    Checkpoint,
+    Tokenizers,
+    check_tokenizer,
+    read_tokenizer,
+    require_package,
+)
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.location import Location
 from laconic.model.checkpoints.sentences import EmbeddingConfig
@@ -96,9 +102,7 @@ class Adapter(Checkpoint):
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         return self.base.stored_dtype(config)
 
-    def tokenizers(
-        self, own: PreTrainedTokenizerBase | None = None
-    ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    def tokenizers(self, own: PreTrainedTokenizerBase | None = None) -> Tokenizers:
         tokenizer, target = self.base.tokenizers(read_tokenizer(self.location) if own is None else own)
         return (self.apply_lower_case(tokenizer) if own is None else own), target
 

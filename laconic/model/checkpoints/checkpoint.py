@@ -28,13 +28,15 @@ from laconic.model.checkpoints.sentences import EmbeddingConfig
 from laconic.model.stock import MODEL_ERRORS
 
 TARGET_TOKENIZER = "target_tokenizer"
-"""The subfolder with the tokenizer of an encoder-decoder's targets, where they have one of their own."""
+"""The subfolder with the tokenizer of an encoder-decoder's targets, if they have a separate one."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     TOKENIZER_CONFIG, "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
     "sentencepiece.bpe.model", "spm.model", "source.spm",
 )  # fmt: skip
 """A folder with any of these has a tokenizer."""
+Tokenizers = tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]
+"""The tokenizer of a model, and the tokenizer of the targets if they have a separate one."""
 _TOKENIZER_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError)
 
 
@@ -85,12 +87,10 @@ class Checkpoint(ABC):
 
     @property
     def has_weights(self) -> bool:
-        """False where there is only a configuration."""
+        """False if there is only a configuration."""
         return True
 
-    def tokenizers(
-        self, own: PreTrainedTokenizerBase | None = None
-    ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    def tokenizers(self, own: PreTrainedTokenizerBase | None = None) -> Tokenizers:
         """Load the tokenizer of the model, and the tokenizer of the targets if they have a separate one.
 
         Args:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import CheckpointNotice, UserError, reason_of
-from laconic.model.checkpoints.checkpoint import Checkpoint, load_checked, require_package
+from laconic.model.checkpoints.checkpoint import Checkpoint, Tokenizers, load_checked, require_package
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.gguf_checks import FACTORS, check_count, check_metadata, check_tensors, set_rope_scaling
 from laconic.model.stock import MODEL_ERRORS
@@ -104,9 +104,7 @@ class Gguf(Checkpoint):
         # No shorter dtype holds every product of an 8-bit code and a 16-bit scale, and norms are always float32.
         return torch.float32 if plain is None else min(plain, key=lambda dtype: dtype.itemsize)
 
-    def tokenizers(
-        self, own: PreTrainedTokenizerBase | None = None
-    ) -> tuple[PreTrainedTokenizerBase | None, PreTrainedTokenizerBase | None]:
+    def tokenizers(self, own: PreTrainedTokenizerBase | None = None) -> Tokenizers:
         if own is not None:
             return own, None
         try:

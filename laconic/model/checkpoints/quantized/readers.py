@@ -38,7 +38,7 @@ class StoredTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """How the checkpoints of one library are dequantized.
+    """Dequantizes the checkpoints of one library.
 
     Args:
         dequantize: takes the stored tensors and the `quantization_config`. Returns the tensors of the plain model: each
