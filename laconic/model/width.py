@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.formats import Dense
@@ -126,21 +126,16 @@ def _count_by_key(lm: LanguageModel) -> Counter[str]:
 def _set_config(model: PreTrainedModel, values: dict[str, int]) -> None:
     """Set values in the configurations of all parts of a model, if each of them accepts the values."""
     configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
-    if all(_accepts(config, values) for config in configs.values()):
-        for config in configs.values():
+    try:
+        for config in deepcopy(list(configs.values())):
             for key, value in values.items():
                 setattr(config, key, value)
-
-
-def _accepts(config: PreTrainedConfig, values: dict[str, int]) -> bool:
-    changed = deepcopy(config)
-    for key, value in values.items():
-        setattr(changed, key, value)
-    try:
-        changed.validate()
+            config.validate()
     except StrictDataclassError:
-        return False
-    return True
+        return
+    for config in configs.values():
+        for key, value in values.items():
+            setattr(config, key, value)
 
 
 def empty_linear(like: Linear, shape: tuple[int, int]) -> Linear:
