@@ -49,7 +49,7 @@ TESTED_BY = {
     "laconic.recover.student_init": "recover/test_student.py",
     "laconic.recover.trainable": "recover/test_training.py",
     "laconic.report.inspection.distributions": "report/test_inspection.py",
-    "laconic.runtime.layers": "runtime/test_graph.py",
+    "laconic.runtime.portable_layers": "runtime/test_graph.py",
     "laconic.store.card": "store/test_folder.py",
     "laconic.study.axes": "study/test_grid.py",
 }

@@ -101,7 +101,7 @@ def test_a_wrong_entry_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = LanguageModel.of(model).anatomy
     (stack,) = entry.stacks
     wrong = replace(entry, stacks=(replace(stack, feed_forward=()),))
-    for module in ("laconic.model.structure", "laconic.testing.models"):
+    for module in ("laconic.model.anatomy.infer", "laconic.testing.models"):
         monkeypatch.setattr(f"{module}.find_entry", lambda model_type: wrong)
     with pytest.raises(AssertionError, match="no site of 'bert' is the linear layer 'intermediate"):
         check_architecture(model)

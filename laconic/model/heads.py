@@ -20,7 +20,7 @@ from laconic.model.site import Site
 from laconic.model.width import replace_linear
 
 
-class Reader(NamedTuple):
+class HeadProjection(NamedTuple):
     """The query, key or value projection of all heads, which may be a part of a fused matrix."""
 
     site: Site
@@ -69,14 +69,14 @@ class HeadedAttention:
     def sites(self) -> tuple[Site, ...]:
         return (*self.inputs, self.output)
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[HeadProjection]:
         """The query, key and value projections."""
         if len(self.inputs) == 1:
             (fused,) = self.inputs
             bias = fused.bias()
             biases = (None, None, None) if bias is None else bias.detach().chunk(3)
-            return [Reader(fused, *part) for part in zip(fused.weight().chunk(3), biases, strict=True)]
-        return [Reader(site, site.weight(), site.bias()) for site in self.inputs]
+            return [HeadProjection(fused, *part) for part in zip(fused.weight().chunk(3), biases, strict=True)]
+        return [HeadProjection(site, site.weight(), site.bias()) for site in self.inputs]
 
 
 def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.formats import Format, Masked, PackedCodes
 from laconic.model.anatomy import Anatomy, Stack
+from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.embedding import MEAN_POOLING, Pipeline
 from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
 from laconic.model.site import Site
-from laconic.model.structure import find_anatomy
 from laconic.model.targets import Coverage, find_dense_parameters, matches, measure_coverage, select_sites
 from laconic.model.task import ModelTask, infer_task
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from laconic.errors import UserError
 from laconic.model.anatomy import find_entry
+from laconic.model.anatomy.infer import find_anatomy, infer_anatomy
 from laconic.model.checkpoints import Checkpoint, find_checkpoint
 from laconic.model.checkpoints.checkpoint import Tokenizers
 from laconic.model.checkpoints.fit import build_outline
@@ -14,7 +15,6 @@ from laconic.model.checkpoints.location import Location, find_location
 from laconic.model.checkpoints.sentence_modules import MODULES
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
-from laconic.model.structure import find_anatomy, infer_anatomy
 from laconic.model.task import infer_task
 from laconic.numerics.moments import check_finite
 

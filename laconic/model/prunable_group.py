@@ -97,7 +97,7 @@ def input_projections(layer: Attention | FeedForward) -> list[str]:
     return [path for path in paths if path is not None]
 
 
-class Reader(NamedTuple):
+class InputProjection(NamedTuple):
     """An input projection, with rows of every part.
 
     Args:
@@ -109,7 +109,7 @@ class Reader(NamedTuple):
     stacked: int = 1
 
 
-class Counter(NamedTuple):
+class SizeAttribute(NamedTuple):
     """A module attribute that counts parts.
 
     Args:
@@ -145,9 +145,9 @@ class PrunableGroup:
     name: str
     group: Group
     count: int
-    readers: tuple[Reader, ...]
+    readers: tuple[InputProjection, ...]
     writer: Site
-    counters: tuple[Counter, ...] = ()
+    counters: tuple[SizeAttribute, ...] = ()
     vectors: tuple[str, ...] = ()
     bias: str | None = None
     config: Mapping[str, int] = field(default_factory=dict)
@@ -235,12 +235,12 @@ def _attention(number: int, path: str, block: nn.Module, layer: Attention, sites
         group=Group.ATTENTION,
         count=count,
         readers=tuple(
-            Reader(sites[f"{path}.{part}"], stacked.get(part, 1))
+            InputProjection(sites[f"{path}.{part}"], stacked.get(part, 1))
             for part in input_projections(layer)
             if has_module(block, part)
         ),
         writer=writer,
-        counters=tuple(Counter(module, attribute, amount) for attribute, amount in counters if attribute),
+        counters=tuple(SizeAttribute(module, attribute, amount) for attribute, amount in counters if attribute),
         vectors=tuple(f"{name}.{vector}" for vector in heads.head_vectors),
         bias=f"{name}.{heads.position_bias}"
         if heads.position_bias and has_module(module, heads.position_bias)
@@ -258,9 +258,9 @@ def _feed_forward(path: str, block: nn.Module, layer: FeedForward, sites: dict[s
         name=writer.name,
         group=Group.FFN,
         count=writer.shape[1],
-        readers=tuple(Reader(sites[f"{path}.{part}"], 2 if layer.fused_gate else 1) for part in layer.inner),
+        readers=tuple(InputProjection(sites[f"{path}.{part}"], 2 if layer.fused_gate else 1) for part in layer.inner),
         writer=writer,
-        counters=(Counter(block.get_submodule(holder), attribute, 1),) if attribute else (),
+        counters=(SizeAttribute(block.get_submodule(holder), attribute, 1),) if attribute else (),
         config={layer.config_width: 1},
         coupling=writer.name,
     )

@@ -17,7 +17,7 @@ from laconic.errors import UserError
 from laconic.evaluate import calibration_sources, check_tasks, evaluate
 from laconic.evaluate.tasks import load_corpus
 from laconic.model import LanguageModel, load, with_tokenizers
-from laconic.model.structure import uncalled_stacks
+from laconic.model.anatomy.infer import uncalled_stacks
 from laconic.model.tokens import check_decoder_start
 from laconic.processes import broadcast, on_rank_zero, sync_errors
 from laconic.progress import Track, silent

@@ -8,7 +8,7 @@ from laconic.compress.checks import DENSE, dense_share
 from laconic.evaluate.footprint import ORDER, OTHER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, ModelTask, Site
-from laconic.model.structure import uncalled_stacks
+from laconic.model.anatomy.infer import uncalled_stacks
 from laconic.report.costs import MEGABYTE
 from laconic.report.tables import Column, Table
 

@@ -28,8 +28,8 @@ from laconic.errors import UserError, reason_of
 from laconic.formats import DynamicInt8
 from laconic.model import LanguageModel
 from laconic.runtime.engines import EXACT, ONNX, OPENVINO
-from laconic.runtime.layers import Portable
 from laconic.runtime.portable import ExportedLayers, to_portable
+from laconic.runtime.portable_layers import Portable
 from laconic.runtime.signature import TARGETS, Signature, TracedModel, sentence_pipeline
 
 OPSET = 21

@@ -18,7 +18,7 @@ from laconic.formats.int8 import FULL, int8_product
 from laconic.model import LanguageModel
 from laconic.numerics.packing import from_bytes
 from laconic.runtime.engines import ONNX
-from laconic.runtime.layers import (
+from laconic.runtime.portable_layers import (
     AffineCodes,
     CodedLookup,
     Dequantized,

@@ -11,7 +11,7 @@ from laconic.imports import lazy
 
 if TYPE_CHECKING:
     from laconic.store.atomic import check_output
-    from laconic.store.dense import materialize
+    from laconic.store.densify import materialize
     from laconic.store.folder import ExtraFiles, file_bytes, save
     from laconic.store.pretrained import attach, skeleton
     from laconic.store.quantizer import LaconicConfig, LaconicQuantizer
@@ -37,7 +37,7 @@ __getattr__ = lazy(
         "attach": "laconic.store.pretrained",
         "check_output": "laconic.store.atomic",
         "file_bytes": "laconic.store.folder",
-        "materialize": "laconic.store.dense",
+        "materialize": "laconic.store.densify",
         "save": "laconic.store.folder",
         "skeleton": "laconic.store.pretrained",
     },

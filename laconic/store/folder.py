@@ -25,7 +25,7 @@ from laconic.model.embedding import Pipeline
 from laconic.model.loading import model_location
 from laconic.store.atomic import new_folder
 from laconic.store.card import model_card
-from laconic.store.dense import dense_to_linears
+from laconic.store.densify import dense_to_linears
 from laconic.store.pretrained import attach
 from laconic.store.verify import verify_saved
 

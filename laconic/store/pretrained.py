@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 
 from laconic.errors import UserError
 from laconic.model import LanguageModel, load_empty
+from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.checkpoints.fit import check_report
-from laconic.model.structure import find_anatomy
-from laconic.store.dense import detach_quantizer
+from laconic.store.densify import detach_quantizer
 from laconic.store.quantizer import NAME, VERSION, LaconicConfig, LaconicQuantizer
 from laconic.store.structure import describe, rebuild, unpack
 

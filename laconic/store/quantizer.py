@@ -116,7 +116,7 @@ class LaconicQuantizer(HfQuantizer):
         return True
 
     def _dequantize(self, model: "PreTrainedModel", dtype: torch.dtype | None = None) -> "PreTrainedModel":
-        from laconic.store.dense import densify
+        from laconic.store.densify import densify
 
         densify(model)
         # After saving, the dtype in the configuration is text; the model has that dtype already.

@@ -12,7 +12,7 @@ from laconic.compress import Compress, Shorten
 from laconic.errors import StructureNotice, UserError
 from laconic.methods import Magnitude, Svd
 from laconic.model import LanguageModel, ModelTask, check_model, load, load_empty
-from laconic.model.structure import infer_anatomy, uncalled_stacks
+from laconic.model.anatomy.infer import infer_anatomy, uncalled_stacks
 from laconic.model.usage import trace_usage
 from laconic.report.anatomy import inspect
 from laconic.store import save

@@ -21,7 +21,7 @@ from laconic.model import LanguageModel
 from laconic.recipe import recipe_from, run
 from laconic.recipe.order import check_order
 from laconic.store import save, skeleton
-from laconic.store.dense import dense_to_linears
+from laconic.store.densify import dense_to_linears
 from laconic.store.structure import describe
 from tests.architectures import ARCHITECTURES, BY_NAME, GPT2, SMALL, Architecture, outputs
 from tests.calibrate.test_collect_stats import labelled_batches

@@ -29,7 +29,7 @@ WEIGHTS = (("model.safetensors", True), ("pytorch_model.bin", False))
 
 
 @dataclass(frozen=True)
-class Module:
+class ModuleEntry:
     """An entry of modules.json.
 
     Args:
@@ -41,7 +41,7 @@ class Module:
     path: str
 
 
-def build_stages(module: Module, location: Location) -> list[Stage]:
+def build_stages(module: ModuleEntry, location: Location) -> list[Stage]:
     """Build the stages of a module on the meta device: one, or none for a module that computes nothing.
 
     Args:
@@ -184,7 +184,7 @@ TASKS = {"SentenceTransformer": "feature-extraction", "CrossEncoder": "sequence-
 """The task of the transformer, by the class of sentence-transformers."""
 
 
-def parse_modules(entries: list[Any], model_type: str, source: str) -> list[Module]:
+def parse_modules(entries: list[Any], model_type: str, source: str) -> list[ModuleEntry]:
     """Parse modules.json: a transformer, then modules of `KINDS`.
 
     Args:
@@ -214,7 +214,7 @@ def parse_modules(entries: list[Any], model_type: str, source: str) -> list[Modu
     return modules
 
 
-def _module(entry: Any, source: str) -> Module:
+def _module(entry: Any, source: str) -> ModuleEntry:
     match entry:
         case {"type": str(class_name), "path": str(path)}:
             pass
@@ -231,4 +231,4 @@ def _module(entry: Any, source: str) -> Module:
         raise UserError(
             f"The {MODULES} of '{source}' names the folder '{path}', which is not in that of the model; correct it."
         )
-    return Module(class_name.rpartition(".")[2], path)
+    return ModuleEntry(class_name.rpartition(".")[2], path)

@@ -20,7 +20,7 @@ from laconic.model.checkpoints.sentence_modules import (
     CROSS_ENCODER,
     MODULES,
     TASKS,
-    Module,
+    ModuleEntry,
     build_stages,
     parse_modules,
     read_module_tensors,
@@ -134,7 +134,7 @@ class EmbeddingConfig:
     location: Location
     subfolder: str
     settings: TextSettings
-    modules: tuple[Module, ...]
+    modules: tuple[ModuleEntry, ...]
     texts: Mapping[str, str] = field(repr=False)
     truncate: int | None = None
 

@@ -21,7 +21,15 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import CheckpointNotice, UserError, quote
 from laconic.model.checkpoints.checkpoint import load_checked, report_load_errors, require_package
 from laconic.model.checkpoints.fit import build_outline, check_shapes
-from laconic.model.checkpoints.quantized.readers import AWQ, FLOAT8, GPTQ, MXFP4, Reader, StoredTensors, UnreadableError
+from laconic.model.checkpoints.quantized.readers import (
+    AWQ,
+    FLOAT8,
+    GPTQ,
+    MXFP4,
+    Dequantizer,
+    StoredTensors,
+    UnreadableError,
+)
 from laconic.model.checkpoints.weights import Weights, read_tensors
 from laconic.model.stock import MODEL_ERRORS
 
@@ -93,15 +101,17 @@ def _torchao(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tens
     return {**rest, **dense}
 
 
-COMPRESSED = Reader(dequantize=_compressed, check=_check_compressed, package="compressed-tensors", min_version="0.20")
-READERS: Mapping[str, Reader] = {
+COMPRESSED = Dequantizer(
+    dequantize=_compressed, check=_check_compressed, package="compressed-tensors", min_version="0.20"
+)
+DEQUANTIZERS: Mapping[str, Dequantizer] = {
     "awq": AWQ,
-    "bitsandbytes": Reader(dequantize=_bits_and_bytes, package="bitsandbytes", min_version="0.49"),
+    "bitsandbytes": Dequantizer(dequantize=_bits_and_bytes, package="bitsandbytes", min_version="0.49"),
     "compressed-tensors": COMPRESSED,
     "fp8": FLOAT8,
     "gptq": GPTQ,
     "mxfp4": MXFP4,
-    "torchao": Reader(dequantize=_torchao, package="torchao", min_version="0.15"),
+    "torchao": Dequantizer(dequantize=_torchao, package="torchao", min_version="0.15"),
 }
 """The reader of each `quant_method`."""
 
@@ -125,11 +135,11 @@ def check_quantization(quantization: Mapping[str, Any], source: str) -> None:
         UserError: the library or its settings are not supported, or a package is not installed.
     """
     method = quant_method(quantization)
-    reader = READERS.get(str(method))
+    reader = DEQUANTIZERS.get(str(method))
     if reader is None:
         raise UserError(
             f"The model '{source}' is quantized by '{method or 'an unnamed library'}', which laconic does not read (it "
-            f"reads {', '.join(READERS)}); use the model that it was made from."
+            f"reads {', '.join(DEQUANTIZERS)}); use the model that it was made from."
         )
     if reader.package is not None:
         subject = f"The model '{source}' is quantized by '{method}', so it"
@@ -163,7 +173,7 @@ def check_quantized_tensors(
     try:
         with torch.device("meta"):
             stored = StoredTensors(_empty_tensors(weights), _metadata(weights))
-            plain = READERS[str(method)].dequantize(stored, quantization)
+            plain = DEQUANTIZERS[str(method)].dequantize(stored, quantization)
     except UnreadableError as error:
         raise _unreadable_error(source, method, error) from error
     except MODEL_ERRORS:
@@ -209,7 +219,7 @@ def load_dequantized(
             files = [read_tensors(file, weights.are_safe) for file in weights.files]
             tensors = {name: tensor for file in files for name, tensor in file.items()}
             stored = StoredTensors(tensors, _metadata(weights))
-            plain = _orient(outline, READERS[str(method)].dequantize(stored, quantization), stored)
+            plain = _orient(outline, DEQUANTIZERS[str(method)].dequantize(stored, quantization), stored)
     except UnreadableError as error:
         raise _unreadable_error(source, method, error) from error
     model = load_checked(

@@ -37,7 +37,7 @@ class StoredTensors:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
+class Dequantizer:
     """Dequantizes the checkpoints of one library.
 
     Args:
@@ -116,7 +116,7 @@ def scale_blocks(codes: Tensor, scales: Tensor, block: list[int] | None) -> Tens
     return codes.float() * factors
 
 
-FLOAT8 = Reader(dequantize=_float8, check=_check_float8)
+FLOAT8 = Dequantizer(dequantize=_float8, check=_check_float8)
 
 
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -158,7 +158,7 @@ def decode_mxfp4(codes: Tensor, scales: Tensor) -> Tensor:
     return numbers.flatten(-2)
 
 
-MXFP4 = Reader(dequantize=_mxfp4)
+MXFP4 = Dequantizer(dequantize=_mxfp4)
 
 
 WORD = 32
@@ -270,5 +270,5 @@ def _unquantized(stored: StoredTensors) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in stored.tensors.items() if name.rpartition(".")[2] not in _PARTS}
 
 
-GPTQ = Reader(dequantize=_gptq, check=_check_gptq)
-AWQ = Reader(dequantize=_awq, check=_check_awq)
+GPTQ = Dequantizer(dequantize=_gptq, check=_check_gptq)
+AWQ = Dequantizer(dequantize=_awq, check=_check_awq)
