@@ -11,8 +11,8 @@ To add an architecture:
 4. Add a tiny model of it to `TINY_MODELS` in `tests/tiny_models.py`. The tests of every architecture then check the
    entry against the outputs of the model: `pytest tests/model`.
 
-An architecture without an entry is inferred from its modules (`laconic.model.anatomy.infer`): every linear is found, but
-heads, channels and shared inputs are not known.
+The anatomy of an architecture without an entry is inferred from its modules (`laconic.model.anatomy.infer`): every
+linear is found, but heads, channels and shared inputs are not known.
 """
 
 from collections.abc import Callable
