@@ -153,7 +153,7 @@ class Format(nn.Module, ABC):
         """Arguments of `empty` as JSON values."""
 
     @property
-    def sizes(self) -> dict[str, Any]:
+    def _sizes(self) -> dict[str, Any]:
         """The shape as arguments of the constructor, for `spec`."""
         return {"out_features": self.out_features, "in_features": self.in_features}
 

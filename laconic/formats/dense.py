@@ -64,7 +64,7 @@ class Dense(Format):
         self.linear.register_parameter("bias", copy_bias(bias))
 
     def spec(self) -> dict[str, Any]:
-        return {**self.sizes, "bias": self.bias is not None}
+        return {**self._sizes, "bias": self.bias is not None}
 
 
 class Constant(Format):
@@ -117,7 +117,7 @@ class Constant(Format):
 
     def spec(self) -> dict[str, Any]:
         narrower = {} if self.width == self.out_features else {"width": self.width}
-        return {**self.sizes, "bias": self.constant is not None, **narrower}
+        return {**self._sizes, "bias": self.constant is not None, **narrower}
 
 
 class LinearReplacement(nn.Module):

@@ -134,7 +134,7 @@ class LowRank(Format):
 
     def spec(self) -> dict[str, Any]:
         shared = {"shared_by": self._product.shared_by} if self._product.shared_by > 1 else {}
-        return {**self.sizes, "rank": self.rank, "bias": self.bias is not None, **shared}
+        return {**self._sizes, "rank": self.rank, "bias": self.bias is not None, **shared}
 
 
 class LowRankEmbedding(EmbeddingFormat):
@@ -267,7 +267,7 @@ class LowRankReader(Format):
         self._source = (source,)
 
     def spec(self) -> dict[str, Any]:
-        return {**self.sizes, "rank": self.rank, "bias": self.bias is not None}
+        return {**self._sizes, "rank": self.rank, "bias": self.bias is not None}
 
 
 def split_rows(whole: LowRank, rows: tuple[int, ...]) -> tuple[Format, ...]:

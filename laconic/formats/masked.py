@@ -247,7 +247,7 @@ class Masked(Format):
     def masked_spec(self) -> dict[str, Any]:
         """The part of `spec` that all kinds share."""
         pattern = {} if self.pattern is None else {"pattern": list(self.pattern)}
-        return {**self.sizes, "kept": self.kept, **pattern}
+        return {**self._sizes, "kept": self.kept, **pattern}
 
 
 def exact_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None) -> tuple[int, int] | None:

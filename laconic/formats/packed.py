@@ -216,7 +216,7 @@ class PackedCodes(Format):
     def coded_spec(self) -> dict[str, Any]:
         """The part of `spec` that all kinds share."""
         kept = {} if self.kept is None else {"kept": self.kept}
-        return {**self.sizes, "bits": self.bits, **kept, "bias": self.bias is not None}
+        return {**self._sizes, "bits": self.bits, **kept, "bias": self.bias is not None}
 
     @classmethod
     def empty(cls: type[P], **spec: Any) -> P:

@@ -90,4 +90,4 @@ class Sum(Format):
         return Sum.from_parts(first.to_embedding(padding_idx), second.to_embedding(padding_idx))
 
     def spec(self) -> dict[str, Any]:
-        return self.sizes
+        return self._sizes

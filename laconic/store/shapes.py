@@ -28,7 +28,7 @@ def changed_shapes(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, 
 
     Args:
         model: the model.
-        plain: its stock model, as `laconic.model.stock.stock` builds it, with or without weights.
+        plain: its stock model, as `laconic.model.stock.build_stock` builds it, with or without weights.
 
     Returns:
         The entries by the path of the module. Modules that only one of the two models has are left out.

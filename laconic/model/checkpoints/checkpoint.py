@@ -216,13 +216,7 @@ def read_tokenizer(location: Location) -> PreTrainedTokenizerBase | None:
     """
     check_tokenizer(location)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            location.name,
-            revision=location.revision,
-            subfolder=location.subfolder,
-            local_files_only=not location.downloads,
-            trust_remote_code=False,
-        )
+        tokenizer = AutoTokenizer.from_pretrained(location.name, **location.options)
     except Exception as error:
         # The package tokenizers raises a bare Exception for a file that it cannot read.
         if not isinstance(error, _TOKENIZER_ERRORS) and type(error) is not Exception:

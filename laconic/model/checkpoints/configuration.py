@@ -58,13 +58,7 @@ def read_config(location: Location) -> PreTrainedConfig:
         find_entry(raw.get("model_type") or "")
         _check_model_code(raw, source)
     try:
-        config = AutoConfig.from_pretrained(
-            location.name,
-            revision=location.revision,
-            subfolder=location.subfolder,
-            local_files_only=not location.downloads,
-            trust_remote_code=False,
-        )
+        config = AutoConfig.from_pretrained(location.name, **location.options)
     except StrictDataclassError as error:
         # A value has another type than the class declares; the second line of the message names the value.
         raise _invalid_error(source, reason_of(error)) from error

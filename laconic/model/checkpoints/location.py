@@ -72,6 +72,16 @@ class Location:
         """The argument for `from_pretrained`: the path of the folder, or the name of the repository."""
         return self.source if self.folder is None else str(self.folder)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments for `from_pretrained` that belong to `name`."""
+        return {
+            "revision": self.revision,
+            "subfolder": self.subfolder,
+            "local_files_only": not self.downloads,
+            "trust_remote_code": False,
+        }
+
     def file(self, name: str) -> Path | None:
         """The path of a file, which is downloaded if needed; None if it does not exist.
 
