@@ -72,7 +72,7 @@ class Masked(Format):
         self.register_load_state_dict_pre_hook(_unpack_before_loading)
 
     @classmethod
-    def from_plain(
+    def _from_plain(
         cls: type[M],
         weight: Float[Tensor, "out in"],
         mask: Bool[Tensor, "out in"],

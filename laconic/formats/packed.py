@@ -137,13 +137,13 @@ class PackedCodes(Format):
             numbers = refit_tied(target, shared, from_bytes(self.shared_values.detach()), moment)
             self.shared_values.copy_(as_bytes(numbers.clamp(-LARGEST_SCALE, LARGEST_SCALE)))
 
-    def decode_columns(self, columns: Integer[Tensor, " k"]) -> Float[Tensor, "out k"]:
+    def decode_columns(self, which: Integer[Tensor, " k"]) -> Float[Tensor, "out k"]:
         """Some columns of the matrix; without a mask no other column is decoded."""
         if self.kept_bits is not None:
-            return self.dense()[:, columns]
-        rows = torch.arange(self.out_features, device=columns.device)[:, None]
-        codes = unpack_at(self.codes.detach(), self.bits, rows * self.in_features + columns)
-        return self.decode(codes, columns).to(self.weight.dtype)
+            return self.dense()[:, which]
+        rows = torch.arange(self.out_features, device=which.device)[:, None]
+        codes = unpack_at(self.codes.detach(), self.bits, rows * self.in_features + which)
+        return self.decode(codes, which).to(self.weight.dtype)
 
     @property
     def kernel_family(self) -> KernelFamily[Any] | None:

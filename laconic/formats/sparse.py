@@ -57,7 +57,7 @@ class Sparse(Masked):
             pattern: (N, M) if the mask should keep N of every M inputs; stored only if the mask does so everywhere.
         """
         mask = mask.to(weight.device)
-        return cls.from_plain(weight, mask, exact_pattern(mask, pattern), bias=False)
+        return cls._from_plain(weight, mask, exact_pattern(mask, pattern), bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.masked_weight()
@@ -87,7 +87,7 @@ class Sparse(Masked):
 
     def to_embedding(self, padding_idx: int | None) -> Format:
         assert self.mask is not None, "a packed layer must be unpacked first"
-        return SparseEmbedding.from_plain(self.dense(), self.mask, self.pattern, self.kept, padding_idx=padding_idx)
+        return SparseEmbedding._from_plain(self.dense(), self.mask, self.pattern, self.kept, padding_idx=padding_idx)
 
     def spec(self) -> dict[str, Any]:
         return {**self.masked_spec(), "bias": self.bias is not None}

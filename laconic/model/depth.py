@@ -62,10 +62,10 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
         shorten_config(config, layers.depth, len(layers), kept)
     after = vars(lm.model.config)
     for module in lm.model.modules():
-        attributes = vars(module)
-        for name in [name for name, value in attributes.items() if is_copied_list(name, value, before, after)]:
-            setattr(module, name, after[name])
-        if HAS_WINDOWS in attributes:
+        for name, value in vars(module).items():
+            if is_copied_list(name, value, before, after):
+                setattr(module, name, after[name])
+        if HAS_WINDOWS in vars(module):
             setattr(module, HAS_WINDOWS, "sliding_attention" in lm.model.config.layer_types)
     if layers.depth.stack_count is not None:
         setattr(configs_around(lm, layers)[-1], layers.depth.stack_count, len(kept))
