@@ -180,9 +180,6 @@ def read_base_name(location: Location) -> tuple[str, str | None]:
 
     A relative path is looked up from the working directory, as peft does, and then from the adapter's folder.
 
-    Args:
-        location: the folder or the repository of the adapter.
-
     Raises:
         UserError: no name is given, or it is a path that does not exist.
     """
