@@ -14,7 +14,7 @@ from laconic.api.results import Part, Result
 from laconic.calibrate.batching import tokenizer_of
 from laconic.evaluate import check_tasks
 from laconic.evaluate.tasks import load_corpus
-from laconic.export import Outcome, check_target
+from laconic.export import ExportOutcome, check_target
 from laconic.export import export as export_model
 from laconic.progress import Track, silent
 from laconic.recipe.labels import check_label_order
@@ -43,7 +43,7 @@ class ExportResult(Result):
         ...     file="model.onnx", runtime="onnx", library="onnxruntime 1.23", bytes=4096, layers={},
         ...     inputs=("input_ids",), outputs=("logits",), agreement=agreement,
         ... )
-        >>> outcome = Outcome(output=Path("served"), model=model, stored_bytes=4000, quality=None, seconds=1.5)
+        >>> outcome = ExportOutcome(output=Path("served"), model=model, stored_bytes=4000, quality=None, seconds=1.5)
         >>> result = ExportResult(outcome.output, model.bytes, agreement.error, outcome)
         >>> result.bytes, result.error, result.to_dict()["file"]
         (4096, 2e-06, 'model.onnx')
@@ -52,7 +52,7 @@ class ExportResult(Result):
     output: Path
     bytes: int
     error: float
-    outcome: Outcome
+    outcome: ExportOutcome
 
     def to_dict(self) -> dict[str, Any]:
         """The values that `laconic export --json` prints."""

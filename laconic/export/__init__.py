@@ -3,6 +3,6 @@
 Internal: it may change with any version.
 """
 
-from laconic.export.folder import Outcome, check_target, export
+from laconic.export.folder import ExportOutcome, check_target, export
 
-__all__ = ["Outcome", "check_target", "export"]
+__all__ = ["ExportOutcome", "check_target", "export"]

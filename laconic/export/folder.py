@@ -66,7 +66,7 @@ class ExportedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ExportOutcome:
     """The result of an export.
 
     Args:
@@ -127,7 +127,7 @@ def export(
     tasks: Sequence[str] = (),
     limit: int | None = None,
     track: Track = silent,
-) -> Outcome:
+) -> ExportOutcome:
     """Export a model to another runtime, and compare it with torch on random tokens, on text and on tasks.
 
     Args:
@@ -164,7 +164,7 @@ def export(
         save_tokenizers(lm, partial)
         card = "\n".join(_card(lm, Path(output).name, model)) + "\n"
         (partial / CARD).write_text(card, encoding="utf-8")
-    return Outcome(
+    return ExportOutcome(
         output=expand_user(output),
         model=model,
         stored_bytes=lm.size()[1],

@@ -19,7 +19,7 @@ from laconic.errors import UserError, reason_of
 from laconic.model.anatomy import Depth
 from laconic.model.layers import Layers
 from laconic.model.lm import LanguageModel
-from laconic.model.stock import MODEL_ERRORS, Difference, build_empty, build_stock, differences, modules_by_path
+from laconic.model.stock import MODEL_ERRORS, ModuleDifference, build_empty, build_stock, differences, modules_by_path
 
 Values = Mapping[str, Any]
 """Values of a configuration by key. A rule takes them with the number of layers and the kept layers."""
@@ -258,7 +258,7 @@ class DropChecker:
                 return str(difference)
         return None
 
-    def _is_compensated(self, layers: Layers, difference: Difference) -> bool:
+    def _is_compensated(self, layers: Layers, difference: ModuleDifference) -> bool:
         """Whether `drop_blocks` removes the difference: it moves T5's table to the first block, and scales GPT-2's
         queries."""
         if difference.attribute == SCALING and scales_by_index(self._lm, layers):

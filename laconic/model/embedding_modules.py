@@ -101,7 +101,7 @@ def _gather_tokens(states: Float[Tensor, "rows t d"], place: Tensor) -> Float[Te
     return states.gather(1, place[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
 
 
-class Dense(Stage):
+class DenseStage(Stage):
     """A linear with an activation function.
 
     Args:

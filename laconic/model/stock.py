@@ -41,7 +41,7 @@ class Shape(NamedTuple):
         return f"of the shape {self.sizes}" if self.is_real else f"of whole numbers and the shape {self.sizes}"
 
 
-class Difference(NamedTuple):
+class ModuleDifference(NamedTuple):
     """A difference between a module and what its class would build.
 
     Args:
@@ -108,7 +108,7 @@ def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))
 
 
-def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -> Iterator[Difference]:
+def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -> Iterator[ModuleDifference]:
     """Compare two sets of modules by path, outermost first.
 
     Shapes are compared, and whether a tensor is floating point; values of tensors are not.
@@ -123,14 +123,14 @@ def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -
     for path, module in here.items():
         other = there.get(path)
         if other is None:
-            yield Difference(path, None, type(module).__name__, None)
+            yield ModuleDifference(path, None, type(module).__name__, None)
         elif type(module) is not type(other):
-            yield Difference(path, None, type(module).__name__, type(other).__name__)
+            yield ModuleDifference(path, None, type(module).__name__, type(other).__name__)
         else:
             yield from _module_differences(path, module, other)
     for path, other in there.items():
         if path not in here:
-            yield Difference(path, None, None, type(other).__name__)
+            yield ModuleDifference(path, None, None, type(other).__name__)
 
 
 def copy_attention_type(model: PreTrainedModel, plain: PreTrainedModel) -> None:
@@ -143,7 +143,7 @@ def copy_attention_type(model: PreTrainedModel, plain: PreTrainedModel) -> None:
             target.set_attention_type(holder.attention_type)
 
 
-def _module_differences(path: str, module: nn.Module, other: nn.Module) -> Iterator[Difference]:
+def _module_differences(path: str, module: nn.Module, other: nn.Module) -> Iterator[ModuleDifference]:
     stores_nothing = not any(True for _ in module.parameters()) and not module.state_dict()
     if isinstance(module, Format):
         values, others = module.spec(), other.spec() if isinstance(other, Format) else {}
@@ -151,13 +151,13 @@ def _module_differences(path: str, module: nn.Module, other: nn.Module) -> Itera
         values, others = _attributes(module), _attributes(other)
     for name in values.keys() & others.keys():
         if not _same(values[name], others[name], or_fewer=stores_nothing):
-            yield Difference(path, name, values[name], others[name])
+            yield ModuleDifference(path, name, values[name], others[name])
     shapes, other_shapes = _tensors(module), _tensors(other)
     for name in sorted(shapes.keys() | other_shapes.keys()):
         here, there = shapes.get(name), other_shapes.get(name)
         # A module may have more computed tables than it needs, such as one for a kind of layer that was dropped.
         if here != there and not (stores_nothing and there is None):
-            yield Difference(path, name, here, there)
+            yield ModuleDifference(path, name, here, there)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.checkpoints.fit import check_report
 from laconic.store.densify import detach_quantizer
 from laconic.store.quantizer import NAME, VERSION, LaconicConfig, LaconicQuantizer
-from laconic.store.structure import describe, rebuild, unpack
+from laconic.store.structure import describe, rebuild, unpack_formats
 
 
 def attach(model: PreTrainedModel) -> None:
@@ -87,5 +87,5 @@ def skeleton(source: str) -> LanguageModel:
     if config is None:
         return lm
     rebuild(lm.model, LaconicConfig(**config).structure)
-    unpack(lm.model)
+    unpack_formats(lm.model)
     return replace(lm, anatomy=find_anatomy(lm.model))

@@ -81,9 +81,9 @@ class LaconicQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
-        from laconic.store.structure import unpack
+        from laconic.store.structure import unpack_formats
 
-        unpack(model)
+        unpack_formats(model)
         # transformers forbids casting and training of quantized models; formats allow both.
         vars(model)["is_quantized"] = False
         return model

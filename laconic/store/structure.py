@@ -63,7 +63,7 @@ def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     copy_attention_type(model, plain)
     structure = {**format_entries(model), **changed_shapes(model, plain)}
     rebuild(plain, structure)
-    unpack(plain)
+    unpack_formats(plain)
     difference = next(differences(modules_by_path(model), modules_by_path(plain)), None)
     if difference is not None:
         raise UserError(
@@ -127,7 +127,7 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
             _connect(model, name, entry["source"])
 
 
-def unpack(model: PreTrainedModel) -> None:
+def unpack_formats(model: PreTrainedModel) -> None:
     """Convert each layer from its packed form on disk to its form for computing, one layer at a time.
 
     Args:

@@ -24,7 +24,7 @@ from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
 from laconic.model.checkpoints.location import Location, find_location, is_archive, is_lfs_pointer
 from laconic.model.checkpoints.quantized import check_quantization, check_quantized_tensors, load_dequantized
 from laconic.model.checkpoints.sentences import EmbeddingConfig, read_embedding_config
-from laconic.model.checkpoints.weights import MissingWeightsError, check_weights, find_weights
+from laconic.model.checkpoints.weights import MissingWeightsError, check_weight_files, find_weights
 from laconic.model.task import find_auto_class, text_encoder_class_name
 
 __all__ = ["TARGET_TOKENIZER", "Checkpoint", "Stored", "find_checkpoint"]
@@ -56,7 +56,7 @@ class Stored(Checkpoint):
 
     def check(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> None:
         try:
-            weights = check_weights(replace(self.location, downloads=False), config)
+            weights = check_weight_files(replace(self.location, downloads=False), config)
             if self._quantization is None:
                 shapes = {name: header.shape for name, header in weights.headers().items()}
                 check_shapes(shapes, config, self.source, external_names, weights.integer_names)
@@ -80,7 +80,7 @@ class Stored(Checkpoint):
                 CheckpointNotice,
                 stacklevel=2,
             )
-        weights = check_weights(self.location, config)
+        weights = check_weight_files(self.location, config)
         if self._quantization is not None:
             model = load_dequantized(config, weights, self._quantization, self.source, external_names)
         else:
@@ -114,7 +114,7 @@ class Stored(Checkpoint):
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         if isinstance(config.dtype, torch.dtype):
             return config.dtype
-        return check_weights(self.location, config).dtype()
+        return check_weight_files(self.location, config).dtype()
 
 
 def find_checkpoint(source: str, revision: str | None = None) -> Checkpoint:

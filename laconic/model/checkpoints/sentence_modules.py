@@ -12,7 +12,7 @@ from laconic.errors import UserError, reason_of
 from laconic.model.checkpoints.location import Location
 from laconic.model.checkpoints.weights import check_file, read_tensors
 from laconic.model.embedding import WIDTHS
-from laconic.model.embedding_modules import MODES, SENTENCE, TOKENS, Dense, LayerNorm, Normalize, Pooling, Stage
+from laconic.model.embedding_modules import MODES, SENTENCE, TOKENS, DenseStage, LayerNorm, Normalize, Pooling, Stage
 from laconic.numerics.moments import check_finite
 
 _LEGACY_MODES = {
@@ -119,7 +119,7 @@ def _pooling(config: Mapping[str, Any], where: str) -> list[Stage]:
 def _dense(config: Mapping[str, Any], where: str) -> list[Stage]:
     reads, writes = _names(config, where)
     return [
-        Dense(
+        DenseStage(
             (int(config["out_features"]), int(config["in_features"])),
             _activation(config.get("activation_function", "torch.nn.modules.activation.Tanh"), where),
             bias=bool(config.get("bias", True)),

@@ -161,7 +161,7 @@ def _duplicate_key(file: Path) -> str | None:
     return duplicates[0] if duplicates else None
 
 
-def check_weights(location: Location, config: PreTrainedConfig) -> Weights:
+def check_weight_files(location: Location, config: PreTrainedConfig) -> Weights:
     """Find the weight files of a model, and check that each is whole and needs no code.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from laconic.model.embedding import MEAN_POOLING, Files, Pipeline, TextSettings
-from laconic.model.embedding_modules import MODES, Dense, LayerNorm, Normalize, Pooling, Stage
+from laconic.model.embedding_modules import MODES, DenseStage, LayerNorm, Normalize, Pooling, Stage
 
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 STATES, MASK = torch.tensor(REFERENCE["states"]), torch.tensor(REFERENCE["mask"])
@@ -23,7 +23,7 @@ def filled(stage: Stage, name: str) -> Stage:
 PIPELINES: dict[str, list[Stage]] = {
     **{mode: [Pooling((mode,))] for mode in MODES},
     **{f"{mode} without the prompt": [Pooling((mode,), include_prompt=False)] for mode in MODES},
-    "dense": [Pooling(("mean", "cls")), filled(Dense((2, 6), nn.Tanh()), "dense"), Normalize()],
+    "dense": [Pooling(("mean", "cls")), filled(DenseStage((2, 6), nn.Tanh()), "dense"), Normalize()],
     "layer norm": [Pooling(("mean",)), filled(LayerNorm(3), "layer norm")],
 }
 
@@ -53,7 +53,7 @@ def test_what_is_not_declared_is_a_mean_of_length_1() -> None:
 
 
 def test_nothing_of_it_trains() -> None:
-    pipeline = Pipeline([Pooling(("mean",)), Dense((2, 3), nn.Tanh())], TextSettings(), Files())
+    pipeline = Pipeline([Pooling(("mean",)), DenseStage((2, 3), nn.Tanh())], TextSettings(), Files())
     assert not pipeline.train().training and not any(one.requires_grad for one in pipeline.parameters())
     states = STATES.clone().requires_grad_()
     pipeline(states, MASK).sum().backward()
