@@ -1,1 +1,1 @@
-"""Claims about quality, speed and memory, each from a script that anyone can run: `python -m benchmarks [NAME]`."""
+"""Scripts that measure every claim about quality, speed and memory: `python -m benchmarks [NAME]`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [options]` runs one benchmark; without a name, or with `all`, every one runs."""
+"""Run one benchmark, or all: `python -m benchmarks NAME [options]`; without a name, or with `all`, every one."""
 
 import sys
 
@@ -93,7 +93,7 @@ BENCHMARKS = {
 
 
 def main() -> int:
-    """Exit status 2 for an unknown name."""
+    """Run the benchmarks that `argv` names; exit with status 2 for an unknown name."""
     name, *options = sys.argv[1:] or ["all"]
     if name == "all":
         for run in BENCHMARKS.values():

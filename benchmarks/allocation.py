@@ -1,10 +1,10 @@
-"""Budgets shared out by predicted losses, alone and corrected by measuring, beside the same size for every matrix.
+"""Compare budgets shared out by predicted losses, with and without correction, and the same size for every matrix.
 
-`kfac-prune` with one threshold for all (`allocate: global`), in one shot and in several, and `kfac-svd` with ranks
-shared out (`allocate: spectrum`), on small models. 64 training rows calibrate, and 64 others evaluate: KL divergence
-from the dense model, nats per prediction; seconds are without the first statistics, which all variants share. Each
-finished cell is one line of benchmarks/results/allocation.jsonl, so a run that was stopped goes on where it was; delete
-the file to begin anew.
+The methods are `kfac-prune` with one threshold for all matrices (`allocate: global`), in one shot and in several, and
+`kfac-svd` with ranks by `allocate: spectrum`, on small models. 64 training rows calibrate, and 64 others evaluate: KL
+divergence from the dense model, in nats per prediction. Seconds are without the first statistics, which all variants
+share. Each finished cell is one line of benchmarks/results/allocation.jsonl. An interrupted run continues; to start
+again, delete the file.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MODELS = {
     "bart-g2p-us": "g2p",
     "minilm-sst2": "glue/sst2",
 }
-"""And where their rows come from."""
+"""The source of the rows of each model."""
 
 ROWS = 64
 MAX_LENGTH = 96
@@ -45,9 +45,9 @@ CELLS = Cells("allocation", ("model", "seed", "size", "way"))
 
 @dataclass(frozen=True)
 class Variant:
-    """A step without a size; `shots` prune on statistics that are collected anew.
+    """A step without a size; with several `shots`, statistics are collected again before each.
 
-    measured: with the calibration rows, on which predictions are corrected; without, they are taken as they are.
+    measured: True corrects predictions on the calibration rows; False uses them unchanged.
     """
 
     allocate: Allocation
@@ -76,7 +76,7 @@ BEGIN = "<!-- allocation, made by `python -m benchmarks allocation_tables` -->"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS), help="some of the models")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def wanted(name: str) -> list[tuple[str, str]]:
-    """The sizes and variants that a model is measured at; shots where much goes."""
+    """The sizes and variants that a model is measured at; several shots only at high sparsity."""
     pruned = [
         (size, variant)
         for size in SPARSITIES
@@ -124,7 +124,7 @@ def load_setup(name: str, seed: int) -> Setup:
 
 
 def random_llama(seed: int) -> LanguageModel:
-    """0.9 million parameters as they are drawn, with the tokenizer of stories260K."""
+    """A Llama of 0.9 million random parameters, with the tokenizer of stories260K."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=512,
@@ -151,7 +151,7 @@ def measure_cell(setup: Setup, size: str, variant: str) -> dict:
 
 
 def steps_of(size: str, variant: str) -> list[Compress]:
-    """The steps that end at `size`; each shot keeps the same fraction of what is left."""
+    """The steps that end at `size`; each shot keeps the same fraction of the remaining weights."""
     asked = _way(size, variant)
     if size in KEEPS:
         return [Compress(method=KfacSvd(), keep=float(size.split()[1]), allocate=asked.allocate)]
@@ -165,14 +165,14 @@ def _way(size: str, variant: str) -> Variant:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/pruning.md and docs/figures/low-rank.md."""
+    """Write the tables of all finished cells into docs/figures/pruning.md and docs/figures/low-rank.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     replace_between(ROOT / "docs/figures/pruning.md", table(SPARSITIES, list(ZEROS)), BEGIN)
     replace_between(ROOT / "docs/figures/low-rank.md", table(KEEPS, list(RANKS)), BEGIN)
 
 
 def table(sizes: Sequence[str], variants: Sequence[str]) -> str:
-    """One row a model and size, one column a variant: KL and seconds, means over the seeds; the least KL is bold."""
+    """One row for each model and size, one column for each variant: mean KL and seconds; the least KL is bold."""
     lines = [f"| model | | {' | '.join(variants)} |", "|---|---|" + "---:|" * len(variants)]
     for name in MODELS:
         for size in sizes:

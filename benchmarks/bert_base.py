@@ -1,8 +1,8 @@
 """Seconds and memory of compressing a BERT-base (110M random weights, 128 rows of 128 tokens), stage by stage.
 
-A plain forward and backward pass over the same rows is the measure of the statistics; DRONE written straightforwardly,
-with `torch.linalg.svd` of the weights and of the inputs themselves, that of the decompositions. Every part runs in a
-process of its own, so that each has its own peak of memory.
+The time of the statistics is compared with a plain forward and backward pass over the same rows. The time of the
+decompositions is compared with DRONE written in the simplest way, by `torch.linalg.svd` of the weights and of the
+inputs themselves. Every part runs in its own process, so that each has its own peak of memory.
 """
 
 import argparse
@@ -64,13 +64,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def bert() -> LanguageModel:
-    """A classifier of BERT-base's shape."""
+    """A classifier of BERT-base's shape, with random weights."""
     torch.manual_seed(0)
     return LanguageModel.of(BertForSequenceClassification(BertConfig()).eval())
 
 
 def encoder_of(lm: LanguageModel) -> BertModel:
-    """The encoder below its head."""
+    """The encoder without its head."""
     assert isinstance(lm.model, BertForSequenceClassification)
     return lm.model.bert
 
@@ -89,7 +89,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def plain() -> float:
-    """Forward and backward, gradients of all weights."""
+    """A forward and backward pass with gradients of all weights."""
     lm = bert()
 
     def passes() -> None:
@@ -108,15 +108,15 @@ def statistics() -> float:
 
 
 def compressed(keep: float) -> float:
-    """All of it, from a model in memory to a smaller one."""
+    """The whole compression, from a model in memory to a smaller one."""
     lm = bert()
     return timed(lambda: Compress(keep=keep, **SPECTRUM).apply(lm, Calibration(batches())))
 
 
 def straightforward() -> float:
-    """DRONE by two singular value decompositions a matrix, of weights and of inputs, at half of the bytes.
+    """DRONE at half of the bytes, by two singular value decompositions for each matrix: of weights and of inputs.
 
-    Of the first of the equal blocks, times their number: all of them would take a good part of an hour.
+    Only the first of the equal blocks is measured; the result is multiplied by their number.
     """
     lm = bert()
     blocks = encoder_of(lm).encoder.layer
@@ -126,12 +126,12 @@ def straightforward() -> float:
 
 @torch.no_grad()
 def _drone(lm: LanguageModel, linear: nn.Linear) -> None:
-    """Theorem 1 of the paper as it stands: W = U_W S_W V_W^T, X = U_X S_X V_X^T, and the rank r of what is between."""
+    """Theorem 1 of the paper: W = U_W S_W V_W^T, X = U_X S_X V_X^T, and the rank-r truncation of S_W V_W^T U_X S_X."""
     seen: list[Tensor] = []
     encoder = encoder_of(lm)
     hook = linear.register_forward_hook(lambda _, args, __: seen.append(args[0].reshape(-1, linear.in_features)))
     for batch in batches():
-        # Only as far as the block goes, so that what is counted is the method and not the passes.
+        # The pass stops after the block, so that mostly the method is timed.
         encoder.encoder.layer[0](encoder.embeddings(batch["input_ids"]))
     hook.remove()
     X, W = torch.cat(seen).T, linear.weight

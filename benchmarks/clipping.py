@@ -1,9 +1,9 @@
-"""`rtn` with its search for ranges beside min–max grids: the KL divergence from the dense model, nats per prediction.
+"""KL of `rtn` with its search for ranges relative to `rtn` with min–max grids, in nats per prediction.
 
-Nothing is calibrated. Judged on some batches of held-out rows. Which way thousands of weights happen to be rounded
-moves KL too: with `--nudges N` every cell is measured N times more, the scale of each group of both grids made up to
-2 % larger or smaller, and the tables say geometric means. Each finished cell is one line of
-benchmarks/results/clipping.jsonl, so a run that was stopped goes on where it was.
+Nothing is calibrated. Evaluated on some batches of held-out rows. KL also depends on how thousands of weights happen to
+be rounded. With `--nudges N` every cell is therefore measured N times more, with the scale of each group of both grids
+up to 2 % larger or smaller, and the tables have geometric means. Each finished cell is one line of
+benchmarks/results/clipping.jsonl. An interrupted run continues.
 """
 
 import argparse
@@ -26,14 +26,14 @@ Group = int | Literal["channel"]
 BITS = (4, 3, 2)
 GROUPS: tuple[Group, ...] = (32, 64, "channel")
 BATCHES = 7
-"""At most so many are judged on."""
+"""The largest number of batches for evaluation."""
 NUDGE = 0.02
 
 Key = tuple[str, int, Group, bool, bool, int]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only", choices=list(TEST_SETS), nargs="+", default=list(TEST_SETS), help="some of the models"
@@ -69,7 +69,7 @@ def measured(setup: Setup, key: Key) -> float:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/quantization.md."""
+    """Write the tables of all finished cells into docs/figures/quantization.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     lines = ["| model | grid | group | 4 bits | 3 bits | 2 bits |", "|---|---|---|---:|---:|---:|"]
     for model in TEST_SETS:
@@ -93,7 +93,7 @@ def _keys(model: str, nudges: int) -> Iterator[Key]:
 
 
 def _entry(model: str, bits: int, group: int | str, symmetric: bool) -> str:
-    """KL of the search over that of min–max; of how many nudged pairs it is the mean, where there are several."""
+    """KL of the search relative to min–max; with the number of nudged pairs, if there are several."""
     both = [
         {
             cell["nudge"]: cell["kl"]

@@ -1,7 +1,7 @@
 """Helpers of the benchmarks: models and data by name, predictions, result files, and numbers in Markdown tables.
 
-A cell is one measurement, and one line of its benchmark's file. It is written when it is finished, so a run that was
-stopped goes on where it was.
+A cell is one measurement, and one line of its benchmark's file. It is written when it is finished, so that an
+interrupted run can continue.
 """
 
 import copy
@@ -31,7 +31,7 @@ def models_folder() -> Path:
 
 
 def load_model(name: str) -> LanguageModel:
-    """The model of that name in `models_folder`."""
+    """Load the model of this name from `models_folder`."""
     return load(str(models_folder() / name))
 
 
@@ -64,7 +64,7 @@ def kl(reference: Predictions, other: Predictions) -> float:
 
 
 def clone(lm: LanguageModel) -> LanguageModel:
-    """A copy whose model can be changed."""
+    """A copy of `lm` that can be changed."""
     return replace(lm, model=copy.deepcopy(lm.model))
 
 
@@ -121,7 +121,7 @@ class Cells:
 
 
 def quality(here: Sequence[dict], bold: bool = False, digits: int = 4) -> str:
-    """KL with its spread over the seeds / metric; empty where nothing was measured."""
+    """KL with its spread over the seeds / metric; empty if nothing was measured."""
     if not here:
         return ""
     kls = [cell["kl"] for cell in here]
@@ -137,7 +137,7 @@ def short_quality(here: Sequence[dict], bold: bool = False) -> str:
 
 
 def places_of(value: float, least: int = 4) -> int:
-    """Decimals to write it with: `least`, or as many, up to six, as it takes to show two of its digits."""
+    """The number of decimals: `least`, or up to six until two significant digits are shown."""
     return max(least, min(1 - floor(log10(max(abs(value), 1e-6))), 6))
 
 
@@ -154,5 +154,5 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def mean_of(here: Sequence[dict], what: str) -> float:
-    """The mean of one value; infinite where nothing was measured."""
+    """The mean of one value; infinite if nothing was measured."""
     return mean(cell[what] for cell in here) if here else float("inf")

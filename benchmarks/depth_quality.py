@@ -1,8 +1,8 @@
-"""Blocks dropped from two fine-tuned encoders of six: every selector with everything that may stand in their place.
+"""Quality after dropping blocks of two encoders of six blocks: every selector with every replacement.
 
-Calibration: 128 training rows. Judged on the whole development set, without any fine-tuning: KL divergence from the
+Calibration: 128 training rows. Evaluated on the whole development set, without fine-tuning: KL divergence from the
 dense model (nats), the task's metric, and the bytes of the matrices inside the blocks. Each finished cell is one line
-of benchmarks/results/depth_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+of benchmarks/results/depth_quality.jsonl. An interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -36,7 +36,7 @@ REPLACEMENTS: tuple[Replacement, ...] = ("nothing", "bias", "linear")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
@@ -86,7 +86,7 @@ class Chooser:
         self.trials = {replace: Trial.of(lm, data, replace, max(DROPS)) for replace in REPLACEMENTS}
 
     def blocks(self, select: Select, replace: Replacement, drop: int) -> tuple[int, ...]:
-        """The numbers of the blocks that go."""
+        """The numbers of the blocks to drop."""
         limits = Limits(lambda _: True, lambda _: True)
         chosen: list[Cut]
         if select in ("greedy", "dp"):
@@ -99,7 +99,7 @@ class Chooser:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/pruning.md."""
+    """Write the tables of all finished cells into docs/figures/pruning.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     replace_between(ROOT / "docs/figures/pruning.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
 
@@ -123,7 +123,7 @@ def table(name: str) -> str:
     }
     least = {drop: min(kls[*variant, drop] for variant in variants) for drop in DROPS}
     for variant in variants:
-        # Several drop the same blocks.
+        # Several selectors may drop the same blocks, so that more than one is lowest.
         entries = [quality(_at(mine, *variant, drop), kls[*variant, drop] == least[drop], digits=3) for drop in DROPS]
         lines.append(f"| {' | '.join(variant)} | {' | '.join(entries)} |")
     for replace in ("nothing", "linear"):

@@ -1,11 +1,10 @@
-"""Memory and time of one magnitude threshold over a billion weights: laconic's, and that of torch's own pruning.
+"""Memory and time of one magnitude threshold over a billion weights: laconic beside torch.nn.utils.prune.
 
 The weights are random, in float32, in the shapes of the blocks of a Llama 3.2 of a billion parameters. Each variant
-prunes half of them in a process of its own: laconic finds how many each matrix loses (`laconic.numerics.masks`) and
-zeroes them matrix by matrix, torch runs `prune.global_unstructured` and `prune.remove` as in its tutorial. What is
-measured is the process's largest resident memory above what it had before the weights were made, in units of the
-weights. A process may take as much memory as the machine has to give; one that asks for more ends with what torch says
-of it.
+prunes half of them in its own process. laconic finds how many weights each matrix loses (`laconic.numerics.masks`) and
+sets them to zero matrix by matrix. torch runs `prune.global_unstructured` and `prune.remove` as in its tutorial. The
+result is the largest resident memory of the process, minus what it had before the weights were made, in units of the
+weights. A process may take as much memory as the machine has; if it asks for more, torch's error is the result.
 """
 
 import argparse
@@ -27,10 +26,10 @@ from laconic.numerics.masks import CHUNK, ScoredMatrix, count_pruned, keep_in_ma
 SHAPES = ((2048, 2048), (512, 2048), (512, 2048), (2048, 2048), (8192, 2048), (8192, 2048), (2048, 8192))
 """Query, key, value, output, gate, up and down of one block."""
 BLOCKS = (2, 17)
-"""So that both variants finish; and a billion weights."""
+"""Numbers of blocks: few enough that both variants finish, and a billion weights."""
 SPARSITY = 0.5
 LEFT_TO_THE_MACHINE = 4 * 2**30
-"""Bytes of its free memory that no process here may take."""
+"""Bytes of free memory that the processes leave to the machine."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,7 +70,7 @@ def apart(variant: str, blocks: int) -> dict:
 
 
 def measured(prunes: Callable[[nn.ModuleList, int], None], blocks: int) -> dict:
-    """Make the weights, prune them, and say what that took."""
+    """Make the weights, prune them, and return memory and time."""
     before = resident()
     generator = torch.Generator().manual_seed(0)
     layers = nn.ModuleList(_layer(shape, generator) for _ in range(blocks) for shape in SHAPES)
@@ -86,7 +85,7 @@ def measured(prunes: Callable[[nn.ModuleList, int], None], blocks: int) -> dict:
 
 @torch.no_grad()
 def by_laconic(layers: nn.ModuleList, k: int) -> None:
-    """Two passes of histograms, then the mask of one matrix after the other."""
+    """Two passes of histograms, then the mask of one matrix after another."""
     weights = [weights_of(layer) for layer in layers]
     fields = [ScoredMatrix(lambda W=W: (part.abs() for part in W.flatten().split(CHUNK)), W.numel()) for W in weights]
     for W, lost in zip(weights, count_pruned(fields, k), strict=True):

@@ -1,15 +1,15 @@
-"""Int8 on minilm-sst2 and minilm-stsb: ours, torch's and ONNX Runtime's, each as it is by default.
+"""Int8 on minilm-sst2 and minilm-stsb: laconic's, torch's and ONNX Runtime's, each with its defaults.
 
-The metric on the development set, KL to the dense model, the relative error of the last hidden states, and milliseconds
-at 8 × 128 and 1 × 16 tokens on a CPU, dense and int8 in turn. `ours` are as they run here, each layer on the kernel
-that is fastest; `always int8` are the same layers made to run on whole numbers, which is what others do, and
-`smoothquant` moves what is hard to round from inputs to weights before, calibrated on 128 training rows.
+Measured are the metric on the development set, KL to the dense model, the relative error of the last hidden states, and
+milliseconds at 8 × 128 and 1 × 16 tokens on a CPU, dense and int8 in turn. `ours` is laconic, each layer on its fastest
+kernel. With `always int8` all layers compute with integers, as the other libraries do. `smoothquant` runs this step
+before, calibrated on 128 training rows.
 
-Each finished variant is one line of benchmarks/results/int8.jsonl, with the machine, so that a run that was stopped
-goes on where it was, and another machine begins anew. `python -m benchmarks int8_tables` writes the tables.
+Each finished variant is one line of benchmarks/results/int8.jsonl, with the machine. An interrupted run continues;
+another machine measures everything again. `python -m benchmarks int8_tables` writes the tables.
 
-ONNX Runtime takes part where `onnxruntime`, `onnx` and `onnxscript` are installed, and torch's `quantize_dynamic` as
-long as there is one.
+ONNX Runtime takes part if `onnxruntime`, `onnx` and `onnxscript` are installed, and torch's `quantize_dynamic` if torch
+has it.
 """
 
 import argparse
@@ -48,7 +48,7 @@ PATH = RESULTS / "int8.jsonl"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a line for each variant that was not measured on this machine yet, and keep it."""
+    """Measure, print and store each variant that was not measured on this machine yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=int, default=30, help="timed runs of each; at least 2")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def rows_of_all() -> list[dict]:
-    """All that was measured, in that order."""
+    """All measurements, in the order of the file."""
     return [json.loads(line) for line in PATH.read_text().splitlines()] if PATH.exists() else []
 
 
@@ -76,7 +76,7 @@ def done(name: str) -> set[str]:
 
 @torch.inference_mode()
 def measure(name: str, runs: int, like: str) -> Iterator[dict]:
-    """One row for each variant of one model that is missing, of those with `like` in their name."""
+    """One row for each missing variant of a model whose name contains `like`."""
     lm = load_model(name)
     data = development(lm, MODELS[name])
     some = development(lm, MODELS[name], COMPARED_ROWS)
@@ -96,7 +96,7 @@ def measure(name: str, runs: int, like: str) -> Iterator[dict]:
 
 
 def describe(row: dict) -> str:
-    """One line of the table; a speed is that of the medians."""
+    """One line of the table; a speed is the ratio of the medians."""
     times = "".join(
         f"  {shape} {row[shape]['ms'][1]:6.1f} ms ({row[shape]['dense_ms'][1] / row[shape]['ms'][1]:.2f}×)"
         for shape in (f"{batch}x{length}" for batch, length in SHAPES)
@@ -122,7 +122,7 @@ def variants(lm: LanguageModel, source: str) -> dict[str, Model]:
 
 
 def on(kernel: str, small: LanguageModel) -> LanguageModel:
-    """`small`, all its layers in int8 being multiplied by with this kernel."""
+    """`small`, with this kernel for all its int8 layers."""
     for layer in small.model.modules():
         if isinstance(layer, DynamicInt8):
             layer.kernel_choice = lambda rows, dtype=torch.float32: Choice(kernel, 1.0)
@@ -130,14 +130,14 @@ def on(kernel: str, small: LanguageModel) -> LanguageModel:
 
 
 def ours(lm: LanguageModel, targets: tuple[str, ...]) -> LanguageModel:
-    """A copy with these matrices in int8."""
+    """A copy with these matrices in `dynamic-int8`."""
     small = clone(lm)
     Compress(method=Int8(), targets=targets).apply(small, None)
     return small
 
 
 def whole_numbers() -> str:
-    """The kernel of whole numbers with the finest inputs that is right here."""
+    """The integer kernel with the most input levels that gives correct sums on this machine."""
     codes = torch.full((64, 64), 127, dtype=torch.int8)
     x = torch.ones(4, 64)
     x[:, 0] = 0
@@ -147,7 +147,7 @@ def whole_numbers() -> str:
 
 
 def of_torch(lm: LanguageModel) -> dict[str, Model]:
-    """torch's own: one scale for each weight matrix, one range for all rows of inputs."""
+    """torch's dynamic quantization: one scale for each weight matrix, one range for all rows of inputs."""
     if find_spec("torch.ao.quantization") is None:
         print("torch has no quantize_dynamic any more; it is left out")
         return {}
@@ -156,7 +156,7 @@ def of_torch(lm: LanguageModel) -> dict[str, Model]:
 
 
 def of_onnx_runtime(lm: LanguageModel) -> dict[str, Model]:
-    """ONNX Runtime, as it is and with its dynamic quantization."""
+    """ONNX Runtime with the dense model and with its dynamic quantization."""
     missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         print(f"ONNX Runtime is left out: {', '.join(missing)} not installed")
@@ -170,7 +170,7 @@ def of_onnx_runtime(lm: LanguageModel) -> dict[str, Model]:
 
 
 class Answers(nn.Module):
-    """The module that is exported: tensors in, tensors out."""
+    """The module that is exported; its inputs and outputs are tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Answers(nn.Module):
 
 def export(lm: LanguageModel, file: Path) -> None:
     """Write `lm` for ONNX Runtime."""
-    # Three tensors: of one that is given twice, the exporter makes one input.
+    # Three separate tensors: the exporter would make one input of a tensor that is passed twice.
     inputs = (torch.ones(2, 16).long(), torch.ones(2, 16).long(), torch.zeros(2, 16).long())
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=512)}
     model = Answers(clone(lm).model).eval()
@@ -195,14 +195,14 @@ def export(lm: LanguageModel, file: Path) -> None:
 
 
 def without_shapes(file: Path) -> object:
-    """The exported model without the shapes noted for its inner tensors, which the quantizer finds again by itself."""
+    """The exported model without the shapes of inner tensors, which the quantizer infers again."""
     model = import_module("onnx").load(file)
     del model.graph.value_info[:]
     return model
 
 
 def session(file: Path) -> Model:
-    """A model run by ONNX Runtime on as many threads as torch has."""
+    """Run a model by ONNX Runtime on as many threads as torch has."""
     onnxruntime = import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -218,7 +218,7 @@ def session(file: Path) -> Model:
 
 
 def plain(model: nn.Module) -> Model:
-    """A model run by torch."""
+    """Run a model by torch."""
 
     def answers(batch: Batch) -> tuple[Tensor, Tensor]:
         output = model(**batch, output_hidden_states=True)
@@ -239,7 +239,7 @@ def predicted(lm: LanguageModel, model: Model, data: list[Batch]) -> Predictions
 
 
 def states(model: Model, data: list[Batch]) -> Tensor:
-    """The last hidden states of all tokens that are no padding."""
+    """The last hidden states of all tokens that are not padding."""
     return torch.cat([model(without_labels(batch))[1][batch["attention_mask"].bool()] for batch in data])
 
 
@@ -252,7 +252,7 @@ def metric(said: Predictions) -> float:
 
 
 def alternating(dense: Model, small: Model, batch: Batch, runs: int) -> dict[str, list[float]]:
-    """Quartiles of the milliseconds of each, run in turn."""
+    """Quartiles of the milliseconds of each model; they run in turn."""
     times: dict[str, list[float]] = {"dense_ms": [], "ms": []}
     for number in range(WARM_UP + runs):
         for name, model in (("dense_ms", dense), ("ms", small)):

@@ -1,8 +1,8 @@
-"""One product on every kernel of int8 and of 4 bits that is right on this machine, beside the dense layer.
+"""Time of one product on every int8 and 4-bit kernel with correct sums on this machine, beside the dense layer.
 
-Random matrices of the shapes of small and middling models; caches are cold for up to 64 rows. Each finished question is
-one line of benchmarks/results/int8_kernels.jsonl, with the machine, so that a run that was stopped goes on where it
-was, and another machine begins anew. `python -m benchmarks int8_tables` writes the tables.
+The matrices are random, in the shapes of small and medium models. Caches are cold for up to 64 rows. Each finished
+product is one line of benchmarks/results/int8_kernels.jsonl, with the machine. An interrupted run continues; another
+machine measures everything again. `python -m benchmarks int8_tables` writes the tables.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SAME = ("family", "out", "in", "rows", "dtype")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every product that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--most-weights", type=int, default=2**31, help="leave out matrices of more")
@@ -63,7 +63,7 @@ def measured_rows_of(here: dict) -> list[dict]:
 
 
 def measured() -> list[dict]:
-    """All that was measured, in that order."""
+    """All measurements, in the order of the file."""
     return [json.loads(line) for line in PATH.read_text().splitlines()] if PATH.exists() else []
 
 
@@ -73,12 +73,12 @@ def key_of(row: dict) -> tuple:
 
 KERNELS = "<!-- kernels, made by `python -m benchmarks int8_tables` -->"
 SHOWN = (1, 16, 256)
-"""Numbers of rows that are shown of those that were measured."""
+"""The numbers of rows in the tables; more are measured."""
 ENCODERS = "<!-- encoders, made by `python -m benchmarks int8_tables` -->"
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/int8.md."""
+    """Write the tables of all finished cells into docs/figures/int8.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     page = ROOT / "docs/figures/int8.md"
     if rows := measured():

@@ -1,8 +1,8 @@
 """LAMA and BLiMP scores of a small masked language model before and after compression.
 
-The model is that of `masked_lm`; calibrated on 128 of its training rows, judged on the first facts of each relation of
-LAMA and the first pairs of each paradigm of BLiMP. Each finished cell is one line of
-benchmarks/results/knowledge.jsonl, so a run that was stopped goes on where it was; delete the file to begin anew.
+The model is that of `masked_lm`, calibrated on 128 of its training rows. It is evaluated on the first facts of each
+relation of LAMA and the first pairs of each paradigm of BLiMP. Each finished cell is one line of
+benchmarks/results/knowledge.jsonl. An interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -26,7 +26,7 @@ BEGIN = "<!-- made by `python -m benchmarks knowledge_tables` -->"
 CALIBRATION_ROWS = 128
 SEED = 0
 LIMITS = {"lama": 2000, "blimp": 335}
-"""Facts and pairs."""
+"""Facts of LAMA and pairs of BLiMP."""
 DENSE = "dense"
 VARIANTS: dict[str, Compress | None] = {
     DENSE: None,
@@ -41,7 +41,7 @@ SHOWN = (("lama", "p@1/trex"), ("lama", "p@10/trex"), ("lama", "mrr/trex"), ("la
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     missing = CELLS.missing((variant,) for variant in VARIANTS)
     if not missing:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def cell(lm: LanguageModel, step: Compress | None, data: Calibration) -> dict:
-    """Figures with their intervals, and the share of the bytes of the blocks' matrices."""
+    """Scores with their intervals, and the share of the bytes of the blocks' matrices."""
     small, kept = clone(lm), 1.0
     if step is not None:
         outcome = step.apply(small, data)
@@ -66,7 +66,7 @@ def cell(lm: LanguageModel, step: Compress | None, data: Calibration) -> dict:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/facts-and-grammar.md."""
+    """Write the tables of all finished cells into docs/facts-and-grammar.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     lines = [
         f"| | of the bytes | {' | '.join(f'{task} {metric}' for task, metric in SHOWN)} |",

@@ -1,8 +1,8 @@
-"""Milliseconds of a forward pass (batch 8 × 128 tokens, float32, CPU) and bytes on disk: dense against low rank.
+"""Milliseconds of a forward pass (batch 8 × 128 tokens, float32, CPU) and bytes on disk: dense and low rank.
 
-Dense and compressed run alternately, so that a drift of the machine's speed hits both; the median of 30 runs of each
-after 5 to warm up. Bytes are those of the safetensors files that saving writes. One variant stands for all that share
-out the budget as it does, because time depends on the ranks alone.
+Dense and compressed models run alternately, so that a drift of the machine's speed affects both. A time is the median
+of 30 runs after 5 warm-up runs. Bytes are those of the safetensors files. Time depends on the ranks alone, so one
+variant stands for all with the same allocator.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def measure(name: str) -> list[dict]:
                     "dense_ms": dense_ms,
                     "ms": small_ms,
                     "bytes": outcome.nbytes,
-                    # What is on disk of the targeted matrices: everything else is the same in both files.
+                    # Bytes of the targeted matrices on disk: everything else is the same in both files.
                     "disk_bytes": file - (dense_file - outcome.dense_nbytes),
                     "file_bytes": file,
                     "dense_file_bytes": dense_file,

@@ -1,8 +1,8 @@
-"""Is a budget of latency met? minilm-sst2 at 0.8, 0.65 and 0.5 of its time for 8 × 128 tokens, float32, eager, CPU.
+"""Compare measured latencies with their budgets: minilm-sst2 at 0.8, 0.65 and 0.5 of its time for 8 × 128 tokens.
 
-All models run in turn, and each is compared with the dense one of the same round, so that a drift of the machine's
-speed hits both; the median of the ratios of 40 rounds after 5 to warm up. The table of times is the machine's own,
-measured anew for this run unless LACONIC_CACHE names a folder that has one.
+float32, eager, CPU. All models run in turn, and each is compared with the dense one of the same round, so that a drift
+of the machine's speed affects both. A result is the median of the ratios of 40 rounds after 5 warm-up rounds. The table
+of times is measured for this run, unless LACONIC_CACHE names a folder that has one.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure() -> list[dict]:
-    """One row for each size, with inputs shared and not."""
+    """One row for each size, with shared inputs and without."""
     lm = load_model(MODEL)
     asked = [(keep, share) for share in (False, True) for keep in KEEPS]
     stats = collect_stats(lm, calibration(lm, SOURCE, 128, seed=0), step_of(0.5, False).needs, lm.sites())
@@ -87,7 +87,7 @@ def step_of(keep: float, share: bool) -> Compress:
 
 @torch.inference_mode()
 def ratios(models: Sequence[LanguageModel]) -> list[list[float]]:
-    """Quartiles of the time of each model but the first, relative to the first."""
+    """Quartiles of the time of each model relative to the first."""
     inputs = random_batch(models[0], BATCH, LENGTH)
     rounds = []
     for number in track(range(WARM_UP + ROUNDS), "Timing"):

@@ -1,7 +1,7 @@
-"""½ tr(F E C E^T) as a prediction of the true KL of replacing one matrix, over all matrices of minilm-sst2.
+"""Compare ½ tr(F E C E^T) with the true KL of replacing one matrix, over all matrices of minilm-sst2.
 
-Each matrix alone is truncated by `drone` at 30 % of its bytes; the KL divergence on the development set is compared
-with the prediction from 128 training rows, and with the layer's output error tr(E C E^T), which knows no gradients.
+Each matrix alone is truncated by `drone` at 30 % of its bytes. The KL divergence on the development set is compared
+with the prediction from 128 training rows, and with the layer's output error tr(E C E^T), which uses no gradients.
 """
 
 import argparse
@@ -71,10 +71,10 @@ BITS = (4, 3, 2)
 
 
 def two_sided(argv: Sequence[str]) -> None:
-    """Print the losses that `gptq` and `yaqa` predict of themselves on bart-g2p-us, one line for each number of bits.
+    """Print the losses that `gptq` and `yaqa` predict for themselves on bart-g2p-us, one line for each number of bits.
 
     ½ tr(F E C E^T), summed over the matrices, in nats; groups of 64, 128 training rows, one seed. `quantize_quality`
-    measures the KL divergence that they lead to.
+    measures the true KL divergences.
     """
     argparse.ArgumentParser(description=two_sided.__doc__).parse_args(argv)
     lm = load_model(MODEL)

@@ -1,8 +1,8 @@
 """Quality of ten variants of low rank on two fine-tuned encoders, over six sizes and three calibration seeds.
 
-Calibration: 128 training rows. Judged on the whole development set: KL divergence from the dense model (nats), the
+Calibration: 128 training rows. Evaluated on the whole development set: KL divergence from the dense model (nats), the
 task's metric, and the bytes of the targeted matrices. Each finished cell is one line of
-benchmarks/results/lowrank_quality.jsonl, so a run that was stopped goes on where it was; delete the file to begin anew.
+benchmarks/results/lowrank_quality.jsonl. An interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -40,11 +40,11 @@ VARIANTS: dict[str, Compress] = {
     "… + shared": Compress(method=KfacSvd(), keep=1, allocate="spectrum", share_inputs=True),
     "… + anchored": Compress(method=KfacSvd(), keep=1, allocate="spectrum", share_inputs=True, anchored=True),
 }
-"""The steps on attention and feed-forward matrices, but for their size; … stands for the line before."""
+"""The steps on attention and feed-forward matrices, without their size; … stands for the line before."""
 
 
 TIMED = ("kfac-svd", "kfac-svd + spectrum")
-"""One of the variants with uniform ranks, and the one whose ranks the anchored variant has too."""
+"""One variant with uniform ranks, and one with the ranks of the anchored variant."""
 
 
 def step_of(variant: str, keep: float) -> Compress:
@@ -76,7 +76,7 @@ class Reference:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=CALIBRATION_ROWS, help="calibration rows")
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
@@ -117,7 +117,7 @@ def measure_cell(
 
 
 def copy_other_seed(name: str, variant: str, keep: float) -> dict | None:
-    """The cell of another seed, where the variant uses no data, so that all seeds agree."""
+    """The cell of another seed, if the variant uses no data and all seeds give the same result."""
     if step_of(variant, keep).needs_data:
         return None
     return next(iter(CELLS.where(model=name, way=variant, keep=keep)), None)

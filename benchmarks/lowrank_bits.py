@@ -1,8 +1,8 @@
 """Low rank whose factors are stored in few bits: higher ranks in the same bytes, on two fine-tuned encoders.
 
-The best variant of `lowrank_quality` with its ranks raised by what six-bit factors save, then the factors rounded by
-GPTQ on the same 128 calibration rows. Judged on the whole development set. Each finished cell is one line of
-benchmarks/results/lowrank_bits.jsonl, so a run that was stopped goes on where it was; delete the file to begin anew.
+The best variant of `lowrank_quality`, with ranks raised by the bytes that six-bit factors save; then GPTQ rounds the
+factors, with the same 128 calibration rows. Evaluated on the whole development set. Each finished cell is one line of
+benchmarks/results/lowrank_bits.jsonl. An interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -32,11 +32,11 @@ BEST = "… + anchored"
 KEEPS = (0.25, 0.35, 0.1)
 ROUNDED = Gptq(bits=6, group_size=64, symmetric=True)
 BITS = 6.3
-"""Of a weight with its share of a scale, of which a rank that is no multiple of 64 needs a few more; of 16."""
+"""Bits of a rounded weight with its share of a scale, out of 16; a rank that is no multiple of 64 needs a few more."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     parser.add_argument("--keeps", nargs="+", type=float, choices=KEEPS, default=list(KEEPS), help="some of the sizes")
@@ -65,7 +65,7 @@ def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/low-rank.md."""
+    """Write the tables of all finished cells into docs/figures/low-rank.md."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     lines = ["| | keep | of the bytes | factors | KL, nats | metric |", "|---|---:|---:|---|---:|---:|"]
     for name in MODELS:

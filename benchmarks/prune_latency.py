@@ -1,7 +1,7 @@
 """Milliseconds and bytes on disk of minilm-sst2 with zeros, with fewer heads and channels, and with fewer blocks.
 
-Batch 8 × 128 tokens, float32, CPU. Zeros are multiplied by like any other number, so they save bytes and no time;
-shapes that shrink save both. Dense and pruned run alternately, as in `latency`.
+Batch 8 × 128 tokens, float32, CPU. Zeros are multiplied like any other number, so they save bytes and no time. Smaller
+shapes save both. Dense and pruned models run alternately, as in `latency`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from laconic.methods import Magnitude
 MODEL = "minilm-sst2"
 ROWS = 32
 
-# Time depends on the shapes alone, so the cheapest way to each of them stands for all.
+# Time depends on the shapes alone, so each shape is made by its cheapest method.
 STEPS: dict[str, Step] = {
     "50 % zeros": Compress(method=Magnitude(sparsity=0.5)),
     "90 % zeros": Compress(method=Magnitude(sparsity=0.9)),
@@ -63,7 +63,7 @@ def measure() -> list[dict]:
         dense_ms, small_ms = alternate(lm, small)
         file = saved_bytes(small)
         sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes}
-        # What is on disk of the targeted matrices, with the biases and norms of what was dropped.
+        # Bytes of the targeted matrices on disk, and of the biases and norms of dropped parts.
         on_disk = {"file_bytes": file, "dense_file_bytes": dense_file}
         rows.append({"way": variant, "dense_ms": dense_ms, "ms": small_ms, **sizes, **on_disk})
     return rows

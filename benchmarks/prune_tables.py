@@ -21,7 +21,7 @@ MEMORY = "<!-- memory, made by `python -m benchmarks prune_tables` -->"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/pruning.md, and the figures beside it."""
+    """Write the tables of all finished cells into docs/figures/pruning.md, and the figures beside it."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     parts = []
     for name in MODELS:
@@ -62,7 +62,7 @@ def everything(name: str, mine: list[dict]) -> str:
 
 
 def across(mine: list[dict], sizes: Sequence[str], head: Callable[[str], str]) -> list[str]:
-    """One row a variant, one column a size; the least KL of each size is bold."""
+    """One row for each variant, one column for each size; the least KL of each size is bold."""
     lines = [f"| | {' | '.join(map(head, sizes))} |", "|---|" + "---|" * len(sizes)]
     measured = {(variant, size): _at(mine, variant, size) for variant in VARIANTS for size in sizes}
     means = {key: mean(cell["kl"] for cell in here) for key, here in measured.items() if here}
@@ -79,7 +79,7 @@ def across(mine: list[dict], sizes: Sequence[str], head: Callable[[str], str]) -
 
 
 def time() -> str:
-    """Time and bytes of pruned models: some are faster, others only smaller."""
+    """The table of time and bytes of pruned models."""
     result = json.loads((RESULTS / "prune_latency.json").read_text())
     dense = result["rows"][0]
     lines = [
@@ -100,7 +100,7 @@ def time() -> str:
 
 
 def memory() -> str:
-    """One threshold over a billion weights."""
+    """The table of one threshold over a billion weights."""
     result = json.loads((RESULTS / "global_threshold.json").read_text())
     lines = [
         "| | weights | in memory, GiB | peak, GiB | peak in units of the weights | seconds |",
@@ -116,7 +116,7 @@ def memory() -> str:
 
 
 def figure(name: str, mine: list[dict]) -> Figure:
-    """KL against the bytes really kept, one line a variant; each mark is the mean over the seeds."""
+    """KL against the bytes that were kept, one line for each variant; each mark is the mean over the seeds."""
     points = [
         Point(
             method=variant,

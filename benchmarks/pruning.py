@@ -1,9 +1,9 @@
-"""Quality of pruning single weights on two fine-tuned encoders, without any training afterwards.
+"""Quality of pruning single weights on two fine-tuned encoders, without training after that.
 
-Calibration: 256 training rows. Judged on the whole development set: KL divergence from the dense model (nats), the
+Calibration: 256 training rows. Evaluated on the whole development set: KL divergence from the dense model (nats), the
 task's metric, the bytes of the targeted matrices, those of the saved file, and seconds, without those of the first
-statistics, which all variants share. Each finished cell is one line of benchmarks/results/prune_quality.jsonl, so a run
-that was stopped goes on where it was; delete the file to begin anew.
+statistics, which all variants share. Each finished cell is one line of benchmarks/results/prune_quality.jsonl. An
+interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -30,13 +30,13 @@ SIZES = (*SPARSITIES, *PATTERNS)
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to prune a model, in several `shots` with statistics collected again before each."""
+    """A setup of pruning; with several `shots`, statistics are collected again before each."""
 
     step: Compress
     shots: int = 1
 
     def steps(self, size: str) -> list[Compress]:
-        """The steps that end at `size`, a sparsity or a pattern; each shot keeps the same fraction of what is left."""
+        """The steps that end at `size`, a sparsity or a pattern; each shot keeps the same fraction of weights."""
         method = self.step.method
         assert isinstance(method, UnstructuredPruning)
         if size in PATTERNS:
@@ -61,10 +61,10 @@ VARIANTS: dict[str, Variant] = {
     "… in three shots": _globally(KfacPrune(sparsity=0.5), shots=3),
     "… anchored": _globally(KfacPrune(sparsity=0.5), anchored=True),
 }
-"""On attention and feed-forward matrices; … stands for kfac-prune as it is by default, as its own line does."""
+"""The variants on attention and feed-forward matrices; … stands for kfac-prune with its defaults."""
 
 IN_PATTERNS = ("magnitude", "wanda", "sparsegpt", "kfac-prune", "kfac-prune, OBD", "kfac-prune, OBS")
-"""The variants that patterns tell apart: a pattern leaves nothing to share out."""
+"""The variants that differ under a pattern, which fixes the number of zeros of every matrix."""
 
 
 def sizes_of(variant: str) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ CELLS = Cells("prune_quality", ("model", "rows", "seed", "way", "size"))
 
 @dataclass(frozen=True)
 class Setup:
-    """A dense model with its reference, its calibration data, and what was measured of every matrix on it."""
+    """A dense model with its reference, its calibration data, and the statistics of every matrix."""
 
     reference: Reference
     data: Calibration
@@ -89,7 +89,7 @@ class Setup:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=CALIBRATION_ROWS, help="calibration rows")
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
@@ -123,7 +123,7 @@ def load_setup(name: str, seed: int, rows: int, needs: frozenset[type[Statistic]
 
 
 def all_needs(wanted: Sequence[tuple[str, str]]) -> frozenset[type[Statistic]]:
-    """The statistics that any of these asks for."""
+    """The statistics that any of `variants` needs."""
     return frozenset().union(*(step.needs for variant, size in wanted for step in VARIANTS[variant].steps(size)))
 
 
@@ -143,14 +143,14 @@ def measure_cell(setup: Setup, variant: str, size: str) -> dict:
 
 
 def zeros(small: LanguageModel) -> dict[str, float]:
-    """The fraction of zeros over all targeted matrices, and of the matrix that has most."""
+    """The fraction of zeros over all targeted matrices, and the largest fraction of one matrix."""
     counts = [(int((site.weight() == 0).sum()), site.shape[0] * site.shape[1]) for site in small.sites()]
     whole = sum(gone for gone, _ in counts) / sum(size for _, size in counts)
     return {"sparsity": whole, "largest_sparsity": max(gone / size for gone, size in counts)}
 
 
 def copy_other_seed(name: str, variant: str, size: str) -> dict | None:
-    """The cell of another seed, where the variant uses no data, so that all seeds agree."""
+    """The cell of another seed, if the variant uses no data and all seeds give the same result."""
     if any(step.needs_data for step in VARIANTS[variant].steps(size)):
         return None
     return next(iter(CELLS.where(model=name, way=variant, size=size)), None)

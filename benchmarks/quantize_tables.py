@@ -1,4 +1,4 @@
-"""The tables and figures of docs/figures/quantization.md, made from benchmarks/results/."""
+"""Write the tables and figures of docs/figures/quantization.md from benchmarks/results/."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ AS_MANY = 0.02
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/quantization.md, and the figures beside it."""
+    """Write the tables of all finished cells into docs/figures/quantization.md, and the figures beside it."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     parts = []
     for name in TEST_SETS:
@@ -58,7 +58,7 @@ def everything(name: str, mine: list[dict]) -> str:
 
 
 def figure(name: str, mine: list[dict]) -> Figure:
-    """KL against the bytes really kept: one line a method in groups of 64, and one of every mixed precision."""
+    """KL against the bytes that were kept: one line a method in groups of 64, and one of every mixed precision."""
     drawn = [bits for bits in BITS if bits <= DRAWN_BITS]
     groups = {method: "channel" if method == "kmeans" else DRAWN_GROUP for method in METHODS}
     lines = {method: [f"{method}, {bits} bits, {group}" for bits in drawn] for method, group in groups.items()}
@@ -82,7 +82,7 @@ def figure(name: str, mine: list[dict]) -> Figure:
 
 
 def _of_group(mine: list[dict], group: int | str) -> list[str]:
-    """The lines of one group size; the least KL of each number of bits is bold, among those of as many bytes."""
+    """The lines of one group size; for each number of bits the least KL among equal bytes is bold."""
     every = {(m, b): here for m in METHODS for b in BITS if (here := _of(mine, f"{m}, {b} bits, {group}"))}
     if not every:
         return []
@@ -97,7 +97,7 @@ def _of_group(mine: list[dict], group: int | str) -> list[str]:
 
 
 def _entry(every: dict[tuple[str, int], list[dict]], method: str, bits: int, usual: float | None) -> str:
-    """KL and metric; with the share of the bytes where that is not the usual one of so many bits."""
+    """KL and metric, with the share of the bytes if it differs from the usual one for these bits."""
     here = every.get((method, bits))
     if here is None or usual is None:
         return "not run"

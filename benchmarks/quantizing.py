@@ -1,8 +1,8 @@
 """Quality of quantizing five models, and of combinations with pruning and low rank, without any training.
 
-Calibration: 128 training rows. Judged on held-out rows: KL divergence from the dense model (nats per prediction), the
-task's metric or perplexity, the bytes of the targeted matrices and of the saved file. Each finished cell is one line
-of benchmarks/results/quantize_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+Calibration: 128 training rows. Evaluated on held-out rows: KL divergence from the dense model (nats per prediction),
+the task's metric or perplexity, the bytes of the targeted matrices and of the saved file. Each finished cell is one
+line of benchmarks/results/quantize_quality.jsonl. An interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -44,14 +44,14 @@ USUAL = Gptq(group_size=64)
 """The method that quantizes in combinations."""
 
 Steps = Callable[[int], list[Compress]]
-"""The steps of a model whose weights are stored in so many bits."""
+"""A function from the bits of a stored weight to the steps."""
 
 
 @dataclass(frozen=True)
 class TestSet:
     """The source of a model's rows, its metric, and how many test rows are used; None for the whole development split.
 
-    halves: the source has no splits: rows of its first half calibrate, and the last rows test.
+    halves: the source has no splits; rows of its first half calibrate, and the last rows test.
     """
 
     source: str
@@ -76,12 +76,12 @@ def alone(name: str, bits: int, group: int | str) -> Steps:
 
 
 def mixed(bits: float) -> Steps:
-    """Mixed bits, chosen by the predicted loss, that take as many bytes as `bits` bits with their scales."""
+    """Mixed bits, chosen by the predicted loss, in the bytes of `bits` bits with their scales."""
     return lambda whole: [Compress(method=USUAL, keep=_with_grids(bits) / whole, allocate="spectrum")]
 
 
 def _with_grids(bits: float) -> float:
-    """Bits a weight with a scale of 16 bits and a zero point for every 64 of them."""
+    """Bits for each weight, including a scale of 16 bits and a zero point for every 64 weights."""
     return bits + (16 + bits) / 64
 
 
@@ -95,7 +95,7 @@ def _sparse(sparsity: float, bits: int) -> Steps:
 
 
 def _low_rank(budget: float, bits: int) -> Steps:
-    """Factors in so many bits that take the bytes of `budget` bits a weight."""
+    """Low rank with factors of this many bits, in the bytes of `budget` bits for each weight."""
     return lambda whole: [
         Compress(method=KfacSvd(), keep=min(_with_grids(budget) / _with_grids(bits), 1.0), allocate="spectrum"),
         Compress(method=replace(USUAL, bits=bits)),
@@ -120,7 +120,7 @@ COMBINATIONS: dict[str, Steps] = {
     "4 bits": _bits(4),
     "mixed, 4 bits": mixed(4),
 }
-"""In order of their bytes: half sparse with 4 bits takes 3 bits a weight, with its mask."""
+"""The combinations in order of their bytes; half sparse with 4 bits takes 3 bits for each weight, with its mask."""
 
 
 CELLS = Cells("quantize_quality", ("model", "seed", "way"))
@@ -137,7 +137,7 @@ class Setup:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(TEST_SETS), nargs="+", help="some of the models")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
@@ -197,13 +197,13 @@ def measure_cell(setup: Setup, stats: dict[str, LayerStats], steps: Sequence[Com
         outcome = step.apply(small, setup.calibration)
     seconds = time.perf_counter() - start
     sizes = {"bytes": outcome.nbytes, "dense_bytes": dense, "file_bytes": saved_bytes(small), "seconds": seconds}
-    # Made plain it computes the same, and decodes no matrix at every batch.
+    # The dense copy computes the same, without decoding matrices at every batch.
     now = predictions(replace(small, model=materialize(small.model)), setup.rows)
     return {**sizes, "kl": kl(setup.dense, now), "metric": quality(now), "dense_metric": quality(setup.dense)}
 
 
 def quality(predicted: Predictions) -> float:
-    """Accuracy, correlation, or perplexity of predictions token by token."""
+    """Accuracy, correlation, or perplexity of the predictions."""
     if predicted.distribution is CATEGORICAL and predicted.values.shape[-1] > 2:
         assert predicted.labels is not None
         return math.exp(cross_entropy(predicted.values.float(), predicted.labels).item())
@@ -211,7 +211,7 @@ def quality(predicted: Predictions) -> float:
 
 
 def copy_other_seed(model: str, variant: str, steps: Sequence[Compress]) -> dict | None:
-    """The cell of another seed, where the variant uses no data, so that all seeds agree."""
+    """The cell of another seed, if the variant uses no data and all seeds give the same result."""
     if any(step.needs_data for step in steps):
         return None
     return next(iter(CELLS.where(model=model, way=variant)), None)

@@ -1,9 +1,8 @@
 """The rank rules and the rank sweep of laconic/recipes/seeds/ on two fine-tuned encoders.
 
-Calibration: 128 training rows, one seed. Judged on the whole development set without any training afterwards: KL
-divergence from the dense model (nats), the task's metric, and the bytes of the targeted matrices. Each finished cell
-is one line of benchmarks/results/rank_sweep.jsonl, so a run that was stopped goes on where it was; delete the file to
-begin anew.
+Calibration: 128 training rows, one seed. Evaluated on the whole development set without training after that: KL
+divergence from the dense model (nats), the task's metric, and the bytes of the targeted matrices. Each finished cell is
+one line of benchmarks/results/rank_sweep.jsonl. An interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -34,11 +33,11 @@ SEED = 0
 RULES = ("drone-small", "drone-int-expanded", "drone-medium")
 SWEEP = ("rank-svd", "rank-fwsvd", "rank-em", "rank-nesterov", "rank-anderson")
 RANKS = (75, 150, 225, 300)
-"""At width 384 what 150, 300, 450 and 600 are at 768."""
+"""At width 384 they correspond to 150, 300, 450 and 600 at width 768."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     options = parser.parse_args(argv)
@@ -84,7 +83,7 @@ def measure_rank(reference: Reference, recipe: str, rank: int, stats: dict[str, 
 
 
 def step_of(recipe: str, rank: int) -> Compress:
-    """The one step of a recipe of the sweep, at another rank."""
+    """The step of a recipe of the sweep, with another rank."""
     (step,) = read_recipe(RECIPES / f"{recipe}.yaml").steps
     assert isinstance(step, Compress)
     return replace(step, method=replace(step.method, rank=rank))
@@ -115,7 +114,7 @@ def rules(name: str) -> str:
 
 
 def sweep(name: str) -> str:
-    """Metric and KL by rank, a column for each variant."""
+    """Metric and KL by rank, one column for each variant."""
     mine = {(cell["recipe"], cell["rank"]): cell for cell in CELLS.where(model=name)}
     lines = [
         f"| rank (of 384) | bytes kept | {' | '.join(recipe.removeprefix('rank-') for recipe in SWEEP)} |",
@@ -130,7 +129,7 @@ def sweep(name: str) -> str:
 
 
 def searched() -> str:
-    """The search by an error, beside the other variants at as many bytes."""
+    """The table of the search by an error, beside the other variants at equal bytes."""
     rows = json.loads((RESULTS / "threshold.json").read_text())["rows"]
     lines = [
         "## Ranks searched by an error",

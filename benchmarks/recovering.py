@@ -1,8 +1,8 @@
 """Quality won back by `correct`, `finetune` and `distil` on two compressed encoders.
 
-Calibration: 128 training rows; trained on 4,000, once, 200 others held out; judged on the whole development set: KL
-divergence from the dense model (nats), the task's metric, seconds. Each finished cell is one line of
-benchmarks/results/recover_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+Calibration: 128 training rows. Training: one pass over 4,000 rows, with 200 others held out. Evaluated on the whole
+development set: KL divergence from the dense model (nats), the task's metric, seconds. Each finished cell is one line
+of benchmarks/results/recover_quality.jsonl. An interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -41,14 +41,14 @@ STARTS: dict[str, Step] = {
 """The rows of the table."""
 
 NEAR = ("drone, 0.5", "kfac-svd, 0.5", "kfac-svd, 0.35", "heads, 50 %")
-"""Rows so close to the dense model that 1e-4 would lead away from it."""
+"""Rows so close to the dense model that a learning rate of 1e-4 would move them away from it."""
 
 VARIANTS = ("as it is", "correct", "finetune", "distil")
 """The columns of the table."""
 
 
 def step_of(name: str, start: str) -> Step | None:
-    """The step of one column; None for the compressed model as it is."""
+    """The step of one column; None for the compressed model itself."""
     learning_rate = 3e-5 if start in NEAR else 1e-4
     steps = {
         "correct": Correct(),
@@ -63,7 +63,7 @@ CELLS = Cells("recover_quality", ("model", "seed", "start", "way"))
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
@@ -99,14 +99,14 @@ def measure(name: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
 
 
 def drawn(lm: LanguageModel, source: str, seed: int) -> Calibration:
-    """The training split, and some rows of it for calibration."""
+    """The training split, and the calibration rows that are drawn from it."""
     corpus = read(source, "train")
     some = batches(lm, sample(corpus, CALIBRATION_ROWS, seed), batch_size=16, max_length=128)
     return Calibration(some, seed=seed, corpus=corpus)
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/recovery.md."""
+    """Write the tables of all finished cells into docs/figures/recovery.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     replace_between(ROOT / "docs/figures/recovery.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
 

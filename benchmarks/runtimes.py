@@ -1,10 +1,11 @@
 """Milliseconds of minilm-sst2 in eager torch, compiled, in ONNX Runtime and in OpenVINO: dense and compressed.
 
 Each cell takes turns with the dense model in eager torch, on the same tokens and as many threads, so that a drift of
-the machine's speed hits both. A turn is several passes after a pause: threads of one runtime that still wait for work
-would slow the other. Also timed: the dense model's matrix products alone, by torch; no runtime takes
-less that multiplies no faster. Everything is in float32 but for what `dynamic-int8` rounds. A cell is a line of
-benchmarks/results/runtimes.jsonl, so that a run that was stopped goes on where it was, and another machine begins anew.
+the machine's speed affects both. A turn is several passes after a pause, because threads of one runtime that still wait
+for work would slow the other. The dense model's matrix products alone are timed in torch as well: they are a lower
+bound for a runtime whose products are not faster. Everything is in float32, except inputs and weights of
+`dynamic-int8`. Each finished cell is one line of benchmarks/results/runtimes.jsonl. An interrupted run continues;
+another machine measures everything again.
 """
 
 import argparse
@@ -29,7 +30,7 @@ MODEL, DATA, CALIBRATION_ROWS, DEVELOPMENT_ROWS = "minilm-sst2", "glue/sst2", 12
 SHAPES = ((8, 64), (1, 16))
 THREADS = (1, 2)
 TURN, PAUSE = 5, 0.3
-"""Timed passes of a turn, after one that is not, and the seconds before it."""
+"""Timed passes of a turn, after an untimed one, and the seconds of pause before it."""
 PRODUCTS = "dense: matrix products alone"
 CELLS = Cells("runtimes", ("processor", "threads", "way", "runtime"))
 PLACE = "<!-- runtimes, made by `python -m benchmarks runtimes_tables` -->"
@@ -42,7 +43,7 @@ VARIANTS: dict[str, Callable[[LanguageModel], LanguageModel]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print and keep every cell that was not measured on this machine yet."""
+    """Measure, print and store every cell that was not measured on this machine yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=30, help="timed runs of each; at least 2")
     parser.add_argument("--threads", type=int, nargs="*", default=THREADS)
@@ -76,7 +77,7 @@ def measure(dense: LanguageModel, service: Service, runs: int) -> dict:
 
 
 def multiplied(dense: LanguageModel, runs: int) -> dict:
-    """The same of the products of every matrix of the blocks, one after the other, with nothing in between."""
+    """The same for the matrix products of the blocks alone, one after another."""
     weights = [site.weight() for site in dense.sites()]
 
     def products(inputs: dict[str, Tensor]) -> Callable[[], object]:
@@ -87,7 +88,7 @@ def multiplied(dense: LanguageModel, runs: int) -> dict:
 
 
 def timed(dense: LanguageModel, other: Callable[[dict[str, Tensor]], Callable[[], object]], runs: int) -> dict:
-    """Quartiles of the milliseconds of the dense model and of what `other` makes of the same inputs, for each shape."""
+    """Quartiles of the milliseconds of the dense model and of `other` on the same inputs, for each shape."""
     cell = {}
     for batch, length in SHAPES:
         inputs = random_batch(dense, batch, length)
@@ -102,7 +103,7 @@ def _pass(lm: LanguageModel, inputs: dict[str, Tensor]) -> Callable[[], object]:
 
 @torch.inference_mode()
 def alternating(passes: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Quartiles of the milliseconds of each, which take turns; the first turn warms up."""
+    """Quartiles of the milliseconds of each model; they take turns, and the first turn warms up."""
     times: dict[str, list[float]] = {name: [] for name in passes}
     for turn in range(1 + runs // TURN):
         for name, run in passes.items():
@@ -117,7 +118,7 @@ def alternating(passes: dict[str, Callable[[], object]], runs: int) -> dict[str,
 
 
 def describe(cell: dict) -> str:
-    """One line; a speed is that of the medians."""
+    """One line of the table; a speed is the ratio of the medians."""
     shapes = (f"{batch}x{length}" for batch, length in SHAPES)
     return "  ".join(f"{shape} {cell[shape]['ms'][1]:6.1f} ms ({speedup(cell[shape]):.2f}×)" for shape in shapes)
 
@@ -128,7 +129,7 @@ def speedup(times: dict) -> float:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what was measured on the machine that measured last into docs/runtimes.md."""
+    """Write the tables of the machine that was measured last into docs/runtimes.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     if cells := list(CELLS):
         mine = [cell for cell in cells if cell["processor"] == cells[-1]["processor"]]

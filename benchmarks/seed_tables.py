@@ -1,8 +1,8 @@
 """Write the tables of docs/figures/five-studies.md: results of the local variants of the five studies.
 
-Each is one command, `laconic study NAME-local -o FOLDER/NAME`. `python -m benchmarks seed_tables
-FOLDER` takes over the results.csv of those that are there, into benchmarks/results/studies/; without a folder it makes
-the tables of what was taken over before.
+Each study is one command, `laconic study NAME-local -o FOLDER/NAME`. `python -m benchmarks seed_tables FOLDER` copies
+the results.csv of finished studies into benchmarks/results/studies/. Without a folder it writes the tables of the
+results that are there.
 """
 
 import argparse
@@ -19,11 +19,11 @@ STUDIES = ("000-drone", "001-ranks", "002-l1", "003-width", "004-knowledge")
 KEPT = RESULTS / "studies"
 PAGE = ROOT / "docs/figures/five-studies.md"
 MEASURES = ("accuracy", "matthews", "pearson", "f1", "perplexity", "token_accuracy", "p@10/trex", "p@10", "acc")
-"""The metric that tables show of a task: the first of these that it has."""
+"""The tables show the first of these metrics that a task has."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Take results over, where a folder is given, and write the tables."""
+    """Copy results if a folder is given, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="of the studies' folders")
     folder = parser.parse_args(argv).folder
@@ -48,7 +48,7 @@ def rows_of(name: str) -> list[Row]:
 
 
 def figure(row: Row) -> str:
-    """The measure of the cell's task, and its 95 % interval over the rows judged."""
+    """The metric of the cell's task, and its 95 % interval over the evaluated rows."""
     for measure in MEASURES:
         for column, value in row.items():
             if column.endswith(f" {measure}") and value:
@@ -58,7 +58,7 @@ def figure(row: Row) -> str:
 
 
 def number(value: float) -> str:
-    """Three decimals, and fewer where numbers are large."""
+    """A number with three decimals, and fewer if it is large."""
     return f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
 
 
@@ -85,7 +85,7 @@ def original(rows: Sequence[Row]) -> str:
 
 
 def compressed(rows: Sequence[Row], **same: str) -> list[Row]:
-    """The cells that are no originals and have these values."""
+    """The cells that are not originals and have these values."""
     return [
         row for row in rows if row["baseline"] != "true" and all(row[name] == value for name, value in same.items())
     ]
@@ -152,7 +152,7 @@ def width(rows: Sequence[Row]) -> list[str]:
 
 
 def knowledge(rows: Sequence[Row]) -> list[str]:
-    """Zeros, int8 and both, of four groups of matrices: what is known, and how far what is said has moved."""
+    """Zeros, int8 and both, for four groups of matrices: LAMA scores, and KL to the original."""
     named = [{**row, "sparsity": row["sparsity"] or "no zeros"} for row in rows]
     asked = [row for row in named if row["task"].startswith("lama")]
     others = [row for row in named if row["task"].startswith("harness")]

@@ -1,11 +1,10 @@
-"""One pass, a sequential and an anchored walk side by side, with llm-compressor's one-shot and sequential pipelines.
+"""One pass, sequential and anchored calibration side by side, with llm-compressor's one-shot and sequential pipelines.
 
-Calibration: 128 rows; of the models that llm-compressor is measured on, those of them that fill the length. Judged on
-held-out rows: KL divergence from the dense model, nats per prediction. Seconds are those that one thread computes for,
-from batches and a dense model in memory to a compressed one; they tell how variants compare on one machine. Each
-finished cell is one line of benchmarks/results/sequential.jsonl, so a run that was stopped goes on where it was; delete
-it to begin anew. `--peer` is the Python of an environment that `benchmarks/peers/llm_compressor.sh` made; without it,
-laconic's variants alone are measured.
+Calibration: 128 rows; for models that llm-compressor is measured on, only those of them that fill the length. Evaluated
+on held-out rows: KL divergence from the dense model, nats per prediction. Seconds are CPU seconds of one thread, from
+batches and a dense model in memory to a compressed one; they compare variants on one machine. Each finished cell is one
+line of benchmarks/results/sequential.jsonl. An interrupted run continues; to start again, delete the file. `--peer` is
+the Python of an environment that `benchmarks/peers/llm_compressor.sh` made; without it only laconic is measured.
 """
 
 import argparse
@@ -41,17 +40,17 @@ SIZES: dict[str, tuple[float, ...]] = {"sparsegpt": (0.5, 0.6, 0.7), "wanda": (0
 number, as laconic does, is the same in the rows of every model here."""
 OURS = ("one pass", "sequential", "anchored")
 PEERS = {"llm-compressor, one-shot": "basic", "llm-compressor, sequential": "sequential"}
-"""Its variants, by the name of its pipeline."""
+"""The variants of llm-compressor, and the names of its pipelines."""
 PEER_SCRIPT = Path(__file__).parent / "peers/llm_compressor.py"
 PEER_MODELS = ("stories260K", "mico-tinyllama-1m")
-"""Causal models, which its pipelines are for."""
+"""Causal models, for which the pipelines of llm-compressor are made."""
 
 LEAST_SAID = 5e-4
-"""A difference in the fraction of zeros that the tables tell."""
+"""The smallest difference in the fraction of zeros that the tables show."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only", choices=list(TEST_SETS), nargs="+", default=list(TEST_SETS), help="some of the models"
@@ -96,7 +95,7 @@ def measure(model: str, seed: int, methods: Sequence[str], variants: Sequence[st
 
 
 def whole_rows(batches: Sequence[Batch]) -> list[Batch]:
-    """The rows without padding, which llm-compressor's statistics would count."""
+    """The rows without padding; llm-compressor's statistics would count padding."""
     longest = max(batch["input_ids"].shape[1] for batch in batches)
     kept = []
     for batch in batches:
@@ -107,7 +106,7 @@ def whole_rows(batches: Sequence[Batch]) -> list[Batch]:
 
 
 def method_of(name: str, size: float) -> Method:
-    """Whole rows share a grid, because groups do not divide the rows of these models, which llm-compressor refuses."""
+    """A method with one grid for each row: llm-compressor refuses groups that do not divide the rows of these models."""
     if name == "gptq":
         return Gptq(bits=int(size), group_size="channel")
     return {"sparsegpt": SparseGpt, "wanda": Wanda}[name](sparsity=size)
@@ -126,7 +125,7 @@ def measure_cell(setup: Setup, name: str, size: float, variant: str) -> dict:
 
 
 def by_peer(setup: Setup, keys: Sequence[tuple], python: str) -> None:
-    """The cells that llm-compressor makes, in a process of its own."""
+    """The cells of llm-compressor, measured in a process of its own."""
     batches = setup.calibration.batches
     with tempfile.TemporaryDirectory() as folder:
         jobs = [
@@ -157,14 +156,14 @@ def with_weights(lm: LanguageModel, weights: Mapping[str, Tensor]) -> LanguageMo
 
 
 def evaluate(setup: Setup, small: LanguageModel) -> dict:
-    """KL on the held-out rows, and the fraction of zeros that a method of so much sparsity really left."""
+    """KL on the held-out rows, and the fraction of zeros that the method left."""
     sites = [site.weight() for site in small.sites()]
     zeros = sum(int((weight == 0).sum()) for weight in sites) / sum(weight.numel() for weight in sites)
     return {"kl": kl(setup.dense, predictions(small, setup.rows)), "zeros": zeros}
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/pruning.md."""
+    """Write the tables of all finished cells into docs/figures/pruning.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     replace_between(ROOT / "docs/figures/pruning.md", "\n".join(filter(None, map(table, TEST_SETS))), BEGIN)
 
@@ -197,33 +196,33 @@ def table(model: str) -> str:
 
 
 def called(name: str, size: float) -> str:
-    """A method and its size."""
+    """The name of a method with its size."""
     return f"{name}, {size:.0f} bits" if name == "gptq" else f"{name}, {round(100 * size, 1):g}%"
 
 
 def entry(here: Sequence[dict], beside: Mapping[str, Sequence[dict]]) -> str:
-    """The mean KL, in bold where it is the lowest of its line; of fewer seeds than others it says which."""
+    """The mean KL, in bold if it is the lowest of its line; with the seeds, if there are fewer than in other columns."""
     if not here:
         return ""
     value = mean_of(here, "kl")
     text = f"{value:.{places_of(value)}f}"
     most = max(map(len, beside.values()))
     if len(here) < most:
-        # Not of the same seeds as the others, so it is neither the lowest nor not.
+        # Fewer seeds than the other columns, so it cannot be compared with them.
         return f"{text} (seed {', '.join(str(cell['seed']) for cell in here)})"
     lowest = min(mean_of(cells, "kl") for cells in beside.values() if len(cells) == most)
     return f"**{text}**" if value == lowest else text
 
 
 def other_zeros(here: Sequence[dict], name: str, size: float) -> str:
-    """The sparsity that was reached, where it is not the one that was asked for; else nothing."""
+    """The sparsity that was reached, if it differs from the requested one; else an empty text."""
     if not here or name == "gptq" or abs(mean_of(here, "zeros") - size) < LEAST_SAID:
         return ""
     return f" ({100 * mean_of(here, 'zeros'):.1f}% zeros)"
 
 
 def slowdown(model: str, name: str, variant: str, sizes: Sequence[float]) -> str:
-    """The seconds of `variant` beside those of one pass of the same tool: the mean over sizes of the quickest seeds."""
+    """The seconds of `variant` relative to one pass of the same tool: the mean over sizes of the fastest seeds."""
     first = next(iter(PEERS)) if variant in PEERS else next(iter(OURS))
 
     def least(of: str) -> float:

@@ -1,7 +1,7 @@
-"""Start-up time of commands that need no model, relative to `import torch`, and that of `import laconic`.
+"""Start-up time of commands that need no model and of `import laconic`, relative to `import torch`.
 
-Every command is a process of its own. In each round all of them run once, one after the other, so that a load on the
-machine hits all alike; a time is the median of the rounds, and a ratio that of two such times.
+Every command runs in a process of its own. In each round all of them run once, one after another, so that a load on the
+machine affects all equally. A time is the median of the rounds, and a ratio is that of two medians.
 """
 
 import argparse
@@ -30,11 +30,11 @@ MISTAKES = (
 )  # fmt: skip
 LIBRARY = "import laconic"
 OF_TORCH, OF_BOTH = 0.5, 1.3
-"""Upper bounds: a command's time over that of TORCH, and that of `import laconic` over that of BOTH."""
+"""Upper bounds: the time of a command relative to TORCH, and that of `import laconic` relative to BOTH."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print what was found; write benchmarks/results/start.json and docs/figures/startup.md."""
+    """Print the results; write benchmarks/results/start.json and docs/figures/startup.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(argv)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measured(rounds: int) -> dict[str, float]:
-    """Seconds of each command, the median of `rounds` after one that fills the caches of the system."""
+    """Seconds of each command: the median of `rounds`, after one round that fills the caches of the system."""
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds + 1):
         for name, (command, status) in commands().items():
@@ -73,7 +73,7 @@ def timed(command: Sequence[str], status: int) -> float:
 
 
 def describe(seconds: dict[str, float]) -> str:
-    """A table: each command beside what it is measured by."""
+    """The table of the commands, relative to `import torch`."""
     lines = [
         f"| command | seconds | of `{TORCH}` ({seconds[TORCH]:.2f} s) |",
         "|---|---:|---:|",
@@ -90,7 +90,7 @@ def describe(seconds: dict[str, float]) -> str:
 
 
 def missed(seconds: dict[str, float]) -> list[str]:
-    """A sentence for each command that takes longer than it may."""
+    """A sentence for each command that takes longer than its bound."""
     bounds = {name: (TORCH, OF_TORCH) for name in seconds if name.startswith("laconic ")} | {LIBRARY: (BOTH, OF_BOTH)}
     return [
         f"`{name}` takes more than {share} of `{beside}`."
@@ -100,7 +100,7 @@ def missed(seconds: dict[str, float]) -> list[str]:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what was measured last into docs/figures/startup.md."""
+    """Write the latest measurement into docs/figures/startup.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     path = RESULTS / f"{NAME}.json"
     if path.exists():

@@ -1,9 +1,9 @@
-"""Study 003's student of three random blocks: taught by minilm-sst2, beside the same student trained on the task alone.
+"""Study 003's student of three random blocks: distilled from minilm-sst2, and trained on the task alone.
 
-Recipes of laconic/recipes/seeds/, on 10,000 rows of SST-2, three times over, 500 others held out; judged on the whole
-development set. A third variant begins with blocks and embeddings of the teacher, and is taught as the first is. Times
-are of a batch of 32 × 32 tokens, teacher and student in turn. Each finished cell is one line of
-benchmarks/results/students.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+The recipes are in laconic/recipes/seeds/. Training goes three times over 10,000 rows of SST-2, with 500 others held
+out. Evaluated on the whole development set. A third variant starts from blocks and embeddings of the teacher, and is
+distilled like the first. Times are for a batch of 32 × 32 tokens, teacher and student in turn. Each finished cell is
+one line of benchmarks/results/students.jsonl. An interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def _here(step: Step, variant: str, seed: int) -> Step:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
     parser.add_argument("--ways", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of the ways")
@@ -81,7 +81,7 @@ def costs(teacher: LanguageModel, student: LanguageModel) -> dict:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/recovery.md."""
+    """Write the tables of all finished cells into docs/figures/recovery.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     every = list(CELLS)
     if not every:

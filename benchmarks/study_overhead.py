@@ -1,8 +1,8 @@
 """Overhead of a study of 200 cells: starting, checking, leasing, writing records, and the report.
 
-The cells are as small as can be, on a model of 260 thousand numbers, so that what is around them is seen; each says in
-its record how long it took, and how long of that it compressed and judged. The program runs in a process of its own, in
-a fresh folder and with a fresh cache; a second time there is nothing left to do.
+The cells are as small as possible, on a model of 260 thousand numbers, so that the overhead is visible. Each record has
+the time of its cell, and the part of it that was compression and evaluation. The program runs in a process of its own,
+in a new folder and with an empty cache. It then runs again, with nothing left to do.
 """
 
 import argparse
@@ -29,11 +29,11 @@ NAME, MODEL, SOURCE = "study_overhead", "stories260K", "builtin:pydoc"
 METHODS, SEEDS = ("svd", "drone", "magnitude", "wanda"), (0, 1, 2, 3, 4)
 KEEPS = (0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45)
 LITTLE = 0.02
-"""The share of a study's time that nobody minds."""
+"""An acceptable share of a study's time."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print what was found; write benchmarks/results/study_overhead.json and docs/studies.md."""
+    """Print the results; write benchmarks/results/study_overhead.json and docs/studies.md."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     with TemporaryDirectory() as folder:
         result = measured(Path(folder))
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measured(folder: Path) -> dict[str, float]:
-    """Seconds of the program and of its parts, of all cells together."""
+    """Seconds of the program and of its parts, summed over all cells."""
     study = {
         "axes": {"model": [str(models_folder() / MODEL)], "method": METHODS, "keep": KEEPS, "seed": SEEDS},
         "data": SOURCE, "samples": 4, "max_length": 32, "tasks": [f"perplexity:{SOURCE}"], "limit": 2,
@@ -73,7 +73,7 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 def run(folder: Path) -> tuple[float, dict]:
-    """Run the program; its seconds and its JSON."""
+    """Run the program; return its seconds and its JSON."""
     command = [sys.executable, "-m", "laconic", "study", "study.yaml", "-o", "study", "--json"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "LACONIC_CACHE": str(folder / "cache"), "PYTHONPATH": path}
@@ -83,7 +83,7 @@ def run(folder: Path) -> tuple[float, dict]:
 
 
 def describe(result: dict) -> str:
-    """A table, and what it means for studies whose cells are larger."""
+    """The table, and a sentence on studies with larger cells."""
     cells, outside = int(result["cells"]), result["outside"]
     beside = result["within"] - result["own"]
     lines = {
@@ -107,7 +107,7 @@ def describe(result: dict) -> str:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what was measured last into docs/studies.md."""
+    """Write the latest measurement into docs/studies.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     path = RESULTS / f"{NAME}.json"
     if path.exists():

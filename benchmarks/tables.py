@@ -19,7 +19,7 @@ from laconic.report.costs import Point
 
 ROOT = Path(__file__).parents[1]
 MORE_ROWS = 512
-# As many lines as can be told apart; the others lie on or between these.
+# Only as many lines as a reader can distinguish; the others lie on or between them.
 DRAWN = ("svd", "wlra", "drone", "kfac-svd", "kfac-svd + spectrum", "… + anchored")
 PREDICTION = """## How well the loss is predicted
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def summary(name: str, mine: list[dict], timing: list[dict]) -> str:
-    """KL / metric of every variant at every size, and what the last variant costs."""
+    """KL / metric of every variant at every size, and bytes and time of the last variant."""
     lines = [
         f"**{name}** ({METRICS[name]} {mine[0]['dense_metric']:.3f} dense, "
         f"{timing[0]['dense_file_bytes'] / 1e6:.1f} MB): KL to the dense model / {METRICS[name]}, by bytes kept",
@@ -68,7 +68,7 @@ def summary(name: str, mine: list[dict], timing: list[dict]) -> str:
 
 
 def everything(name: str, mine: list[dict], timing: list[dict]) -> str:
-    """One row a cell, with spreads over the calibration seeds; then bytes and time."""
+    """One row for each cell, with spreads over the calibration seeds; then bytes and time."""
     lines = [
         f"## {name}",
         "",
@@ -103,7 +103,7 @@ def everything(name: str, mine: list[dict], timing: list[dict]) -> str:
 
 
 def more_rows() -> str:
-    """The table of calibration on more rows, where that was measured."""
+    """The table of calibration on more rows, if that was measured."""
     mine = CELLS.where(rows=MORE_ROWS)
     if not mine:
         return ""
@@ -129,7 +129,7 @@ def more_rows() -> str:
 
 
 def predicted_loss() -> str:
-    """The rank correlations of the loss that `spectrum` rests on."""
+    """The section on the rank correlation of the predicted loss with the true KL."""
     measured = json.loads((RESULTS / "loss_prediction.json").read_text())
     ratio = median(row["kl"] / row["predicted"] for row in measured["matrices"])
     return PREDICTION.format(
@@ -141,7 +141,7 @@ def predicted_loss() -> str:
 
 
 def figure(name: str, mine: list[dict]) -> Figure:
-    """KL against the bytes really kept, one line a variant; each mark is the mean over the seeds."""
+    """KL against the bytes that were kept, one line for each variant; each mark is the mean over the seeds."""
     points = [
         Point(
             method=variant,
@@ -160,7 +160,7 @@ def figure(name: str, mine: list[dict]) -> Figure:
 
 
 def replace_between(path: Path, text: str, begin: str = BEGIN) -> None:
-    """Put `text` between the two comments of the Markdown file at `path`, of which `begin` says what made it."""
+    """Replace the text between two comments of the Markdown file at `path`; `begin` is the first comment."""
     whole = path.read_text()
     start = whole.index(begin)
     end = whole.index(END, start)

@@ -1,8 +1,8 @@
-"""minilm-sst2 in a tenth of its bytes, by two shipped recipes, with and without what they learn of the original.
+"""minilm-sst2 in a tenth of its bytes, by two recipes, with and without their distillation.
 
-Judged on the whole development set: KL divergence from the dense model (nats), accuracy, bytes of the targeted
-matrices, and the seconds of all steps. Each finished cell is one line of benchmarks/results/tenth.jsonl, so a run that
-was stopped goes on where it was; delete the file to begin anew.
+Evaluated on the whole development set: KL divergence from the dense model (nats), accuracy, bytes of the targeted
+matrices, and the seconds of all steps. Each finished cell is one line of benchmarks/results/tenth.jsonl. An interrupted
+run continues; to start again, delete the file.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TAUGHT = ", taught"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
     parser.add_argument("--ways", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="some of the ways")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(reference: Reference, variant: str, seed: int) -> None:
-    """Both cells of one recipe and one seed."""
+    """Measure both cells of one recipe and one seed."""
     recipe = read_recipe(RECIPES / VARIANTS[variant])
     data = Sampling(samples=recipe.samples, seed=seed).of(reference.lm, read(SOURCE, "train"), silent)
     first, *later = recipe.steps
@@ -66,7 +66,7 @@ def measure(reference: Reference, variant: str, seed: int) -> None:
 
 
 def after(lm: LanguageModel, steps: Sequence[Step], data: Calibration, nbytes: int) -> int:
-    """Take the steps; the bytes of the targeted matrices, which are `nbytes` where none changes them."""
+    """Apply the steps; return the bytes of the targeted matrices, or `nbytes` if no step changes them."""
     for step in steps:
         outcome = step.apply(lm, data)
         nbytes += outcome.nbytes - outcome.dense_nbytes
@@ -74,7 +74,7 @@ def after(lm: LanguageModel, steps: Sequence[Step], data: Calibration, nbytes: i
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/recovery.md."""
+    """Write the tables of all finished cells into docs/figures/recovery.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     variants = [name for variant in VARIANTS for name in (variant, f"{variant}{TAUGHT}") if CELLS.where(way=name)]
     if not variants:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def last_measurement() -> dict[str, dict[str, float]]:
-    """Both halves as they were measured last; empty before the first measurement."""
+    """The latest measurement of both halves; empty before the first."""
     path = RESULTS / f"{NAME}.json"
     return json.loads(path.read_text())["halves"] if path.exists() else {}
 

@@ -1,7 +1,7 @@
-"""DRONE's search by an error of the whole model, against the other variants to share a budget at as many bytes.
+"""DRONE's search by an error of the whole model, compared with the other allocators at equal bytes.
 
-minilm-sst2, method drone, calibrated on 128 training rows; the KL divergence on them is what is allowed, that on the
-development set is what it came to.
+minilm-sst2, method drone, calibrated on 128 training rows. The search has a limit for the KL divergence on these rows;
+the result is the KL on the development set.
 """
 
 import argparse

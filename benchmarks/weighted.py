@@ -1,8 +1,8 @@
 """Low rank with a weight for each element: Σ Φ (W − Ŵ)² relative to Σ Φ W² on four matrices of minilm-sst2.
 
-Φ is the Fisher information on 128 training rows. Three closed forms, the EM iteration as it is commonly tried (weights
-divided by their maximum, from the plain SVD), and the four solvers of `wlra`, each at 30 iterations and at 300, which
-stop early once converged. Seconds are CPU time on one core.
+Φ is the Fisher information on 128 training rows. Measured are three closed forms, the EM iteration as it is usually
+written (weights divided by their maximum, starting from the plain SVD), and the four solvers of `wlra`, each with 30
+iterations and with 300, which stop early once converged. Seconds are CPU time on one core.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measured(W: Tensor, Phi: Tensor, rank: int) -> Iterator[dict]:
-    """One cell for each variant: the relative loss of what it gives, seconds, and iterations where it iterates."""
+    """One cell for each variant: relative loss, seconds, and the number of iterations if it iterates."""
     whole = (Phi * W.square()).sum().item()
     for variant, (solve, most) in variants(W, Phi, rank).items():
         start = time.process_time()
@@ -87,6 +87,6 @@ def variants(W: Tensor, Phi: Tensor, rank: int) -> dict[str, tuple[Callable[[], 
 
 
 def shown(cell: dict) -> str:
-    """Loss, iterations made and seconds."""
+    """The loss, the number of iterations and the seconds as text."""
     iterations = f"{cell['iterations']} it, " if cell["iterations"] else ""
     return f"{cell['loss']:.5f} ({iterations}{cell['seconds']:.1f} s)"

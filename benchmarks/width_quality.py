@@ -1,8 +1,8 @@
-"""Heads and channels taken out of two fine-tuned encoders: every importance, with and without the refit.
+"""Quality after removing heads and channels of two fine-tuned encoders: every importance, with and without the refit.
 
-Calibration: 128 training rows. Judged on the whole development set, without any fine-tuning: KL divergence from the
+Calibration: 128 training rows. Evaluated on the whole development set, without fine-tuning: KL divergence from the
 dense model (nats), the task's metric, and the bytes of the matrices inside the blocks. Each finished cell is one line
-of benchmarks/results/width_quality.jsonl, so a run that was stopped goes on where it was; delete it to begin anew.
+of benchmarks/results/width_quality.jsonl. An interrupted run continues; to start again, delete the file.
 """
 
 import argparse
@@ -45,7 +45,7 @@ VARIANTS: dict[str, Narrow] = {
     "obs + global": Narrow(keep=1, ranking="global"),
     "obs + anchored": Narrow(keep=1, anchored=True),
 }
-"""The steps, but for their size."""
+"""The steps without their size."""
 GATED = ("taylor", "taylor-squared")
 
 
@@ -55,7 +55,7 @@ def step_of(variant: str, what: str, keep: float) -> Narrow:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing."""
+    """Measure every cell that has no line yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=list(MODELS), help="one of the models")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="some of the seeds")
@@ -91,7 +91,7 @@ def measure(name: str, seed: int, variants: Sequence[str]) -> None:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write what is measured by now into docs/figures/pruning.md."""
+    """Write the tables of all finished cells into docs/figures/pruning.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
     replace_between(ROOT / "docs/figures/pruning.md", "\n".join(filter(None, map(table, MODELS))), BEGIN)
 
@@ -119,7 +119,7 @@ def table(name: str) -> str:
     for variant in variants:
         entries = [quality(_at(mine, variant, *size), bold=least[size] == variant) for size in sizes]
         lines.append(f"| {variant} | {' | '.join(entries)} |")
-    # Every variant that keeps as many in every layer keeps as many bytes.
+    # Variants that keep the same number of parts in every layer keep the same bytes.
     local = [variant for variant in variants if VARIANTS[variant].ranking != "global"]
     megabytes = [
         f"{mean(cell['bytes'] for cell in _at(mine, local[0], *size)) / 1e6:.1f}" if local else "" for size in sizes

@@ -1,9 +1,9 @@
-"""What llm-compressor makes of a model: run by the Python of its own environment, which has no laconic.
+"""Compress a model with llm-compressor. This runs in the Python of its own environment, which has no laconic.
 
     python llm_compressor.py JOBS.json
 
 JOBS.json: {model: folder, rows: [batches of equally long rows of tokens], jobs: [{method, size, pipeline, output}]}.
-The linears of each job are written to its `output` as plain weights; a line of JSON for each says how long it took.
+The linears of each job are written to its `output` as plain weights. A line of JSON for each job has its CPU seconds.
 """
 
 import json
@@ -25,7 +25,7 @@ HEAD = "lm_head"
 
 
 def modifier(method: str, size: float) -> object:
-    """As its documentation advises; ranges of the grids are searched for, as laconic's are."""
+    """The modifier with the documented settings; ranges of the grids are searched, as laconic's are."""
     if method == "gptq":
         weights = QuantizationArgs(
             num_bits=int(size), symmetric=False, strategy="channel", observer="mse", actorder="static"
@@ -38,7 +38,7 @@ def modifier(method: str, size: float) -> object:
 
 
 def made(model_folder: str, rows: list, job: dict) -> float:
-    """The CPU seconds of one job."""
+    """Run one job, and return its CPU seconds."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     tokens = [torch.tensor(batch) for batch in rows]
     batches = [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in tokens]
@@ -63,7 +63,7 @@ def main() -> None:
     with open(sys.argv[1]) as file:
         asked = json.load(file)
     versions = {name: version(name) for name in ("llmcompressor", "transformers", "torch")}
-    # The first job of a process pays for what is imported late.
+    # The first job of a process also imports modules, so it is run twice.
     made(asked["model"], asked["rows"], asked["jobs"][0])
     for job in asked["jobs"]:
         seconds = made(asked["model"], asked["rows"], job)
