@@ -106,7 +106,7 @@ def whole_rows(batches: Sequence[Batch]) -> list[Batch]:
 
 
 def method_of(name: str, size: float) -> Method:
-    """A method with one grid for each row: llm-compressor refuses groups that do not divide the rows of these models."""
+    """A method with one grid for each row: llm-compressor refuses groups that do not divide the rows of the models."""
     if name == "gptq":
         return Gptq(bits=int(size), group_size="channel")
     return {"sparsegpt": SparseGpt, "wanda": Wanda}[name](sparsity=size)
@@ -201,7 +201,7 @@ def called(name: str, size: float) -> str:
 
 
 def entry(here: Sequence[dict], beside: Mapping[str, Sequence[dict]]) -> str:
-    """The mean KL, in bold if it is the lowest of its line; with the seeds, if there are fewer than in other columns."""
+    """The mean KL, in bold if it is the lowest of its line; with the seeds, if other columns have more."""
     if not here:
         return ""
     value = mean_of(here, "kl")
