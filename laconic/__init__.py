@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 from laconic.imports import TABLES, installed_version, lazy, when_imported
 
 if TYPE_CHECKING:
-    from laconic.api.compress import compress
+    from laconic.api.compress import compress, run
     from laconic.api.compressed import CompressResult
     from laconic.api.evaluate import EvaluateResult, evaluate
     from laconic.api.export import ExportResult, export
     from laconic.api.inspect import InspectResult, inspect
     from laconic.api.load import LoadResult, load, materialize
-    from laconic.api.run import run
-    from laconic.api.studied import StudyPlan, StudyResult
-    from laconic.api.study import study
+    from laconic.api.study import StudyPlan, StudyResult, study
     from laconic.errors import UserError
 
     __version__: str
@@ -56,15 +54,15 @@ _HOMES = {
     "ExportResult": "laconic.api.export",
     "InspectResult": "laconic.api.inspect",
     "LoadResult": "laconic.api.load",
-    "StudyPlan": "laconic.api.studied",
-    "StudyResult": "laconic.api.studied",
+    "StudyPlan": "laconic.api.study",
+    "StudyResult": "laconic.api.study",
     "compress": "laconic.api.compress",
     "evaluate": "laconic.api.evaluate",
     "export": "laconic.api.export",
     "inspect": "laconic.api.inspect",
     "load": "laconic.api.load",
     "materialize": "laconic.api.load",
-    "run": "laconic.api.run",
+    "run": "laconic.api.compress",
     "study": "laconic.api.study",
 }
 _import_name = lazy("laconic", _HOMES)

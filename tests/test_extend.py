@@ -126,6 +126,43 @@ def test_an_edit_of_the_method_changes_the_result(installed: Path, model: Path, 
     assert not all(torch.equal(first[name], edited[name]) for name in first)
 
 
+def test_an_edit_of_the_method_or_the_task_has_cells_of_a_study_measured_again(
+    installed: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    axes = {"model": [str(model)], "method": ["coala:multiple=1", "svd:multiple=1"], "keep": [0.5]}
+    study = {"axes": axes, "data": str(tmp_path / "texts.txt"), "tasks": [f"perplexity:{tmp_path / 'others.txt'}"]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    source = installed / PACKAGE / "method.py"
+    text = source.read_text()
+
+    def counts() -> tuple[int, int]:
+        capsys.readouterr()
+        run("study", tmp_path / "study.yaml", "-o", tmp_path / "study", "--json")
+        result = json.loads(capsys.readouterr().out)
+        return result["measured"], result["found"]
+
+    try:
+        assert counts() == (3, 0)
+        assert counts() == (0, 3)
+        source.write_text(text.replace("U * singular, Vh", "3 * U * singular, Vh"))
+        forget()
+        assert counts() == (1, 2), "the cell of coala"
+    finally:
+        source.write_text(text)
+    # Every cell has a task of the plug-in now.
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "tasks": [f"next-token:{tmp_path / 'others.txt'}"]}))
+    source = installed / PACKAGE / "task.py"
+    text = source.read_text()
+    try:
+        assert counts() == (3, 0)
+        source.write_text(f"{text}\nEDITED = True\n")
+        sys.modules.pop(f"{PACKAGE}.task", None)
+        forget()
+        assert counts() == (3, 0)
+    finally:
+        source.write_text(text)
+
+
 def test_its_own_tests_pass(installed: Path) -> None:
     spec = importlib.util.spec_from_file_location("test_of_the_plugin", PLUGIN / "tests" / "test_plugin.py")
     assert spec is not None and spec.loader is not None

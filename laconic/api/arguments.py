@@ -1,7 +1,7 @@
-"""Checks of the arguments of public functions: each has a value of a right type before a model is loaded.
+"""Check and convert the arguments of public functions before a model is loaded.
 
-A recipe and a command line are read by a schema; in Python anything may be given, and most wrong values would be found
-deep inside, or not at all: the text "no" is true.
+A recipe and a command line are parsed by a schema. In Python a wrong value would raise an error much later, or none at
+all: the text "no" is true.
 """
 
 import re
@@ -24,24 +24,24 @@ from laconic.recipe.entry import ModelInput
 from laconic.recipe.run import IN_MEMORY
 
 LARGEST_COUNT = 2**31 - 1
-"""The largest batch or sequence length that is taken: what 32 bits hold."""
+"""The largest accepted batch size or sequence length, which fits into 32 bits."""
 
 
-def check_kinds(**given: object) -> None:
+def check_kinds(**arguments: object) -> None:
     """Raise UserError if an argument has a value of a wrong type.
 
     Args:
-        given: arguments of public functions by their names; the names say which types are right.
+        arguments: arguments of public functions by name; the name determines the type.
 
     Example:
         >>> check_kinds(samples=2.5)
         Traceback (most recent call last):
         laconic.errors.UserError: samples must be a whole number; got 2.5.
     """
-    for name, value in given.items():
-        kind, holds = _KINDS[name]
-        if not holds(value):
-            raise must_be(name, kind, value)
+    for name, value in arguments.items():
+        requirement, is_valid = _KINDS[name]
+        if not is_valid(value):
+            raise must_be(name, requirement, value)
 
 
 def to_model_input(
@@ -51,20 +51,20 @@ def to_model_input(
     device: str = "cpu",
     place: str = "model",
 ) -> ModelInput:
-    """The model that a caller gives, with its tokenizer.
+    """Convert the argument `model` of a public function.
 
     Args:
         model: a loaded model, or a folder or hub name.
         tokenizer: a tokenizer of transformers, or None.
-        label_order: classes of the model in the order of its outputs, or None.
-        device: where a model that is given by its name is loaded to.
-        place: the argument that is named in errors.
+        label_order: class names in the order of the model's outputs, or None.
+        device: the device for a model that is given by its name.
+        place: the name of the argument in errors.
 
     Raises:
-        UserError: one of them is of another type, or the model has no numbers.
+        UserError: an argument has another type, or the model is on the meta device.
     """
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
-        # What such an object prints as may be pages long.
+        # The repr of such an object may be pages long.
         raise UserError(
             "tokenizer must be a tokenizer of transformers, as AutoTokenizer.from_pretrained gives; got an object of "
             f"the class {type(tokenizer).__name__}."
@@ -86,10 +86,10 @@ def to_model_input(
 
 
 def to_folder(folder: object, name: str = "output") -> Path:
-    """The folder that an argument names; the empty name would be the working folder.
+    """Convert an argument that names a folder. An empty name is refused, because it would mean the working folder.
 
     Raises:
-        UserError: it is no path, or empty.
+        UserError: the argument is not a path, or is empty.
 
     Example:
         >>> to_folder("small")
@@ -101,30 +101,30 @@ def to_folder(folder: object, name: str = "output") -> Path:
 
 
 def to_methods(method: object) -> tuple[Method | Step | str, ...]:
-    """One or several methods and steps, as several, in their order.
+    """Convert one or several methods and steps to a tuple.
 
     Raises:
-        UserError: there is none, one is something else, or they have no order, as in a set.
+        UserError: the list is empty, has an item of another type, or is a set, which has no order.
 
     Example:
         >>> to_methods("svd")
         ('svd',)
     """
-    kinds = "a method or a step, by its name or as an object like Svd(rank=8), or a list of those"
-    several = (method,) if isinstance(method, (str, Method, Step)) else method
-    if not isinstance(several, Iterable) or isinstance(several, (Mapping, set, frozenset, bytes, type)):
-        raise must_be("method", kinds, method)
-    lines = tuple(several)
+    requirement = "a method or a step, by its name or as an object like Svd(rank=8), or a list of those"
+    items = (method,) if isinstance(method, (str, Method, Step)) else method
+    if not isinstance(items, Iterable) or isinstance(items, (Mapping, set, frozenset, bytes, type)):
+        raise must_be("method", requirement, method)
+    lines = tuple(items)
     for index, line in enumerate(lines):
         if not isinstance(line, (str, Method, Step)):
             raise must_be(f"method[{index}]", "a method or a step, by its name or as an object", line)
     if not lines:
-        raise must_be("method", kinds, method)
+        raise must_be("method", requirement, method)
     return lines
 
 
 def to_texts(data: object) -> str | tuple[str, ...]:
-    """The name of a source, or the texts themselves.
+    """Convert the argument `data`: the name of a source, or texts.
 
     Raises:
         UserError: `data` is neither, or all texts are empty.
@@ -148,10 +148,10 @@ def to_texts(data: object) -> str | tuple[str, ...]:
 
 
 def to_corpus(data: object) -> Corpus:
-    """The training rows of a source, or the texts themselves.
+    """The training rows of a source, or the texts as a corpus.
 
     Raises:
-        UserError: there is no such source, or `data` is none and no texts.
+        UserError: there is no such source, or `data` is neither the name of a source nor texts.
 
     Example:
         >>> to_corpus(["a cat", "a dog"]).source
@@ -164,7 +164,7 @@ def to_corpus(data: object) -> Corpus:
 
 
 def to_tasks(tasks: str | Sequence[str], limit: int | None) -> tuple[str, ...]:
-    """One or several tasks, as several.
+    """Convert one or several tasks to a tuple, and check the limit of rows.
 
     Raises:
         UserError: `limit` is not above 0.
@@ -175,21 +175,21 @@ def to_tasks(tasks: str | Sequence[str], limit: int | None) -> tuple[str, ...]:
 
 
 def to_counts(name: str, counts: int | Sequence[int]) -> tuple[int, ...]:
-    """One or several counts, as several, each once.
+    """Convert one or several counts to a tuple without duplicates.
 
     Raises:
-        UserError: one is not in [1, 2³¹).
+        UserError: a count is not in [1, 2³¹).
 
     Example:
         >>> to_counts("batch", 8)
         (8,)
     """
-    several = (counts,) if isinstance(counts, int) else tuple(counts)
-    if any(count < 1 for count in several):
+    values = (counts,) if isinstance(counts, int) else tuple(counts)
+    if any(count < 1 for count in values):
         raise must_be(name, _COUNTS[0], counts)
-    if any(count > LARGEST_COUNT for count in several):
+    if any(count > LARGEST_COUNT for count in values):
         raise must_be(name, f"at most {LARGEST_COUNT}", counts)
-    return tuple(dict.fromkeys(several))
+    return tuple(dict.fromkeys(values))
 
 
 def _is_whole(value: object) -> bool:
@@ -215,11 +215,11 @@ def _is_list(value: object) -> bool:
 
 
 def _are_texts(value: object) -> bool:
-    return isinstance(value, Sequence) and all(_is_text(one) for one in value)
+    return isinstance(value, Sequence) and all(map(_is_text, value))
 
 
-def _or_none(holds: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: value is None or holds(value)
+def _or_none(is_valid: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or is_valid(value)
 
 
 def _are_whole(value: object) -> bool:

@@ -1,25 +1,31 @@
-"""`laconic.compress`: compress a model, in memory or by its name, with one or several methods."""
+"""`laconic.compress` applies methods to a model, `laconic.run` runs a recipe; both return a `CompressResult`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from os import PathLike
+from os import PathLike, fsdecode
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from laconic.allocate import parse_plan, read_plan
 from laconic.api.arguments import check_kinds, to_corpus, to_folder, to_methods, to_model_input, to_texts
 from laconic.api.compressed import CompressResult, compress_result
+from laconic.api.inputs import Document, local_device, read_document
 from laconic.compress import Step
 from laconic.errors import UserError
 from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS
 from laconic.progress import Track, silent
-from laconic.recipe import Recipe
+from laconic.recipe import Recipe, parse_recipe
+from laconic.recipe import run as run_recipe
 from laconic.recipe.flow import apply_steps, steps_of, takes_keep, walk_of
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.run import IN_MEMORY, open_job
 from laconic.recipe.sampling import Sampling
+from laconic.recipe.schema import with_plan
 
 DEFAULT_KEEP = float("0.5")
-"""The default of `keep`, an object of its own: unlike a 0.5 that is given, it is for methods that have no size."""
+"""The default of `keep`. It is a distinct object, so that it can be ignored for methods that have a size already."""
 
 
 def compress(
@@ -51,29 +57,29 @@ def compress(
         model: a loaded model, or a folder or hub name, which is loaded in the dtype in which it is stored.
         method: a method or step, or several that run in order: `"svd"`, `"svd:rank=64"`, an object of
             `laconic.methods`, `"shrink-heads:keep=0.75"`, or an object of `laconic.compress` or `laconic.recover`.
-        keep: fraction of the targeted bytes to keep, in (0, 1], or one for each group of matrices; None if every method
-            has a size of its own, and then the default is left out as well.
-        data: calibration texts: a source, as on the command line, or the texts themselves.
-        allocate: how the budget is shared between matrices: `uniform`, `spectrum`, or `global` for pruning.
+        keep: fraction of the targeted bytes to keep, in (0, 1], or one for each group of matrices. None if every method
+            has a size already; the default is then ignored.
+        data: calibration texts: the name of a source, as on the command line, or the texts themselves.
+        allocate: distribution of the budget over matrices: `uniform`, `spectrum`, or `global` for pruning.
         targets: which matrices: groups (`attention`, `ffn`, `head`, `embedding`), `blocks`, `all`, globs over their
             names, or `re:` and a regular expression.
-        samples: rows of `data` to use, drawn with `seed`.
-        seed: seed of everything that is drawn at random.
-        max_length: tokens of a row at most.
-        batch_size: rows that the model runs at once.
-        sequential: solve block by block, each on inputs with the errors of the blocks before.
-        anchored: solve layer by layer, and aim at the outputs of the original model.
-        allow_dense: continue if more than a tenth of the targeted parameters in the blocks can only stay dense, such as
-            the experts of a mixture.
-        label_order: classes of the model in the order of its outputs, as `data` names them, for steps that learn from
-            labels; the names in the model's configuration if None.
-        tokenizer: tokenizer of the model; the one that lies where the model was loaded from if None.
-        output: new folder to write the result to, as `save` does; None leaves it in memory.
-        device: where to compute with a model that is given by its name: `cpu`, `cuda` or `cuda:1`.
+        samples: number of calibration rows, drawn with `seed`.
+        seed: seed for all random numbers.
+        max_length: maximum tokens of a row; longer rows are truncated.
+        batch_size: rows in a batch.
+        sequential: compress block by block, each on the inputs that the compressed blocks before it give.
+        anchored: compress layer by layer, and fit each to the outputs of the original model.
+        allow_dense: continue if more than a tenth of the targeted parameters in the blocks cannot be compressed, such
+            as the experts of a mixture.
+        label_order: class names in the order of the model's outputs, as `data` spells them, for steps that learn from
+            labels. None for the order in the model's configuration.
+        tokenizer: tokenizer of the model. None for the one in the folder that the model was loaded from.
+        output: new folder for the result, as for `save`. None keeps the result in memory only.
+        device: device for a model that is given by its name: `cpu`, `cuda` or `cuda:1`.
         track: reports progress.
 
     Returns:
-        The model with its tokenizer, and what became of each matrix.
+        The model with its tokenizer, and the method and size of each matrix.
 
     Raises:
         UserError: an argument has a wrong value, a model or source does not exist, or the method cannot be applied to
@@ -120,3 +126,52 @@ def compress(
     with open_job(recipe, folder, model_input, corpus=corpus, places=places, track=track) as job:
         record = job.finish(*apply_steps(job.lm, steps, job.data))
     return compress_result(record)
+
+
+def run(
+    recipe: str | PathLike[str] | Mapping[str, Any] | Document,
+    output: str | PathLike[str] | None = None,
+    *,
+    plan: str | PathLike[str] | Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    track: Track = silent,
+    **changes: Any,
+) -> CompressResult:
+    """Run a recipe.
+
+    Args:
+        recipe: a YAML file, the name of a recipe that comes with laconic (`laconic run --list`), or a mapping as YAML
+            would give it.
+        output: new folder for the model, written whole or not at all. None keeps the model in memory only; the recipe's
+            `evaluate` is then skipped, because it measures the saved model.
+        plan: a plan or the path of one. It replaces the budget of the recipe's compress step.
+        device: `cpu`, `cuda` or `cuda:1`.
+        track: reports progress.
+        changes: values that replace those of the recipe, by their position: `samples=64`, or
+            `**{"steps[0].compress.keep": 0.3}`.
+
+    Returns:
+        The model with its tokenizer, and the method and size of each matrix.
+
+    Raises:
+        UserError: the recipe cannot be read, or a part of it cannot be done. Most mistakes are found before weights are
+            loaded.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> BertModel(BertConfig(vocab_size=50, **shape)).save_pretrained("model")
+        >>> recipe = {"model": "model", "steps": [{"compress": {"method": "svd", "keep": 0.5}}]}
+        >>> result = run(recipe, "small", **{"steps[0].compress.keep": 0.3})
+        >>> result.bytes <= 0.3 * result.dense_bytes
+        True
+    """
+    check_kinds(track=track)
+    own_device = local_device(device)
+    document = read_document(recipe, "recipe", changes)
+    parsed = parse_recipe(document.text, document.path, document.overrides)
+    if plan is not None:
+        methods = parse_plan(dict(plan), "plan") if isinstance(plan, Mapping) else read_plan(Path(fsdecode(plan)))
+        parsed = with_plan(parsed, methods)
+    folder = None if output is None else to_folder(output)
+    return compress_result(run_recipe(parsed, folder, track=track, device=own_device))

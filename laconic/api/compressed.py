@@ -1,4 +1,4 @@
-"""What `laconic.compress` and `laconic.run` return."""
+"""`CompressResult`, which `laconic.compress` and `laconic.run` return."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from laconic.store import attach, save
 
 @dataclass(frozen=True)
 class CompressedSite:
-    """What became of one matrix.
+    """The method and size of one matrix after compression.
 
     Args:
         method: the method with its size; None if the matrix stayed dense.
@@ -43,16 +43,16 @@ class CompressedSite:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class CompressResult(Result):
-    """A compressed model, and what it took.
+    """A compressed model, with the method and size of each matrix.
 
     Args:
         model: the compressed model, of the same class as before.
         tokenizer: its tokenizer; None if it has none.
-        sites: by the name of each targeted matrix what became of it.
-        bytes: bytes of the targeted matrices now.
-        dense_bytes: bytes of the same matrices before.
-        seconds: time from the first check to the result, without its evaluation.
-        record: everything else that is known of the run.
+        sites: method and size of each targeted matrix, by its name.
+        bytes: bytes of the targeted matrices after compression.
+        dense_bytes: bytes of the same matrices before compression.
+        seconds: duration of the run without the evaluation.
+        record: all other results of the run.
 
     Example:
         >>> from laconic import compress
@@ -77,14 +77,14 @@ class CompressResult(Result):
 
     @property
     def recipe(self) -> str:
-        """The recipe in YAML that gives the same model again by `laconic run`."""
+        """The recipe in YAML, with which `laconic run` makes the same model."""
         return write_recipe(self.record.recipe)
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Write the model to a new folder, whole or not at all, with all that `laconic compress` writes.
+        """Write the model to a new folder, whole or not at all.
 
-        Beside the model lie its tokenizer, a card, the plan (what each matrix became) and, unless the model or the
-        texts were made in memory, the recipe.
+        The folder also contains the tokenizer, a model card, the plan (the method of each matrix) and the recipe. The
+        recipe is left out if the model or the texts exist only in memory.
 
         Args:
             folder: the folder, which must not exist.
@@ -127,13 +127,12 @@ class CompressResult(Result):
         )
 
     def _notes(self) -> Sequence[str]:
-        """Time, and what could not be done as requested."""
+        """The duration, and deviations from the request."""
         return list(self._lines())
 
     def parts(self) -> Iterator[Part]:
-        """Sizes, what could not be done as requested, and the evaluation."""
-        yield self._headline()
-        yield from self._notes()
+        """Sizes, deviations from the request, and the evaluation."""
+        yield from super().parts()
         if self.record.evaluation is not None:
             yield from evaluation_tables(self.record.evaluation).items()
             yield from evaluation_remarks(self.record.evaluation)
@@ -159,7 +158,7 @@ class CompressResult(Result):
             yield f"Dropped: {named}"
 
     def _table(self) -> Table | None:
-        """The matrices by what they became; None if only the shape of the model changed."""
+        """Number and size of matrices by method; None if only the shape of the model changed."""
         columns = (Column("matrices", "{:d}"), Column("method"), Column("KB", "{:,.1f}"), Column("of dense", "{:.1%}"))
         groups: dict[str, list[Mapping[str, Any]]] = {}
         for row in self._rows():
@@ -209,10 +208,10 @@ def _parameters(spelled: object) -> str:
 
 
 def allocation_fallback(measured: Mapping[str, Any] | None) -> Iterator[str]:
-    """One line if a measured allocation lost to a uniform one, which was then used; no line otherwise.
+    """Yield one line if the uniform allocation was used because it measured better than the requested one.
 
     Args:
-        measured: what the step found: the allocation in use, and the KL of each.
+        measured: the step's record: the allocation in use, and the KL of each.
     """
     if measured is not None and measured["taken"] == UNIFORM:
         ((name, kl),) = [(name, kl) for name, kl in measured["kl"].items() if name != UNIFORM]
@@ -230,5 +229,5 @@ def _dense(left: Mapping[str, Any]) -> str:
 
 
 def _kept(nbytes: int, dense_nbytes: int) -> str:
-    """The fraction of bytes kept; a tied matrix that gets a copy of its own has no bytes before."""
+    """The fraction of bytes kept. A tied matrix that gets a copy of its own has no bytes before."""
     return f"{nbytes / dense_nbytes:.1%} kept" if dense_nbytes else "they shared the bytes of matrices that stay"

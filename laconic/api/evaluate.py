@@ -1,4 +1,4 @@
-"""`laconic.evaluate`: quality and cost of a model, and how far it is from the original."""
+"""`laconic.evaluate`: quality and cost of a model, and its distance to the original."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,11 +34,11 @@ class EvaluateResult(Result):
     """Quality and cost of a model.
 
     Args:
-        results: by task and metric the value with its 95 % interval.
+        results: the value of each metric with its 95 % interval, by task and metric.
         cost: parameters, bytes, operations, time and memory.
         fidelity: distance between the predictions of the model and of the original; None without an original.
-        difference: by task and metric the change against the original, with its interval and p; None without one.
-        evaluation: everything else that was measured, such as the figures of the original.
+        difference: the change of each metric from the original, with interval and p-value; None without an original.
+        evaluation: all other results, such as the figures of the original.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -84,15 +84,15 @@ class EvaluateResult(Result):
         return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
 
     def _table(self) -> Table | None:
-        """The first table: quality, or cost where no task was given."""
+        """The first table: quality, or cost if there are no tasks."""
         return next(iter(evaluation_tables(self.to_dict()).values()), None)
 
     def _notes(self) -> Sequence[str]:
-        """What the figures have to be read with."""
+        """Remarks on the figures."""
         return evaluation_remarks(self.to_dict())
 
     def parts(self) -> Iterator[Part]:
-        """All tables, and what they have to be read with."""
+        """All tables, and remarks on the figures."""
         yield from evaluation_tables(self.to_dict()).items()
         yield from self._notes()
 
@@ -113,30 +113,30 @@ def evaluate(
 ) -> EvaluateResult:
     """Measure quality and cost of a model.
 
-    Of a model that is given by its name, tasks that an earlier evaluation finished are not measured again, if model,
+    For a model that is given by its name, tasks that an earlier evaluation finished are not measured again if model,
     rows and versions are the same.
 
     Args:
-        model: a loaded model, or a folder or hub name. It computes in float32 whatever it is stored in.
-        tasks: what to measure it on, such as `glue/sst2`, `lama/trex`, `blimp`, `harness/boolq`, `perplexity:SOURCE`,
-            `seq2seq:SOURCE`, or `fidelity:SOURCE` for the rows on which it is compared with `against`; without any,
-            only the cost is measured.
+        model: a loaded model, or a folder or hub name. It is evaluated in float32.
+        tasks: tasks, such as `glue/sst2`, `lama/trex`, `blimp`, `harness/boolq`, `perplexity:SOURCE` or
+            `seq2seq:SOURCE`; `fidelity:SOURCE` names the rows on which the model is compared with `against`. Without
+            tasks only the cost is measured.
         against: the original model, to compare with.
-        limit: rows of each task at most; None for all.
-        label_order: classes of the model in the order of its outputs, as the task names them; the names in the model's
-            configuration if None.
-        batch: rows at once that are timed, one number or several.
-        length: tokens of each row that is timed, with every `batch`.
-        runtime: what runs the models: `eager`, `compile`, `onnx` or `openvino`.
-        tokenizer: tokenizer of both models; those that lie where they were loaded from if None.
-        device: where to compute with models that are given by their names.
+        limit: maximum rows of each task; None for all.
+        label_order: class names in the order of the model's outputs, as the task spells them. None for the order in the
+            model's configuration.
+        batch: one or several batch sizes to time.
+        length: one or several sequence lengths to time, each with every batch size.
+        runtime: the runtime of the models: `eager`, `compile`, `onnx` or `openvino`.
+        tokenizer: tokenizer of both models. None for those in the folders that they were loaded from.
+        device: device for models that are given by their names.
         track: reports progress.
 
     Returns:
         Figures with intervals, the cost, and the distance to the original.
 
     Raises:
-        UserError: an argument has a wrong value, or a model cannot be measured on a task; arguments are checked before
+        UserError: an argument has a wrong value, or a model cannot be measured on a task. Arguments are checked before
             a model is loaded.
 
     Example:

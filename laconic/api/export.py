@@ -1,4 +1,4 @@
-"""`laconic.export`: write a model for another runtime, checked against the model in torch."""
+"""`laconic.export`: write a model for another runtime, and compare it with the model in torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class ExportResult(Result):
     """A model that was written for another runtime.
 
     Args:
-        output: the folder that was written.
+        output: the folder with the model.
         bytes: bytes of the weights in it.
-        error: the largest difference to the outputs of the model in torch, as a fraction of the largest output.
-        outcome: everything else that is known of the export.
+        error: the largest difference from the outputs of the model in torch, as a fraction of the largest output.
+        outcome: all other results of the export.
 
     Example:
-        `laconic.export` makes it; here it is made by hand, because an export needs the libraries of the runtime.
+        `laconic.export` returns it. This example builds one directly, as an export needs the libraries of the runtime.
 
         >>> from laconic.export.agreement import Agreement
         >>> from laconic.export.folder import ExportedModel
@@ -59,7 +59,7 @@ class ExportResult(Result):
         return self.outcome.to_json()
 
     def _rows(self) -> Sequence[Mapping[str, Any]]:
-        """One row for each kind of layer of codes."""
+        """One row for each kind of quantized layer."""
         return [{"layers": kind, **layers} for kind, layers in self.to_dict()["layers"].items()]
 
     def _headline(self) -> str:
@@ -67,16 +67,16 @@ class ExportResult(Result):
         return export_lines(self.to_dict())[0]
 
     def _table(self) -> Table | None:
-        """The layers of codes by what they are in the file; None if there are none."""
+        """The quantized layers by their operator in the file; None if there are none."""
         found = self.to_dict()
         return export_table(found) if found["layers"] else None
 
     def _notes(self) -> Sequence[str]:
-        """Inputs, outputs, and how near it is to the model in torch."""
+        """Inputs, outputs, and the agreement with the model in torch."""
         return export_lines(self.to_dict())[1:]
 
     def parts(self) -> Iterator[Part]:
-        """All of it, and the quality if tasks were given."""
+        """All lines and tables, with the quality if there are tasks."""
         found, table = self.to_dict(), self._table()
         yield from export_lines(found)
         if table is not None:
@@ -97,25 +97,25 @@ def export(
     tokenizer: PreTrainedTokenizerBase | None = None,
     track: Track = silent,
 ) -> ExportResult:
-    """Write a model for another runtime, once it computes there what it computes in torch.
+    """Write a model for another runtime, after a check that its outputs there are those of torch.
 
     Args:
         model: a loaded model, or a folder or hub name.
         to: the runtime, `onnx` or `openvino`.
-        output: new folder to write the model, its tokenizer and a card to, whole or not at all.
-        tasks: tasks on which the exported model must be as good as the model in torch, as `evaluate` takes them.
-        limit: rows of each task at most; None for all.
-        label_order: classes of the model in the order of its outputs, as the tasks name them; the names in the model's
-            configuration if None.
-        tokenizer: tokenizer of the model; the one that lies where the model was loaded from if None.
+        output: new folder for the model, its tokenizer and a model card, written whole or not at all.
+        tasks: tasks of `evaluate` on which the exported model must be as good as the model in torch.
+        limit: maximum rows of each task; None for all.
+        label_order: class names in the order of the model's outputs, as the tasks spell them. None for the order in the
+            model's configuration.
+        tokenizer: tokenizer of the model. None for the one in the folder that the model was loaded from.
         track: reports progress.
 
     Returns:
-        Where it is, its size, and how near it is to the model in torch.
+        The folder, its size, and the agreement with the model in torch.
 
     Raises:
         UserError: an argument has a wrong value, the libraries of the runtime are missing, the model cannot be
-            exported, or it computes something else there; then nothing is written.
+            exported, or its outputs differ. Nothing is written then.
 
     Example:
         >>> export("MODEL", to="eager", output="served")

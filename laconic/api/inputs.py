@@ -1,4 +1,4 @@
-"""Recipes, studies and devices as a caller names them, read and checked without importing torch."""
+"""Read recipes and studies, and check folders and devices, without importing torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from laconic.files import expand_user
 from laconic.yaml_loader import read_text
 
 WIDE = 2**31
-"""A line length that no value reaches: what is spelled on one line stays on one line."""
+"""A line length that no value reaches, so that YAML stays on one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Document:
 
     Args:
         text: the YAML.
-        path: the file that it comes from; paths in it may be relative to its folder.
-        overrides: `key=value` each, like `steps[0].compress.keep=0.3`.
+        path: the file with the text. Paths in the text may be relative to its folder.
+        overrides: `key=value` items, such as `steps[0].compress.keep=0.3`.
     """
 
     text: str
@@ -34,53 +34,53 @@ class Document:
 
 
 def read_document(
-    given: object, kind: Kind, changes: Mapping[str, object] | None = None, overrides: Sequence[str] = ()
+    source: object, kind: Kind, changes: Mapping[str, object] | None = None, overrides: Sequence[str] = ()
 ) -> Document:
     """Read a recipe or a study.
 
     Args:
-        given: a path, the name of one that comes with laconic, or a mapping as YAML would give it.
+        source: a path, the name of a built-in recipe or study, or a mapping as parsed from YAML.
         kind: `recipe` or `study`.
-        changes: values that replace those in it, by their place.
-        overrides: the same as text, `key=value` each.
+        changes: values that replace those of the document, by their position.
+        overrides: the same as text, in the form `key=value`.
 
     Raises:
-        UserError: there is no such file, or a value is none that YAML holds.
+        UserError: there is no such file, or YAML cannot represent a value.
 
     Example:
         >>> read_document({"model": "MODEL"}, "recipe", {"samples": 4})
         Document(text='{model: MODEL}', path=PosixPath('recipe'), overrides=('samples=4',))
     """
-    if isinstance(given, Document):
-        return given
+    if isinstance(source, Document):
+        return source
     replaced = (*(f"{key}={_yaml(value, f'{kind}.{key}')}" for key, value in (changes or {}).items()), *overrides)
-    if isinstance(given, Mapping):
-        return Document(text=_yaml(dict(given), kind), path=Path(kind), overrides=replaced)
-    if not isinstance(given, (str, PathLike)):
-        raise must_be(kind, f"a file, the name of a {kind} that comes with laconic, or a mapping", given)
-    path = find_file(fsdecode(given), kind) if isinstance(given, str) else Path(fsdecode(given))
+    if isinstance(source, Mapping):
+        return Document(text=_yaml(dict(source), kind), path=Path(kind), overrides=replaced)
+    if not isinstance(source, (str, PathLike)):
+        raise must_be(kind, f"a file, the name of a {kind} that comes with laconic, or a mapping", source)
+    path = find_file(fsdecode(source), kind) if isinstance(source, str) else Path(fsdecode(source))
     return Document(text=read_text(path, kind), path=path, overrides=replaced)
 
 
 def _yaml(value: object, place: str) -> str:
-    """The value on one line of YAML."""
+    """The value as one line of YAML."""
     form = {"default_flow_style": True, "sort_keys": False, "width": WIDE, "allow_unicode": True}
     try:
-        spelled = yaml.dump(_plain(value), Dumper=_Dumper, **form)
+        line = yaml.dump(_plain(value), Dumper=_Dumper, **form)
     except yaml.YAMLError as error:
         raise must_be(place, "made of numbers, texts, lists and mappings", value) from error
-    return spelled.removesuffix("\n").removesuffix("\n...")
+    return line.removesuffix("\n").removesuffix("\n...")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a value as often as it occurs, without aliases."""
+    """Writes repeated values in full instead of aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _plain(value: object) -> object:
-    """Paths as text and tuples as lists, which YAML has no form for."""
+    """Convert paths to text and tuples to lists, which YAML cannot represent."""
     match value:
         case PathLike():
             return fsdecode(value)
@@ -93,7 +93,7 @@ def _plain(value: object) -> object:
 
 
 def local_folder(name: str, place: str) -> Path | None:
-    """The folder of this machine that an argument names; None for a URL.
+    """The local folder that an argument names; None for a URL.
 
     Args:
         name: the argument, for errors.
@@ -112,10 +112,10 @@ def local_folder(name: str, place: str) -> Path | None:
 
 
 def check_device(device: object) -> str:
-    """`device`, if it is the name of one; whether this machine has it is not looked at.
+    """Check the name of a device, but not whether this machine has it.
 
     Raises:
-        UserError: it is neither `cpu` nor `cuda` nor `cuda:N`.
+        UserError: the name is not `cpu`, `cuda` or `cuda:N`.
 
     Example:
         >>> check_device("cuda:1")
@@ -127,10 +127,10 @@ def check_device(device: object) -> str:
 
 
 def local_device(device: object) -> str:
-    """The device for this process: of `cuda`, each of several processes takes a GPU of its own.
+    """The device of this process. With several processes, `cuda` becomes a different GPU for each.
 
     Raises:
-        UserError: there is no such device on this machine, or it is one for several processes.
+        UserError: this machine has no such device, or several processes would use the same GPU.
 
     Example:
         >>> own_device("cpu")

@@ -1,4 +1,4 @@
-"""`laconic.inspect`: what a model consists of, and what its weights look like."""
+"""`laconic.inspect`: the structure of a model, and statistics of its weights."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,18 +25,18 @@ from laconic.store import check_output
 from laconic.store.atomic import new_folder
 
 ROWS = 64
-"""Rows of the data that the model is run on, drawn with seed 0."""
+"""Number of rows of the data that the model runs on, drawn with seed 0."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class InspectResult(Result):
-    """What a model consists of.
+    """The structure of a model, and statistics of its weights.
 
     Args:
         anatomy: stacks, parts and matrices with their sizes.
         weights: distribution, sparsity and spectrum of the weights by part and by layer.
-        activity: what the model does with texts; None without texts.
-        words: the figures in a few paragraphs.
+        activity: statistics of activations on texts; None without texts.
+        words: a summary in a few paragraphs.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -92,7 +92,7 @@ class InspectResult(Result):
         return self.anatomy.table()
 
     def _notes(self) -> Sequence[str]:
-        """Stacks, and what cannot be compressed."""
+        """Stacks, and parts that cannot be compressed."""
         lines = [f"Stacks: {_named(self.anatomy.stacks)}"]
         if self.anatomy.idle:
             lines.append(f"Not called by text, so left as they are: {_named(self.anatomy.idle)}")
@@ -100,7 +100,7 @@ class InspectResult(Result):
         return lines if self.anatomy.dense is None else [*lines, self.anatomy.dense_note()]
 
     def parts(self) -> Iterator[Part]:
-        """Everything, as the command line prints it."""
+        """All lines and tables that the command line prints."""
         yield self._headline()
         yield from self._notes()
         yield "", self._table()
@@ -116,18 +116,18 @@ def inspect(
     output: str | PathLike[str] | None = None,
     track: Track = silent,
 ) -> InspectResult:
-    """Show what a model consists of, and how large, concentrated and redundant its weights are.
+    """Show the structure of a model, and the size, concentration and redundancy of its weights.
 
     Args:
         model: a loaded model, or a folder or hub name.
-        data: texts to run the model on as well, a source or the texts themselves: outliers, and blocks and heads that
-            are alike.
-        tokenizer: tokenizer of the model; the one that lies where the model was loaded from if None.
-        output: new folder to write a page of figures to, as `save` does.
+        data: texts to run the model on, to find outliers, and blocks and heads that are alike: the name of a source, or
+            the texts themselves.
+        tokenizer: tokenizer of the model. None for the one in the folder that the model was loaded from.
+        output: new folder for a page with figures, as for `save`.
         track: reports progress.
 
     Returns:
-        Sizes, and figures about the weights.
+        Sizes, and statistics of the weights.
 
     Raises:
         UserError: an argument has a wrong value, or the model cannot be loaded.

@@ -1,4 +1,4 @@
-"""`laconic.load` and `laconic.materialize`: a model from a folder or the hub, and a dense copy of a compressed one."""
+"""`laconic.load` loads a model; `laconic.materialize` makes a dense copy of a compressed one."""
 
 from os import PathLike
 from typing import NamedTuple
@@ -40,11 +40,11 @@ class LoadResult(NamedTuple):
 def load(model: str | PathLike[str], *, device: str = "cpu") -> LoadResult:
     """Load a model and its tokenizer, compressed by laconic or not, in the class that its configuration names.
 
-    Weights of other forms are read too: an adapter, a GGUF file, and what another library quantized.
+    Adapters, GGUF files and models that another library quantized are loaded, too.
 
     Args:
         model: folder or hub name.
-        device: where to load it to: `cpu`, `cuda` or `cuda:1`.
+        device: the device for the model: `cpu`, `cuda` or `cuda:1`.
 
     Returns:
         The model, in the dtype in which it is stored, and the tokenizer.
@@ -71,14 +71,14 @@ def load(model: str | PathLike[str], *, device: str = "cpu") -> LoadResult:
 def materialize(model: PreTrainedModel | str | PathLike[str], *, device: str = "cpu") -> PreTrainedModel:
     """A dense copy of a compressed model, which needs no laconic.
 
-    Every compressed layer is multiplied out, and heads, channels and blocks get the shapes of the model's class back.
+    Every compressed layer becomes a dense matrix, and heads, channels and blocks get the shapes of the model's class.
 
     Args:
         model: a loaded model, which stays as it is, or a folder or hub name.
-        device: where to load a model that is given by its name.
+        device: the device for a model that is given by its name.
 
     Raises:
-        UserError: it is no model of transformers, or has a shape that its class cannot have.
+        UserError: it is not a model of transformers, or its class cannot have its shape.
 
     Example:
         >>> from laconic import compress

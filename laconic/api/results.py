@@ -1,4 +1,4 @@
-"""The base of all results: plain values, lines and tables for people, a table for pandas."""
+"""The base class of all results, which converts them to JSON values, text, HTML and a pandas DataFrame."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,34 +14,35 @@ if TYPE_CHECKING:
     import pandas
 
 WIDTH = 100
-"""Characters in a line of a printed result."""
+"""The number of characters in a line of a printed result."""
 LARGEST_TABLE = 20
-"""Rows of a table that a notebook shows."""
+"""The number of rows of a table that a notebook displays."""
 
 Part = str | tuple[str, Table]
 """One line, or a table with its title, which may be empty."""
 
 
 class Result(ABC):
-    """What a function of laconic returns.
+    """A result of a function of laconic.
 
-    It prints as a few lines, shows as a small table in a notebook, and becomes a table of pandas by `to_frame()`.
+    It prints as a few lines, is displayed as a table in a notebook, and `to_frame()` converts it to a DataFrame.
     """
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The values that the command line prints with `--json`."""
 
-    @abstractmethod
     def parts(self) -> Iterator[Part]:
         """The lines and tables that the command line prints, the most important ones first."""
+        yield self._headline()
+        yield from self._notes()
 
     @abstractmethod
     def _rows(self) -> Sequence[Mapping[str, Any]]:
         """The rows of `to_frame()`, each by column."""
 
     def to_frame(self) -> "pandas.DataFrame":
-        """The result as a table of pandas."""
+        """The result as a pandas DataFrame."""
         import pandas
 
         return pandas.DataFrame.from_records([dict(row) for row in self._rows()])
@@ -52,11 +53,11 @@ class Result(ABC):
 
     @abstractmethod
     def _table(self) -> Table | None:
-        """The one table that a notebook shows."""
+        """The table that a notebook displays."""
 
-    @abstractmethod
     def _notes(self) -> Sequence[str]:
         """Lines to read with the table."""
+        return ()
 
     def __str__(self) -> str:
         out, table = StringIO(), self._table()
@@ -81,7 +82,7 @@ _RULE = "border-bottom:1px solid rgba(128,128,128,.4);padding:.2em .6em"
 
 
 def _html(table: Table) -> str:
-    """A table whose texts are escaped, cut after some rows."""
+    """A table in HTML with its first `LARGEST_TABLE` rows."""
     sides = ["left" if column.is_text else "right" for column in table.columns]
 
     def row(tag: str, texts: Sequence[str]) -> str:

@@ -1,39 +1,168 @@
-"""`laconic.study`: run a grid of recipes over models, tasks and seeds, and write its report."""
+"""`laconic.study` runs a grid of recipes over models, tasks and seeds, and writes its report."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike, fsdecode
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from laconic.api.arguments import check_kinds
 from laconic.api.inputs import Document, local_device, local_folder, read_document
-from laconic.api.studied import StudyPlan, StudyResult
+from laconic.api.results import Part, Result
 from laconic.errors import Notice, UserError, must_be
 from laconic.progress import Track, silent
 from laconic.report.study import write_report
+from laconic.report.study.groups import cell_name
+from laconic.report.study.results import results_table
+from laconic.report.tables import Column, Table
 from laconic.store import check_output
 from laconic.study import (
     FAILED,
     Cell,
-    Executor,
     Ledger,
     MlflowLogger,
     Record,
-    Study,
+    Summary,
     cells_of,
     check_cells,
     check_logging,
     estimate_seconds,
-    of_the_study,
+    make_executor,
+    own_records,
     parse_study,
     run_study,
     save_study,
     title_of,
 )
-from laconic.study.executors import InProcess, Processes
 
 EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class StudyPlan(Result):
+    """The cells of a study that a dry run lists.
+
+    Args:
+        cells: for each cell its key, its labels on the axes, its state, and the estimated seconds.
+
+    Example:
+        >>> from laconic import study
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> BertModel(BertConfig(vocab_size=50, **shape)).save_pretrained("model")
+        >>> axes = {"model": ["model"], "method": ["svd"], "keep": [0.5]}
+        >>> plan = study({"axes": axes, "cost": True}, "studies/sizes", dry_run=True)
+        >>> [cell["state"] for cell in plan.cells]
+        ['to do', 'to do']
+    """
+
+    cells: Sequence[Mapping[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that `laconic study --dry-run --json` prints."""
+        return {"cells": list(self.cells)}
+
+    def _rows(self) -> Sequence[Mapping[str, Any]]:
+        """One row for each cell."""
+        return [
+            {"key": cell["key"], **cell["axes"], "state": cell["state"], "seconds": cell["seconds"]}
+            for cell in self.cells
+        ]
+
+    def _headline(self) -> str:
+        """The number of cells to measure, and the estimated time."""
+        left = [cell["seconds"] for cell in self.cells if cell["seconds"] is not None]
+        minutes = sum(left) / 60
+        return f"{len(left)} of {len(self.cells)} cells are to do, in about {minutes:.0f} min with one worker."
+
+    def _table(self) -> Table:
+        """The cells."""
+        axes = list(self.cells[0]["axes"])
+        columns = (*map(Column, axes), Column("state"), Column("about s", "{:.0f}"))
+        rows = ((*map(_label, cell["axes"].values()), cell["state"], cell["seconds"]) for cell in self.cells)
+        return Table(columns, tuple(rows))
+
+    def parts(self) -> Iterator[Part]:
+        """The cells, and the estimated time."""
+        yield "", self._table()
+        yield self._headline()
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class StudyResult(Result):
+    """The records of all cells of a study, and a summary of its last run.
+
+    Args:
+        output: the folder or URL of the study.
+        records: a record for each cell that is done or failed, from this run or an earlier one.
+        failed: the records of cells that failed.
+        page: the report; None if the study lies at a URL.
+        summary: all other results of this run.
+
+    Example:
+        >>> from laconic import study
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        >>> BertModel(BertConfig(vocab_size=50, **shape)).save_pretrained("model")
+        >>> axes = {"model": ["model"], "method": ["svd"], "keep": [0.5]}
+        >>> result = study({"axes": axes, "cost": True}, "studies/measured")
+        >>> len(result.records), result.failed, result.page.name
+        (2, (), 'report.html')
+    """
+
+    output: str
+    records: Sequence[Record]
+    failed: Sequence[Record]
+    page: Path | None
+    summary: Summary
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values that `laconic study --json` prints."""
+        summary = self.summary
+        return {
+            "output": self.output,
+            "measured": summary.measured,
+            "found": summary.found,
+            "failed": [{"key": record["key"], "axes": record["axes"], **record["error"]} for record in self.failed],
+            "surveys": summary.surveys,
+            "aside": [{"file": file.name, "reason": file.reason} for file in summary.moved],
+            "strange": [{"file": file.name, "reason": file.reason} for file in summary.invalid],
+            "seconds": round(summary.seconds, 3),
+            "seconds_within_cells": round(summary.cell_seconds, 3),
+            "report": None if self.page is None else str(self.page),
+        }
+
+    def _rows(self) -> Sequence[Mapping[str, Any]]:
+        """One row for each cell, as in the table of `laconic report`."""
+        return results_table(self.records).rows
+
+    def _headline(self) -> str:
+        """The number of measured cells."""
+        summary = self.summary
+        return (
+            f"Cells measured in {summary.seconds:.0f} s: {summary.measured}; there already: {summary.found}. "
+            f"Times that statistics were collected: {summary.surveys}."
+        )
+
+    def _table(self) -> Table | None:
+        """The cells with their sizes and their first figure of quality."""
+        found = results_table(self.records)
+        measured = [" ".join(measure) for measure in found.measures[:1]]
+        axes = [found.axes[name] for name in found.axes]
+        numbers = {"kept": "{:.1%}", "kl": "{:.4g}", **dict.fromkeys(measured, "{:.4f}")}
+        shown = {name: form for name, form in numbers.items() if any(row.get(name) is not None for row in found.rows)}
+        columns = (*map(Column, axes), Column("state"), *(Column(name, form) for name, form in shown.items()))
+        rows = (
+            (*(_label(row[axis]) for axis in axes), row["state"], *(row[name] for name in shown)) for row in found.rows
+        )
+        return Table(columns, tuple(rows)) if found.rows else None
+
+    def _notes(self) -> Sequence[str]:
+        """Failed cells, and the path of the report."""
+        failed = [f"Failed: {cell_name(record['axes'])}: {record['error']['sentence']}" for record in self.failed]
+        remedy = ["`--retry-failed` does these again."] if failed else []
+        return [*failed, *remedy, f"What came out is in {self.page or f'`laconic report {self.output}`'}."]
 
 
 @overload
@@ -77,27 +206,27 @@ def study(
     track: Track = silent,
     **changes: Any,
 ) -> StudyResult | StudyPlan:
-    """Run every cell of a study that is not done yet, and write its report.
+    """Measure every cell of a study that has no record yet, and write its report.
 
     Args:
         study: a YAML file, the name of a study that comes with laconic (`laconic study --list`), or a mapping as YAML
             would give it.
-        output: folder or URL of the study; records that lie there already are kept and not measured again.
-        executor: what runs the cells, `local` or `ray`.
-        workers: number of cells that run side by side; they share the cores.
-        address: address of the Ray cluster; a local one is started if None.
-        retry_failed: also run cells that failed before.
-        dry_run: only list the cells, and about how long they take.
-        device: where to compute: `cpu`, `cuda` or `cuda:1`.
+        output: folder or URL of the study. Cells with a record there are not measured again.
+        executor: `local` or `ray`.
+        workers: number of cells to measure in parallel; they share the CPU cores.
+        address: address of the Ray cluster. None starts a local one.
+        retry_failed: also measure failed cells again.
+        dry_run: only list the cells, with estimated times.
+        device: `cpu`, `cuda` or `cuda:1`.
         track: reports progress.
-        changes: values that replace those of the study, by their place: `limit=100`, `**{"axes.keep": [0.5]}`.
+        changes: values that replace those of the study, by their position: `limit=100`, `**{"axes.keep": [0.5]}`.
 
     Returns:
-        The records of all cells; of a dry run the list of cells.
+        The records of all cells; for a dry run the list of cells.
 
     Raises:
-        UserError: the study cannot be read, or a cell cannot be done; what can be checked is checked before anything
-            is measured. A cell that fails later is among the records.
+        UserError: the study cannot be read, or a cell is impossible. This is checked before any cell is measured; a
+            cell that fails later has a record of its error.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -131,51 +260,20 @@ def study(
         return StudyPlan(_planned(cells, place, retry_failed))
     ledger = Ledger(place)
     save_study(place, parsed.title, document.text, cells, document.overrides)
-    runs = _executor(executor, folder, workers, address, own, track)
-    logger = _mlflow_logger(parsed, place)
-    summary = run_study(cells, ledger, runs, retry=retry_failed, logger=logger, track=track)
+    uri = parsed.mlflow if isinstance(parsed.mlflow, str) else None
+    logger = MlflowLogger(place, uri, parsed.title) if parsed.mlflow else None
+    runner = make_executor(executor, folder, workers, address, own, track)
+    summary = run_study(cells, ledger, runner, retry=retry_failed, logger=logger, track=track)
     if logger is not None and logger.missed:
-        _notify(f"MLflow lacks {logger.missed} cells, which the next run of the study logs: {logger.reason}.")
+        sentence = f"MLflow lacks {logger.missed} cells, which the next run of the study logs: {logger.reason}."
+        warnings.warn(sentence, Notice, stacklevel=2)
     records = own_records(place)
     page = None if folder is None else write_report(records, folder, title_of(place)).page
     return StudyResult(place, records, summary.failed, page, summary)
 
 
-def own_records(place: str) -> list[Record]:
-    """The records of the study in `place`; a notice tells what else lies there."""
-    records, invalid = Ledger(place).all()
-    for file in invalid:
-        _notify(f"'{file.name}' in {place} was left alone: {file.reason}.")
-    own = of_the_study(place, records)
-    if others := len(records) - len(own):
-        _notify(
-            f"Records in {place} that are not reported: {others}, of cells that the study has no more; "
-            "run it with all that belongs together to have that in one report."
-        )
-    return own
-
-
-def _notify(sentence: str) -> None:
-    warnings.warn(sentence, Notice, stacklevel=3)
-
-
-def _mlflow_logger(study: Study, place: str) -> MlflowLogger | None:
-    uri = study.mlflow if isinstance(study.mlflow, str) else None
-    return MlflowLogger(place, uri, study.title) if study.mlflow else None
-
-
-def _executor(kind: str, place: Path | None, workers: int, address: str | None, device: str, track: Track) -> Executor:
-    if kind == "ray":
-        from laconic.study.ray_executor import RayExecutor, connect
-
-        connect(address)
-        # Ray hides the GPUs from workers that have not asked for one.
-        return RayExecutor(place, workers, address, gpus=float(device.startswith("cuda")), device=device)
-    return InProcess(place, device, track) if workers == 1 else Processes(place, workers, device)
-
-
 def _planned(cells: Sequence[Cell], place: str, retry: bool) -> list[dict[str, Any]]:
-    """Each cell with its state and about how many seconds it takes."""
+    """Each cell with its state and its estimated seconds."""
     records: list[Record] = Ledger(place).all()[0] if Ledger.is_at(place) else []
     states = {record["key"]: record["state"] for record in records if not (retry and record["state"] == FAILED)}
     seconds = estimate_seconds([cell for cell in cells if cell.key not in states], records)
@@ -188,3 +286,7 @@ def _planned(cells: Sequence[Cell], place: str, retry: bool) -> list[dict[str, A
         }
         for cell in cells
     ]
+
+
+def _label(value: Any) -> str | None:
+    return None if value is None else str(value)

@@ -1,15 +1,17 @@
-"""`laconic compress`: one or several methods on one model."""
+"""`laconic compress` applies methods to a model; `laconic run` runs a recipe."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from laconic.api.inputs import check_device
+from laconic.api.inputs import check_device, read_document
 from laconic.catalogue import check_name
 from laconic.cli.options import (
     DeviceOption,
     JsonOption,
     LabelOrderOption,
+    ListOfRecipes,
     ModelArgument,
     OutputOption,
     keep_from,
@@ -41,47 +43,53 @@ def compress(
         str,
         typer.Option(
             metavar="uniform|spectrum|global",
-            help="How the budget is shared between matrices: the same fraction for each; more bytes where they lower "
-            "the predicted loss most; or one threshold for all scores of a pruning method.",
+            help="How the budget is distributed over the matrices. uniform: the same fraction for each. spectrum: "
+            "more bytes for matrices whose compression is predicted to cost most. global: one threshold for the "
+            "scores of all matrices, for pruning methods.",
         ),
     ] = "uniform",
     targets: Annotated[
         list[str] | None,
         typer.Option(
             metavar="attention|ffn|head|embedding|blocks|all|cost-of-compression:…|GLOB|re:REGEX",
-            help="Which matrices to compress. blocks is everything inside the blocks, all adds the embedding and the "
-            "head. A GLOB or a regular expression after re: matches the paths of layers. "
+            help="Which matrices to compress. blocks: all matrices inside the blocks. all: these, the embedding and "
+            "the head. A GLOB or a regular expression after re: matches the paths of layers. "
             "cost-of-compression:attention, :ffn and :all are the sets in the paper 'The Cost of Compression' "
             "(arXiv 2312.00960). The default is attention,ffn.",
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Calibration texts, such as glue/sst2, a file, or builtin:pydoc."),
+        typer.Option(
+            metavar="SOURCE", help="Source of calibration texts, such as glue/sst2, a file, or builtin:pydoc."
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(metavar="N", help="Number of rows of the data to use.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")] = 0,
-    max_length: Annotated[int, typer.Option(metavar="N", help="Longest row in tokens; the rest is cut.", min=2)] = 128,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Rows that the model runs at once.", min=1)] = 16,
+    samples: Annotated[int, typer.Option(metavar="N", help="Number of calibration rows, drawn at random.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed for all random numbers.")] = 0,
+    max_length: Annotated[
+        int, typer.Option(metavar="N", help="Maximum tokens of a row; longer rows are truncated.", min=2)
+    ] = 128,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Rows in a batch.", min=1)] = 16,
     sequential: Annotated[
         bool,
         typer.Option(
-            "--sequential", help="Solve block by block, each on inputs with the errors of the compressed blocks before."
+            "--sequential",
+            help="Compress block by block, each on the inputs that the compressed blocks before it give.",
         ),
     ] = False,
     anchored: Annotated[
         bool,
         typer.Option(
             "--anchored",
-            help="Solve layer by layer, and aim at the outputs of the original model. Closer than --sequential, and "
-            "slower.",
+            help="Compress layer by layer, and fit each to the outputs of the original model. Closer to the original "
+            "than --sequential, and slower.",
         ),
     ] = False,
     allow_dense: Annotated[
         bool,
         typer.Option(
             "--allow-dense",
-            help="Continue if over a tenth of the targeted parameters can only stay dense, as experts do.",
+            help="Continue if more than a tenth of the targeted parameters cannot be compressed, such as experts.",
         ),
     ] = False,
     label_order: LabelOrderOption = None,
@@ -107,3 +115,37 @@ def compress(
             allow_dense=allow_dense, label_order=order, output=output, device=device, track=track,
         )  # fmt: skip
     show_result(result, json, result.recipe)
+
+
+def run(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from --list, such as sst2-kfac-svd.")
+    ],
+    output: OutputOption,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]…", help="Replace values of the recipe, such as steps[0].compress.keep=0.3."
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLAN.yaml",
+            help="Plan with the method of each matrix; replaces the budget of the recipe's compress step.",
+        ),
+    ] = None,
+    device: DeviceOption = "cpu",
+    list_names: ListOfRecipes = False,
+    json: JsonOption = False,
+) -> None:
+    """Run a recipe, and write the model to the folder OUT."""
+    check_device(device)
+    # A file that cannot be read is reported before seconds are spent on imports.
+    document = read_document(recipe, "recipe", overrides=overrides or ())
+    silence_libraries()
+    from laconic.api.compress import run as run_recipe
+
+    with progress_bars() as track:
+        result = run_recipe(document, output, plan=plan, device=device, track=track)
+    show_result(result, json)

@@ -1,4 +1,4 @@
-"""`laconic demo`: a sentence encoder from PyPI, compressed by four methods to three sizes on Python's manual."""
+"""`laconic demo`: compress a sentence encoder from PyPI by four methods to three sizes, on Python's manual."""
 
 import json as json_format
 import time
@@ -33,7 +33,7 @@ def demo(
     output: OutputOption = Path("demo"),
     json: JsonOption = False,
 ) -> None:
-    """Compress a sentence encoder with four methods to three sizes, and show what each costs."""
+    """Compress a sentence encoder by four methods to three sizes, and show the loss of quality of each."""
     folder = _model_folder()
     silence_libraries()
     from laconic.recipe.run import check_output

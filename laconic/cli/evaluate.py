@@ -1,4 +1,4 @@
-"""`laconic evaluate`: quality and cost of a model, and what it lost against the original."""
+"""`laconic evaluate`: quality and cost of a model, and its difference from the original."""
 
 from typing import Annotated
 
@@ -24,9 +24,9 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="TASK,…",
-            help="What to measure MODEL on: glue/sst2, lama/trex, blimp, harness/boolq, perplexity:SOURCE, "
-            "seq2seq:SOURCE, or fidelity:SOURCE for the rows on which it is compared with --against. Without tasks "
-            "only the cost is measured.",
+            help="Tasks, such as glue/sst2, lama/trex, blimp, harness/boolq, perplexity:SOURCE or seq2seq:SOURCE. "
+            "fidelity:SOURCE names the rows on which MODEL is compared with --against. Without tasks only the cost is "
+            "measured.",
         ),
     ] = None,
     against: Annotated[
@@ -34,17 +34,17 @@ def evaluate(
     ] = None,
     limit: LimitOption = None,
     label_order: LabelOrderOption = None,
-    batch: Annotated[str, typer.Option(metavar="N,…", help="Rows at once that are timed.")] = "1,8",
+    batch: Annotated[str, typer.Option(metavar="N,…", help="Batch sizes to time.")] = "1,8",
     length: Annotated[
-        str, typer.Option(metavar="N,…", help="Tokens of each row that is timed, with every --batch.")
+        str, typer.Option(metavar="N,…", help="Sequence lengths to time, each with every batch size.")
     ] = "128",
     runtime: Annotated[
-        str, typer.Option(metavar="eager|compile|onnx|openvino", help="What runs MODEL and ORIGINAL.")
+        str, typer.Option(metavar="eager|compile|onnx|openvino", help="The runtime for MODEL and ORIGINAL.")
     ] = "eager",
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Measure the quality and the cost of MODEL. A run that was stopped continues at the first task that is missing."""
+    """Measure the quality and the cost of MODEL. An interrupted run continues with the first missing task."""
     check_device(device)
     batches, lengths = numbers_from("--batch", batch), numbers_from("--length", length)
     names, order = names_from(tasks or []), None if label_order is None else names_from([label_order])

@@ -1,4 +1,4 @@
-"""`laconic export`: the model for another runtime, checked against the model in torch."""
+"""`laconic export`: write a model for another runtime, and compare it with the model in torch."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from laconic.cli.terminal import progress_bars, show_result, silence_libraries
 
 def export(
     model: ModelArgument,
-    to: Annotated[str, typer.Option(metavar="onnx|openvino", help="The runtime to write it for.")],
+    to: Annotated[str, typer.Option(metavar="onnx|openvino", help="The runtime to export to.")],
     output: OutputOption,
     tasks: Annotated[
         list[str] | None,
@@ -23,7 +23,7 @@ def export(
     label_order: LabelOrderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write MODEL for ONNX Runtime or OpenVINO to the folder OUT, if it computes the same there as in torch."""
+    """Export MODEL to ONNX Runtime or OpenVINO in the folder OUT, if its outputs there are those of torch."""
     names, order = names_from(tasks or []), None if label_order is None else names_from([label_order])
     silence_libraries()
     from laconic.api.export import export as export_model

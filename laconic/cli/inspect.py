@@ -1,4 +1,4 @@
-"""`laconic inspect`: what a model consists of and what its weights look like, before anything is done to it."""
+"""`laconic inspect`: the structure, sizes and weights of a model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,19 +18,19 @@ def inspect(
             "-o",
             metavar="DIR",
             parser=new_folder,
-            help="New folder to write inspect.html, its figures and inspect.json to.",
+            help="New folder for inspect.html, its figures and inspect.json.",
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="Texts to run MODEL on: they show outliers, and blocks and heads that are alike.",
+            help="Texts to run MODEL on, to find outliers, and blocks and heads that are alike.",
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what MODEL consists of, and how large, concentrated and redundant its weights are."""
+    """Show the structure of MODEL, and the size, concentration and redundancy of its weights."""
     silence_libraries()
     from laconic.api.inspect import inspect as inspect_model
 

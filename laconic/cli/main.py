@@ -1,4 +1,4 @@
-"""The program `laconic`: its verbs, and its exit status: 2 after an error in one sentence, 130 after Ctrl-C."""
+"""The program `laconic`: its verbs and its exit status, which is 2 after a mistake of the user, 130 after Ctrl-C."""
 
 import errno
 import os
@@ -11,16 +11,14 @@ import typer
 from pydantic import ValidationError
 
 from laconic.cli import INTERRUPTED, INTERRUPTED_MESSAGE
-from laconic.cli.compress import compress
+from laconic.cli.compress import compress, run
 from laconic.cli.demo import demo
 from laconic.cli.evaluate import evaluate
 from laconic.cli.export import export
 from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
 from laconic.cli.options import Verb, show_version
-from laconic.cli.report import report
-from laconic.cli.run import run
-from laconic.cli.study import study
+from laconic.cli.study import report, study
 from laconic.cli.terminal import is_rank_zero, on_rank_zero, process_group, quiet, sync_errors
 from laconic.errors import LONGEST_SENTENCE, UserError, must_be, truncate
 
@@ -51,10 +49,10 @@ def program(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the versions, and exit.")
     ] = False,
 ) -> None:
-    """Make a transformer language model smaller and faster, and say what that cost."""
+    """Make a transformer language model smaller and faster, and measure the loss of quality."""
 
 
-# Of several processes only the first runs verbs whose work is not shared.
+# Verbs that do not divide their work run in the process of rank 0 only.
 for verb in (
     on_rank_zero(demo),
     compress,
@@ -85,11 +83,11 @@ def status(arguments: Sequence[str]) -> int:
         return _print_error(str(error))
     except OSError as error:
         if error.errno == errno.EPIPE:
-            # The reader of stdout has ended, as `head` does; closing stderr keeps Python from reporting that at exit.
+            # The reader of stdout has ended, such as `head`. Python would report that at exit if stderr were open.
             sys.stderr.close()
             return 1
         return _print_error(_system_message(error))
-    # Most often typer has turned Ctrl-C into this status.
+    # Usually typer has converted Ctrl-C to this status.
     if code == INTERRUPTED and is_rank_zero():
         sys.stderr.write(INTERRUPTED_MESSAGE)
     return code
@@ -115,7 +113,7 @@ def _first_prints() -> Iterator[None]:
 
 
 def _option_message(error: typer.TyperException) -> str:
-    """The parser's sentence, or one that quotes the value if it is no number or out of range."""
+    """The message of the parser, or one that quotes the value if it is not a number or out of range."""
     cause = error.__cause__
     if not isinstance(error, typer.BadParameter) or not isinstance(cause, ValidationError) or error.param is None:
         return error.format_message()

@@ -14,18 +14,18 @@ from laconic.registry import plugins
 from laconic.report.tables import Column, Table
 
 COMPRESS = "compress"
-"""The step that applies a method to a model. Recipes name it, but `--method` does not, so it is not listed."""
+"""The step that applies a method to a model. It is not listed, because `--method` does not take it."""
 OWN = "laconic"
 
 
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="A method or step to show with its parameters and an example."),
+        typer.Argument(metavar="[NAME]", help="The method or step to show with its parameters and an example."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List all methods, with family, statistics that they need and paper, and all steps; or show one."""
+    """List all methods and steps with family, required statistics and paper; or show one of them."""
     if name is None:
         _list(json)
         return
@@ -100,5 +100,5 @@ def _facts(entry: Entry) -> dict[str, Any]:
 
 
 def _origin(entry: Entry) -> dict[str, str]:
-    """The distribution of what a plug-in adds; nothing of laconic's own."""
+    """The distribution of a plug-in's method or step; empty for those of laconic."""
     return {} if entry.distribution is None else {"distribution": entry.distribution}

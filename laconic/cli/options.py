@@ -1,4 +1,4 @@
-"""Options that several verbs share, how their values are read, and how the parser treats options.
+"""Options that several verbs share, and functions that read their values.
 
 `Verb` refuses an option that is given twice. `--list` and `--version` print and end the program.
 """
@@ -23,8 +23,8 @@ from laconic.report.tables import Column, Table
 
 LARGEST_COUNT = 2**31 - 1
 """The largest batch or sequence length: what fits into 32 bits."""
-GIVEN = "laconic.given"
-"""Where a command's context keeps the options as they were given, for options that run before others are read."""
+RAW_VALUES = "laconic.raw_values"
+"""The key in `ctx.meta` of the options before they are parsed, for options that run before others are read."""
 
 
 class Verb(TyperCommand):
@@ -35,8 +35,8 @@ class Verb(TyperCommand):
 
     # The parser's own Context is private to typer.
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        ctx.meta[GIVEN] = given
+        values, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[RAW_VALUES] = values
         for option, times in Counter(option for option in order if isinstance(option, TyperOption)).items():
             if times > 1 and not (option.multiple or option.is_flag):
                 ctx.fail(f"The option '{option.opts[0]}' is given {times} times; give it once.")
@@ -52,14 +52,14 @@ class Verb(TyperCommand):
 
 
 def new_folder(text: str) -> Path:
-    """The folder that an option names; the empty name would be read as the working folder."""
+    """The folder that an option names. An empty name is refused, because it would mean the working folder."""
     if not text.strip():
         raise typer.BadParameter("it must name a folder; got ''.", param_hint="--output")
     return Path(text)
 
 
 def _print_list(kind: Kind, plural: str) -> Callable[[typer.Context, bool], None]:
-    """The callback of `--list`: print what comes with laconic, and end the program."""
+    """Make the callback of `--list`, which prints the built-in recipes or studies and ends the program."""
 
     def show_list(context: typer.Context, is_given: bool) -> None:
         if not is_given:
@@ -67,14 +67,14 @@ def _print_list(kind: Kind, plural: str) -> Callable[[typer.Context, bool], None
         sentences = descriptions(kind)
         table = Table((Column("name"), Column("what it does")), tuple(sentences.items()))
         lines = [{"name": name, "what": sentence} for name, sentence in sentences.items()]
-        show({plural: lines}, bool(context.meta[GIVEN].get("json")), table.to_rich())
+        show({plural: lines}, bool(context.meta[RAW_VALUES].get("json")), table.to_rich())
         raise typer.Exit
 
     return show_list
 
 
 def show_version(is_given: bool) -> None:
-    """The callback of `--version`: print the versions of laconic and of what its figures depend on, and end."""
+    """The callback of `--version`: print the versions of laconic, Python, torch and transformers, and end."""
     if not is_given:
         return
     others = f"python {platform.python_version()}, torch {_version('torch')}, transformers {_version('transformers')}"
@@ -83,7 +83,7 @@ def show_version(is_given: bool) -> None:
 
 
 def _version(package: str) -> str:
-    """The version of an installed package, which is not imported for it, as that takes seconds."""
+    """The version of an installed package. It is not imported, because that takes seconds."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -97,15 +97,15 @@ OutputOption = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="OUT", parser=new_folder, help="The folder to write. It must not exist."),
 ]
-DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, or one GPU as cuda:1.")]
+DeviceOption = Annotated[str, typer.Option(help="Device to compute on: cpu, cuda, or a single GPU such as cuda:1.")]
 LimitOption = Annotated[
-    int | None, typer.Option(metavar="ROWS", help="Use this many rows of each task. The default is all.", min=1)
+    int | None, typer.Option(metavar="ROWS", help="Maximum rows of each task. The default is all rows.", min=1)
 ]
 LabelOrderOption = Annotated[
     str | None,
     typer.Option(
         metavar="CLASS,…",
-        help="The classes of MODEL in the order of its outputs, as the data names them. The default is the names in "
+        help="Class names in the order of the outputs of MODEL, as the data spells them. The default is the order in "
         "config.json.",
     ),
 ]
@@ -131,7 +131,7 @@ ListOfStudies = Annotated[
 
 
 def names_from(values: Sequence[str]) -> tuple[str, ...]:
-    """The items of an option that is given several times, or once with commas."""
+    """Split the values of an option that may be repeated, at commas."""
     return tuple(item.strip() for value in values for item in value.split(",") if item.strip())
 
 

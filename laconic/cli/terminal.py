@@ -1,4 +1,4 @@
-"""What the verbs share: results on stdout, progress on stderr, quiet libraries, and several processes.
+"""Output of the verbs: results on stdout, progress on stderr, quiet libraries, and several processes.
 
 Under `torchrun` or `accelerate launch` only the first process prints. Without a launcher `laconic.processes` is not
 imported, because that imports torch.
@@ -45,7 +45,7 @@ def show(result: dict[str, Any], as_json: bool, *readable: RenderableType) -> No
 
 
 def show_result(result: "Result", as_json: bool, *before: str) -> None:
-    """Print what a function of laconic returned, after the lines `before`."""
+    """Print the result of a function of laconic, after the lines `before`."""
     parts = (part if isinstance(part, str) else part[1].to_rich(part[0] or None) for part in result.parts())
     show(result.to_dict(), as_json, *before, *parts)
 
@@ -112,9 +112,9 @@ def _printed(items: Sequence[Item], what: str, work: Sequence[float] | None) -> 
         yield item
         now = time.monotonic()
         if now - last > SECONDS_BETWEEN_LINES and done < len(items):
-            # The first item also loads what all of them use, so its time says nothing about the others.
-            past = sum(each[:done]) if done > 1 or work is not None else 0
-            left = f", about {(now - start) / past * sum(each[done:]):.0f} s left" if past else ""
+            # The first item also loads what all items share, so its time does not predict that of the others.
+            finished = sum(each[:done]) if done > 1 or work is not None else 0
+            left = f", about {(now - start) / finished * sum(each[done:]):.0f} s left" if finished else ""
             print_notice(f"{what}: {done} of {len(items)}{left}")
             last = now
 
@@ -122,7 +122,7 @@ def _printed(items: Sequence[Item], what: str, work: Sequence[float] | None) -> 
 def silence_libraries() -> None:
     """Turn off logs and progress bars of libraries.
 
-    This imports transformers, which takes seconds, so a verb first checks whatever it can without it.
+    This imports transformers, which takes seconds. A verb therefore first makes all checks that do not need it.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -142,7 +142,7 @@ def _no_bars_of_datasets() -> None:
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the process of rank 0, which alone writes and prints."""
+    """Whether this process has rank 0. Only that one writes and prints."""
     if not is_launched():
         return True
     from laconic import processes
@@ -173,7 +173,7 @@ def sync_errors() -> AbstractContextManager[None]:
 
 
 def on_rank_zero(verb: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-    """A verb that runs in the process of rank 0 alone, while the others wait for its result."""
+    """Make a verb run in the process of rank 0 only; the others wait for its result."""
 
     @wraps(verb)
     def run_once(*arguments: Arguments.args, **named: Arguments.kwargs) -> Returned:

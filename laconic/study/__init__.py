@@ -4,9 +4,9 @@ Internal: it may change with any version.
 """
 
 from laconic.study.cells import FAILED, Cell
-from laconic.study.executors import Executor
+from laconic.study.executors import Executor, make_executor
 from laconic.study.grid import cells_of
-from laconic.study.ledger import Ledger, Record, of_the_study, save_study, title_of
+from laconic.study.ledger import Ledger, Record, own_records, save_study, title_of
 from laconic.study.mlflow_logger import MlflowLogger, check_logging
 from laconic.study.run import Summary, check_cells, estimate_seconds, run_study
 from laconic.study.schema import Study, parse_study, read_study, study_from
@@ -24,7 +24,8 @@ __all__ = [
     "check_cells",
     "check_logging",
     "estimate_seconds",
-    "of_the_study",
+    "make_executor",
+    "own_records",
     "parse_study",
     "read_study",
     "run_study",

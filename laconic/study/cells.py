@@ -3,8 +3,9 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from math import isfinite
@@ -16,8 +17,11 @@ from laconic.calibrate.passes import machine as describe_device
 from laconic.compress import Compress, Step
 from laconic.errors import LONGEST_SENTENCE, truncate
 from laconic.evaluate.score_cache import versions
+from laconic.evaluate.tasks import find_task
+from laconic.fingerprint import hash_class, hash_classes
 from laconic.formats.autotune import machine
 from laconic.recipe.schema import Recipe, key_of, spell_recipe, spell_step
+from laconic.registry import plugins
 from laconic.study.axes import Label
 
 VERSION = 1
@@ -56,14 +60,25 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """The name of its record: a hash of its recipe and its preparation, in 16 hexadecimal digits."""
+        """The name of its record: a hash of its recipe and its preparation, in 16 hexadecimal digits.
+
+        If the recipe uses a method, step or task of a plug-in, the hash includes the code of the plug-in, so that the
+        cell is measured again after an edit.
+        """
         spelled = [spell_recipe(self.recipe), [spell_step(step) for step in self.prepare]]
+        spelled += _plugin_code(self.recipe, self.prepare)
         return hashlib.sha256(json.dumps(spelled, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def preparation(self) -> Recipe | None:
         """The recipe that produces the prepared model; None if there are no steps of preparation."""
         return replace(self.recipe, steps=self.prepare, evaluate=None) if self.prepare else None
+
+    @property
+    def preparation_key(self) -> str | None:
+        """The name of the folder of the prepared model; None if there are no steps of preparation."""
+        preparation = self.preparation
+        return preparation and "-".join((key_of(preparation), *_plugin_code(preparation)))
 
     @property
     def context_key(self) -> str:
@@ -96,6 +111,28 @@ class Cell:
     def describe(self) -> str:
         """The name of the cell in error messages, such as "study at model m, method svd"."""
         return "study at " + ", ".join(f"{name} {label}" for name, label in self.axes.items() if label is not None)
+
+
+def _plugin_code(recipe: Recipe, prepare: tuple[Step, ...] = ()) -> list[str]:
+    """One hash of the code of all plug-ins that a recipe and its preparation use; an empty list if they use none."""
+    classes = {*_classes(recipe), *_classes(prepare)}
+    if recipe.evaluate is not None:
+        added = {plugin.name for plugin in plugins("laconic.tasks")}
+        names = [name for name in recipe.evaluate.tasks if re.split("[/:]", name, maxsplit=1)[0].lower() in added]
+        classes |= {type(find_task(name)) for name in names}
+    outside = [kind for kind in classes if hash_class(kind) != ""]
+    return [hash_classes(outside) or "no source"] if outside else []
+
+
+def _classes(value: object) -> Iterator[type]:
+    """The classes of all dataclasses in a value: steps, methods and the methods inside them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        yield type(value)
+        value = [getattr(value, field.name) for field in fields(value)]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    for part in value if isinstance(value, (tuple, list)) else ():
+        yield from _classes(part)
 
 
 def record_header(cell: Cell, workers: int, device: str = "cpu") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Executors measure the cells of a study in this process, or in several processes on this machine."""
+"""Executors measure the cells of a study in this process, in several processes here, or on a Ray cluster."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -15,23 +16,28 @@ from typing import Any, Protocol
 
 import torch
 
+from laconic.errors import UserError, install, reason_of
 from laconic.progress import Track, silent
 from laconic.study.cells import failure, record_header
-from laconic.study.worker import Job, Worker
+from laconic.study.worker import Worker, WorkItem
 
 ATTEMPTS = 3
 """The number of worker processes that may die on the same cell before the cell counts as failed."""
+PASSED_VARIABLES = ("LACONIC_", "HF_")
+"""Prefixes of the environment variables that Ray copies to workers: paths of data, models and caches."""
+LOCAL: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+"""Settings of a Ray cluster that is started for a study. By default Ray would run workers at a lower priority."""
 
 
 class Executor(Protocol):
-    """Measures jobs. It takes the next job from the iterator when a worker is free."""
+    """Measures cells. It takes the next cell from the iterator when a worker is free."""
 
-    def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-        """Measure jobs, and yield their records in the order in which they finish.
+    def run(self, items: Iterable[WorkItem | None]) -> Iterator[dict[str, Any]]:
+        """Measure cells, and yield their records in the order in which they finish.
 
         Args:
-            jobs: the jobs. None means that the next job needs the result of a running one: the executor then waits for
-                the next record before it takes another item, and stops if no job is running.
+            items: the cells. None means that the next cell needs the result of a running one: the executor then waits
+                for the next record before it takes another cell, and stops if none is running.
         """
         ...
 
@@ -55,12 +61,12 @@ class InProcess:
         """The worker, which keeps the loaded model between runs."""
         return Worker(self.folder, self.device, track=self.track)
 
-    def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-        """Measure jobs one after another, and yield their records in the order of the jobs."""
-        for job in jobs:
-            if job is None:
+    def run(self, items: Iterable[WorkItem | None]) -> Iterator[dict[str, Any]]:
+        """Measure cells one after another, and yield their records in the order given."""
+        for item in items:
+            if item is None:
                 return
-            yield self._worker.measure(job)
+            yield self._worker.measure(item)
 
 
 @dataclass
@@ -70,13 +76,13 @@ class WorkerProcess:
     Args:
         process: the process.
         connection: the pipe to it.
-        job: the job that it is measuring; None while it is idle.
-        attempt: the number of workers that have tried this job, including this one.
+        item: the cell that it is measuring; None while it is idle.
+        attempt: the number of workers that have tried this cell, including this one.
     """
 
     process: SpawnProcess
     connection: Connection
-    job: Job | None = None
+    item: WorkItem | None = None
     attempt: int = 1
 
 
@@ -85,7 +91,7 @@ class Processes:
     """Measures cells in several processes, each with an equal share of the CPU cores.
 
     If a process dies, another one measures its cell again. `concurrent.futures` is not used, because it drops all other
-    jobs when a process dies.
+    cells when a process dies.
 
     Args:
         folder: the local folder of the study; None if the study is at a URL.
@@ -97,14 +103,14 @@ class Processes:
     workers: int
     device: str = "cpu"
 
-    def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-        """Measure jobs, and yield their records in the order in which they finish."""
-        queue = iter(jobs)
+    def run(self, items: Iterable[WorkItem | None]) -> Iterator[dict[str, Any]]:
+        """Measure cells, and yield their records in the order in which they finish."""
+        queue = iter(items)
         workers: list[WorkerProcess] = []
         try:
             while True:
-                self._assign_jobs(workers, queue)
-                busy = [worker for worker in workers if worker.job is not None]
+                self._assign_items(workers, queue)
+                busy = [worker for worker in workers if worker.item is not None]
                 if not busy:
                     return
                 ready = wait([worker.connection for worker in busy])
@@ -118,44 +124,45 @@ class Processes:
             for worker in workers:
                 worker.process.join()
 
-    def _assign_jobs(self, workers: list[WorkerProcess], queue: Iterator[Job | None]) -> None:
-        """Give every idle worker a job, and start missing workers while there are jobs."""
-        idle = [worker for worker in workers if worker.job is None]
+    def _assign_items(self, workers: list[WorkerProcess], queue: Iterator[WorkItem | None]) -> None:
+        """Give every idle worker a cell, and start missing workers while there are cells."""
+        idle = [worker for worker in workers if worker.item is None]
         while idle or len(workers) < self.workers:
-            job = next(queue, None)
-            if job is None:
+            item = next(queue, None)
+            if item is None:
                 return
             if not idle:
-                idle.append(self._start_worker())
-                workers.append(idle[0])
-            self._assign(idle.pop(0), job)
+                idle.append(self._start_worker(workers))
+            self._assign(idle.pop(0), item)
 
-    def _assign(self, worker: WorkerProcess, job: Job, attempt: int = 1) -> None:
-        worker.job, worker.attempt = job, attempt
+    def _assign(self, worker: WorkerProcess, item: WorkItem, attempt: int = 1) -> None:
+        worker.item, worker.attempt = item, attempt
         # `_receive` detects a worker that died while idle, because its connection is closed.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            worker.connection.send(job)
+            worker.connection.send(item)
 
     def _receive(self, worker: WorkerProcess, workers: list[WorkerProcess]) -> dict[str, Any] | None:
-        """The record of a worker's job; None if the worker died and another one has taken over the job."""
-        job = worker.job
-        assert job is not None
+        """The record of a worker's cell; None if the worker died and another one has taken over the cell."""
+        item = worker.item
+        assert item is not None
         try:
             record = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join()
             workers.remove(worker)
             if worker.attempt < ATTEMPTS:
-                successor = self._start_worker()
-                workers.append(successor)
-                self._assign(successor, job, worker.attempt + 1)
+                self._assign(self._start_worker(workers), item, worker.attempt + 1)
                 return None
-            message = f"The worker was lost {ATTEMPTS} times, at last {_describe_exit(worker.process.exitcode)}."
-            return record_header(job.cell, self.workers) | failure("WorkerLost", message)
-        worker.job = None
+            code = worker.process.exitcode or 0
+            end = f"with status {code}"
+            if code < 0:
+                end = f"by signal {-code} ({signal.Signals(-code).name}; the system kills what takes too much memory)"
+            message = f"The worker was lost {ATTEMPTS} times, at last {end}."
+            return record_header(item.cell, self.workers) | failure("WorkerLost", message)
+        worker.item = None
         return record
 
-    def _start_worker(self) -> WorkerProcess:
+    def _start_worker(self, workers: list[WorkerProcess]) -> WorkerProcess:
         context = get_context("spawn")
         connection, other = context.Pipe()
         threads = max(1, torch.get_num_threads() // self.workers)
@@ -163,18 +170,15 @@ class Processes:
         process.start()
         # This process closes its copy of the other end, so that the death of the worker closes the connection.
         other.close()
-        return WorkerProcess(process, connection)
+        workers.append(WorkerProcess(process, connection))
+        return workers[-1]
 
 
 def serve(connection: Connection, folder: Path | None, device: str, workers: int, threads: int) -> None:
-    """The main function of a worker process: measure each received job until the connection is closed.
+    """The main function of a worker process: measure each received cell until the connection is closed.
 
     Args:
-        connection: receives jobs and sends records.
-        folder: the local folder of the study; None if the study is at a URL.
-        device: the device on which models run.
-        workers: the number of worker processes; records contain it.
-        threads: the number of CPU threads for torch.
+        connection: receives cells and sends records; the other arguments are those of `Worker`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -194,7 +198,103 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _describe_exit(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"by signal {-code} ({signal.Signals(-code).name}; the system kills what takes too much memory)"
-    return f"with status {code}"
+@dataclass(frozen=True)
+class RayExecutor:
+    """Measures cells on a Ray cluster. Each worker is an actor with its own cores; Ray restarts actors that die.
+
+    Args:
+        folder: the folder of the study, if all machines of the cluster have it at this path; else None.
+        workers: the number of actors.
+        address: the address of the cluster; None starts a cluster on this machine.
+        threads: CPU cores of each worker; None for an equal share of the cores of this machine.
+        gpus: GPUs of each worker, possibly a fraction. Ray hides all GPUs from a worker with 0.
+        device: the device on which models run.
+    """
+
+    folder: Path | None
+    workers: int
+    address: str | None = None
+    threads: int | None = None
+    gpus: float = 0
+    device: str = "cpu"
+
+    def run(self, items: Iterable[WorkItem | None]) -> Iterator[dict[str, Any]]:
+        """Measure cells, and yield their records in the order in which they finish.
+
+        Raises:
+            UserError: Ray is not installed, or there is no cluster at `address`.
+        """
+        ray = connect(self.address)
+        queue = iter(items)
+        idle: list[Any] = []
+        running: dict[Any, tuple[Any, WorkItem]] = {}
+        try:
+            while True:
+                # An actor is started only when there is a cell: other runners may hold all cells.
+                while len(running) < self.workers and (item := next(queue, None)) is not None:
+                    actor = idle.pop() if idle else self._start_actor(ray)
+                    running[actor.measure.remote(item)] = (actor, item)
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1)
+                actor, item = running.pop(done[0])
+                try:
+                    record = ray.get(done[0])
+                except ray.exceptions.RayError as error:
+                    record = record_header(item.cell, self.workers) | failure("WorkerLost", reason_of(error))
+                    ray.kill(actor)
+                else:
+                    idle.append(actor)
+                yield record
+        finally:
+            for actor in (*idle, *(actor for actor, _ in running.values())):
+                ray.kill(actor)
+
+    def _start_actor(self, ray: Any) -> Any:
+        threads = self.threads or max(1, torch.get_num_threads() // self.workers)
+        variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED_VARIABLES)}
+        actor = ray.remote(
+            num_cpus=threads,
+            num_gpus=self.gpus,
+            max_restarts=ATTEMPTS - 1,
+            max_task_retries=ATTEMPTS - 1,
+            runtime_env={"env_vars": variables},
+        )(Worker)
+        return actor.remote(self.folder, self.device, self.workers, threads)
+
+
+def connect(address: str | None) -> Any:
+    """Connect this process to a Ray cluster, and return the module `ray`.
+
+    Args:
+        address: the address of the cluster; None starts a cluster on this machine.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at `address`.
+    """
+    try:
+        ray = import_module("ray")
+    except ImportError as error:
+        raise UserError(f"The executor 'ray' is not installed: {install('ray')}.") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address, log_to_driver=False, **({} if address else LOCAL))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            problem = f"There is no Ray cluster at '{address}'" if address else "Ray cannot be started here"
+            raise UserError(f"{problem}: {reason_of(error)}.") from error
+    return ray
+
+
+def make_executor(
+    kind: str, folder: Path | None, workers: int, address: str | None, device: str, track: Track
+) -> Executor:
+    """The executor of a kind, `local` or `ray`, with the arguments of its class.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster at `address`.
+    """
+    if kind == "ray":
+        connect(address)
+        # Ray hides the GPUs from workers that have not asked for one.
+        return RayExecutor(folder, workers, address, gpus=float(device.startswith("cuda")), device=device)
+    return InProcess(folder, device, track) if workers == 1 else Processes(folder, workers, device)

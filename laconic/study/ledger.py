@@ -7,12 +7,13 @@ are reported and not changed.
 
 import json
 import secrets
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any
 
-from laconic.errors import UserError
+from laconic.errors import Notice, UserError
 from laconic.files import expand_user
 from laconic.study.cells import DONE, FAILED, VERSION, Cell
 from laconic.study.shared_folder import LEASE, Folder, Leases
@@ -198,17 +199,27 @@ def title_of(location: str) -> str:
     return str(_about(location).get("title", TITLE))
 
 
-def of_the_study(location: str, records: Sequence[Record]) -> list[Record]:
-    """The records that belong to the last run of the study; all records if the folder does not name its cells.
+def own_records(location: str) -> list[Record]:
+    """The records of the last run of a study; all records if the folder does not name its cells.
 
-    An earlier run with other settings, such as fewer rows, leaves records that are not comparable.
+    An earlier run with other settings, such as fewer rows, leaves records that are not comparable. A notice names
+    these and files that are not records.
 
     Args:
         location: the folder or URL of the study.
-        records: records from its ledger.
     """
+    records, invalid = Ledger(location).all()
+    for file in invalid:
+        warnings.warn(f"'{file.name}' in {location} was left alone: {file.reason}.", Notice, stacklevel=3)
     keys = _about(location).get("cells")
-    return [record for record in records if record["key"] in keys] if isinstance(keys, list) else list(records)
+    own = [record for record in records if record["key"] in keys] if isinstance(keys, list) else records
+    if others := len(records) - len(own):
+        sentence = (
+            f"Records in {location} that are not reported: {others}, of cells that the study has no more; "
+            "run it with all that belongs together to have that in one report."
+        )
+        warnings.warn(sentence, Notice, stacklevel=3)
+    return own
 
 
 def _about(location: str) -> Mapping[str, Any]:

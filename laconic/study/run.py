@@ -23,7 +23,7 @@ from laconic.study.cells import DONE, FAILED, Cell
 from laconic.study.executors import Executor
 from laconic.study.ledger import InvalidFile, Ledger, Record
 from laconic.study.mlflow_logger import MlflowLogger
-from laconic.study.worker import COLLECTED, Job
+from laconic.study.worker import COLLECTED, WorkItem
 
 POLL_SECONDS = 2.0
 """Seconds between two checks for the records of cells that other runners are measuring."""
@@ -71,7 +71,13 @@ def check_cells(cells: Sequence[Cell]) -> None:
     Raises:
         UserError: a cell cannot be measured; the message begins with its labels.
     """
-    structures, models = _skeletons(cells), dict[str, LanguageModel]()
+    structures, models = dict[str, LanguageModel](), dict[str, LanguageModel]()
+    for cell in cells:
+        if cell.recipe.model not in structures:
+            try:
+                structures[cell.recipe.model] = skeleton(cell.recipe.model)
+            except UserError as error:
+                raise add_place(error, cell.describe()) from error
     # Consecutive cells usually have the same data.
     read_cached = lru_cache(maxsize=1)(read)
     rows_cached = lru_cache(maxsize=4)(load_corpus)
@@ -84,18 +90,6 @@ def check_cells(cells: Sequence[Cell]) -> None:
             check_recipe(cell.recipe, model, compared=True, read=read_cached, rows=rows_cached)
         except UserError as error:
             raise add_place(error, cell.describe()) from error
-
-
-def _skeletons(cells: Sequence[Cell]) -> dict[str, LanguageModel]:
-    """Each model of the cells without weights, by name."""
-    models: dict[str, LanguageModel] = {}
-    for cell in cells:
-        if cell.recipe.model not in models:
-            try:
-                models[cell.recipe.model] = skeleton(cell.recipe.model)
-            except UserError as error:
-                raise add_place(error, cell.describe()) from error
-    return models
 
 
 def _dry_run(cell: Cell, lm: LanguageModel, read: Callable[..., Corpus]) -> LanguageModel:
@@ -133,15 +127,17 @@ def run_study(
         UserError: a record cannot be written, or an invalid file cannot be moved aside. Finished cells are kept.
     """
     start = time.perf_counter()
-    for cell in cells if retry else ():
+    moved: list[InvalidFile] = []
+    for cell in cells:
+        if (file := ledger.move_invalid(cell.key)) is not None:
+            moved.append(file)
+            sentence = f"the file of its record was invalid ({file.reason}), and is now '{file.name}'"
+            warnings.warn(f"A cell is measured again: {sentence}.", Notice, stacklevel=2)
         record = ledger.read(cell.key)
-        if isinstance(record, dict) and record["state"] == FAILED:
+        if retry and isinstance(record, dict) and record["state"] == FAILED:
             ledger.remove(cell.key)
-    moved = _move_invalid_files(cells, ledger)
-    if logger is not None:
-        for cell in cells:
-            if isinstance(record := ledger.read(cell.key), dict):
-                logger.add(record)
+        elif logger is not None and isinstance(record, dict):
+            logger.add(record)
     finished = ledger.keys()
     missing = [cell for cell in cells if cell.key not in finished]
     measured, surveys, cell_seconds = 0, 0, 0.0
@@ -164,23 +160,11 @@ def run_study(
         found=len(cells) - measured,
         failed=tuple(record for record in records if record["key"] in keys and record["state"] == FAILED),
         surveys=surveys,
-        moved=moved,
+        moved=tuple(moved),
         invalid=tuple(invalid),
         seconds=time.perf_counter() - start,
         cell_seconds=cell_seconds,
     )
-
-
-def _move_invalid_files(cells: Iterable[Cell], ledger: Ledger) -> tuple[InvalidFile, ...]:
-    """Move invalid files with the names of records to another folder, with a warning for each."""
-    moved = tuple(filter(None, (ledger.move_invalid(cell.key) for cell in cells)))
-    for file in moved:
-        warnings.warn(
-            f"A cell is measured again: the file of its record was invalid ({file.reason}), and is now '{file.name}'.",
-            Notice,
-            stacklevel=3,
-        )
-    return moved
 
 
 def _measure(
@@ -191,7 +175,7 @@ def _measure(
     first_steps = _first_steps(cells)
     originals = {cell.key: cell.original.key for cell in missing}
     while left:
-        for record in executor.run(_claim_jobs(left, originals, first_steps, ledger)):
+        for record in executor.run(_claim(left, originals, first_steps, ledger)):
             ledger.write(record)
             del left[str(record["key"])]
             yield record
@@ -213,13 +197,13 @@ def _first_steps(cells: Iterable[Cell]) -> dict[str, tuple[Compress, ...]]:
     return steps
 
 
-def _claim_jobs(
+def _claim(
     left: Mapping[str, Cell],
     originals: Mapping[str, str],
     first_steps: Mapping[str, tuple[Compress, ...]],
     ledger: Ledger,
-) -> Iterator[Job | None]:
-    """Yield jobs for cells that this runner can claim at the moment when a worker is free.
+) -> Iterator[WorkItem | None]:
+    """Yield the cells that this runner can claim at the moment when a worker is free.
 
     Yields None while all remaining cells wait for their baselines, whose scores they need.
     """
@@ -232,7 +216,7 @@ def _claim_jobs(
             continue
         del waiting[cell.key]
         if ledger.claim(cell.key):
-            yield Job(cell, first_steps.get(cell.context_key, ()))
+            yield WorkItem(cell, first_steps.get(cell.context_key, ()))
 
 
 def estimate_seconds(cells: Sequence[Cell], records: Iterable[Record]) -> dict[str, float]:

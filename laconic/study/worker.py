@@ -26,7 +26,7 @@ from laconic.model import LanguageModel, load
 from laconic.progress import Track, silent
 from laconic.recipe.flow import Changes, apply_steps
 from laconic.recipe.run import pictures_of, run
-from laconic.recipe.schema import Recipe, key_of, write_recipe
+from laconic.recipe.schema import Recipe, write_recipe
 from laconic.store import ExtraFiles, file_bytes, save
 from laconic.study.cells import DONE, Cell, failure, record_header, replace_non_finite
 from laconic.study.shared_folder import remove_stale_scratch, scratch_folder
@@ -42,11 +42,11 @@ FAILURES = (
 
 
 @dataclass(frozen=True)
-class Job:
-    """A cell to measure.
+class WorkItem:
+    """A cell for an executor, with what it shares with other cells.
 
     Args:
-        cell: the cell.
+        cell: the cell to measure.
         first_steps: the first steps of all cells in its context; their statistics are collected in one pass.
     """
 
@@ -101,7 +101,7 @@ class Worker:
         if folder is not None:
             remove_stale_scratch(folder)
 
-    def measure(self, job: Job) -> dict[str, Any]:
+    def measure(self, item: WorkItem) -> dict[str, Any]:
         """Measure a cell. An exception in `FAILURES` does not propagate: the record then contains the error.
 
         Returns:
@@ -109,17 +109,17 @@ class Worker:
         """
         start = time.perf_counter()
         try:
-            result = {"state": DONE, **self._measure(job)}
+            result = {"state": DONE, **self._measure(item)}
         except FAILURES as error:
             result = failure(type(error).__name__, str(error))
             if not isinstance(error, UserError):
                 result["error"]["traceback"] = traceback.format_exc()
         seconds = {"total": round(time.perf_counter() - start, 3), **result.get("seconds", {})}
-        header = record_header(job.cell, self._workers, self._device)
+        header = record_header(item.cell, self._workers, self._device)
         return header | replace_non_finite(result) | {"seconds": seconds}
 
-    def _measure(self, job: Job) -> dict[str, Any]:
-        cell = job.cell
+    def _measure(self, item: WorkItem) -> dict[str, Any]:
+        cell = item.cell
         context = self._load_context(cell)
         if cell.baseline:
             return self._evaluate(cell, context.lm, None) | _dense_sizes(context.lm)
@@ -127,7 +127,7 @@ class Worker:
         first = cell.recipe.steps[0]
         stats, origin = None, None
         if isinstance(first, Compress) and first.collects_stats and context.data is not None:
-            stats, origin = self._collect_stats(context.lm, context.data, job.first_steps)
+            stats, origin = self._collect_stats(context.lm, context.data, item.first_steps)
             self._forget_other_methods(first.method, stats)
         lm, changes = apply_steps(context.lm.copy(), cell.recipe.steps, context.data, stats)
         seconds = time.perf_counter() - start
@@ -172,11 +172,10 @@ class Worker:
 
     def _model_source(self, cell: Cell) -> str:
         """The folder or hub name of the model. The first worker that needs a prepared model creates its folder."""
-        preparation = cell.preparation
-        if preparation is None:
+        preparation, key = cell.preparation, cell.preparation_key
+        if preparation is None or key is None:
             return cell.recipe.model
         assert self._folder is not None, "a study that prepares models has a folder on this machine"
-        key = key_of(preparation)
         if key in self._failed_preparations:
             raise UserError(f"Its model could not be prepared: {self._failed_preparations[key]}")
         folder = self._folder / PREPARED / key

@@ -34,6 +34,14 @@ def test_the_cells_are_the_product_of_the_axes_and_a_baseline() -> None:
     assert {cell.recipe.data for cell in found if cell.axes["method"] == "drone"} == {"glue/sst2"}
 
 
+def test_keys_of_cells_without_plugins_do_not_change() -> None:
+    axes = {"model": ["m"], "method": ["svd"], "keep": [0.5]}
+    assert [cell.key for cell in cells(axes, data="d")] == ["2f2cd87b189fa136", "8af0902ce0ae195f"]
+    found = cells(axes, data="d", tasks=["glue/sst2"], prepare=[{"finetune": {}}])
+    assert [cell.key for cell in found] == ["efbc834762a8678c", "7e0a68c23f49ae0d"]
+    assert {cell.preparation_key for cell in found} == {"6bb83510e8f08c82"}
+
+
 def test_points_can_be_left_out_and_added() -> None:
     axes = {**AXES, "method": ["svd", "fwsvd"], "keep": [0.5, 0.8]}
     found = compressed(

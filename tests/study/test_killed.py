@@ -17,7 +17,7 @@ import yaml
 from laconic.study.executors import Processes
 from laconic.study.ledger import CELLS
 from laconic.study.shared_folder import scratch_folder
-from laconic.study.worker import Job, Worker
+from laconic.study.worker import Worker, WorkItem
 from tests.study.test_run import cells, done, figures, records
 
 
@@ -26,9 +26,9 @@ def test_a_worker_that_is_killed_is_replaced(little_study: dict[str, Any], tmp_p
     killed: list[int] = []
 
     class Murderous(Processes):
-        def _assign(self, worker: Any, job: Job, attempt: int = 1) -> None:
-            super()._assign(worker, job, attempt)
-            if not killed and not job.cell.baseline:
+        def _assign(self, worker: Any, item: WorkItem, attempt: int = 1) -> None:
+            super()._assign(worker, item, attempt)
+            if not killed and not item.cell.baseline:
                 os.kill(worker.process.pid, signal.SIGKILL)
                 killed.append(worker.process.pid)
 
@@ -41,9 +41,9 @@ def test_a_cell_that_kills_every_worker_fails_alone(little_study: dict[str, Any]
     key = cells(little_study)[4].key
 
     class Murderous(Processes):
-        def _assign(self, worker: Any, job: Job, attempt: int = 1) -> None:
-            super()._assign(worker, job, attempt)
-            if job.cell.key == key:
+        def _assign(self, worker: Any, item: WorkItem, attempt: int = 1) -> None:
+            super()._assign(worker, item, attempt)
+            if item.cell.key == key:
                 os.kill(worker.process.pid, signal.SIGKILL)
 
     summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))
@@ -58,12 +58,12 @@ def test_a_worker_that_dies_with_nothing_to_do_is_replaced(little_study: dict[st
     killed: list[int] = []
 
     class Murderous(Processes):
-        def _assign(self, worker: Any, job: Job, attempt: int = 1) -> None:
+        def _assign(self, worker: Any, item: WorkItem, attempt: int = 1) -> None:
             if not killed:
                 worker.process.kill()
                 worker.process.join()
                 killed.append(worker.process.pid)
-            super()._assign(worker, job, attempt)
+            super()._assign(worker, item, attempt)
 
     little_study["exclude"] = [{"keep": 0.5}, {"seed": 1}]
     summary = done(little_study, tmp_path / "study", Murderous(tmp_path / "study", workers=1))

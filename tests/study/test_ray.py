@@ -10,7 +10,7 @@ import pytest
 
 from laconic.errors import UserError
 from laconic.study import Ledger, cells_of, run_study, study_from
-from laconic.study.ray_executor import LOCAL, RayExecutor, connect
+from laconic.study.executors import LOCAL, RayExecutor, connect
 from tests.study.test_run import done, figures
 
 ray = pytest.importorskip("ray")

@@ -19,7 +19,7 @@ from laconic.study import Cell, Executor, Ledger, Summary, cells_of, check_cells
 from laconic.study.cells import record_header
 from laconic.study.executors import InProcess, Processes
 from laconic.study.ledger import CELLS
-from laconic.study.worker import Job, Worker
+from laconic.study.worker import Worker, WorkItem
 
 
 def cells(study: dict[str, Any]) -> list[Cell]:
@@ -158,13 +158,13 @@ class Slow:
     def __init__(self, place: Path, turn: threading.Lock) -> None:
         self.worker, self.turn, self.keys = Worker(place), turn, list[str]()
 
-    def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-        for job in jobs:
-            if job is None:
+    def run(self, items: Iterable[WorkItem | None]) -> Iterator[dict[str, Any]]:
+        for item in items:
+            if item is None:
                 return
             # Transformers exchanges a method of all models while it loads one, which two threads leave exchanged.
             with self.turn:
-                record = self.worker.measure(job)
+                record = self.worker.measure(item)
             self.keys.append(record["key"])
             time.sleep(0.05)
             yield record
@@ -179,15 +179,15 @@ def test_no_cell_begins_before_its_original_is_judged(little_study: dict[str, An
     begun: list[str] = []
 
     class Looking:
-        def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-            queue, worker = iter(jobs), Worker(tmp_path / "study")
+        def run(self, items: Iterable[WorkItem | None]) -> Iterator[dict[str, Any]]:
+            queue, worker = iter(items), Worker(tmp_path / "study")
             while (first := next(queue, None)) is not None:
                 second = next(queue, None)
-                for job in (first, *([] if second is None else [second])):
-                    original = job.cell.original.key
-                    assert job.cell.baseline or ledger.read(original) is not None
-                    begun.append(job.cell.key)
-                    yield worker.measure(job)
+                for item in (first, *([] if second is None else [second])):
+                    original = item.cell.original.key
+                    assert item.cell.baseline or ledger.read(original) is not None
+                    begun.append(item.cell.key)
+                    yield worker.measure(item)
 
     assert run_study(every, ledger, Looking()).measured == len(every) == 6
     assert sorted(begun) == sorted(cell.key for cell in every)
@@ -199,10 +199,10 @@ def test_little_is_around_the_cells(little_study: dict[str, Any], tmp_path: Path
     little_study["axes"] |= {"keep": [at / 100 for at in range(1, 101)], "method": ["svd"]}
 
     class Idle:
-        def run(self, jobs: Iterable[Job | None]) -> Iterator[dict[str, Any]]:
-            for job in jobs:
-                assert job is not None
-                yield {**record_header(job.cell, 1), "state": "done", "seconds": {"total": 0.0}}
+        def run(self, items: Iterable[WorkItem | None]) -> Iterator[dict[str, Any]]:
+            for item in items:
+                assert item is not None
+                yield {**record_header(item.cell, 1), "state": "done", "seconds": {"total": 0.0}}
 
     summary = run_study(cells(little_study), Ledger(str(tmp_path / "study")), Idle())
     assert summary.measured == 201
