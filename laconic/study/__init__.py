@@ -6,7 +6,7 @@ Internal: it may change with any version.
 from laconic.study.cells import FAILED, Cell
 from laconic.study.executors import Executor, make_executor
 from laconic.study.grid import cells_of
-from laconic.study.ledger import Ledger, Record, own_records, save_study, title_of
+from laconic.study.ledger import Ledger, Record, of_the_study, own_records, save_study, title_of
 from laconic.study.mlflow_logger import MlflowLogger, check_logging
 from laconic.study.run import Summary, check_cells, estimate_seconds, run_study
 from laconic.study.schema import Study, parse_study, read_study, study_from
@@ -25,6 +25,7 @@ __all__ = [
     "check_logging",
     "estimate_seconds",
     "make_executor",
+    "of_the_study",
     "own_records",
     "parse_study",
     "read_study",

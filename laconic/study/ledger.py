@@ -199,20 +199,25 @@ def title_of(location: str) -> str:
     return str(_about(location).get("title", TITLE))
 
 
-def own_records(location: str) -> list[Record]:
-    """The records of the last run of a study; all records if the folder does not name its cells.
+def of_the_study(location: str, records: Sequence[Record]) -> list[Record]:
+    """The records that belong to the last run of the study; all records if the folder does not name its cells.
 
-    An earlier run with other settings, such as fewer rows, leaves records that are not comparable. A notice names
-    these and files that are not records.
+    An earlier run with other settings, such as fewer rows, leaves records that are not comparable.
 
     Args:
         location: the folder or URL of the study.
+        records: records from its ledger.
     """
+    keys = _about(location).get("cells")
+    return [record for record in records if record["key"] in keys] if isinstance(keys, list) else list(records)
+
+
+def own_records(location: str) -> list[Record]:
+    """Read the records of the last run of a study. A notice names other records, and files that are not records."""
     records, invalid = Ledger(location).all()
     for file in invalid:
         warnings.warn(f"'{file.name}' in {location} was left alone: {file.reason}.", Notice, stacklevel=3)
-    keys = _about(location).get("cells")
-    own = [record for record in records if record["key"] in keys] if isinstance(keys, list) else records
+    own = of_the_study(location, records)
     if others := len(records) - len(own):
         sentence = (
             f"Records in {location} that are not reported: {others}, of cells that the study has no more; "

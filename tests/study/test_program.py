@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from laconic.api.study import _executor
 from laconic.cli.main import status
 from laconic.progress import silent
-from laconic.study import Ledger, cells_of, check_cells, read_study, study_from
+from laconic.study import Ledger, cells_of, check_cells, make_executor, read_study, study_from
 from laconic.study.cells import failure, record_header
 from laconic.study.executors import RayExecutor
 
@@ -107,7 +106,7 @@ def test_the_home_folder_is_one_place_and_no_folder_is_none(
 
 def test_workers_on_ray_ask_for_the_gpu_that_they_compute_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("laconic.study.executors"), "connect", lambda address: None)
-    executors = [_executor("ray", None, 1, None, device, silent) for device in ("cuda", "cpu")]
+    executors = [make_executor("ray", None, 1, None, device, silent) for device in ("cuda", "cpu")]
     assert [one.gpus for one in executors if isinstance(one, RayExecutor)] == [1.0, 0.0]
 
 
