@@ -7,10 +7,12 @@ converted to numbers and booleans ("2" to 2). Numbers are compared with the boun
 """
 
 import math
+import re
 from abc import ABCMeta
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
+from inspect import cleandoc
 from numbers import Real
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,13 +24,23 @@ from laconic.errors import UserError, add_place, must_be
 from laconic.field_readers import WrongKindError, anything, converting_text, readers_of
 
 Made = TypeVar("Made")
+_ARGS = re.compile(r"^Args:\n((?:    .*\n?)*)", re.MULTILINE)
+_FIELD = re.compile(r"^    (\w+): .*(?:\n     .*)*", re.MULTILINE)
+_LATER_SECTION = re.compile(r"^(Raises|Example):$", re.MULTILINE)
 
 
 class Typed(ABCMeta):
     """Metaclass that checks the fields of a dataclass when an instance is created.
 
     The class needs an attribute `name`, which error messages begin with. Only keyword arguments are checked.
+    The docstring need not describe inherited fields: their descriptions are copied from the base class.
     """
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(name, bases, namespace, **kwargs)
+        if cls.__doc__ is not None and "__doc__" in namespace:
+            for base in filter(is_dataclass, bases):
+                cls.__doc__ = add_fields(cls.__doc__, base.__doc__ or "", [field.name for field in fields(base)])
 
     def __call__(cls: type[Made], *args: Any, **given: Any) -> Made:
         """Create an instance after checking the keyword arguments.
@@ -43,6 +55,40 @@ class Typed(ABCMeta):
         # Bounds are checked after `__post_init__`, whose error messages may be more specific.
         _check_bounds(cls, read, cls.name, read)  # type: ignore[attr-defined]
         return made
+
+
+def add_fields(docstring: str, inherited: str, names: Iterable[str]) -> str:
+    """Add descriptions of fields from another docstring to the `Args:` section of a docstring.
+
+    Args:
+        docstring: the docstring of a class. Its own descriptions are kept.
+        inherited: the docstring of the base class.
+        names: the fields of the base class; they come first, in the order of `inherited`.
+
+    Example:
+        >>> print(add_fields("A child.\\n\\nArgs:\\n    b: two.", "A base.\\n\\nArgs:\\n    a: one.", ["a"]))
+        A child.
+        <BLANKLINE>
+        Args:
+            a: one.
+            b: two.
+    """
+    text, known = cleandoc(docstring), set(names)
+    own, base = (dict(_entries(part)) for part in (text, cleandoc(inherited)))
+    entries = {name: entry for name, entry in base.items() if name in known} | own
+    section = "\n".join(("Args:", *entries.values()))
+    if not entries or entries.keys() == own.keys():
+        return docstring
+    if own:
+        return _ARGS.sub(lambda found: section + "\n" * (found[0].endswith("\n")), text, count=1)
+    later = _LATER_SECTION.search(text)
+    return f"{text[: later.start()]}{section}\n\n{text[later.start() :]}" if later else f"{text}\n\n{section}"
+
+
+def _entries(docstring: str) -> Iterator[tuple[str, str]]:
+    """The names of the fields in the `Args:` section of a docstring, with their lines."""
+    section = _ARGS.search(docstring)
+    yield from ((found[1], found[0]) for found in _FIELD.finditer(section[1] if section else ""))
 
 
 def construct(kind: type[Made], values: Mapping[str, Any], place: str) -> Made:

@@ -15,6 +15,7 @@ TESTED_BY = {
     "laconic.api.inputs": "api/test_arguments.py",
     "laconic.api.inspect": "api/test_results.py",
     "laconic.api.load": "api/test_results.py",
+    "laconic.api.study": "api/test_results.py",
     "laconic.cli.export": "export/test_export.py",
     "laconic.cli.inspect": "cli/test_verbs.py",
     "laconic.cli.study": "study/test_program.py",

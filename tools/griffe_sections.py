@@ -1,13 +1,15 @@
-"""An extension of griffe for two habits of the docstrings here.
+"""An extension of griffe for three habits of the docstrings here.
 
 A section `Example:` is shown as code, like griffe's own `Examples:`. A NamedTuple describes its fields under `Args:`,
-which griffe looks for under `Attributes:`.
+which griffe looks for under `Attributes:`. The descriptions of inherited fields are copied from the base class.
 """
 
 import re
 from typing import Any
 
 import griffe
+
+from laconic.typed import add_fields
 
 
 class Sections(griffe.Extension):
@@ -21,3 +23,22 @@ class Sections(griffe.Extension):
         if isinstance(obj, griffe.Class) and any(str(base) == "NamedTuple" for base in obj.bases):
             text = re.sub(r"^( *)Args:$", r"\1Attributes:", text, flags=re.MULTILINE)
         obj.docstring.value = text
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Called once, after all modules of the package are loaded."""
+        modules = [pkg]
+        while modules:
+            module = modules.pop()
+            modules += module.modules.values()
+            for kind in module.classes.values():
+                if not kind.is_alias:
+                    _inherit_fields(kind)
+
+
+def _inherit_fields(kind: griffe.Class) -> None:
+    """Add the descriptions of inherited fields to the docstring of a class."""
+    for base in kind.resolved_bases:
+        if isinstance(base, griffe.Class) and base.docstring and kind.docstring:
+            _inherit_fields(base)
+            names = [name for name, member in base.members.items() if member.is_attribute]
+            kind.docstring.value = add_fields(kind.docstring.value, base.docstring.value, names)

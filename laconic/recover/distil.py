@@ -31,25 +31,8 @@ class Distil(Training):
     """Train the model to do as its teacher does.
 
     Args:
-        epochs: passes over the rows; a fraction is allowed.
-        rows: rows of the training split to use, drawn with the seed. None for all but those held out.
-        held_out: rows that the loss is evaluated on. The parameters with the least loss on them are kept.
-        batch_size: rows of one batch, of all processes together; an update has `accumulate` batches.
-        accumulate: batches whose gradients are added up before an update.
-        learning_rate: the largest learning rate, in (0, 1].
-        warmup: fraction of the updates for which the learning rate rises, in [0, 1].
-        weight_decay: weight decay of AdamW.
-        decay: how the learning rate falls after the warmup: `linear`, `cosine`, or not (`constant`).
-        precision: `fp32`, or `bf16` or `fp16` with weights in fp32.
-        evaluations: number of evaluations of the held-out loss.
-        patience: evaluations without a gain after which the training stops. None for never.
-        checkpoint: keep the parameters of the `best` held-out loss, or the `last` ones. A head that grows too sure of
-            itself may classify better with a greater loss.
-        quantized: codes stay as they are (`frozen`), or train by the straight-through estimator (`straight-through`).
-        lora: rank of low-rank adapters, which alone are trained, and merged into plain matrices in the end.
         dropout: train with dropout. Off by default, because a compressed model is near its teacher and noise drives it
             away.
-        freeze: globs over names of parameters that are not trained, as `*embeddings*`.
         teacher: folder or hub name of the teacher. None for the model before the first step that compresses it.
         logits: weight of the divergence from the teacher's predictions, at `temperature`.
         temperature: divisor of the logits of both, above 0.
@@ -180,26 +163,6 @@ class Distil(Training):
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Training):
     """Train the model on its task: classes, scores, masked tokens, next tokens or targets.
-
-    Args:
-        epochs: passes over the rows; a fraction is allowed.
-        rows: rows of the training split to use, drawn with the seed. None for all but those held out.
-        held_out: rows that the loss is evaluated on. The parameters with the least loss on them are kept.
-        batch_size: rows of one batch, of all processes together; an update has `accumulate` batches.
-        accumulate: batches whose gradients are added up before an update.
-        learning_rate: the largest learning rate, in (0, 1].
-        warmup: fraction of the updates for which the learning rate rises, in [0, 1].
-        weight_decay: weight decay of AdamW.
-        decay: how the learning rate falls after the warmup: `linear`, `cosine`, or not (`constant`).
-        precision: `fp32`, or `bf16` or `fp16` with weights in fp32.
-        evaluations: number of evaluations of the held-out loss.
-        patience: evaluations without a gain after which the training stops. None for never.
-        checkpoint: keep the parameters of the `best` held-out loss, or the `last` ones. A head that grows too sure of
-            itself may classify better with a greater loss.
-        quantized: codes stay as they are (`frozen`), or train by the straight-through estimator (`straight-through`).
-        lora: rank of low-rank adapters, which alone are trained, and merged into plain matrices in the end.
-        dropout: apply the dropout of the model's configuration.
-        freeze: globs over names of parameters that are not trained, as `*embeddings*`.
 
     Example:
         >>> Finetune(epochs=2).needs_labels

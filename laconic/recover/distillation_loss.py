@@ -15,7 +15,7 @@ from laconic.recover.layer_matching import Match, check_same_tokens
 from laconic.recover.observe import Feature, LayerOutputs, observe
 
 WeightSchedule = Literal["constant", "fade", "grow"]
-"""How a weight changes during training: not at all, linearly to zero, or linearly from zero."""
+"""The change of a weight during training: none, linear to zero, or linear from zero."""
 
 
 TERMS = ("task", "logits", "matches")
@@ -23,7 +23,7 @@ TERMS = ("task", "logits", "matches")
 
 
 class Observed(NamedTuple):
-    """What a model computed on a batch.
+    """The outputs of a model on a batch.
 
     Args:
         predictions: its predictions.
@@ -83,10 +83,10 @@ class Terms:
 
 
 class DistillationLoss(nn.Module):
-    """The loss of a student on batches of `{"student": batch, "teacher": batch, "told": values}`.
+    """The loss of a student on batches of `{"student": batch, "teacher": batch, "soft_targets": values}`.
 
-    `told` holds the precomputed predictions of the teacher. The teacher is no submodule, so it is neither trained nor
-    saved.
+    `soft_targets` are the precomputed predictions of the teacher. The teacher is not a submodule, so that it is neither
+    trained nor saved.
 
     Args:
         student: the model to train.
@@ -147,13 +147,15 @@ class DistillationLoss(nn.Module):
                     if (widths := match.widths(their, our)) is not None:
                         self.projections[f"{number}-{stack}"] = _projection(*widths, generator).to(our.mask.device)
 
-    def forward(self, student: Batch, teacher: Batch | None = None, told: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, student: Batch, teacher: Batch | None = None, soft_targets: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Compute the loss of a batch.
 
         Args:
             student: a batch for the student.
             teacher: the same rows as a batch for the teacher; None if no term needs a teacher.
-            told: precomputed predictions of the teacher, (predictions, values); None to run the teacher.
+            soft_targets: precomputed predictions of the teacher, (predictions, values). None runs the teacher.
 
         Returns:
             The weighted sum of the terms as `loss`, and the unweighted terms by name.
@@ -165,7 +167,7 @@ class DistillationLoss(nn.Module):
         if self.terms.has_teacher:
             assert teacher is not None
             with torch.no_grad():
-                theirs = self._observe_teacher(teacher, told)
+                theirs = self._observe_teacher(teacher, soft_targets)
             if self.terms.logits:
                 losses["logits"] = _divergence(theirs.predictions, ours.predictions, self.terms.temperature)
             if self.terms.matches:
@@ -178,11 +180,19 @@ class DistillationLoss(nn.Module):
     def _observe_student(self, batch: Batch) -> Observed:
         return Observed(*observe(self._models[0], batch, self.terms.features))
 
-    def _observe_teacher(self, batch: Batch, told: Tensor | None) -> Observed:
+    def _observe_teacher(self, batch: Batch, soft_targets: Tensor | None) -> Observed:
         teacher = self._models[1]
         assert teacher is not None
-        if told is not None:
-            predictions, stacks = Predictions(told, told.new_zeros(len(told)), None, teacher.task.distribution), ()
+        if soft_targets is not None:
+            predictions, stacks = (
+                Predictions(
+                    soft_targets,
+                    soft_targets.new_zeros(len(soft_targets)),
+                    None,
+                    teacher.task.distribution,
+                ),
+                (),
+            )
         else:
             predictions, stacks = observe(teacher, batch, self.terms.features)
         if self.terms.places is not None:

@@ -18,9 +18,9 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from laconic.calibrate import Calibration
 from laconic.errors import UserError, must_be
 from laconic.processes import all_reduce_sum, barrier, is_rank_zero, on_rank_zero, shard, world_size
-from laconic.progress import Track
 from laconic.recover.checkpoints import (
     BEFORE,
     CHECKPOINTS,
@@ -31,12 +31,12 @@ from laconic.recover.checkpoints import (
     save_trained,
 )
 from laconic.recover.distillation_loss import DistillationLoss
-from laconic.recover.rows import LengthGroupedSampler, RowDataset, collate_rows
-from laconic.recover.training import TrainConfig, TrainingData
+from laconic.recover.rows import LengthGroupedSampler, RowDataset, TrainingData, collate_rows
+from laconic.recover.training import Training
 
 
 def train(
-    loss_module: DistillationLoss, training_data: TrainingData, config: TrainConfig, folder: Path, track: Track
+    loss_module: DistillationLoss, training_data: TrainingData, step: Training, folder: Path, data: Calibration
 ) -> list[dict[str, float]]:
     """Train the trainable parameters of a loss module.
 
@@ -45,24 +45,24 @@ def train(
     Args:
         loss_module: the student with its loss, changed in place.
         training_data: the rows and the models that read them.
-        config: the settings.
-        folder: where checkpoints and logs are written.
-        track: shows progress.
+        step: the settings.
+        folder: folder for checkpoints and logs.
+        data: calibration data, for its seed and progress bar.
 
     Returns:
         The log: one entry for each log event, with values by name; values that are not finite are None.
     """
-    going_on = on_rank_zero(last_checkpoint)(folder)
-    if going_on is None:
+    checkpoint = on_rank_zero(last_checkpoint)(folder)
+    if checkpoint is None:
         on_rank_zero(save_trained)(loss_module, folder / BEFORE)
-    trainer = _trainer(loss_module, training_data, config, folder, anew=going_on is None)
+    trainer = _trainer(loss_module, training_data, step, folder, data.seed, anew=checkpoint is None)
     total = trainer.args.max_steps
-    trainer.add_callback(_ProgressCallback(loss_module, iter(track(range(total), "Training")), total))
-    trainer.train(resume_from_checkpoint=going_on)
+    trainer.add_callback(_ProgressCallback(loss_module, iter(data.track(range(total), "Training")), total))
+    trainer.train(resume_from_checkpoint=checkpoint)
     history = [{name: _finite(value) for name, value in line.items()} for line in trainer.state.log_history]
     before, *_, last = (line["eval_loss"] for line in history if "eval_loss" in line)
-    best = trainer.state.best_metric if config.checkpoint == "best" else last
-    no_gain = config.checkpoint == "best" and before is not None and best is not None and best >= before
+    best = trainer.state.best_metric if step.checkpoint == "best" else last
+    no_gain = step.checkpoint == "best" and before is not None and best is not None and best >= before
     if best is None or not math.isfinite(best) or no_gain:
         load_trained(loss_module, load_file(folder / BEFORE))
     # The first process removes the checkpoints next, so wait until all processes have read them.
@@ -71,13 +71,13 @@ def train(
 
 
 def _trainer(
-    loss_module: DistillationLoss, training_data: TrainingData, config: TrainConfig, folder: Path, anew: bool
+    loss_module: DistillationLoss, training_data: TrainingData, step: Training, folder: Path, seed: int, anew: bool
 ) -> "DistillationTrainer":
-    if config.batch_size % world_size():
-        raise must_be("batch_size", f"a multiple of {world_size()}, the number of processes", config.batch_size)
+    if step.batch_size % world_size():
+        raise must_be("batch_size", f"a multiple of {world_size()}, the number of processes", step.batch_size)
     trainer = DistillationTrainer(
         loss_module,
-        _arguments(training_data, config, folder, anew),
+        _arguments(training_data, step, folder, seed, anew),
         data_collator=partial(collate_rows, student=training_data.student, teacher=training_data.teacher),
         train_dataset=training_data.train,
         eval_dataset=training_data.held_out,
@@ -88,40 +88,40 @@ def _trainer(
             f"{world_size()} processes work together, and accelerate knows of {trainer.args.world_size}; "
             "start them by torchrun or accelerate launch to train on all of them."
         )
-    if config.patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(config.patience))
+    if step.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(step.patience))
     # It would print log entries to standard output, among the results.
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _arguments(training_data: TrainingData, config: TrainConfig, folder: Path, anew: bool) -> TrainingArguments:
-    often, steps = config.steps(len(training_data.train))
+def _arguments(training_data: TrainingData, step: Training, folder: Path, seed: int, anew: bool) -> TrainingArguments:
+    interval, total = step.updates(len(training_data.train))
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch_size // world_size(),
-        per_device_eval_batch_size=max(1, 2 * config.batch_size // world_size()),
-        gradient_accumulation_steps=config.accumulate,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.decay if config.decay != "constant" else "constant_with_warmup",
-        warmup_steps=math.ceil(config.warmup * steps),
-        weight_decay=config.weight_decay,
-        bf16=config.precision == "bf16",
-        fp16=config.precision == "fp16",
+        max_steps=total,
+        per_device_train_batch_size=step.batch_size // world_size(),
+        per_device_eval_batch_size=max(1, 2 * step.batch_size // world_size()),
+        gradient_accumulation_steps=step.accumulate,
+        learning_rate=step.learning_rate,
+        lr_scheduler_type=step.decay if step.decay != "constant" else "constant_with_warmup",
+        warmup_steps=math.ceil(step.warmup * total),
+        weight_decay=step.weight_decay,
+        bf16=step.precision == "bf16",
+        fp16=step.precision == "fp16",
         eval_strategy="steps",
-        eval_steps=often,
+        eval_steps=interval,
         # Evaluate within `train`: before it, accelerate would prepare the model without gradient synchronisation.
         eval_on_start=anew,
         save_strategy="steps",
-        save_steps=often,
+        save_steps=interval,
         save_total_limit=2,
-        load_best_model_at_end=config.checkpoint == "best",
+        load_best_model_at_end=step.checkpoint == "best",
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        logging_steps=max(1, often // 5),
-        seed=config.seed,
-        data_seed=config.seed,
+        logging_steps=max(1, interval // 5),
+        seed=seed,
+        data_seed=seed,
         use_cpu=training_data.student.device.type == "cpu",
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -134,17 +134,17 @@ def _arguments(training_data: TrainingData, config: TrainConfig, folder: Path, a
         restore_callback_states_from_checkpoint=True,
     )
     # Override settings from the launcher's configuration: precision, and the number of GPUs.
-    arguments.mixed_precision = {"fp32": "no"}.get(config.precision, config.precision)
+    arguments.mixed_precision = {"fp32": "no"}.get(step.precision, step.precision)
     _on_one_device(arguments, training_data.student.device)
     return arguments
 
 
 def _on_one_device(arguments: TrainingArguments, device: torch.device) -> None:
     """Make Trainer use one GPU; by default it uses all, with the model on the first one."""
-    there = arguments.device
+    default = arguments.device
     arguments._n_gpu = min(1, arguments.n_gpu)
-    if device.type == "cuda" and (device.index or 0) != (there.index or 0):
-        raise must_be("device", f"{there} for a training; choose a GPU by CUDA_VISIBLE_DEVICES", str(device))
+    if device.type == "cuda" and (device.index or 0) != (default.index or 0):
+        raise must_be("device", f"{default} for a training; choose a GPU by CUDA_VISIBLE_DEVICES", str(device))
 
 
 def _finite(value: Any) -> Any:

@@ -54,19 +54,21 @@ def observe(
     Returns:
         The predictions, and the layer outputs of each stack (empty without features).
     """
-    asked = {
+    options = {
         name: True
         for name, feature in (("output_hidden_states", Feature.HIDDEN), ("output_attentions", Feature.ATTENTION))
         if feature in features
     }
     with _capture_values(lm, Feature.VALUES in features) as captured:
-        output = run_model(lm, batch, **asked)
+        output = run_model(lm, batch, **options)
     predictions = gather_predictions(lm, output, batch)
     if not features:
         return predictions, ()
-    both = lm.model.config.is_encoder_decoder
-    prefixes, masks = (("encoder_", "decoder_"), _masks(lm, batch)) if both else (("",), _masks(lm, batch)[:1])
-    shown = tuple(
+    is_encoder_decoder = lm.model.config.is_encoder_decoder
+    prefixes, masks = (
+        (("encoder_", "decoder_"), _masks(lm, batch)) if is_encoder_decoder else (("",), _masks(lm, batch)[:1])
+    )
+    outputs = tuple(
         LayerOutputs(
             mask=mask,
             hidden=tuple(output.get(f"{prefix}hidden_states") or ()),
@@ -75,7 +77,7 @@ def observe(
         )
         for prefix, mask, values in zip(prefixes, masks, _values_by_stack(lm, captured, len(masks)), strict=True)
     )
-    return predictions, shown
+    return predictions, outputs
 
 
 @contextmanager
@@ -98,11 +100,11 @@ def _masks(lm: LanguageModel, batch: Batch) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _capture_values(lm: LanguageModel, wanted: bool) -> Iterator[dict[str, list[Tensor]]]:
+def _capture_values(lm: LanguageModel, enabled: bool) -> Iterator[dict[str, list[Tensor]]]:
     """Capture the outputs of the value projections within the context, by path of the block, one for each call."""
     captured: dict[str, list[Tensor]] = {}
     with ExitStack() as hooks:
-        for stack, blocks in lm.stacks() if wanted else ():
+        for stack, blocks in lm.stacks() if enabled else ():
             for path, block in blocks:
                 if (found := _projection(stack, block)) is not None:
                     module, values_in = found
@@ -130,8 +132,8 @@ def _projection(stack: Stack, block: nn.Module) -> tuple[nn.Module, Callable[[Te
         assert attention.heads is not None
         holder = block.get_submodule(attention.module)
         cut = partial(_third_of_each_head, size=getattr(holder, attention.heads.size))
-    turned = attention.tokens_first
-    return block.get_submodule(path), (lambda output: cut(output.transpose(0, 1))) if turned else cut
+    transposed = attention.tokens_first
+    return block.get_submodule(path), (lambda output: cut(output.transpose(0, 1))) if transposed else cut
 
 
 def _identity(output: Tensor) -> Tensor:

@@ -18,14 +18,14 @@ from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel, predict
 from laconic.progress import Track
 
-MOST_TOLD = 2**26
+MOST_SOFT_TARGETS = 2**26
 """Largest number of precomputed teacher logits (256 MiB in fp32); with more, the teacher runs in every epoch."""
 
 DistillationBatch = dict[str, Any]
-"""`{"student": batch, "teacher": batch, "told": values}`: the rows for both models, and the teacher's predictions."""
+"""`{"student": batch, "teacher": batch, "soft_targets": values}`: rows of both models, and teacher's predictions."""
 
-TOGETHER = 16
-"""Number of batches whose rows are sorted by length together."""
+BATCHES_SORTED = 16
+"""The number of batches whose rows are sorted by length together."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class RowDataset(Dataset):
     Args:
         student: rows tokenized for the student.
         teacher: the same rows tokenized for the teacher; None without a teacher.
-        told: the teacher's precomputed predictions of each row, (predictions, values); None if they are computed in
-            every epoch.
+        soft_targets: the teacher's precomputed predictions of each row, (predictions, values); None if the teacher runs
+            in every epoch.
     """
 
     student: Sequence[Row]
     teacher: Sequence[Row] | None = None
-    told: Sequence[Tensor] | None = None
+    soft_targets: Sequence[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.student)
 
     def __getitem__(self, index: int) -> tuple[Row, Row | None, Tensor | None]:
-        told = None if self.told is None else self.told[index]
-        return self.student[index], None if self.teacher is None else self.teacher[index], told
+        soft_targets = None if self.soft_targets is None else self.soft_targets[index]
+        return self.student[index], None if self.teacher is None else self.teacher[index], soft_targets
 
     def batch(self, numbers: Iterable[int], student: LanguageModel, teacher: LanguageModel | None) -> DistillationBatch:
         """Return a padded batch of some rows.
@@ -96,16 +96,37 @@ class LengthGroupedSampler(Sampler):
         drawn = random.Random(f"{self._seed} {self._epoch}")
         rows = len(self._lengths)
         numbers = drawn.sample(range(rows), rows)
-        size, several = self._batch_size, self._batch_size * TOGETHER
+        size, group = self._batch_size, self._batch_size * BATCHES_SORTED
         batches = []
-        for start in range(0, len(numbers), several):
-            ordered = sorted(numbers[start : start + several], key=lambda number: self._lengths[number])
+        for start in range(0, len(numbers), group):
+            ordered = sorted(numbers[start : start + group], key=lambda number: self._lengths[number])
             batches += [ordered[at : at + size] for at in range(0, len(ordered), size)]
         # The incomplete batch comes last, so that the others are not shifted.
         full, rest = [b for b in batches if len(b) == size], [b for b in batches if len(b) < size]
         drawn.shuffle(full)
         ordered = [number for batch in (*full, *rest) for number in batch]
         return islice(cycle(ordered), len(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The rows of a training, and its models.
+
+    Args:
+        train: rows to train on.
+        held_out: rows to evaluate the loss on.
+        student: the model that is trained.
+        teacher: the teacher; None for training without one.
+    """
+
+    train: RowDataset
+    held_out: RowDataset
+    student: LanguageModel
+    teacher: LanguageModel | None
+
+    def first(self) -> DistillationBatch:
+        """Return a batch with the first row only."""
+        return self.train.batch(range(1), self.student, self.teacher)
 
 
 def collate_rows(
@@ -118,12 +139,12 @@ def collate_rows(
         student: the student.
         teacher: the teacher; without one the batch has only the key `student`.
     """
-    ours, theirs, told = zip(*lines, strict=True)
+    ours, theirs, soft_targets = zip(*lines, strict=True)
     batch: DistillationBatch = {"student": collate(student, ours)}
     if teacher is not None:
         batch["teacher"] = collate(teacher, [row for row in theirs if row is not None])
-        if told[0] is not None:
-            batch["told"] = torch.cat([values for values in told if values is not None])
+        if soft_targets[0] is not None:
+            batch["soft_targets"] = torch.cat([values for values in soft_targets if values is not None])
     return batch
 
 
@@ -143,19 +164,21 @@ def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, C
     """
     if data.corpus is None:
         raise UserError("Training needs the rows that the calibration data was drawn from; name their source as data.")
-    every = data.corpus
+    corpus = data.corpus
     # At most a tenth of a small corpus is held out.
-    spared = min(held_out, len(every.examples) // 10)
-    if spared < 1:
+    count = min(held_out, len(corpus.examples) // 10)
+    if count < 1:
         raise UserError(
-            f"'{every.source}' has {len(every.examples)} rows, too few to train on some and judge by others; "
+            f"'{corpus.source}' has {len(corpus.examples)} rows, too few to train on some and judge by others; "
             "give at least 10."
         )
-    drawn = sample(every, spared + (len(every.examples) if rows is None else rows), data.seed)
-    if rows is not None and rows > len(drawn.examples) - spared:
-        most = len(drawn.examples) - spared
-        raise must_be("rows", f"at most {most}, as '{every.source}' has that many beside {spared} held out", rows)
-    return replace(drawn, examples=drawn.examples[spared:]), replace(drawn, examples=drawn.examples[:spared])
+    rows_drawn = sample(corpus, count + (len(corpus.examples) if rows is None else rows), data.seed)
+    if rows is not None and rows > len(rows_drawn.examples) - count:
+        most = len(rows_drawn.examples) - count
+        raise must_be("rows", f"at most {most}, as '{corpus.source}' has that many beside {count} held out", rows)
+    return replace(rows_drawn, examples=rows_drawn.examples[count:]), replace(
+        rows_drawn, examples=rows_drawn.examples[:count]
+    )
 
 
 def tokenize_corpus(
@@ -168,7 +191,7 @@ def tokenize_corpus(
         data: calibration data, for its `max_length` and seed.
         student: the model to train.
         teacher: its teacher, or None.
-        labelled: read the labels of the data for the student.
+        labelled: whether to read the labels of the data for the student.
 
     Raises:
         UserError: no row has tokens, a row is empty for only one of the two models, or a label is missing or unknown.
@@ -198,20 +221,20 @@ def precompute_predictions(teacher: LanguageModel, lines: RowDataset, batch_size
         track: shows progress.
 
     Returns:
-        The rows with predictions, or the given rows if the predictions would be more than `MOST_TOLD` numbers.
+        The rows with predictions, or the given rows if the predictions would be more than `MOST_SOFT_TARGETS` numbers.
     """
     assert lines.teacher is not None
     rows = lines.teacher
     by_length = sorted(range(len(rows)), key=lambda number: len(rows[number].input_ids))
-    told: dict[int, Tensor] = {}
-    kept = 0
+    soft_targets: dict[int, Tensor] = {}
+    total = 0
     starts = range(0, len(by_length), batch_size)
-    for start in track(starts, "Asking the teacher"):
+    for start in track(starts, "Predictions of the teacher"):
         numbers = by_length[start : start + batch_size]
         batch = collate(teacher, [rows[number] for number in numbers])
         predictions, _ = predict(teacher, to_device(batch, teacher.device))
-        kept += predictions.values.numel()
-        if kept * len(starts) > MOST_TOLD * (start // batch_size + 1):
+        total += predictions.values.numel()
+        if total * len(starts) > MOST_SOFT_TARGETS * (start // batch_size + 1):
             return lines
-        told |= {number: predictions.values[predictions.rows == at].cpu() for at, number in enumerate(numbers)}
-    return replace(lines, told=[told[number] for number in range(len(lines))])
+        soft_targets |= {number: predictions.values[predictions.rows == at].cpu() for at, number in enumerate(numbers)}
+    return replace(lines, soft_targets=[soft_targets[number] for number in range(len(lines))])

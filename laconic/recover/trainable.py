@@ -10,7 +10,6 @@ plain matrices; beside pruned or quantized matrices they stay as separate factor
 import warnings
 from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any, Literal
@@ -25,24 +24,6 @@ from laconic.formats import LowRank, Masked, PackedCodes, PackedEmbedding, Sum
 from laconic.model import LanguageModel, Site
 
 QuantizedTraining = Literal["frozen", "straight-through"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trainable:
-    """Which parts of a model are trained.
-
-    Args:
-        quantized: `frozen` keeps codes; `straight-through` trains them with the straight-through estimator.
-        lora: rank of low-rank adapters; None for no adapters.
-        freeze: globs over names of parameters that are not trained. Codes that match are frozen, and matrices that
-            match get no adapters.
-        seed: seed of the initial adapters.
-    """
-
-    quantized: QuantizedTraining = "frozen"
-    lora: int | None = None
-    freeze: tuple[str, ...] = ()
-    seed: int = 0
 
 
 class StraightThrough(nn.Module):
@@ -79,12 +60,23 @@ class StraightThrough(nn.Module):
 
 
 @contextmanager
-def trainable(lm: LanguageModel, config: Trainable) -> Iterator[None]:
+def trainable(
+    lm: LanguageModel,
+    *,
+    quantized: QuantizedTraining = "frozen",
+    lora: int | None = None,
+    freeze: Sequence[str] = (),
+    seed: int = 0,
+) -> Iterator[None]:
     """Within the context `lm` is ready for training; afterwards its layers are restored and rounded to its dtype.
 
     Args:
         lm: the model, changed in place.
-        config: which parts are trained.
+        quantized: `frozen` keeps codes; `straight-through` trains them with the straight-through estimator.
+        lora: rank of low-rank adapters; None for no adapters.
+        freeze: globs over names of parameters that are not trained. Codes that match are frozen, and matrices that
+            match get no adapters.
+        seed: seed of the initial adapters.
 
     Raises:
         UserError: a glob matches no parameter, nothing is left to train, or LoRA is asked for without peft.
@@ -92,13 +84,13 @@ def trainable(lm: LanguageModel, config: Trainable) -> Iterator[None]:
     movable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     with ExitStack() as undo:
         undo.callback(_unfreeze, movable)
-        frozen_ids = {id(parameter) for parameter in frozen_parameters(lm, config.freeze)}
-        _freeze(lm, config.freeze)
-        if config.lora is not None:
+        frozen_ids = {id(parameter) for parameter in frozen_parameters(lm, freeze)}
+        _freeze(lm, freeze)
+        if lora is not None:
             _freeze(lm, ("*",))
             undo.callback(_merge_adapters, lm)
-            _add_adapters(lm, config.lora, config.seed, frozen_ids)
-        elif config.quantized == "straight-through":
+            _add_adapters(lm, lora, seed, frozen_ids)
+        elif quantized == "straight-through":
             layers = _insert_straight_through(lm, frozen_ids)
             undo.callback(_remove_straight_through, lm, layers)
         if not any(parameter.requires_grad for parameter in lm.model.parameters()):

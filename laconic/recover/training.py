@@ -4,8 +4,8 @@ import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,62 +26,13 @@ from laconic.processes import all_true, on_rank_zero, world_size
 from laconic.recover.checkpoints import load_finished, load_trained, read_logs, save_finished, training_folder
 from laconic.recover.distillation_loss import DistillationLoss, Terms
 from laconic.recover.observe import eager
-from laconic.recover.rows import DistillationBatch, RowDataset, precompute_predictions, split, tokenize_corpus
-from laconic.recover.trainable import QuantizedTraining, Trainable, check_lora, frozen_parameters, trainable
+from laconic.recover.rows import DistillationBatch, TrainingData, precompute_predictions, split, tokenize_corpus
+from laconic.recover.trainable import QuantizedTraining, check_lora, frozen_parameters, trainable
 
 NEEDED = ("accelerate", "tensorboard")
 Precision = Literal["fp32", "bf16", "fp16"]
 Decay = Literal["linear", "cosine", "constant"]
 Checkpoint = Literal["best", "last"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The settings of a training loop; see `Training` for the fields."""
-
-    epochs: float
-    batch_size: int
-    accumulate: int
-    learning_rate: float
-    warmup: float
-    weight_decay: float
-    decay: Decay
-    precision: Precision
-    evaluations: int
-    patience: int | None
-    checkpoint: Checkpoint
-    seed: int
-
-    def steps(self, rows: int) -> tuple[int, int]:
-        """Return (updates between two evaluations, updates in total); the total is a multiple of the first number.
-
-        Args:
-            rows: number of training rows.
-        """
-        wanted = self.epochs * math.ceil(rows / (self.batch_size * self.accumulate))
-        often = max(1, round(wanted / self.evaluations))
-        return often, often * max(1, round(wanted / often))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """The rows of a training, and its models.
-
-    Args:
-        train: rows to train on.
-        held_out: rows to evaluate the loss on.
-        student: the model that is trained.
-        teacher: the teacher; None for training without one.
-    """
-
-    train: RowDataset
-    held_out: RowDataset
-    student: LanguageModel
-    teacher: LanguageModel | None
-
-    def first(self) -> DistillationBatch:
-        """Return a batch with the first row only."""
-        return self.train.batch(range(1), self.student, self.teacher)
 
 
 def check_installed() -> None:
@@ -142,6 +93,16 @@ class Training(Step):
             raise must_be("patience", "left out where the last numbers are kept, whatever their loss", self.patience)
         if self.lora is not None and self.quantized != "frozen":
             raise must_be("quantized", "frozen where lora is given, as nothing but adapters moves", self.quantized)
+
+    def updates(self, rows: int) -> tuple[int, int]:
+        """The updates between two evaluations, and in total; the total is a multiple of the first number.
+
+        Args:
+            rows: number of training rows.
+        """
+        total = self.epochs * math.ceil(rows / (self.batch_size * self.accumulate))
+        interval = max(1, round(total / self.evaluations))
+        return interval, interval * max(1, round(total / interval))
 
     @property
     def needs_data(self) -> bool:
@@ -216,8 +177,8 @@ class Training(Step):
         key = self._key(lm, data, teacher)
         with (
             training_folder(key) as folder,
-            trainable(lm, self._trainable_config(data.seed)),
-            self._attention_mode(lm, teacher),
+            trainable(lm, quantized=self.quantized, lora=self.lora, freeze=self.freeze, seed=data.seed),
+            eager(lm, teacher) if self.compares_layers and teacher is not None else nullcontext(),
         ):
             training_data = self._training_data(lm, teacher, data)
             first = training_data.first()
@@ -240,20 +201,10 @@ class Training(Step):
         """Train, save the result in `folder`, and return the history."""
         from laconic.recover.loop import train  # noqa: PLC0415 (it brings Trainer with it)
 
-        lines = train(loss_module, training_data, self._train_config(data.seed), folder, data.track)
+        lines = train(loss_module, training_data, self, folder, data)
         history = {"rows": len(training_data.train), "held_out": len(training_data.held_out), "lines": lines}
         on_rank_zero(save_finished)(folder, loss_module, history)
         return history
-
-    def _trainable_config(self, seed: int) -> Trainable:
-        return Trainable(quantized=self.quantized, lora=self.lora, freeze=self.freeze, seed=seed)
-
-    def _train_config(self, seed: int) -> TrainConfig:
-        named = {field.name: getattr(self, field.name) for field in fields(TrainConfig) if field.name != "seed"}
-        return TrainConfig(**named, seed=seed)
-
-    def _attention_mode(self, lm: LanguageModel, teacher: LanguageModel | None) -> AbstractContextManager[None]:
-        return eager(lm, teacher) if self.compares_layers and teacher is not None else nullcontext()
 
     def _training_data(self, lm: LanguageModel, teacher: LanguageModel | None, data: Calibration) -> TrainingData:
         train_rows, held_out = (

@@ -17,9 +17,9 @@ from laconic.methods import Gptq, Int8, KMeans, Magnitude, Rtn, Svd, Wanda
 from laconic.model import LanguageModel
 from laconic.recipe.flow import apply_steps
 from laconic.recover import Correct
-from laconic.recover.correct.comparison import invert_norm
-from laconic.recover.correct.pairs import pair_stacks
-from laconic.recover.correct.step import correct
+from laconic.recover.comparison import invert_norm
+from laconic.recover.correct import correct
+from laconic.recover.layer_pairs import pair_stacks
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches

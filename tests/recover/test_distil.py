@@ -164,7 +164,7 @@ def test_a_student_of_independent_labels_is_taught_each(asked: bool) -> None:
     data = data_for(lm)
     batch = {"student": data.batches[0], "teacher": data.batches[0]}
     if asked:
-        batch["told"] = predict(teacher, data.batches[0])[0].values.detach()
+        batch["soft_targets"] = predict(teacher, data.batches[0])[0].values.detach()
     terms = Terms(logits=1.0, temperature=2.0)
     loss = DistillationLoss(lm, teacher, terms).eval()(**batch)["logits"]
     p, q = ((predict(model, data.batches[0])[0].values / 2).sigmoid() for model in (teacher, lm))
@@ -189,13 +189,13 @@ def test_a_teacher_that_is_asked_once_says_the_same(name: str) -> None:
     several = Distil(**{**SHORT, "epochs": 2.0})
     data = data_for(lm)
     material = several._with_predictions(several._training_data(lm, several.load_teacher(lm), data), data)
-    assert material.train.told is not None
-    fresh = replace(material.train, told=None)
+    assert material.train.soft_targets is not None
+    fresh = replace(material.train, soft_targets=None)
     for numbers in (range(4), range(4, 7)):
-        told = material.train.batch(numbers, lm, lm.original)
+        batch = material.train.batch(numbers, lm, lm.original)
         asked = fresh.batch(numbers, lm, lm.original)
         lesson = DistillationLoss(lm, lm.original, Terms(logits=1.0)).eval()
-        assert lesson(**told)["loss"].item() == pytest.approx(lesson(**asked)["loss"].item(), rel=1e-4, abs=1e-7)
+        assert lesson(**batch)["loss"].item() == pytest.approx(lesson(**asked)["loss"].item(), rel=1e-4, abs=1e-7)
 
 
 def test_without_dropout_a_student_is_trained_as_it_is_used() -> None:

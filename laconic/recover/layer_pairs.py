@@ -26,12 +26,12 @@ class Pair:
 
     Args:
         name: path of the layer in the model.
-        there: path of the layer in the original.
+        original: path of the layer in the original.
         place: the layer in the original; it says whether the layer reads source or target tokens.
     """
 
     name: str
-    there: str
+    original: str
     place: Place
 
 
@@ -42,7 +42,7 @@ class Piece:
     Args:
         steps: the layers in forward order, in groups that read the same input.
         block: path of the block in the model; None for the whole model.
-        there: path of the same block in the original.
+        original: path of the same block in the original.
         spans: number of blocks of the original that it replaces: its own and dropped blocks that follow it.
         parts: its sublayers, with paths in the model.
         origins: the same sublayers, with paths in the original.
@@ -51,7 +51,7 @@ class Piece:
 
     steps: list[list[Pair]]
     block: str | None = None
-    there: str | None = None
+    original: str | None = None
     spans: int = 1
     parts: tuple[Sublayer, ...] = ()
     origins: tuple[Sublayer, ...] = ()
@@ -63,14 +63,14 @@ class StackPair:
     """The blocks of one stack in the model and in the original.
 
     Args:
-        here: paths of the blocks in the model.
-        there: paths of the blocks in the original.
-        numbers: for each block in `here` its number in `there`.
-        pieces: the piece of each block in `here`.
+        blocks: paths of the blocks in the model.
+        original_blocks: paths of the blocks in the original.
+        numbers: for each block of the model, its number in the original.
+        pieces: the piece of each block of the model.
     """
 
-    here: list[str]
-    there: list[str]
+    blocks: list[str]
+    original_blocks: list[str]
     numbers: list[int]
     pieces: list[Piece]
 
@@ -89,43 +89,44 @@ def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
     # If all layers of a stack share one block, dropping layers does not renumber it.
     names = [None if layers.shared else layers.name for layers in find_layers(original)] if any(lm.dropped) else []
     rows = []
-    for index, ((stack, now), (_, were)) in enumerate(zip(lm.stacks(), original.stacks(), strict=True)):
-        here, there = [path for path, _ in now], [path for path, _ in were]
+    for index, ((stack, now), (_, before)) in enumerate(zip(lm.stacks(), original.stacks(), strict=True)):
+        blocks, original_blocks = [path for path, _ in now], [path for path, _ in before]
         name = names[index] if names else None
         gone = [] if name is None else [dropped.get(name, ()) for dropped in lm.dropped]
-        numbers = _remaining_blocks(len(there), gone)
-        if len(numbers) != len(here):
+        numbers = _remaining_blocks(len(original_blocks), gone)
+        if len(numbers) != len(blocks):
             raise UserError(
-                f"It is not known which blocks of the original the {len(here)} in '{stack.blocks}' are; put 'correct' "
-                "before the step that took the others out."
+                f"The {len(blocks)} blocks in '{stack.blocks}' cannot be matched with those of the original; put 'correct' "
+                "before the step that removed the others."
             )
         pieces = []
-        for path, number, behind in zip(here, numbers, [*numbers[1:], len(there)], strict=True):
-            inside = [site for site in sites if site.block == there[number]]
+        for path, number, following in zip(blocks, numbers, [*numbers[1:], len(original_blocks)], strict=True):
+            original_block = original_blocks[number]
+            inside = [site for site in sites if site.block == original_block]
             pieces.append(
                 Piece(
-                    steps=_pair_layers(lm, original, inside, there[number], path),
+                    steps=_pair_layers(lm, original, inside, original_block, path),
                     block=path,
-                    there=there[number],
-                    spans=behind - number,
+                    original=original_block,
+                    spans=following - number,
                     parts=tuple(find_sublayers(stack, path, lambda name: has_module(lm.model, name))),
-                    origins=tuple(find_sublayers(stack, there[number], lambda name: has_module(original.model, name))),
-                    norm=_closing_norm(lm, stack, path, there[number]),
+                    origins=tuple(find_sublayers(stack, original_block, lambda name: has_module(original.model, name))),
+                    norm=_closing_norm(lm, stack, path, original_block),
                 )
             )
-        rows.append(StackPair(here, there, numbers, pieces))
+        rows.append(StackPair(blocks, original_blocks, numbers, pieces))
     return rows
 
 
 def _remaining_blocks(count: int, gone: Sequence[Sequence[int | str]]) -> list[int]:
     """The original numbers of the blocks that are left; `gone` has the drops in order, parts of blocks are ignored."""
     numbers = list(range(count))
-    for here in gone:
-        numbers = [number for place, number in enumerate(numbers) if place not in here]
+    for dropped in gone:
+        numbers = [number for index, number in enumerate(numbers) if index not in dropped]
     return numbers
 
 
-def _closing_norm(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pair | None:
+def _closing_norm(lm: LanguageModel, stack: Stack, block: str, original_block: str) -> Pair | None:
     closing = None if stack.depth is None else stack.depth.last_norm
     path = f"{block}.{closing}"
     if closing is None or not has_module(lm.model, path):
@@ -133,7 +134,7 @@ def _closing_norm(lm: LanguageModel, stack: Stack, block: str, there: str) -> Pa
     norm = lm.model.get_submodule(path)
     # Other norms may have no bias, or an offset on their weight.
     plain = isinstance(norm, nn.LayerNorm) and norm.bias is not None
-    return Pair(path, f"{there}.{closing}", Place(path, norm, (stack.reads,))) if plain else None
+    return Pair(path, f"{original_block}.{closing}", Place(path, norm, (stack.reads,))) if plain else None
 
 
 def head_piece(lm: LanguageModel, original: LanguageModel) -> Piece:
@@ -147,11 +148,11 @@ def _pair_layers(
 ) -> list[list[Pair]]:
     by_input: dict[str, dict[str, Pair]] = {}
     for site in sites:
-        there = _outer_format(original.model, site.name)
-        name = now + there.removeprefix(block) if block else there
-        seen = any(there in pairs for pairs in by_input.values())
+        original_name = _outer_format(original.model, site.name)
+        name = now + original_name.removeprefix(block) if block else original_name
+        seen = any(original_name in pairs for pairs in by_input.values())
         if not seen and has_module(lm.model, name):
-            by_input.setdefault(site.input, {})[there] = Pair(name, there, site.places[0])
+            by_input.setdefault(site.input, {})[original_name] = Pair(name, original_name, site.places[0])
     return [list(pairs.values()) for pairs in by_input.values()]
 
 

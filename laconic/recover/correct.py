@@ -31,8 +31,8 @@ from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import LanguageModel
-from laconic.recover.correct.comparison import Comparison
-from laconic.recover.correct.pairs import bias_of, matrix_of, pair_stacks, shape_of
+from laconic.recover.comparison import Comparison
+from laconic.recover.layer_pairs import bias_of, matrix_of, pair_stacks, shape_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from laconic.calibrate.batching import to_device
 from laconic.calibrate.recorder import Rows, rows_of
 from laconic.calibrate.stream import Stream
 from laconic.model import Batch, LanguageModel, ModelTask
-from laconic.recover.correct.pairs import Pair, Piece, head_piece, pair_stacks, shape_of
+from laconic.recover.layer_pairs import Pair, Piece, head_piece, pair_stacks, shape_of
 
 KEPT_NUMBERS = 2**26
 """Largest number of activations of the original that are cached for one block (256 MiB in fp32)."""
@@ -41,7 +41,7 @@ class Comparison:
     def __init__(self, lm: LanguageModel, original: LanguageModel, data: Calibration) -> None:
         self.lm, self.original, self.track = lm, original, data.track
         self.batches = [to_device(batch, lm.device) for batch in data.batches]
-        self.now, self.then = Stream(lm, self.batches), Stream(original, self.batches)
+        self.stream, self.original_stream = Stream(lm, self.batches), Stream(original, self.batches)
         self._kept: dict[int, ActivationCapture] = {}
 
     def steps(self) -> Iterator[Step]:
@@ -50,21 +50,21 @@ class Comparison:
         The caller may change the layers before it asks for the next ones, which are then measured on the changed model.
         """
         for row in pair_stacks(self.lm, self.original):
-            entered = [self.now.enter(self._modules(self.lm, row.here))]
-            entered.append(self.then.enter(self._modules(self.original, row.there)))
+            entered = [self.stream.enter(self._modules(self.lm, row.blocks))]
+            entered.append(self.original_stream.enter(self._modules(self.original, row.original_blocks)))
             if not all(entered):
                 # The blocks do not form a chain, so run the whole models and compare them call by call.
-                if len(row.here) == len(row.there):
+                if len(row.blocks) == len(row.original_blocks):
                     for piece in row.pieces:
                         yield from self._compare(Piece(piece.steps))
                 continue
             at = 0
             for piece, number in self.track(list(zip(row.pieces, row.numbers, strict=True)), "Correcting the blocks"):
                 for _ in range(number - at):
-                    self.then.advance()
+                    self.original_stream.advance()
                 at = number
                 yield from self._compare(piece)
-                self.now.advance()
+                self.stream.advance()
         yield from self._compare(head_piece(self.lm, self.original))
 
     def _modules(self, lm: LanguageModel, paths: list[str]) -> list[nn.Module]:
@@ -72,10 +72,10 @@ class Comparison:
 
     def _compare(self, piece: Piece) -> Iterator[Step]:
         residual = Residual.UNKNOWN
-        if piece.there is not None:
-            with ActivationCapture(self.original.model, captured_paths(piece.there, piece.origins)) as tap:
-                self.then.run(0)
-            residual = find_residual(tap, piece.there, piece.origins)
+        if piece.original is not None:
+            with ActivationCapture(self.original.model, captured_paths(piece.original, piece.origins)) as tap:
+                self.original_stream.run(0)
+            residual = find_residual(tap, piece.original, piece.origins)
         self._kept.clear()
         for pairs in piece.steps:
             fitting = [pair for pair in pairs if self._has_same_outputs(pair)]
@@ -87,53 +87,53 @@ class Comparison:
     def _has_same_outputs(self, pair: Pair) -> bool:
         """Whether the layer has as many outputs as in the original; pruned heads or channels reduce them."""
         return out_features(self.lm.model.get_submodule(pair.name)) == out_features(
-            self.original.model.get_submodule(pair.there)
+            self.original.model.get_submodule(pair.original)
         )
 
     @torch.no_grad()
     def _measure(self, piece: Piece, residual: Residual, pairs: list[Pair]) -> Anchor:
-        follows = piece.block is not None and piece.there is not None and residual is not Residual.UNKNOWN
-        here = [pair.name for pair in pairs] + (captured_paths(str(piece.block), piece.parts) if follows else [])
+        follows = piece.block is not None and piece.original is not None and residual is not Residual.UNKNOWN
+        paths = [pair.name for pair in pairs] + (captured_paths(str(piece.block), piece.parts) if follows else [])
         anchor: Anchor | None = None
         for number, batch in enumerate(self.batches):
-            with ActivationCapture(self.lm.model, here) as now:
-                _run(self.now, piece, number)
+            with ActivationCapture(self.lm.model, paths) as now:
+                _run(self.stream, piece, number)
             then = self._run_original(piece, number)
-            after = self.then.run(number, piece.spans) if piece.spans > 1 else None
+            after = self.original_stream.run(number, piece.spans) if piece.spans > 1 else None
             for call, x in enumerate(now.inputs[pairs[0].name]):
                 rows = self._rows(batch, pairs[0], call, x)
                 outputs = _Outputs(now, then, call, after)
-                wanted = {pair.name: then.outputs[pair.there][call] for pair in pairs}
+                targets = {pair.name: then.outputs[pair.original][call] for pair in pairs}
                 if follows:
-                    wanted = {name: _target_output(piece, residual, outputs, name, y) for name, y in wanted.items()}
+                    targets = {name: _target_output(piece, residual, outputs, name, y) for name, y in targets.items()}
                 if anchor is None:
-                    sizes = {name: y.shape[-1] for name, y in wanted.items()}
+                    sizes = {name: y.shape[-1] for name, y in targets.items()}
                     anchor = Anchor(x.shape[-1], sizes, self.lm.device)
-                lines = {name: rows.of(rows.lines(y)) for name, y in wanted.items()}
+                lines = {name: rows.of(rows.lines(y)) for name, y in targets.items()}
                 anchor.update(number, rows.of(rows.lines(x)), lines)
         assert anchor is not None
         return anchor
 
     @torch.no_grad()
     def _measure_norm(self, piece: Piece, norm: Pair) -> Anchor:
-        """Collect the outputs of the norm that ends a block (post-LN), and the stream of the original there."""
+        """Collect the outputs of the norm that ends a block (post-LN), and the original's stream at that place."""
         features = self.lm.model.get_submodule(norm.name).get_parameter("weight").numel()
         anchor = Anchor(features, {norm.name: features}, self.lm.device)
         for number, batch in enumerate(self.batches):
-            now, wanted = self.now.run(number), self.then.run(number, piece.spans)
+            now, targets = self.stream.run(number), self.original_stream.run(number, piece.spans)
             rows = self._rows(batch, norm, 0, now)
-            anchor.update(number, rows.of(rows.lines(now)), {norm.name: rows.of(rows.lines(wanted))})
+            anchor.update(number, rows.of(rows.lines(now)), {norm.name: rows.of(rows.lines(targets))})
         return anchor
 
     def _run_original(self, piece: Piece, number: int) -> ActivationCapture:
         """The activations of the original, which are the same for every step of `piece`."""
         if number in self._kept:
             return self._kept[number]
-        paths = [pair.there for step in piece.steps for pair in step]
-        if piece.there is not None:
-            paths += captured_paths(piece.there, piece.origins)
+        paths = [pair.original for step in piece.steps for pair in step]
+        if piece.original is not None:
+            paths += captured_paths(piece.original, piece.origins)
         with ActivationCapture(self.original.model, dict.fromkeys(paths)) as tap:
-            _run(self.then, piece, number)
+            _run(self.original_stream, piece, number)
         if sum(map(_numbers, self._kept.values())) + _numbers(tap) <= KEPT_NUMBERS:
             self._kept[number] = tap
         return tap
@@ -190,7 +190,9 @@ def _target_output(piece: Piece, residual: Residual, outputs: _Outputs, name: st
                 invert_norm(piece.norm.place.module, stream, before + outputs.now.outputs[name][outputs.call]) - before
             )
     origin = piece.origins[index].writer
-    return y + residual_before(outputs.then, str(piece.there), piece.origins, origin, residual, outputs.call) - before
+    return (
+        y + residual_before(outputs.then, str(piece.original), piece.origins, origin, residual, outputs.call) - before
+    )
 
 
 def invert_norm(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
@@ -198,7 +200,7 @@ def invert_norm(norm: nn.Module, y: Tensor, x: Tensor) -> Tensor:
 
     Args:
         norm: the norm, with weight and bias.
-        y: its wanted output, (…, d).
+        y: its target output, (…, d).
         x: an input whose mean and variance are used, (…, d).
 
     Returns:
