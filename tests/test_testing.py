@@ -87,7 +87,7 @@ def test_a_mistake_of_a_format_is_noticed() -> None:
     layer = LowRank.from_factors(torch.ones(6, 2), torch.ones(2, 8))
     check_format(layer)
     layer.__class__ = Heavy
-    with pytest.raises(AssertionError, match=r"'low-rank' tells 113 bytes and stores 112"):
+    with pytest.raises(AssertionError, match=r"nbytes of 'low-rank' is 113, and it stores 112 bytes"):
         check_format(layer)
 
 

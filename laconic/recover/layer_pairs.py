@@ -96,7 +96,7 @@ def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
         numbers = _remaining_blocks(len(original_blocks), gone)
         if len(numbers) != len(blocks):
             raise UserError(
-                f"The {len(blocks)} blocks in '{stack.blocks}' cannot be matched with those of the original; put 'correct' "
+                f"The {len(blocks)} blocks in '{stack.blocks}' cannot be matched with the original's; put 'correct' "
                 "before the step that removed the others."
             )
         pieces = []

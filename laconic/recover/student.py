@@ -52,7 +52,8 @@ class Student(Step):
             weights.
         classes: a new head with random weights: the number of classes, 1 for a score, or the names of the classes in
             the order of the outputs. `finetune` then trains it.
-        problem_type: of the new head: `single_label_classification`, `multi_label_classification` or `regression`.
+        problem_type: problem type of the new head: `single_label_classification`, `multi_label_classification` or
+            `regression`.
         seed: seed of random weights.
 
     Raises:
@@ -85,10 +86,10 @@ class Student(Step):
             raise must_be("problem_type", "left out where classes are not given, as the head stays", self.problem_type)
         if self.problem_type == SINGLE_LABEL and (self.classes == 1 or len(names) == 1):
             raise must_be("problem_type", "another where there is one class, which would always be right", SINGLE_LABEL)
-        says = self.blocks is not None or bool(self.config) or self.classes is not None
-        if self.model is not None and says:
+        is_described = self.blocks is not None or bool(self.config) or self.classes is not None
+        if self.model is not None and is_described:
             raise must_be("model", "left out where blocks, config or classes say what the student is like", self.model)
-        if self.model is None and not says and self.weights == "blocks":
+        if self.model is None and not is_described and self.weights == "blocks":
             raise UserError(
                 "The step 'student' needs to know the student: give blocks, config, classes, weights or model."
             )
@@ -262,14 +263,14 @@ class Student(Step):
         """The blocks that the student does not have."""
         assert self.blocks is not None
         counts = {layers.name: len(layers) for layers in find_layers(lm)}
-        asked = self.blocks if isinstance(self.blocks, dict) else dict.fromkeys(counts, self.blocks)
-        for stack, kept in asked.items():
+        blocks = self.blocks if isinstance(self.blocks, dict) else dict.fromkeys(counts, self.blocks)
+        for stack, kept in blocks.items():
             if stack not in counts:
                 raise unknown("stack", stack, counts)
             if not kept or list(kept) != sorted(set(kept)) or kept[-1] >= counts[stack]:
                 raise must_be("blocks", f"some of 0 to {counts[stack] - 1}, each once and in order", list(kept))
         others: dict[str, tuple[int | str, ...]] = {
-            stack: tuple(n for n in range(counts[stack]) if n not in kept) for stack, kept in asked.items()
+            stack: tuple(n for n in range(counts[stack]) if n not in kept) for stack, kept in blocks.items()
         }
         return others if len(counts) > 1 else next(iter(others.values()))
 

@@ -1,6 +1,6 @@
-"""The checks that every method, step, format and architecture of laconic passes, for those of plug-ins.
+"""Checks for the methods, steps, formats and architectures of plug-ins; those of laconic pass the same checks.
 
-Each function returns nothing where all holds, and raises an AssertionError that says what does not. None needs pytest:
+Each function raises an AssertionError with the reason if the check fails. No function needs pytest:
 
     from laconic.testing import check_method
 

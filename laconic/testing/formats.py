@@ -1,4 +1,4 @@
-"""The contract of a format: what laconic relies on whenever a compressed layer runs, is weighed, saved or loaded."""
+"""Checks for a format: its forward pass, its size in bytes, saving and loading."""
 
 import copy
 import json
@@ -11,21 +11,21 @@ from laconic.formats import Format
 
 
 def expect(condition: bool, sentence: str) -> None:
-    """Raise AssertionError with `sentence` unless the condition holds; also where Python runs with -O."""
+    """Raise AssertionError with `sentence` if the condition is false, also if Python runs with -O."""
     if not condition:
         raise AssertionError(sentence)
 
 
 def check_format(layer: Format) -> None:
-    """Check that a format keeps the contract of `laconic.formats.Format`.
+    """Check that a layer satisfies the requirements of `laconic.formats.Format`.
 
-    Every function of `FORMAT_CHECKS` is called; their docstrings say what each holds.
+    It calls every function of `FORMAT_CHECKS`; their docstrings state the requirements.
 
     Args:
-        layer: a layer with numbers, not a word embedding.
+        layer: a linear layer with weights, not an embedding.
 
     Raises:
-        AssertionError: something does not hold.
+        AssertionError: a requirement is not met.
 
     Example:
         >>> from laconic.formats import LowRank
@@ -36,7 +36,7 @@ def check_format(layer: Format) -> None:
 
 
 def multiplies_by_its_matrix(layer: Format) -> None:
-    """`forward` is x W^T + b, with W from `dense`."""
+    """`forward` computes x W^T + b, with W from `dense`."""
     x = torch.randn(3, layer.shape[1], generator=torch.Generator().manual_seed(0)).to(layer.dense().dtype)
     with torch.no_grad():
         found = layer(x)
@@ -46,12 +46,14 @@ def multiplies_by_its_matrix(layer: Format) -> None:
 
 
 def has_its_shape(layer: Format) -> None:
-    """`dense` has the shape (out, in) that `shape` tells."""
-    expect(tuple(layer.dense().shape) == layer.shape, f"'{layer.kind}' tells {layer.shape}, and its matrix is another")
+    """The shape of `dense` is `shape`, (out, in)."""
+    expect(
+        tuple(layer.dense().shape) == layer.shape, f"'{layer.kind}' has the shape {layer.shape}, and its matrix another"
+    )
 
 
 def is_built_from_its_spec(layer: Format) -> None:
-    """`empty(**spec)`, with the spec read from JSON, takes the state dict and computes the same."""
+    """A layer made by `empty(**spec)`, with the spec read from JSON, loads the state dict and has the same matrix."""
     again = _rebuilt(layer).to(layer.dense().dtype)
     again.load_state_dict(copy.deepcopy(layer.state_dict()))
     again.unpack()
@@ -60,7 +62,7 @@ def is_built_from_its_spec(layer: Format) -> None:
 
 
 def _rebuilt(layer: Format) -> Format:
-    """A format of the same specification without its numbers, and so those within it."""
+    """A layer with the same specification and without weights, its inner formats included."""
     again = type(layer).empty(**json.loads(json.dumps(layer.spec())))
     for name, child in layer.named_children():
         if isinstance(child, Format):
@@ -71,33 +73,36 @@ def _rebuilt(layer: Format) -> Format:
 
 
 def weighs_what_it_stores(layer: Format) -> None:
-    """`nbytes` are those of its tensors without the bias, and `nbytes_in` of its dtype says the same."""
+    """`nbytes`, and `nbytes_in` for its own dtype, are the bytes of its tensors without the bias."""
     bias = 0 if layer.bias is None else layer.bias.nbytes
     stored = sum(tensor.nbytes for tensor in layer.state_dict().values()) - bias
-    expect(layer.nbytes() == stored, f"'{layer.kind}' tells {layer.nbytes()} bytes and stores {stored}")
+    expect(layer.nbytes() == stored, f"nbytes of '{layer.kind}' is {layer.nbytes()}, and it stores {stored} bytes")
     cast = layer.nbytes_in(layer.dense().dtype)
-    expect(cast == stored, f"'{layer.kind}' tells {cast} bytes in its own dtype and stores {stored}")
+    expect(cast == stored, f"nbytes_in of '{layer.kind}' is {cast} for its own dtype, and it stores {stored} bytes")
 
 
 def leaves_a_sign(layer: Format) -> None:
-    """Its tensor `weight` is empty, so that a program without laconic refuses the checkpoint."""
-    expect(layer.weight.numel() == 0, f"'{layer.kind}' has numbers in 'weight', which must be empty")
+    """Its tensor `weight` is empty, so that loading the checkpoint without laconic fails."""
+    expect(layer.weight.numel() == 0, f"the tensor 'weight' of '{layer.kind}' must be empty")
 
 
 def takes_a_bias(layer: Format) -> None:
     """`set_bias` copies a bias, and None removes it."""
     other, bias = copy.deepcopy(layer), torch.arange(float(layer.shape[0])).to(layer.dense().dtype)
     other.set_bias(bias)
-    expect(other.bias is not None and torch.equal(other.bias.detach(), bias), f"'{layer.kind}' takes no bias")
+    expect(
+        other.bias is not None and torch.equal(other.bias.detach(), bias),
+        f"set_bias of '{layer.kind}' does not set the bias",
+    )
     expect(other.nbytes() == layer.nbytes(), f"'{layer.kind}' counts its bias among its bytes")
     other.set_bias(None)
-    expect(other.bias is None, f"'{layer.kind}' does not let go of its bias")
+    expect(other.bias is None, f"set_bias(None) of '{layer.kind}' does not remove the bias")
 
 
 def keeps_its_zeros(layer: Format) -> None:
-    """Where `support` is False, the matrix is zero."""
+    """The matrix is zero at positions where `support` is False."""
     if layer.support is not None:
-        expect(not layer.dense()[~layer.support].any(), f"'{layer.kind}' has numbers outside of its support")
+        expect(not layer.dense()[~layer.support].any(), f"'{layer.kind}' has nonzero weights outside of its support")
 
 
 FORMAT_CHECKS: tuple[Callable[[Format], None], ...] = (
@@ -109,4 +114,4 @@ FORMAT_CHECKS: tuple[Callable[[Format], None], ...] = (
     takes_a_bias,
     keeps_its_zeros,
 )
-"""What `check_format` calls, in this order; a test can be parametrized over them."""
+"""The functions that `check_format` calls, in this order; a test can be parametrized over them."""

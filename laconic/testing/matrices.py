@@ -1,4 +1,4 @@
-"""Matrices with all of their statistics: random, singular, with dead channels, in half precision."""
+"""Test matrices with all statistics: random, singular, with dead channels, and in half precision."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ class Matrix:
     """One matrix and its statistics.
 
     Args:
-        name: what is particular about it.
-        weight: (out, in).
-        stats: every statistic that laconic's own methods ask for.
+        name: its special property.
+        weight: the matrix, (out, in).
+        stats: all statistics that the methods of laconic need.
 
     Example:
         >>> matrix = random_matrix("small", (2, 3))
@@ -31,12 +31,12 @@ class Matrix:
 
 
 def stats_of(x: Tensor, g: Tensor, sequences: int = 4) -> LayerStats:
-    """Every statistic of a layer from its inputs and the gradients at its outputs.
+    """Compute all statistics of a layer from its inputs and the gradients at its outputs.
 
     Args:
-        x: inputs (tokens, in).
-        g: gradients (tokens, out).
-        sequences: how many sequences of equal length the tokens are.
+        x: inputs, (tokens, in).
+        g: gradients, (tokens, out).
+        sequences: the number of sequences of equal length in the tokens.
 
     Example:
         >>> stats = stats_of(torch.ones(8, 3), torch.ones(8, 2))
@@ -56,13 +56,13 @@ def stats_of(x: Tensor, g: Tensor, sequences: int = 4) -> LayerStats:
 
 
 def random_matrix(name: str, shape: tuple[int, int], tokens: int = 400, dtype: torch.dtype = torch.float32) -> Matrix:
-    """A random matrix with correlated inputs and gradients of uneven size; the same for the same shape.
+    """Make a random matrix with correlated inputs and gradients of uneven size. It depends only on the shape.
 
     Args:
-        name: what it is called.
+        name: its name.
         shape: (out, in).
-        tokens: how many inputs its statistics are of.
-        dtype: of the matrix.
+        tokens: the number of inputs for its statistics.
+        dtype: the dtype of the matrix.
 
     Example:
         >>> first, second = random_matrix("a", (2, 3)), random_matrix("b", (2, 3))
@@ -96,4 +96,4 @@ MATRICES = (
     Matrix("nothing seen", random_matrix("", (24, 40)).weight, stats_of(torch.zeros(8, 40), torch.zeros(8, 24))),
     random_matrix("half precision", (24, 40), dtype=torch.float16),
 )
-"""What a method must cope with."""
+"""The matrices that `check_method` uses."""

@@ -1,4 +1,4 @@
-"""The contract of a method: what laconic relies on whenever it compresses a matrix."""
+"""Checks for a method: its parameters, and the size, values and predicted loss of its results."""
 
 import json
 from collections.abc import Callable
@@ -18,16 +18,16 @@ SHAPE = (24, 40)
 
 
 def check_method(method: Method) -> None:
-    """Check that a method keeps the contract of `laconic.methods.Method`.
+    """Check that a method satisfies the requirements of `laconic.methods.Method`.
 
-    Every function of `METHOD_CHECKS` is called; their docstrings say what each holds. The matrices are small, so give
-    low-rank methods `multiple=1`.
+    It calls every function of `METHOD_CHECKS`; their docstrings state the requirements. The matrices are small, so that
+    low-rank methods need `multiple=1`.
 
     Args:
-        method: an object whose size is not set.
+        method: a method without a size.
 
     Raises:
-        AssertionError: something does not hold.
+        AssertionError: a requirement is not met.
 
     Example:
         >>> from laconic.methods import Magnitude
@@ -46,7 +46,7 @@ def names_itself(method: Method) -> None:
 
 
 def has_defaults(method: Method) -> None:
-    """It is a frozen dataclass whose parameters all have defaults and are given by name."""
+    """It is a frozen dataclass, and all parameters are keyword-only and have defaults."""
     kind = type(method)
     expect(is_dataclass(kind) and kind.__dataclass_params__.frozen, f"{kind.__name__} is no frozen dataclass")  # type: ignore[attr-defined]
     expect(all(field.kw_only for field in fields(kind)), f"{kind.__name__} takes parameters without their names")
@@ -54,7 +54,7 @@ def has_defaults(method: Method) -> None:
 
 
 def is_a_line_of_a_recipe(method: Method) -> None:
-    """What a recipe says of it, written as JSON and read again, is the same method."""
+    """Its configuration in a recipe, written as JSON and read again, gives an equal method."""
     ((name, parameters),) = to_config(method).items()
     parts = {
         key: getattr(method, key) if isinstance(getattr(method, key), Method) else value
@@ -64,7 +64,7 @@ def is_a_line_of_a_recipe(method: Method) -> None:
 
 
 def keeps_its_size(method: Method) -> None:
-    """The result takes at most the bytes asked for (or is the smallest there is), in the matrix's dtype, and finite."""
+    """The result has at most the requested bytes (or the smallest possible size), the dtype of the matrix, no NaN."""
     for matrix in MATRICES:
         shape, dtype = matrix.weight.shape, matrix.weight.dtype
         for keep in (0.7, 0.3):
@@ -80,7 +80,7 @@ def keeps_its_size(method: Method) -> None:
 
 
 def multiplies_by_its_dense_matrix(method: Method) -> None:
-    """`forward` of the result multiplies by what its `dense` returns."""
+    """`forward` of the result multiplies by its `dense()`."""
     matrix = random_matrix("forward", SHAPE)
     result = method.with_keep(0.5, SHAPE).compress(matrix.weight, matrix.stats)
     x = torch.randn(5, SHAPE[1], generator=torch.Generator().manual_seed(0))
@@ -95,13 +95,13 @@ def foretells_its_format(method: Method) -> None:
         made, form = sized.compress(matrix.weight, matrix.stats), sized.meta_format(SHAPE)
         where = f"meta_format of '{method.name}' at keep {keep}"
         expect({tensor.device.type for tensor in form.parameters()} == {"meta"}, f"{where} is not on the meta device")
-        for what, told, true in (
+        for name, predicted, actual in (
             ("kind", form.kind, made.kind),
             ("spec", form.spec(), made.spec()),
             ("bytes", form.nbytes(), made.nbytes()),
             ("zeros", form.support is None, made.support is None),
         ):
-            expect(told == true, f"{where} has another {what}: {told} in place of {true}")
+            expect(predicted == actual, f"{where} has another {name}: {predicted} in place of {actual}")
         expect(method.meta_format(SHAPE).kind == form.kind, f"{where} is of another kind where no size is set")
 
 
@@ -113,7 +113,7 @@ def is_deterministic(method: Method) -> None:
 
 
 def leaves_its_input_alone(method: Method) -> None:
-    """The matrix that it is given stays as it was."""
+    """The input matrix does not change."""
     matrix = random_matrix("untouched", SHAPE)
     before = matrix.weight.clone()
     method.with_keep(0.5, SHAPE).compress(matrix.weight, matrix.stats)
@@ -121,7 +121,7 @@ def leaves_its_input_alone(method: Method) -> None:
 
 
 def predicts_its_loss(method: Method, matrices: tuple[Matrix, ...] = MATRICES) -> None:
-    """Candidates hold the dense matrix and smaller ones, each with its true size and loss ½ tr(F E C E^T)."""
+    """The candidates are the dense matrix and smaller ones, each with its true size and loss ½ tr(F E C E^T)."""
     for matrix in matrices:
         offered = method.candidates(matrix.weight, matrix.stats)
         where = f"candidates of '{method.name}' ({matrix.name})"
@@ -138,11 +138,11 @@ def predicts_its_loss(method: Method, matrices: tuple[Matrix, ...] = MATRICES) -
             slack = 5e-2 if matrix.weight.dtype == torch.float16 else 1e-3
             expect(
                 result.nbytes() == candidate.nbytes < dense[0].nbytes,
-                f"{where}: {candidate.nbytes} bytes are told, and {result.nbytes()} are taken",
+                f"{where}: {candidate.nbytes} bytes are predicted, and the result has {result.nbytes()}",
             )
             expect(
                 abs(candidate.loss - float(truth)) <= max(slack * abs(float(truth)), 1e-6),
-                f"{where}: a loss of {candidate.loss} is told, and {float(truth)} is true",
+                f"{where}: a loss of {candidate.loss} is predicted, and it is {float(truth)}",
             )
 
 
@@ -166,4 +166,4 @@ METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
     predicts_its_loss,
     loses_less_with_more_bytes,
 )
-"""What `check_method` calls, in this order; a test can be parametrized over them."""
+"""The functions that `check_method` calls, in this order; a test can be parametrized over them."""

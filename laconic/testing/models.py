@@ -1,4 +1,4 @@
-"""The contracts of an architecture's entry and of a step, on a small model with random weights."""
+"""Checks for the entry of an architecture and for a step, on a small model with random weights."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,11 +19,11 @@ from laconic.testing.formats import expect
 
 
 def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Give `model` random weights that are large enough for each of them to show in the outputs; it is returned.
+    """Set random weights, large enough for each of them to affect the outputs, and return the model.
 
     Args:
-        model: as its class makes it.
-        seed: of the weights.
+        model: the model, changed in place.
+        seed: seed of the weights.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -42,11 +42,11 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def random_batch(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
-    """Two rows of seven tokens, the second padded by two; with target tokens for an encoder-decoder.
+    """Make a batch of two rows of seven tokens, the second with two padding tokens; with targets for a seq2seq model.
 
     Args:
-        model: whose vocabulary has more than three tokens.
-        seed: of the tokens.
+        model: a model with more than three tokens in its vocabulary.
+        seed: seed of the tokens.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -74,11 +74,12 @@ def check_architecture(model: PreTrainedModel) -> None:
     computes the same after `save` and `from_pretrained`.
 
     Args:
-        model: a small one, of a class that an Auto class of transformers finds. Its weights are made random.
+        model: a small model, of a class that an Auto class of transformers finds. Its weights are replaced by random
+            ones.
 
     Raises:
-        AssertionError: something does not hold.
-        UserError: laconic cannot use the model; the sentence says why.
+        AssertionError: a requirement is not met.
+        UserError: laconic cannot use the model; the message has the reason.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -108,7 +109,7 @@ def check_architecture(model: PreTrainedModel) -> None:
 
 
 def _check_shared_inputs(lm: LanguageModel) -> None:
-    """The sites that are measured as one read the same tensor."""
+    """Check that sites with the same `input` read the same tensor."""
     seen: dict[str, list[Tensor]] = {}
     hooks = [
         site.module.register_forward_pre_hook(
@@ -129,19 +130,18 @@ def _check_shared_inputs(lm: LanguageModel) -> None:
 
 
 def check_step(step: Step, model: PreTrainedModel, data: Calibration | None = None) -> None:
-    """Check that a step keeps the contract of `laconic.compress.Step` on one model.
+    """Check that a step satisfies the requirements of `laconic.compress.Step` on one model.
 
-    What it refuses it refuses beforehand, on the model without weights, and then leaves the weights alone; otherwise
-    the structure that `dry_run` leaves is the one that `apply` leaves, and the result computes the same after `save`
-    and `from_pretrained`.
+    A model that `apply` refuses is refused already without weights, and its weights do not change. Otherwise `dry_run`
+    gives the same structure as `apply`, and the result computes the same after `save` and `from_pretrained`.
 
     Args:
-        step: with its parameters.
-        model: a small one; it is changed.
-        data: what `apply` is given; one random batch for a step that needs data where it is None.
+        step: the step with its parameters.
+        model: a small model, changed in place.
+        data: data for `apply`. If it is None, a step that needs data gets one random batch.
 
     Raises:
-        AssertionError: something does not hold.
+        AssertionError: a requirement is not met.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -161,23 +161,22 @@ def check_step(step: Step, model: PreTrainedModel, data: Calibration | None = No
             same = all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
             expect(same, f"'{step.name}' changes weights before it refuses the model")
             return
-        raise AssertionError(f"'{step.name}' refuses beforehand what it then does: {error}") from error
+        raise AssertionError(f"check of '{step.name}' refuses a model that apply accepts: {error}") from error
     lm = step.apply(lm, data).now or lm
     shapes = {name: tuple(tensor.shape) for name, tensor in lm.model.state_dict().items()}
-    told = {name: tuple(tensor.shape) for name, tensor in planned.model.state_dict().items()}
+    predicted = {name: tuple(tensor.shape) for name, tensor in planned.model.state_dict().items()}
     expect(
-        shapes.keys() == told.keys(), f"dry_run of '{step.name}' leaves other tensors: {shapes.keys() ^ told.keys()}"
+        shapes.keys() == predicted.keys(),
+        f"dry_run of '{step.name}' leaves other tensors: {shapes.keys() ^ predicted.keys()}",
     )
     with torch.no_grad():
         check_reload(lm, lm.model(**random_batch(lm.model))[0])
 
 
 def check_reload(lm: LanguageModel, outputs: Tensor) -> None:
-    """Save `lm`, load it by its class, and compare what it computes with `outputs` of `random_batch`."""
+    """Save `lm`, load it by its class, and compare its outputs on `random_batch` with `outputs`."""
     with TemporaryDirectory() as folder, torch.no_grad():
         save(lm, Path(folder) / "model")
         again = type(lm.model).from_pretrained(f"{folder}/model")
         found = again(**random_batch(again))[0]
-    expect(
-        torch.allclose(found, outputs, rtol=1e-5, atol=2e-6), "the model computes something else once it is reloaded"
-    )
+    expect(torch.allclose(found, outputs, rtol=1e-5, atol=2e-6), "the reloaded model has other outputs")
