@@ -78,7 +78,7 @@ def catalogue() -> dict[str, Entry]:
 
 
 def _entry(line: dict[str, Any]) -> Entry:
-    parameters = tuple(Parameter(**one) for one in line["parameters"])
+    parameters = tuple(Parameter(**entry) for entry in line["parameters"])
     return Entry(**{**line, "needs": tuple(line["needs"]), "parameters": parameters})
 
 
@@ -125,7 +125,7 @@ def check_name(text: str, place: str) -> None:
     if entry is None and name not in added:
         raise no_method(name, [*catalogue(), *added])
     if entry is not None and not entry.is_step:
-        check_parameters(name, parameters, [one.name for one in entry.parameters])
+        check_parameters(name, parameters, [parameter.name for parameter in entry.parameters])
 
 
 def no_method(name: str, known: list[str]) -> UserError:
@@ -133,8 +133,8 @@ def no_method(name: str, known: list[str]) -> UserError:
     return unknown("method", name, known)
 
 
-def check_parameters(method: str, given: dict[str, Any], known: list[str]) -> None:
-    """Raise UserError if the method has no parameter of a name in `given`."""
-    for parameter in given:
+def check_parameters(method: str, parameters: dict[str, Any], known: list[str]) -> None:
+    """Raise UserError if a name in `parameters` is not among the `known` parameters of the method."""
+    for parameter in parameters:
         if parameter not in known:
             raise unknown("parameter", parameter, known, owner=f"The method '{method}' has")

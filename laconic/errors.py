@@ -129,10 +129,10 @@ def reason_of(error: Exception) -> str:
     It is the first line of the message, together with following lines if that line is unfinished. The message of a
     `KeyError` is only the key, so "KeyError: " is put before it.
     """
-    said: list[str] = []
+    lines: list[str] = []
     for line in filter(None, (line.strip() for line in str(error).splitlines())):
-        said.append(line)
+        lines.append(line)
         if not line.endswith(OPEN):
             break
-    reason = _WRAPPED.sub("", " ".join(said)).rstrip(".:,") or type(error).__name__
+    reason = _WRAPPED.sub("", " ".join(lines)).rstrip(".:,") or type(error).__name__
     return f"KeyError: {reason}" if isinstance(error, KeyError) else reason

@@ -129,22 +129,26 @@ def _text(value: Any) -> str:
 _PLAIN: Mapping[Any, Reader] = {bool: _truth, int: _whole, float: _number, str: _text, Any: anything}
 
 
-def _literal(known: Parts) -> Reader:
-    *first, last = map(repr, known)
+def _literal(choices: Parts) -> Reader:
+    *first, last = map(repr, choices)
     words = f"{', '.join(first)} or {last}" if first else last
 
     def read(value: Any) -> Any:
-        for one in known:
+        for choice in choices:
             # `True == 1` in Python. Other types, such as arrays, may not compare to a boolean.
-            if isinstance(value, bool) == isinstance(one, bool) and isinstance(value, (str, Real)) and value == one:
-                return one
+            if (
+                isinstance(value, bool) == isinstance(choice, bool)
+                and isinstance(value, (str, Real))
+                and value == choice
+            ):
+                return choice
         raise WrongKindError(value, words)
 
     return read
 
 
 def _member(kind: type[Enum]) -> Reader:
-    value_of = _literal(tuple(one.value for one in kind))
+    value_of = _literal(tuple(member.value for member in kind))
     return lambda value: value if isinstance(value, kind) else kind(value_of(value))
 
 
@@ -158,7 +162,7 @@ def _items(parts: Parts) -> Reader:
         if not many and len(value) != len(readers):
             raise WrongKindError(value, f"a list of {len(readers)}")
         each = readers * len(value) if many else readers
-        return tuple(_inside(each[index], one, f"[{index}]") for index, one in enumerate(value))
+        return tuple(_inside(each[index], item, f"[{index}]") for index, item in enumerate(value))
 
     return read
 
@@ -175,7 +179,7 @@ def _mapping(parts: Parts) -> Reader:
     def read(value: Any) -> dict[Any, Any]:
         if not isinstance(value, Mapping):
             raise WrongKindError(value, "a mapping")
-        return {key_of(key): _inside(values, one, f".{key}") for key, one in value.items()}
+        return {key_of(key): _inside(values, item, f".{key}") for key, item in value.items()}
 
     return read
 
@@ -198,8 +202,8 @@ def _instance(kind: type) -> Reader:
         if not isinstance(value, Mapping):
             raise WrongKindError(value, "a mapping")
         readers = readers_of(kind)
-        needed = {field.name for field in fields(kind) if field.default is field.default_factory is MISSING}
-        if not needed <= value.keys() <= readers.keys():
+        required = {field.name for field in fields(kind) if field.default is field.default_factory is MISSING}
+        if not required <= value.keys() <= readers.keys():
             raise WrongKindError(value, f"a mapping of {', '.join(readers)}")
         return kind(**{name: _inside(readers[name], part, f".{name}") for name, part in value.items()})
 

@@ -177,10 +177,10 @@ def _source_in_session(root: type) -> list[str]:
     seen: list[Any] = []
     while waiting:
         part = waiting.pop()
-        known = next((number for number, other in enumerate(seen) if part is other), None)
-        if known is not None:
+        index = next((number for number, other in enumerate(seen) if part is other), None)
+        if index is not None:
             # A repeated object is represented by the index of its first occurrence.
-            texts.append(f"#{known}\n")
+            texts.append(f"#{index}\n")
             continue
         seen.append(part)
         text, more = _code_of(part) if isinstance(part, CODE) else _value_of(part)
@@ -213,7 +213,7 @@ def _value_of(part: Any) -> tuple[str, Iterable[Any]]:
         case staticmethod() | classmethod():
             return "method", (part.__func__,)
         case set() | frozenset():
-            return f"{len(part)}", sorted(part, key=lambda one: getattr(one, "__qualname__", repr(one)))
+            return f"{len(part)}", sorted(part, key=lambda item: getattr(item, "__qualname__", repr(item)))
         case tuple() | list():
             return f"{len(part)}", part
         case dict():

@@ -28,12 +28,12 @@ MERGE = "tag:yaml.org,2002:merge"
 INTEGER, REAL = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: Path, kind: str) -> str:
     """Read a text file.
 
     Args:
         path: the file.
-        what: the kind of file in error messages, such as "recipe".
+        kind: the kind of file in error messages, such as "recipe".
 
     Raises:
         UserError: the file cannot be read, is not UTF-8 text, or is larger than `LARGEST_FILE` bytes.
@@ -42,29 +42,29 @@ def read_text(path: Path, what: str) -> str:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise UserError(f"The {what} '{path}' cannot be read: it is larger than {LARGEST_FILE:,} bytes.")
+            raise UserError(f"The {kind} '{path}' cannot be read: it is larger than {LARGEST_FILE:,} bytes.")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"The {what} '{path}' cannot be read: it is not text (UTF-8, byte {error.start}).") from error
+        raise UserError(f"The {kind} '{path}' cannot be read: it is not text (UTF-8, byte {error.start}).") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"The {what} '{path}' cannot be read: there is no such file; {_near(path, what)}.") from error
+        raise UserError(f"The {kind} '{path}' cannot be read: there is no such file; {_near(path, kind)}.") from error
     except IsADirectoryError as error:
-        raise UserError(f"The {what} '{path}' cannot be read: it is a folder; {_within(path)}.") from error
+        raise UserError(f"The {kind} '{path}' cannot be read: it is a folder; {_within(path)}.") from error
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"The {what} '{path}' cannot be read: {reason}.") from error
+        raise UserError(f"The {kind} '{path}' cannot be read: {reason}.") from error
 
 
-def _near(path: Path, what: str) -> str:
+def _near(path: Path, kind: str) -> str:
     """The remedy for a file that does not exist; it names the YAML file with the most similar name in the folder."""
     folder = path.parent
     if not folder.is_dir():
         return f"there is no folder '{folder}' either, so give the path of a YAML file"
-    near = get_close_matches(path.stem, [one.stem for one in _files(folder)], n=1, cutoff=NEAR)
-    found = next((one for one in _files(folder) if near and one.stem == near[0]), None)
-    return f"give the path of a {what} in YAML" if found is None else f"the nearest name there is '{found}'"
+    near = get_close_matches(path.stem, [file.stem for file in _files(folder)], n=1, cutoff=NEAR)
+    found = next((file for file in _files(folder) if near and file.stem == near[0]), None)
+    return f"give the path of a {kind} in YAML" if found is None else f"the nearest name there is '{found}'"
 
 
 def _within(folder: Path) -> str:
@@ -75,17 +75,17 @@ def _within(folder: Path) -> str:
 def _files(folder: Path) -> list[Path]:
     """The YAML files of a folder; empty if the folder cannot be read."""
     try:
-        return sorted(one for one in folder.iterdir() if one.suffix.lower() in (".yaml", ".yml"))
+        return sorted(file for file in folder.iterdir() if file.suffix.lower() in (".yaml", ".yml"))
     except OSError:
         return []
 
 
-def read_yaml(path: Path, what: str) -> Any:
+def read_yaml(path: Path, kind: str) -> Any:
     """Read a YAML file.
 
     Args:
         path: the file.
-        what: the kind of file in error messages, such as "recipe".
+        kind: the kind of file in error messages, such as "recipe".
 
     Returns:
         The value as plain Python objects; None for an empty file.
@@ -94,7 +94,7 @@ def read_yaml(path: Path, what: str) -> Any:
         UserError: as in `read_text`; or the text is not valid YAML, has a key twice, or has recursive or too many
             aliases.
     """
-    return parse_yaml(read_text(path, what), f"The {what} '{path}'")
+    return parse_yaml(read_text(path, kind), f"The {kind} '{path}'")
 
 
 def parse_yaml(text: str, place: str) -> Any:
@@ -151,8 +151,8 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own form)
-        first: [(tag, pattern) for tag, pattern in known if tag not in (INTEGER, REAL)]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (INTEGER, REAL)]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -163,8 +163,8 @@ class _Loader(yaml.SafeLoader):
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise ConstructorError(None, None, "a whole number may have 63 bits", node.start_mark)
         if isinstance(value, str) and (odd := _NO_TEXT.search(value)):
-            said = f"no name holds the character {odd[0]!a}; leave it out"
-            raise ConstructorError(None, None, said, node.start_mark)
+            problem = f"no name holds the character {odd[0]!a}; leave it out"
+            raise ConstructorError(None, None, problem, node.start_mark)
         return value
 
 
@@ -203,8 +203,8 @@ def _check_aliases(root: yaml.Node) -> None:
             sizes[id(node)] = 1 + sum(map(size, _parts(node)))
             within.remove(id(node))
             if sizes[id(node)] - len(sizes) > REPEATED:
-                said = f"its aliases stand for more than {REPEATED:,} values"
-                raise ConstructorError(None, None, said, node.start_mark)
+                problem = f"its aliases stand for more than {REPEATED:,} values"
+                raise ConstructorError(None, None, problem, node.start_mark)
         return sizes[id(node)]
 
     size(root)
@@ -218,8 +218,8 @@ def _check_keys(root: yaml.Node) -> None:
             if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
                 first = seen.setdefault((key.tag, key.value), key.start_mark)
                 if first is not key.start_mark:
-                    said = f"the key {quote(key.value)} was given in line {first.line + 1} already"
-                    raise ConstructorError(None, None, said, key.start_mark)
+                    problem = f"the key {quote(key.value)} was given in line {first.line + 1} already"
+                    raise ConstructorError(None, None, problem, key.start_mark)
 
 
 def _mappings(node: yaml.Node, seen: set[int]) -> Iterator[yaml.MappingNode]:
@@ -237,6 +237,6 @@ def _words(error: yaml.YAMLError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())
     mark = error.problem_mark or error.context_mark
-    said = ", ".join(filter(None, (error.context, error.problem, error.note)))
+    problem = ", ".join(filter(None, (error.context, error.problem, error.note)))
     where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-    return f"{' '.join(said.split())}{where}"
+    return f"{' '.join(problem.split())}{where}"

@@ -111,7 +111,7 @@ class Correct(Step):
     def _correct_if_better(
         self, lm: LanguageModel, original: LanguageModel, data: Calibration, metric: KLMetric, before: Divergences
     ) -> tuple[str, Divergences]:
-        """Try a refit and then a correction of the biases only; return the first that helps, and its divergence."""
+        """Try a refit, then a correction of the biases only; return the first that helps, and its divergence."""
         for candidate_name, refits in (("refit", True), ("biases", False)):
             if refits and not self.refit:
                 continue

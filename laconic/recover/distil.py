@@ -28,18 +28,18 @@ Weight = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True, kw_only=True)
 class Distil(Training):
-    """Train the model to do as its teacher does.
+    """Train the model to match the predictions or layers of a teacher.
 
     Args:
-        dropout: train with dropout. Off by default, because a compressed model is near its teacher and noise drives it
-            away.
-        teacher: folder or hub name of the teacher. None for the model before the first step that compresses it.
+        dropout: train with dropout. Off by default, because a compressed model is close to its teacher, and noise would
+            move it away.
+        teacher: folder or hub name of the teacher. None for the model before the first compressing step.
         logits: weight of the divergence from the teacher's predictions, at `temperature`.
         temperature: divisor of the logits of both, above 0.
         task: weight of the loss on the data's own labels.
         hidden: weight of the hidden states after each block, and of the inputs of the first.
         attention: weight of the attention maps of each block.
-        values: weight of the relations of the last block's value vectors, cut into `heads` heads.
+        values: weight of the relations between the value vectors of the last block, split into `heads` heads.
         heads: number of heads for these relations.
         matches: further pairs of layers, each with its own feature, loss and weight.
         courses: schedules of weights by term, as `{task: grow, logits: fade}`; `matches` names all terms that compare

@@ -53,19 +53,19 @@ class Training(Step):
         epochs: passes over the rows; a fraction is allowed.
         rows: rows of the training split to use, drawn with the seed. None for all but those held out.
         held_out: rows that the loss is evaluated on. The parameters with the least loss on them are kept.
-        batch_size: rows of one batch, of all processes together; an update has `accumulate` batches.
-        accumulate: batches whose gradients are added up before an update.
+        batch_size: rows of a batch, over all processes; an update has `accumulate` batches.
+        accumulate: batches whose gradients are summed before an update.
         learning_rate: the largest learning rate, in (0, 1].
         warmup: fraction of the updates for which the learning rate rises, in [0, 1].
         weight_decay: weight decay of AdamW.
-        decay: how the learning rate falls after the warmup: `linear`, `cosine`, or not (`constant`).
+        decay: schedule of the learning rate after the warmup: `linear`, `cosine` or `constant`.
         precision: `fp32`, or `bf16` or `fp16` with weights in fp32.
         evaluations: number of evaluations of the held-out loss.
-        patience: evaluations without a gain after which the training stops. None for never.
-        checkpoint: keep the parameters of the `best` held-out loss, or the `last` ones. A head that grows too sure of
-            itself may classify better with a greater loss.
-        quantized: codes stay as they are (`frozen`), or train by the straight-through estimator (`straight-through`).
-        lora: rank of low-rank adapters, which alone are trained, and merged into plain matrices in the end.
+        patience: evaluations without improvement after which the training stops. None for no early stopping.
+        checkpoint: keep the parameters with the `best` held-out loss, or the `last` ones, as an overconfident head may
+            classify better although its loss is larger.
+        quantized: `frozen` keeps codes; `straight-through` trains them with the straight-through estimator.
+        lora: rank of low-rank adapters. Only these are trained; at the end they are merged into plain matrices.
         dropout: apply the dropout of the model's configuration.
         freeze: globs over names of parameters that are not trained, as `*embeddings*`.
     """

@@ -109,18 +109,18 @@ def _preparation(study: Study, point: Point) -> tuple[Step, ...]:
 def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
     """The recipe at a point of the grid, and the names of the axes that do not apply to it."""
     means = {name: value.means for name, value in point.items()}
-    given: Recipe | None = means.get("recipe")
+    base: Recipe | None = means.get("recipe")
     parameters = {name: value for name, value in means.items() if name not in AXES}
     spelled: Sequence[MethodLine] = means.get("method", ())
-    lines = [_build(line, parameters) for line in spelled] if given is None else given.steps
+    lines = [_build(line, parameters) for line in spelled] if base is None else base.steps
     parts, ignored = _set_parameters((*lines, *means.get("then", ())), parameters)
     lines, then = parts[: len(lines)], [part for part in parts[len(lines) :] if isinstance(part, Step)]
     settings = {name: means[name] for name in ("keep", "allocate", "targets") if name in means}
     steps, ignored_settings = (
-        _override_compress(lines, settings) if given is not None else _to_steps(study, lines, settings)
+        _override_compress(lines, settings) if base is not None else _to_steps(study, lines, settings)
     )
     steps = (*steps, *then)
-    base = Recipe(model=means.get("model", ""), steps=()) if given is None else given
+    base = base or Recipe(model=means.get("model", ""), steps=())
     data = means.get("data", study.data) or _task_data(means.get("task")) or base.data
     tasks = (means["task"],) if "task" in means else study.tasks or (base.evaluate.tasks if base.evaluate else ())
     recipe = replace(

@@ -191,9 +191,9 @@ def _first_steps(cells: Iterable[Cell]) -> dict[str, tuple[Compress, ...]]:
     steps: dict[str, tuple[Compress, ...]] = {}
     for cell in cells:
         first = cell.recipe.steps[0] if cell.recipe.steps else None
-        known = steps.get(cell.context_key, ())
-        if isinstance(first, Compress) and first.collects_stats and first not in known:
-            steps[cell.context_key] = (*known, first)
+        earlier = steps.get(cell.context_key, ())
+        if isinstance(first, Compress) and first.collects_stats and first not in earlier:
+            steps[cell.context_key] = (*earlier, first)
     return steps
 
 
