@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from laconic.progress import Track
-    from laconic.recipe.comparison import Candidate, Cell, Comparison
+    from laconic.recipe.comparison import ComparedMethod, ComparedModel, Comparison
     from laconic.report.costs import Point
     from laconic.report.tables import Table
 
@@ -43,17 +43,17 @@ def demo(
     start = time.perf_counter()
     with progress_bars() as track:
         comparison = _measure(folder, track)
-        original, cells = comparison.original(), comparison.cells(KEEPS, track)
-        best = min((cell for cell in cells if cell.point.keep == SAVED_KEEP), key=lambda cell: cell.point.kl)
+        original, models = comparison.original(), comparison.measure(KEEPS, track)
+        best = min((model for model in models if model.point.keep == SAVED_KEEP), key=lambda model: model.point.kl)
         result = {
             "output": str(output),
             "original": asdict(original),
-            "points": [asdict(cell.point) for cell in cells],
+            "points": [asdict(model.point) for model in models],
             "saved": asdict(best.point),
         }
         with new_folder(output) as partial:
             _save(comparison, best, folder, partial / "model")
-            table = _write(partial, original, cells, result)
+            table = _write(partial, original, models, result)
     closing = (
         f"The picture is in {output}/report.html; {output}/model is {best.point.method} at keep {SAVED_KEEP:g}. "
         f"This took {time.perf_counter() - start:.0f} s."
@@ -70,61 +70,61 @@ def _model_folder() -> Path:
 
 
 def _measure(folder: Path, track: "Track") -> "Comparison":
-    """The original model, the texts that it is tested on, and the statistics that the candidates need."""
+    """The original model, the texts that it is tested on, and the statistics that the methods need."""
     from laconic.calibrate.corpus import sample
     from laconic.calibrate.sources import read
     from laconic.model import load
-    from laconic.recipe.comparison import Comparison, Referee
+    from laconic.recipe.comparison import Comparison, Evaluator
     from laconic.recipe.sampling import Sampling
 
     lm = load(str(folder))
-    referee = Referee(original=lm, corpus=sample(read(SOURCE, "dev"), TEST_ROWS, seed=0))
+    evaluator = Evaluator(original=lm, corpus=sample(read(SOURCE, "dev"), TEST_ROWS, seed=0))
     data = Sampling(samples=CALIBRATION_ROWS).of(lm, read(SOURCE, "train"), track)
-    return Comparison.of(referee, _candidates(), data)
+    return Comparison.of(evaluator, _methods(), data)
 
 
-def _candidates() -> "list[Candidate]":
+def _methods() -> "list[ComparedMethod]":
     from laconic.methods import Drone, Fwsvd, KfacSvd, Svd
-    from laconic.recipe.comparison import Candidate
+    from laconic.recipe.comparison import ComparedMethod
 
     return [
-        Candidate(name="svd", method=Svd()),
-        Candidate(name="fwsvd", method=Fwsvd()),
-        Candidate(name="drone", method=Drone()),
-        Candidate(name="kfac-svd + spectrum", method=KfacSvd(), allocate="spectrum"),
+        ComparedMethod(name="svd", method=Svd()),
+        ComparedMethod(name="fwsvd", method=Fwsvd()),
+        ComparedMethod(name="drone", method=Drone()),
+        ComparedMethod(name="kfac-svd + spectrum", method=KfacSvd(), allocate="spectrum"),
     ]
 
 
-def _save(comparison: "Comparison", best: "Cell", original: Path, folder: Path) -> None:
+def _save(comparison: "Comparison", best: "ComparedModel", original: Path, folder: Path) -> None:
     """Save the best model with its recipe and plan."""
     from laconic.allocate import plan_text
     from laconic.recipe import Recipe, write_recipe
     from laconic.store import ExtraFiles, save
 
-    lm, outcome = comparison.compressed(best.candidate, SAVED_KEEP)
-    step = best.candidate.step(SAVED_KEEP)
+    lm, outcome = comparison.compress(best.method, SAVED_KEEP)
+    step = best.method.step(SAVED_KEEP)
     recipe = Recipe(model=str(original), data=SOURCE, samples=CALIBRATION_ROWS, steps=(step,))
     save(lm, folder, ExtraFiles(recipe=write_recipe(recipe), plan=plan_text(outcome.plan)))
 
 
-def _write(output: Path, original: "Point", cells: "Sequence[Cell]", result: dict[str, Any]) -> "Table":
+def _write(output: Path, original: "Point", models: "Sequence[ComparedModel]", result: dict[str, Any]) -> "Table":
     """Write the figure, the numbers and the page, and return the table in it."""
     from laconic.allocate import plan_to_config
     from laconic.report import plots
     from laconic.report.costs import trade_off_table
     from laconic.report.html import Page, render
 
-    points = [cell.point for cell in cells]
+    points = [model.point for model in models]
     table = trade_off_table(points, original, DISTANCE, AGREEMENT)
     figure = plots.trade_off(points, "Distance to the original's embeddings, 1 − cosine")
     plots.save(figure, output / "trade-off")
     (output / "results.json").write_text(json_format.dumps(result, indent=1))
     caption = "Each line is a method and each mark a model: lower is closer to the original, further left is smaller."
     plans = {
-        f"{cell.point.method}, keep {cell.point.keep:g}": {
-            site: _in_words(method) for site, method in plan_to_config(cell.plan).items()
+        f"{model.point.method}, keep {model.point.keep:g}": {
+            site: _in_words(method) for site, method in plan_to_config(model.plan).items()
         }
-        for cell in cells
+        for model in models
     }
     page = Page(
         title=f"{MODEL_NAME}: four methods at three sizes",

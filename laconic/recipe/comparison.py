@@ -23,7 +23,7 @@ TIMED_RUNS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class ComparedMethod:
     """A method and how its budget is allocated.
 
     Args:
@@ -42,16 +42,16 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """The result of one candidate at one size: the measurements, and the method of every compressed matrix."""
+class ComparedModel:
+    """The model of one method at one size: its measurements, and the method of every compressed matrix."""
 
-    candidate: Candidate
+    method: ComparedMethod
     point: Point
     plan: Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Referee:
+class Evaluator:
     """The original model and the data with which every compressed model is measured.
 
     Args:
@@ -75,7 +75,7 @@ class Referee:
             keep: the requested fraction of bytes.
             sizes: bytes of the targeted matrices after and before compression.
         """
-        like = compare_to_reference(lm, self._reference)
+        fidelity = compare_to_reference(lm, self._reference)
         nbytes, dense = sizes
         return Point(
             method=name,
@@ -83,8 +83,8 @@ class Referee:
             nbytes=nbytes,
             dense_nbytes=dense,
             file_bytes=lm.size()[1],
-            kl=like.kl,
-            agreement=like.top1_agreement,
+            kl=fidelity.kl,
+            agreement=fidelity.top1_agreement,
             latency=latency(lm, self.batch, self.length, runs=TIMED_RUNS).median,
         )
 
@@ -95,48 +95,48 @@ class Referee:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Candidates for one model, with the statistics that they need.
+    """Methods for one model, with the statistics that they need.
 
     Args:
-        referee: the original model and the data for measurements.
-        candidates: the methods to compare.
-        known: the collected statistics of each linear layer, by its path.
+        evaluator: the original model and the data for measurements.
+        methods: the methods to compare.
+        stats: the collected statistics of each linear layer, by its path.
     """
 
-    referee: Referee
-    candidates: Sequence[Candidate]
-    known: Mapping[str, LayerStats]
+    evaluator: Evaluator
+    methods: Sequence[ComparedMethod]
+    stats: Mapping[str, LayerStats]
 
     @classmethod
-    def of(cls, referee: Referee, candidates: Sequence[Candidate], data: Calibration) -> "Comparison":
-        """Collect the statistics of all candidates in one pass."""
-        steps = [candidate.step(keep=0.5) for candidate in candidates]
+    def of(cls, evaluator: Evaluator, methods: Sequence[ComparedMethod], data: Calibration) -> "Comparison":
+        """Collect the statistics of all methods in one pass."""
+        steps = [method.step(keep=0.5) for method in methods]
         needs = frozenset[type[Statistic]]().union(*(step.needs for step in steps))
-        known = collect_stats(referee.original, data, needs, referee.original.sites())
-        return cls(referee=referee, candidates=candidates, known=known)
+        stats = collect_stats(evaluator.original, data, needs, evaluator.original.sites())
+        return cls(evaluator=evaluator, methods=methods, stats=stats)
 
     def original(self) -> Point:
         """The measurements of the original model."""
-        lm = self.referee.original
+        lm = self.evaluator.original
         dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
-        return self.referee.point(lm, "original", 1.0, (dense, dense))
+        return self.evaluator.point(lm, "original", 1.0, (dense, dense))
 
-    def compressed(self, candidate: Candidate, keep: float) -> tuple[LanguageModel, Outcome]:
+    def compress(self, method: ComparedMethod, keep: float) -> tuple[LanguageModel, Outcome]:
         """Compress a copy of the original; `keep` is the fraction of bytes to keep."""
-        lm = replace(self.referee.original, model=deepcopy(self.referee.original.model))
-        return lm, candidate.step(keep).solve(lm, self.known)
+        lm = replace(self.evaluator.original, model=deepcopy(self.evaluator.original.model))
+        return lm, method.step(keep).solve(lm, self.stats)
 
-    def cells(self, keeps: Sequence[float], track: Track) -> list[Cell]:
-        """Measure every candidate at every size.
+    def measure(self, keeps: Sequence[float], track: Track) -> list[ComparedModel]:
+        """Measure every method at every size.
 
         Args:
             keeps: the sizes, as fractions of the bytes of the targeted matrices.
             track: reports progress.
         """
-        pairs = [(candidate, keep) for candidate in self.candidates for keep in keeps]
-        return [self._cell(candidate, keep) for candidate, keep in track(pairs, "Compressing and judging")]
+        pairs = [(method, keep) for method in self.methods for keep in keeps]
+        return [self._measure(method, keep) for method, keep in track(pairs, "Compressing and measuring")]
 
-    def _cell(self, candidate: Candidate, keep: float) -> Cell:
-        lm, outcome = self.compressed(candidate, keep)
-        point = self.referee.point(lm, candidate.name, keep, (outcome.nbytes, outcome.dense_nbytes))
-        return Cell(candidate=candidate, point=point, plan=outcome.plan)
+    def _measure(self, method: ComparedMethod, keep: float) -> ComparedModel:
+        lm, outcome = self.compress(method, keep)
+        point = self.evaluator.point(lm, method.name, keep, (outcome.nbytes, outcome.dense_nbytes))
+        return ComparedModel(method=method, point=point, plan=outcome.plan)

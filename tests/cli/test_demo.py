@@ -16,7 +16,7 @@ from laconic.cli.main import status
 from laconic.methods import Svd
 from laconic.model import load
 from laconic.recipe import read_recipe
-from laconic.recipe.comparison import Candidate
+from laconic.recipe.comparison import ComparedMethod
 from laconic.report import plots
 from laconic.store import file_bytes
 
@@ -100,6 +100,6 @@ def test_an_inspection_that_is_stopped_leaves_nothing(
 @pytest.mark.slow
 def test_a_demo_that_is_stopped_while_it_writes_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "save", _interrupted)
-    monkeypatch.setattr(demo, "_candidates", lambda: [Candidate(name="svd", method=Svd())])
+    monkeypatch.setattr(demo, "_methods", lambda: [ComparedMethod(name="svd", method=Svd())])
     assert status(["demo", "-o", str(tmp_path / "out")]) == 130
     assert list(tmp_path.iterdir()) == []
