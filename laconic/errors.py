@@ -59,7 +59,7 @@ def must_be(place: str, requirement: str, got: object) -> UserError:
 def add_place(error: UserError, place: str) -> UserError:
     """The error with `place` in front of its message, unless the message begins with a place already.
 
-    >>> placed(UserError("keep must be in (0, 1]; got 2."), "recipe.steps[0]")
+    >>> add_place(UserError("keep must be in (0, 1]; got 2."), "recipe.steps[0]")
     UserError('recipe.steps[0]: keep must be in (0, 1]; got 2.')
     """
     return error if str(error).startswith(place.partition(".")[0]) else UserError(f"{place}: {error}")

@@ -133,7 +133,7 @@ def local_device(device: object) -> str:
         UserError: this machine has no such device, or several processes would use the same GPU.
 
     Example:
-        >>> own_device("cpu")
+        >>> local_device("cpu")
         'cpu'
     """
     name = check_device(device)
