@@ -1,5 +1,7 @@
 """A small study of a tiny model on a data set of a few sentences."""
 
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.conftest import SENTENCES
+from tests.study.forked import Forked, end_server
 
 
 @pytest.fixture
@@ -48,3 +51,16 @@ def little_study(two_classes: Path, little_data: Path) -> dict[str, Any]:
         "samples": 4,
         "tasks": ["glue/sst2"],
     }
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a study are forked. `tests/cli/test_program.py` starts them as a user does."""
+    monkeypatch.setattr(import_module("laconic.study.executors"), "get_context", lambda method: Forked())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server_ends() -> Iterator[None]:
+    """The process that is forked ends with the session."""
+    yield
+    end_server()

@@ -8,20 +8,25 @@ import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from laconic.cli.main import status
 from laconic.study.executors import Processes
 from laconic.study.ledger import CELLS
 from laconic.study.shared_folder import scratch_folder
 from laconic.study.worker import Worker, WorkItem
+from tests.study.forked import process
 from tests.study.test_run import cells, done, figures, records
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_is_killed_is_replaced(little_study: dict[str, Any], tmp_path: Path) -> None:
     killed: list[int] = []
 
@@ -37,6 +42,7 @@ def test_a_worker_that_is_killed_is_replaced(little_study: dict[str, Any], tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_a_cell_that_kills_every_worker_fails_alone(little_study: dict[str, Any], tmp_path: Path) -> None:
     key = cells(little_study)[4].key
 
@@ -54,6 +60,7 @@ def test_a_cell_that_kills_every_worker_fails_alone(little_study: dict[str, Any]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_dies_with_nothing_to_do_is_replaced(little_study: dict[str, Any], tmp_path: Path) -> None:
     killed: list[int] = []
 
@@ -72,30 +79,33 @@ def test_a_worker_that_dies_with_nothing_to_do_is_replaced(little_study: dict[st
 
 KILLS = int(os.environ.get("LACONIC_KILLS", "2"))
 """Times that a runner is killed; more of them take their time."""
-RUNNER = """
-import sys
-from laconic.cli.main import status
-sys.exit(status(["study", sys.argv[1], "-o", sys.argv[2]]))
-"""
+
+
+def run_study(study: Path, folder: Path) -> None:
+    # As many threads as here: sums of another number of parts have other last digits.
+    torch.set_num_threads(1)
+    sys.exit(status(["study", str(study), "-o", str(folder)]))
 
 
 @pytest.mark.slow
 def test_a_runner_that_is_killed_leaves_what_an_unbroken_one_does(little_study: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(little_study, sort_keys=False))
-    command = [sys.executable, "-c", RUNNER, str(tmp_path / "study.yaml"), str(tmp_path / "broken")]
-    # As many threads as here: sums of another number of parts have other last digits.
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = (tmp_path / "study.yaml", tmp_path / "broken")
     random.seed(0)
     order: list[Sequence[str]] = []
     for _ in range(KILLS):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+        runner = process(run_study, arguments)
+        runner.start()
         before = set(records(tmp_path / "broken")) if (tmp_path / "broken").exists() else set[str]()
-        _wait_for_a_cell(process, tmp_path / "broken", before)
+        _wait_for_a_cell(runner, tmp_path / "broken", before)
         time.sleep(random.random() * 0.5)
-        process.kill()
-        process.wait()
+        runner.kill()
+        runner.join()
         order.append(sorted(records(tmp_path / "broken")))
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
+    runner = process(run_study, arguments)
+    runner.start()
+    runner.join()
+    assert runner.exitcode == 0
     done(little_study, tmp_path / "whole")
     assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
     # What was there once was never measured again: a record's time is that of the run that made it.
@@ -105,10 +115,10 @@ def test_a_runner_that_is_killed_leaves_what_an_unbroken_one_does(little_study: 
     assert not list((tmp_path / "broken").glob(".scratch*"))
 
 
-def _wait_for_a_cell(process: subprocess.Popen[bytes], place: Path, before: set[str]) -> None:
+def _wait_for_a_cell(runner: BaseProcess, place: Path, before: set[str]) -> None:
     """Until a further record is there, or the runner has ended."""
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
+    while runner.is_alive() and time.monotonic() < deadline:
         if place.exists() and set(records(place)) - before:
             return
         time.sleep(0.05)

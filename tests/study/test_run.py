@@ -228,6 +228,7 @@ def test_two_runners_share_the_cells(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_several_processes_find_the_same(little_study: dict[str, Any], tmp_path: Path) -> None:
     done(little_study, tmp_path / "one")
     done(little_study, tmp_path / "two", Processes(tmp_path / "two", workers=2))
