@@ -112,16 +112,29 @@ ABOVE = "studies"
 SHIPPED = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.stem != BY_THE_CLOCK and path.parent.name != ABOVE]
 
 
-@pytest.fixture(scope="module")
-def deep_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+DEEPEST = "kd-student"
+"""It names the sixth block of its teacher."""
+
+
+@pytest.fixture
+def deep_model(path: Path, tiny_model: Path, models_folder: Path) -> Path:
     """Deep and wide enough for the blocks that go and the ranks that stay; in half precision, as what they name."""
-    folder = tmp_path_factory.mktemp("models") / "deep"
-    sizes = {"num_hidden_layers": 6, "hidden_size": 192, "intermediate_size": 256}
+    blocks = 6 if path.stem == DEEPEST else 4
+    folder = models_folder / str(blocks)
+    if folder.exists():
+        return folder
+    sizes = {"num_hidden_layers": blocks, "hidden_size": 192, "intermediate_size": 192}
     config = BertConfig.from_pretrained(tiny_model, num_labels=2, **sizes)
     torch.manual_seed(0)
     BertForSequenceClassification(config).half().save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For models that several recipes are run on."""
+    return tmp_path_factory.mktemp("models")
 
 
 def shortened(step: Step) -> Step:
