@@ -3,7 +3,9 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Read when transformers and datasets are imported, so they are set before anything is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +21,9 @@ import torch
 from tests.fresh_python import end_fresh
 from tests.pair import Pair
 from tests.store.readers import end_readers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -45,6 +50,37 @@ def shared_models(shared_data: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real models at {folder}")
     return folder
+
+
+def keep_three_blocks(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The encoder without the other blocks: commands and snippets meet the same kinds of layers, and fewer."""
+    encoder = model.base_model.encoder
+    encoder.layer = encoder.layer[:3]
+    model.config.num_hidden_layers = 3
+    return model
+
+
+@pytest.fixture(scope="session")
+def shallow_model(shared_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """minilm-sst2 with three of its six blocks."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder, real = tmp_path_factory.mktemp("models") / "minilm-sst2", shared_models / "minilm-sst2"
+    keep_three_blocks(AutoModelForSequenceClassification.from_pretrained(real)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(real).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_timing() -> Iterator[None]:
+    """The speed of a model is measured in two passes instead of thirty: what tests look at is not the figure."""
+    timing, generation = (import_module(f"laconic.evaluate.{name}") for name in ("timing", "generation"))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (timing, generation):
+            patch.setattr(module, "MAX_SECONDS", 0.0)
+            patch.setattr(module, "MIN_RUNS", 2)
+        patch.setattr(timing, "WARM_UP_RUNS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

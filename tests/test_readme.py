@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from laconic.cli.main import status
 from laconic.processes import barrier
+from tests.conftest import keep_three_blocks
 from tests.pair import Pair
 from tests.sentences import NORMALIZE, Part, sentence_folder
 
@@ -40,9 +41,9 @@ def blocks(language: str, text: str = README) -> Iterator[str]:
 def shortened(words: list[str]) -> list[str]:
     """The command on the fewest rows that still make a model: what is tested is that it runs, not its figures."""
     fewer = {
-        "evaluate": ["--limit", "40"] if "--tasks" in words else [],
+        "evaluate": ["--limit", "20"] if "--tasks" in words else [],
         "compress": ["--samples", "16"] if "--data" in words else [],
-        "run": ["samples=16", "evaluate.limit=40"],
+        "run": ["samples=16", "evaluate.limit=20"],
     }.get(words[0], [])
     # Each is given once.
     if fewer and fewer[0] in words:
@@ -53,22 +54,22 @@ def shortened(words: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def model(shared_models: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def model(shallow_model: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A real model, in a folder where the README's relative paths lead somewhere."""
     reviews = [{"text": "a fine film", "label": "good"}, {"text": "a dull one", "label": "bad"}] * 8
     (tmp_path / "reviews.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in reviews))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
-    return str(shared_models / "minilm-sst2")
+    return str(shallow_model)
 
 
-@pytest.fixture
-def embedder(shared_models: Path, tmp_path: Path) -> str:
+@pytest.fixture(scope="session")
+def embedder(shared_models: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A real model in the layout of sentence-transformers."""
     real = shared_models / "minilm-stsb"
-    encoder = AutoModel.from_pretrained(real, add_pooling_layer=False)
+    encoder = keep_three_blocks(AutoModel.from_pretrained(real, add_pooling_layer=False))
     pooling = Part("Pooling", {"embedding_dimension": encoder.config.hidden_size, "pooling_mode": "mean"})
-    folder = sentence_folder(tmp_path / "embedder", [pooling, NORMALIZE], model=encoder)
+    folder = sentence_folder(tmp_path_factory.mktemp("models") / "embedder", [pooling, NORMALIZE], model=encoder)
     AutoTokenizer.from_pretrained(real).save_pretrained(folder)
     return str(folder)
 

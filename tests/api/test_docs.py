@@ -10,7 +10,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "python.md").read_text(en
 
 @pytest.mark.slow
 def test_every_snippet_runs(
-    shared_models: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shallow_model: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
@@ -18,6 +18,6 @@ def test_every_snippet_runs(
     assert len(snippets) >= 8
     names: dict[str, object] = {}
     for snippet in snippets:
-        code = snippet.replace('"MODEL"', repr(str(shared_models / "minilm-sst2")))
+        code = snippet.replace('"MODEL"', repr(str(shallow_model)))
         exec(compile(code, "python.md", "exec"), names)
     assert {"small", "again", "seen", "sizes", "dense"} <= {path.name for path in tmp_path.iterdir()}
