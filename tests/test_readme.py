@@ -25,8 +25,8 @@ DOCS = ROOT / "docs"
 PAGES = [
     page
     for page in sorted(DOCS.rglob("*.md"))
-    # What is on the page of plug-ins is run by tests/test_extend.py.
-    if page.name != "extend.md" and re.search(r"^```(sh|python)$", page.read_text(), re.MULTILINE)
+    # tests/test_extend.py runs the page of plug-ins, and tests/api/test_docs.py the one of Python.
+    if page.name not in ("extend.md", "python.md") and re.search(r"^```(sh|python)$", page.read_text(), re.MULTILINE)
 ]
 GUIDES = "".join(page.read_text() for page in (DOCS / "guides").glob("*.md"))
 OWN_TESTS = {"models", "several-processes"}
