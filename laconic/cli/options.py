@@ -6,7 +6,7 @@
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,10 +58,10 @@ def new_folder(text: str) -> Path:
     return Path(text)
 
 
-def _print_list(kind: Kind, plural: str) -> Callable[[typer.Context, bool], None]:
-    """Make the callback of `--list`, which prints the built-in recipes or studies and ends the program."""
+def _list_option(kind: Kind, plural: str) -> Any:
+    """The option `--list`, which prints the built-in recipes or studies and ends the program."""
 
-    def show_list(context: typer.Context, is_given: bool) -> None:
+    def print_list(context: typer.Context, is_given: bool) -> None:
         if not is_given:
             return
         sentences = descriptions(kind)
@@ -70,7 +70,8 @@ def _print_list(kind: Kind, plural: str) -> Callable[[typer.Context, bool], None
         show({plural: lines}, bool(context.meta[RAW_VALUES].get("json")), table.to_rich())
         raise typer.Exit
 
-    return show_list
+    sentence = f"Print the names of the {plural} that come with laconic, and exit."
+    return typer.Option("--list", callback=print_list, is_eager=True, help=sentence)
 
 
 def show_version(is_given: bool) -> None:
@@ -110,24 +111,8 @@ LabelOrderOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-ListOfRecipes = Annotated[
-    bool,
-    typer.Option(
-        "--list",
-        callback=_print_list("recipe", "recipes"),
-        is_eager=True,
-        help="Print the names of the recipes that come with laconic, and exit.",
-    ),
-]
-ListOfStudies = Annotated[
-    bool,
-    typer.Option(
-        "--list",
-        callback=_print_list("study", "studies"),
-        is_eager=True,
-        help="Print the names of the studies that come with laconic, and exit.",
-    ),
-]
+ListOfRecipes = Annotated[bool, _list_option("recipe", "recipes")]
+ListOfStudies = Annotated[bool, _list_option("study", "studies")]
 
 
 def names_from(values: Sequence[str]) -> tuple[str, ...]:

@@ -125,10 +125,9 @@ def trainable_parameters(loss_module: nn.Module) -> dict[str, nn.Parameter]:
 
 def save_trained(loss_module: nn.Module, path: Path) -> None:
     """Write the trainable parameters to a safetensors file, atomically."""
+    parameters = trainable_parameters(loss_module)
     with replacing(path) as partial:
-        save_file(
-            {name: one.detach().cpu().contiguous() for name, one in trainable_parameters(loss_module).items()}, partial
-        )
+        save_file({name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}, partial)
 
 
 def load_trained(loss_module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -141,10 +140,10 @@ def load_trained(loss_module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         KeyError: the names differ from those of the trainable parameters.
     """
-    mine = trainable_parameters(loss_module)
-    if mine.keys() != tensors.keys():
-        raise KeyError(", ".join(sorted(mine.keys() ^ tensors.keys())))
-    for name, parameter in mine.items():
+    parameters = trainable_parameters(loss_module)
+    if parameters.keys() != tensors.keys():
+        raise KeyError(", ".join(sorted(parameters.keys() ^ tensors.keys())))
+    for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
 
 

@@ -184,15 +184,8 @@ class DistillationLoss(nn.Module):
         teacher = self._models[1]
         assert teacher is not None
         if soft_targets is not None:
-            predictions, stacks = (
-                Predictions(
-                    soft_targets,
-                    soft_targets.new_zeros(len(soft_targets)),
-                    None,
-                    teacher.task.distribution,
-                ),
-                (),
-            )
+            rows, distribution = soft_targets.new_zeros(len(soft_targets)), teacher.task.distribution
+            predictions, stacks = Predictions(soft_targets, rows, None, distribution), ()
         else:
             predictions, stacks = observe(teacher, batch, self.terms.features)
         if self.terms.places is not None:

@@ -103,11 +103,11 @@ class Match(metaclass=Typed):
         """
         if self.loss_name == "gram":
             flows = [
-                fsp_matrix(*(shown.hidden[at] for at in _as_tuple(layer)))
-                for shown, layer in self._sides(teacher, student)
+                fsp_matrix(*(outputs.hidden[at] for at in _as_tuple(layer)))
+                for outputs, layer in self._sides(teacher, student)
             ]
             return gram_mse(flows[0], flows[1], student.mask)
-        theirs, ours = (self._layer(shown, layer) for shown, layer in self._sides(teacher, student))
+        theirs, ours = (self._layer(outputs, layer) for outputs, layer in self._sides(teacher, student))
         if project is not None:
             ours = project(ours)
         if self.loss_name == "relation":
@@ -119,17 +119,17 @@ class Match(metaclass=Typed):
 
     def check(self, teacher: LayerOutputs, student: LayerOutputs) -> None:
         """Raise UserError if a layer does not exist, or the width of the values is no multiple of `heads`."""
-        for whose, shown, layer in zip(("teacher", "student"), (teacher, student), self._layers, strict=True):
-            parts, first = self._parts(shown)
+        for role, (outputs, layer) in zip(("teacher", "student"), self._sides(teacher, student), strict=True):
+            parts, first = self._parts(outputs)
             for at in _as_tuple(layer):
                 if not first <= at < first + len(parts):
                     raise must_be(
-                        f"The layer of the {whose} in a match of '{self.feature}'",
+                        f"The layer of the {role} in a match of '{self.feature}'",
                         f"in [{first}, {first + len(parts) - 1}]" if parts else "left out: this model shows none",
                         at,
                     )
             if self.loss_name == "relation" and parts[0].shape[-1] % self.heads:
-                raise must_be("heads", f"a divisor of the {whose}'s {parts[0].shape[-1]} values", self.heads)
+                raise must_be("heads", f"a divisor of the {role}'s {parts[0].shape[-1]} values", self.heads)
 
     def widths(self, teacher: LayerOutputs, student: LayerOutputs) -> tuple[int, int] | None:
         """Return (student's width, teacher's width) if a projection is needed; else None.
@@ -138,28 +138,24 @@ class Match(metaclass=Typed):
         """
         if self.feature != Feature.HIDDEN or self.loss_name == "gram":
             return None
-        theirs, ours = (self._layer(shown, layer) for shown, layer in self._sides(teacher, student))
+        theirs, ours = (self._layer(outputs, layer) for outputs, layer in self._sides(teacher, student))
         return None if theirs.shape[-1] == ours.shape[-1] else (ours.shape[-1], theirs.shape[-1])
-
-    @property
-    def _layers(self) -> tuple[Layer, Layer]:
-        return self.teacher, self.student
 
     def _sides(
         self, teacher: LayerOutputs, student: LayerOutputs
     ) -> tuple[tuple[LayerOutputs, Layer], tuple[LayerOutputs, Layer]]:
         return (teacher, self.teacher), (student, self.student)
 
-    def _layer(self, shown: LayerOutputs, layer: Layer) -> Tensor:
-        parts, first = self._parts(shown)
+    def _layer(self, outputs: LayerOutputs, layer: Layer) -> Tensor:
+        parts, first = self._parts(outputs)
         (at,) = _as_tuple(layer)
         return parts[at - first]
 
-    def _parts(self, shown: LayerOutputs) -> tuple[Sequence[Tensor], int]:
+    def _parts(self, outputs: LayerOutputs) -> tuple[Sequence[Tensor], int]:
         """The layer outputs that are compared, and the number of the first layer among them."""
         if self.feature == Feature.HIDDEN:
-            return shown.hidden, 0
-        return (shown.attention if self.feature == Feature.ATTENTION else shown.values), 1
+            return outputs.hidden, 0
+        return (outputs.attention if self.feature == Feature.ATTENTION else outputs.values), 1
 
 
 def uniform_layers(teacher: int, student: int) -> list[tuple[int, int]]:

@@ -173,7 +173,7 @@ class Training(Step):
         """
         data = self._require_data(data)
         self.check(lm)
-        before, teacher = _nbytes(lm), self.load_teacher(lm)
+        before, teacher = lm.stored_nbytes(lm.sites()), self.load_teacher(lm)
         key = self._key(lm, data, teacher)
         with (
             training_folder(key) as folder,
@@ -192,7 +192,7 @@ class Training(Step):
             else:
                 history = self._train(loss_module, self._with_predictions(training_data, data), data, folder)
             files = {f"{self.name}/{name}": content for name, content in read_logs(folder).items()}
-        before, after = _changed(before, _nbytes(lm))
+        before, after = _changed(before, lm.stored_nbytes(lm.sites()))
         return Outcome(plan={}, before=before, after=after, found={self.name: history}, files=files)
 
     def _train(
@@ -236,10 +236,6 @@ class Training(Step):
         code = hash_packages("recover")
         question = [repr(self), rows, str(data.max_length), taught, classes, str(world_size()), code, *versions]
         return key_of(lm, data, question, [type(self)])
-
-
-def _nbytes(lm: LanguageModel) -> dict[str, int]:
-    return lm.stored_nbytes(lm.sites())
 
 
 def _changed(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
