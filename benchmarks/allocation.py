@@ -23,7 +23,7 @@ from laconic.calibrate.batching import batches
 from laconic.calibrate.corpus import sample
 from laconic.calibrate.sources import read
 from laconic.compress import Allocation, Compress
-from laconic.compress.allocators.corrected import ALLOCATED
+from laconic.compress.allocators.spectrum import ALLOCATED
 from laconic.compress.kl_metric import KLMetric
 from laconic.methods import KfacPrune, KfacSvd
 from laconic.model import LanguageModel
@@ -144,7 +144,7 @@ def measure_cell(setup: Setup, size: str, variant: str) -> dict:
     stats, taken = setup.stats, ""
     for step in steps_of(size, variant):
         stats = stats or collect_stats(small, setup.data, step.needs, small.sites())
-        outcome = step.solve(small, stats, setup.data if _way(size, variant).measured else None)
+        outcome = step.apply_with(small, stats, setup.data if _way(size, variant).measured else None)
         taken += outcome.found[ALLOCATED]["taken"] + " " if ALLOCATED in outcome.found else ""
         stats = {}
     return {"seconds": time.perf_counter() - start, "taken": taken.strip(), "kl": setup.metric(small)}

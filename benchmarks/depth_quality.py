@@ -23,8 +23,8 @@ from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, Referen
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import Calibration
 from laconic.compress import Shorten
-from laconic.compress.depth.cuts import Cut, all_cuts
-from laconic.compress.depth.selection import Limits, Select, Selection, choose_runs, greedy
+from laconic.compress.depth.cuts import Cut, Limits, all_cuts
+from laconic.compress.depth.selection import Select, Selection, choose_runs, greedy
 from laconic.compress.depth.trial import Replacement, Trial
 from laconic.model import LanguageModel
 

@@ -57,7 +57,7 @@ def measure(name: str) -> list[dict]:
     for keep in track(KEEPS, name):
         for variant in TIMED:
             small = clone(lm)
-            outcome = step_of(variant, keep).solve(small, stats)
+            outcome = step_of(variant, keep).apply_with(small, stats)
             dense_ms, small_ms = alternate(lm, small)
             file = saved_bytes(small)
             rows.append(

@@ -63,7 +63,7 @@ def measure() -> list[dict]:
     models, rows = [lm], []
     for keep, share in track(asked, "Compressing"):
         small, start = clone(lm), time.perf_counter()
-        outcome = step_of(keep, share).solve(small, stats)
+        outcome = step_of(keep, share).apply_with(small, stats)
         models.append(small)
         rows.append(
             {

@@ -111,7 +111,7 @@ def measure_cell(
 ) -> dict:
     """Measure one cell."""
     small = clone(reference.lm)
-    outcome = step_of(variant, keep).solve(small, stats, data)
+    outcome = step_of(variant, keep).apply_with(small, stats, data)
     sizes = {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, "predicted": outcome.predicted_loss}
     return {**sizes, **evaluate(reference, small)}
 

@@ -58,7 +58,7 @@ def measure(name: str, seed: int, keeps: Sequence[float]) -> None:
     for key in track(missing, f"{name}, seed {seed}"):
         *_, keep = key
         small = clone(lm)
-        first = replace(VARIANTS[BEST], keep=keep * 16 / BITS).solve(small, stats, calibrating)
+        first = replace(VARIANTS[BEST], keep=keep * 16 / BITS).apply_with(small, stats, calibrating)
         outcome = Compress(method=ROUNDED).apply(small, calibrating)
         sizes = {"bytes": outcome.nbytes, "dense_bytes": first.dense_nbytes}
         CELLS.add(key, {**sizes, **evaluate(reference, small)})

@@ -132,11 +132,11 @@ def measure_cell(setup: Setup, variant: str, size: str) -> dict:
     small = clone(setup.lm)
     start = time.perf_counter()
     first, *later = VARIANTS[variant].steps(size)
-    outcome = first.solve(small, setup.stats, setup.data)
+    outcome = first.apply_with(small, setup.stats, setup.data)
     dense = outcome.dense_nbytes
     for step in later:
         stats = collect_stats(small, setup.data, step.needs, small.sites())
-        outcome = step.solve(small, stats, setup.data)
+        outcome = step.apply_with(small, stats, setup.data)
     seconds = time.perf_counter() - start
     sizes = {"bytes": outcome.nbytes, "dense_bytes": dense, "file_bytes": saved_bytes(small), "seconds": seconds}
     return {**sizes, **zeros(small), **evaluate(setup.reference, small)}

@@ -191,7 +191,7 @@ def measure_cell(setup: Setup, stats: dict[str, LayerStats], steps: Sequence[Com
     """Measure one cell."""
     small = clone(setup.lm)
     start = time.perf_counter()
-    outcome = steps[0].solve(small, stats, setup.calibration)
+    outcome = steps[0].apply_with(small, stats, setup.calibration)
     dense = outcome.dense_nbytes
     for step in steps[1:]:
         outcome = step.apply(small, setup.calibration)

@@ -78,7 +78,7 @@ def measure_rule(reference: Reference, recipe: str, data: Calibration) -> dict:
 def measure_rank(reference: Reference, recipe: str, rank: int, stats: dict[str, LayerStats]) -> dict:
     """Measure one cell of the sweep."""
     small = clone(reference.lm)
-    outcome = step_of(recipe, rank).solve(small, stats)
+    outcome = step_of(recipe, rank).apply_with(small, stats)
     return {"bytes": outcome.nbytes, "dense_bytes": outcome.dense_nbytes, **evaluate(reference, small)}
 
 

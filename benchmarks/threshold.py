@@ -39,13 +39,13 @@ def main(argv: Sequence[str]) -> None:
     rows = []
     for error in track(ERRORS, MODEL):
         small, start = clone(lm), time.perf_counter()
-        found = Compress(method=Drone(), allocate="threshold", error=error).solve(small, stats, calibrated_on)
+        found = Compress(method=Drone(), allocate="threshold", error=error).apply_with(small, stats, calibrated_on)
         row = {"error": error, "seconds": time.perf_counter() - start, "bytes": found.nbytes / found.dense_nbytes}
         row |= {"kl_on_calibration": kl(here, predictions(small, calibrated_on.batches)), **evaluate(reference, small)}
         for allocate in OTHERS:
             other = clone(lm)
             step = Compress(method=Drone(), keep=row["bytes"], allocate=allocate)
-            row[f"bytes_{allocate}"] = step.solve(other, stats).nbytes / found.dense_nbytes
+            row[f"bytes_{allocate}"] = step.apply_with(other, stats).nbytes / found.dense_nbytes
             row[f"kl_{allocate}"] = evaluate(reference, other)["kl"]
         rows.append(row)
     for row in rows:

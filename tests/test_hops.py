@@ -10,6 +10,8 @@ import pytest
 
 import laconic
 from laconic.cli.main import status
+from laconic.compress import Compress
+from laconic.model import LanguageModel, Site
 
 ROOT = str(Path(laconic.__file__).parent)
 NO_FUNCTION = {"<genexpr>", "<lambda>", "<listcomp>", "<dictcomp>", "<setcomp>"}
@@ -34,8 +36,8 @@ def path_from_verb() -> list[str]:
     [
         ("drone:rank=2", "laconic.methods.lowrank.drone.two_sided_components"),
         ("gptq:bits=4", "laconic.methods.quantize.gptq.gptq"),
-        ("narrow:heads=0.5", "laconic.compress.width.importance.removal_order"),
-        ("narrow:heads=0.5", "laconic.compress.width.removal.refit_columns"),
+        ("narrow:heads=0.5", "laconic.compress.width_parts.removal_order"),
+        ("narrow:heads=0.5", "laconic.compress.width_parts.refit_columns"),
         ("shorten:drop=1", "laconic.compress.kl_metric.divergence"),
     ],
 )
@@ -57,3 +59,38 @@ def test_the_mathematics_is_near_the_verb(
     # The verb itself is not counted, and the numeric function is.
     longest = max(paths, key=len)
     assert len(longest) <= MOST, "\n".join([*longest, function])
+
+
+def test_a_verb_builds_one_step_and_lists_the_layers_once_for_each_state_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    """The model has two states: without weights, to be checked, and with weights, to be compressed."""
+    steps: list[Compress] = []
+    listed: list[str] = []
+    check, sites = Compress.__post_init__, LanguageModel.sites
+
+    def count_step(step: Compress) -> None:
+        steps.append(step)
+        check(step)
+
+    def count_listing(lm: LanguageModel, *targets: Any) -> list[Site]:
+        listed.append(lm.device.type)
+        return sites(lm, *targets)
+
+    monkeypatch.setattr(Compress, "__post_init__", count_step)
+    monkeypatch.setattr(LanguageModel, "sites", count_listing)
+    arguments = [
+        "compress",
+        tiny_model,
+        "--method",
+        "drone",
+        "--keep",
+        "0.5",
+        "--data",
+        texts,
+        "-o",
+        tmp_path / "small",
+    ]
+    assert status([str(argument) for argument in arguments]) == 0
+    assert len(steps) == 1
+    assert listed == ["meta", "cpu"]

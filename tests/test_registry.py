@@ -10,8 +10,7 @@ from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.methods import Method, Svd
 from laconic.methods.registry import METHOD_REGISTRY, parse_method
-from laconic.recipe.parse import method_or_step, steps_from
-from laconic.recipe.steps import STEP_REGISTRY
+from laconic.recipe.parse import STEP_REGISTRY, method_or_step, steps_from
 from laconic.registry import plugins
 
 Install = Callable[..., None]

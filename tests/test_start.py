@@ -28,7 +28,7 @@ def test_the_names_are_there_and_no_others() -> None:
     "import laconic.compress.matrices",
     "from laconic.compress import *",
     "from laconic.api.compress import compress",
-    "import laconic.compress.width, laconic.recipe",
+    "import laconic.compress.narrow, laconic.recipe",
 ])  # fmt: skip
 def test_compress_is_the_function_whatever_was_imported_before(first: str) -> None:
     shown = "print(compress.__module__, laconic.compress is compress)"

@@ -19,10 +19,9 @@ from laconic.errors import UserError
 from laconic.evaluate import Conditions
 from laconic.methods import METHODS, Gptq, LnStructured, Magnitude, Plus, Rtn, Svd
 from laconic.methods.registry import to_config
-from laconic.recipe.parse import method_or_step
+from laconic.recipe.parse import STEPS, method_or_step
 from laconic.recipe.sampling import Sampling
 from laconic.recipe.schema import Evaluation, Recipe
-from laconic.recipe.steps import STEPS
 from laconic.recover import Distil, Student
 from laconic.recover.layer_matching import Match
 from laconic.typed import Typed

@@ -77,17 +77,17 @@ class ProductTimes:
 
     def prepare(self, products: Iterable[Product]) -> None:
         """Measure all products that are missing in the table, together, and write the file."""
-        asked = set(products) - self._times.keys()
-        if not asked:
+        unknown = set(products) - self._times.keys()
+        if not unknown:
             return
-        missing = sorted(asked - {REFERENCE})
-        reference, *others = [
-            _lower_quartile(times) for times in zip(*self._measure([REFERENCE, *missing]), strict=True)
-        ]
+        missing = sorted(unknown - {REFERENCE})
+        measured = zip(*self._measure([REFERENCE, *missing]), strict=True)
+        # The first of the quartiles.
+        reference, *others = [quantiles(times, n=4, method="inclusive")[0] for times in measured]
         unit = self._times.setdefault(REFERENCE, round(1e9 * reference)) / reference
         self._times |= {product: max(1, round(unit * time)) for product, time in zip(missing, others, strict=True)}
-        names = {"x".join(map(str, product)): time for product, time in sorted(self._times.items())}
-        write_measurements(self._file, "nanoseconds", names, self._machine)
+        stored = {"x".join(map(str, product)): time for product, time in sorted(self._times.items())}
+        write_measurements(self._file, "nanoseconds", stored, self._machine)
 
     def nanoseconds(self, product: Product) -> int:
         """Return the time of a product that was passed to `prepare`."""
@@ -98,8 +98,8 @@ class ProductTimes:
         low, high = ends = knots(product)
         if low == high:
             return self._times[low]
-        (start, stop), here = (min(end[1:]) for end in ends), min(product[1:])
-        along = (here - start) / (stop - start)
+        (start, stop), side = (min(end[1:]) for end in ends), min(product[1:])
+        along = (side - start) / (stop - start)
         return round((1 - along) * self._times[low] + along * self._times[high])
 
 
@@ -153,10 +153,6 @@ def time_products(products: Sequence[Product], device: torch.device) -> list[lis
     while len(rounds) < MIN_ROUNDS or (len(rounds) < ROUNDS and now(device) - start < MAX_SECONDS):
         rounds.append(run())
     return rounds
-
-
-def _lower_quartile(times: Sequence[float]) -> float:
-    return quantiles(times, n=4, method="inclusive")[0]
 
 
 def _read(file: Path) -> dict[Product, int]:

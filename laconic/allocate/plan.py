@@ -42,15 +42,15 @@ def group_name(sites: Sequence[str]) -> str:
     return ".".join([*paths[0][:depth], f"{{{ends}}}"])
 
 
-def site_names(unit: str) -> tuple[str, ...]:
+def site_names(line: str) -> tuple[str, ...]:
     """Return the names of the layers in one line of a plan; the inverse of `group_name`.
 
     Example:
         >>> site_names("h.0.attn.{q,k}")
         ('h.0.attn.q', 'h.0.attn.k')
     """
-    several = _SEVERAL.fullmatch(unit)
-    return (unit,) if several is None else tuple(several[1] + end.strip() for end in several[2].split(","))
+    match = _SEVERAL.fullmatch(line)
+    return (line,) if match is None else tuple(match[1] + end.strip() for end in match[2].split(","))
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -96,12 +96,12 @@ def read_plan(path: Path) -> Plan:
     return parse_plan(read_yaml(path, "plan"), f"The plan '{path}'")
 
 
-def parse_plan(spelled: object, place: str) -> Plan:
+def parse_plan(mapping: object, place: str) -> Plan:
     """Parse a plan from a mapping that was read from YAML.
 
     Args:
-        spelled: mapping of layer names to methods in the notation of recipes, or to `dense`.
-        place: how error messages call the plan.
+        mapping: layer names with methods in the notation of recipes, or with `dense`, as read from YAML.
+        place: the name of the plan in error messages.
 
     Raises:
         UserError: it is no such mapping, or a method is invalid or has no size; the message names the matrix.
@@ -110,12 +110,12 @@ def parse_plan(spelled: object, place: str) -> Plan:
         >>> parse_plan({"layer.0": {"svd": {"rank": 2}}, "layer.1": "dense"}, "plan")
         {'layer.0': Svd(rank=2, rank_ratio=None, multiple=8), 'layer.1': None}
     """
-    if not isinstance(spelled, dict) or not spelled:
-        raise must_be(place, "a mapping of site names to methods", spelled)
-    return {str(site): None if line == DENSE else _line(line, f"{place}, {site}") for site, line in spelled.items()}
+    if not isinstance(mapping, dict) or not mapping:
+        raise must_be(place, "a mapping of site names to methods", mapping)
+    return {str(site): None if line == DENSE else _method(line, f"{place}, {site}") for site, line in mapping.items()}
 
 
-def _line(line: object, place: str) -> Method:
+def _method(line: object, place: str) -> Method:
     try:
         method = parse_method(line, place)
     except UserError as error:

@@ -1,6 +1,6 @@
 """Spend one budget on many matrices, where it lowers the predicted loss most.
 
-Minimise Σ_ℓ d_ℓ(o_ℓ) subject to Σ_ℓ c_ℓ(o_ℓ) ≤ B, with one option o_ℓ for each matrix (or for each group of matrices
+Minimise Σ_ℓ d_ℓ(o_ℓ) subject to Σ_ℓ c_ℓ(o_ℓ) ≤ B, with one option o_ℓ for each matrix (or for each set of matrices
 that may be solved as one), its predicted loss d and its cost c. On the lower convex hull of the options of a matrix,
 the gain per cost falls from step to step. Taking the steps of all hulls in order of gain per cost therefore gives the
 Lagrangian optimum (Shoham & Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE TASSP 1988).
@@ -21,7 +21,7 @@ from laconic.errors import UserError, must_be
 from laconic.methods import Candidate, Candidates, Method
 
 Currency = Literal["bytes", "parameters", "macs", "latency"]
-"""What a budget counts: bytes in a file, parameters, multiply-accumulates, or measured time."""
+"""The unit of a budget: bytes in a file, parameters, multiply-accumulates, or measured time."""
 
 COST: dict[Currency, Callable[[Candidate], int]] = {
     "bytes": lambda candidate: candidate.nbytes,
@@ -64,7 +64,7 @@ class Budget:
 def too_small_error(keep: float, least: float) -> UserError:
     """Return the error for a `keep` below `least`, the fraction that the smallest sizes take."""
     # Rounded up, so that the value in the message is accepted.
-    return must_be("keep", f"at least {ceil(1e4 * least) / 1e4:.4f}, which the smallest sizes on offer here keep", keep)
+    return must_be("keep", f"at least {ceil(1e4 * least) / 1e4:.4f}, the fraction that the smallest sizes keep", keep)
 
 
 def budget_for(candidates: Iterable[Candidates], keep: float, currency: Currency) -> Budget:
@@ -97,11 +97,10 @@ def check_overhead(method: Method, keep: float, dtype: torch.dtype, stored: floa
         >>> from laconic.methods import Magnitude
         >>> check_overhead(Magnitude(), keep=0.01, dtype=torch.float32)
         Traceback (most recent call last):
-        laconic.errors.UserError: keep must be more than 0.03125, which 'magnitude' takes to say where the zeros are;
-        got 0.01.
+        laconic.errors.UserError: keep must be more than 0.03125, which the masks of 'magnitude' take; got 0.01.
     """
     if keep <= (least := method.overhead(dtype) / stored):
-        raise must_be("keep", f"more than {least:g}, which '{method.name}' takes to say where the zeros are", keep)
+        raise must_be("keep", f"more than {least:g}, which the masks of '{method.name}' take", keep)
 
 
 Cost = Callable[[Candidate], int]
@@ -125,9 +124,9 @@ class Combination:
 
 
 def combinations(alternatives: Alternatives, cost: Cost) -> list[Combination]:
-    """Return the options for one family of matrices.
+    """Return the options for one set of matrices.
 
-    For an alternative with one matrix (or unit), these are all its candidates. For several, they are the combinations
+    For an alternative with one matrix (or group), these are all its candidates. For several, they are the combinations
     on the lower convex hull of the sum.
 
     Args:
@@ -178,9 +177,9 @@ def _combinations(candidates: Mapping[str, Candidates], cost: Cost) -> list[Comb
     steps = [step for hull in hulls.values() for step in itertools.pairwise(hull)]
     # The hull of a sum takes the steps of the single hulls in order of gain; within a hull, gains fall already.
     for lower, upper in sorted(steps, key=lambda step: -gain(*step)):
-        here = combined[-1]
-        cost_now, loss_now = here.cost + upper.cost - lower.cost, here.loss + upper.loss - lower.loss
-        combined.append(Combination(cost_now, loss_now, {**here.chosen, **upper.chosen}))
+        last = combined[-1]
+        cost_sum, loss_sum = last.cost + upper.cost - lower.cost, last.loss + upper.loss - lower.loss
+        combined.append(Combination(cost_sum, loss_sum, {**last.chosen, **upper.chosen}))
     return combined
 
 
@@ -217,11 +216,11 @@ def allocate_spectrum(candidates: Mapping[str, Candidates], keep: float, currenc
     return {name: candidate.method for name, candidate in chosen.items()}
 
 
-def choose_candidates(families: Sequence[Alternatives], budget: Budget) -> dict[str, Candidate]:
-    """Choose one alternative for each family, and one candidate for each of its matrices, within a budget.
+def choose_candidates(matrix_sets: Sequence[Alternatives], budget: Budget) -> dict[str, Candidate]:
+    """Choose one alternative for each set of matrices, and one candidate for each of its matrices, within a budget.
 
     Args:
-        families: for each family, the alternative ways to compress its matrices: each alone, or several as one.
+        matrix_sets: for each set, the alternative ways to compress its matrices: each alone, or several as one.
         budget: the budget.
 
     Returns:
@@ -230,8 +229,8 @@ def choose_candidates(families: Sequence[Alternatives], budget: Budget) -> dict[
     Raises:
         UserError: even the cheapest candidates cost more.
     """
-    offered = [combinations(alternatives, budget.cost) for alternatives in families]
-    hulls = [lower_hull(of_family) for of_family in offered]
+    offered = [combinations(alternatives, budget.cost) for alternatives in matrix_sets]
+    hulls = [lower_hull(options) for options in offered]
     chosen = [hull[0] for hull in hulls]
     smallest = sum(option.cost for option in chosen)
     if smallest > budget.limit:
@@ -243,19 +242,19 @@ def choose_candidates(families: Sequence[Alternatives], budget: Budget) -> dict[
 
 def _climb(hulls: Sequence[list[Combination]], chosen: list[Combination], left: int) -> int:
     steps = [
-        (gain(lower, upper), family, index)
-        for family, hull in enumerate(hulls)
+        (gain(lower, upper), number, index)
+        for number, hull in enumerate(hulls)
         for index, (lower, upper) in enumerate(itertools.pairwise(hull))
     ]
     stuck: set[int] = set()
-    for _, family, index in sorted(steps, key=lambda step: (-step[0], step[2])):
-        hull = hulls[family]
+    for _, number, index in sorted(steps, key=lambda step: (-step[0], step[2])):
+        hull = hulls[number]
         extra = hull[index + 1].cost - hull[index].cost
         # A hull is climbed step by step: once a step does not fit, those above it cannot be reached.
-        if family in stuck or extra > left:
-            stuck.add(family)
+        if number in stuck or extra > left:
+            stuck.add(number)
             continue
-        chosen[family] = hull[index + 1]
+        chosen[number] = hull[index + 1]
         left -= extra
     return left
 
@@ -263,13 +262,13 @@ def _climb(hulls: Sequence[list[Combination]], chosen: list[Combination], left: 
 def _fill(offered: Sequence[list[Combination]], chosen: list[Combination], left: int) -> None:
     while True:
         better = [
-            (gain(chosen[family], option), family, option)
-            for family, of_family in enumerate(offered)
-            for option in of_family
-            if option.loss < chosen[family].loss and option.cost - chosen[family].cost <= left
+            (gain(present, option), number, option)
+            for number, (options, present) in enumerate(zip(offered, chosen, strict=True))
+            for option in options
+            if option.loss < present.loss and option.cost - present.cost <= left
         ]
         if not better:
             return
-        _, family, option = max(better, key=lambda candidate: candidate[0])
-        left -= option.cost - chosen[family].cost
-        chosen[family] = option
+        _, number, option = max(better, key=lambda candidate: candidate[0])
+        left -= option.cost - chosen[number].cost
+        chosen[number] = option

@@ -58,21 +58,21 @@ def allocate_uniform(
     check_overhead(method, keep, dtype, min(parts.values(), default=1.0))
     if keep >= 1:
         return dict.fromkeys(shapes)
-    filling = _Filling(method, shapes, {name: keep * part for name, part in parts.items()}, dtype)
-    filling.keep_to_the_budget()
-    if filling.left < -ROUNDING:
-        raise too_small_error(keep, keep * filling.smallest() / filling.budget)
+    sizes = _UniformSizes(method, shapes, {name: keep * part for name, part in parts.items()}, dtype)
+    sizes.reduce_to_budget()
+    if sizes.left < -ROUNDING:
+        raise too_small_error(keep, keep * sizes.smallest() / sizes.budget)
     for finest in (False, True):
-        if filling.left > CLOSE * filling.budget:
-            filling.spend(finest=finest)
-    return {**filling.sized}
+        if sizes.left > CLOSE * sizes.budget:
+            sizes.spend(finest=finest)
+    return {**sizes.sized}
 
 
 ROUNDING = 1e-3
 """Tolerance in bytes, as a budget is a product of floating-point fractions."""
 
 
-class _Filling:
+class _UniformSizes:
     """Finds sizes within one budget.
 
     Args:
@@ -98,13 +98,12 @@ class _Filling:
 
     def smallest(self) -> int:
         """Bytes of all matrices at their smallest sizes."""
-        every = (
+        return sum(
             self._size_of(self._method.with_keep(SMALLEST, shape, self._dtype), shape)
             for shape in self._shapes.values()
         )
-        return sum(every)
 
-    def keep_to_the_budget(self) -> None:
+    def reduce_to_budget(self) -> None:
         """If the smallest sizes of some matrices exceed their shares, reduce the sizes of the others."""
         over = -self.left
         others = [name for name in self.sized if self._below(name) >= 0]

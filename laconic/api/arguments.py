@@ -21,7 +21,7 @@ from laconic.files import expand_user
 from laconic.methods import Method
 from laconic.model.task import check_pretrained
 from laconic.recipe.entry import ModelInput
-from laconic.recipe.run import IN_MEMORY
+from laconic.recipe.schema import IN_MEMORY
 
 LARGEST_COUNT = 2**31 - 1
 """The largest accepted batch size or sequence length, which fits into 32 bits."""

@@ -18,11 +18,11 @@ from laconic.model import DEFAULT_TARGETS
 from laconic.progress import Track, silent
 from laconic.recipe import Recipe, parse_recipe
 from laconic.recipe import run as run_recipe
-from laconic.recipe.flow import apply_steps, steps_of, takes_keep, walk_of
+from laconic.recipe.flow import apply_steps, methods_in, to_steps
 from laconic.recipe.parse import method_or_step
-from laconic.recipe.run import IN_MEMORY, open_job
+from laconic.recipe.run import prepare_run
 from laconic.recipe.sampling import Sampling
-from laconic.recipe.schema import with_plan
+from laconic.recipe.schema import IN_MEMORY, with_plan
 
 DEFAULT_KEEP = float("0.5")
 """The default of `keep`. It is a distinct object, so that it can be ignored for methods that have a size already."""
@@ -102,11 +102,11 @@ def compress(
     model_input = to_model_input(model, tokenizer, label_order, device)
     texts = None if data is None else to_texts(data)
     lines = [method_or_step(line, "method") if isinstance(line, str) else line for line in to_methods(method)]
-    if keep is DEFAULT_KEEP and not any(takes_keep(line) for line in lines):
+    if keep is DEFAULT_KEEP and all(method.has_size for method in methods_in(lines)):
         keep = None
     names = (targets,) if isinstance(targets, str) else tuple(targets)
-    walk = walk_of(sequential=sequential, anchored=anchored)
-    steps = steps_of(lines, keep, allocate, names, walk, allow_dense=allow_dense)
+    mode = "anchored" if anchored else "sequential" if sequential else None
+    steps = to_steps(lines, keep, allocate, names, sequential=mode, allow_dense=allow_dense)
     if texts is None and any(step.needs_data for step in steps):
         raise UserError("data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length, batch_size=batch_size)
@@ -123,8 +123,8 @@ def compress(
     corpus = to_corpus(texts) if isinstance(texts, tuple) else None
     places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]
     folder = None if output is None else to_folder(output)
-    with open_job(recipe, folder, model_input, corpus=corpus, places=places, track=track) as job:
-        record = job.finish(*apply_steps(job.lm, steps, job.data))
+    with prepare_run(recipe, folder, model_input, corpus=corpus, places=places, track=track) as prepared:
+        record = prepared.finish(*apply_steps(prepared.lm, steps, prepared.data))
     return compress_result(record)
 
 

@@ -19,7 +19,7 @@ from laconic.evaluate.metrics import Interval
 from laconic.evaluate.paired import Difference
 from laconic.evaluate.tasks import load_corpus
 from laconic.progress import Track, silent
-from laconic.recipe.labels import check_label_order
+from laconic.recipe.checks import check_label_order
 from laconic.report.evaluation import evaluation_remarks, evaluation_tables
 from laconic.report.tables import Table
 from laconic.runtime import check_runtime
@@ -170,10 +170,10 @@ def evaluate(
         load=partial(load_corpus, limit=limit),
     )
     with ExitStack() as stack:
-        lm = stack.enter_context(model_input.opened(restore=False))
+        lm = stack.enter_context(model_input.open_model(restore=False))
         reference = None
         if original is not None:
-            reference = sharing_order(stack.enter_context(original.opened(restore=False)), lm)
+            reference = sharing_order(stack.enter_context(original.open_model(restore=False)), lm)
         resume = model_input.loaded is None and (original is None or original.loaded is None)
         found = evaluate_model(lm, names, limit=limit, against=reference, cost=conditions, resume=resume, track=track)
     return EvaluateResult(found.results, found.cost, found.fidelity, found.difference, found)

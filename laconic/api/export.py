@@ -17,7 +17,7 @@ from laconic.evaluate.tasks import load_corpus
 from laconic.export import ExportOutcome, check_target
 from laconic.export import export as export_model
 from laconic.progress import Track, silent
-from laconic.recipe.labels import check_label_order
+from laconic.recipe.checks import check_label_order
 from laconic.report.evaluation import evaluation_remarks, evaluation_tables, export_lines, export_table
 from laconic.report.tables import Table
 from laconic.store import check_output
@@ -133,6 +133,6 @@ def export(
     if names:
         tokenizer_of(structure)
     check_tasks(names, structure, compared=True, load=partial(load_corpus, limit=limit))
-    with model_input.opened(restore=False) as lm:
+    with model_input.open_model(restore=False) as lm:
         outcome = export_model(lm, to, folder, tasks=names, limit=limit, track=track)
     return ExportResult(outcome.output, outcome.model.bytes, outcome.model.agreement.error, outcome)

@@ -62,7 +62,7 @@ def load(model: str | PathLike[str], *, device: str = "cpu") -> LoadResult:
     """
     if not isinstance(model, (str, PathLike)):
         raise must_be("model", "a folder or a hub name", type(model).__name__)
-    with to_model_input(model, device=device).opened() as lm:
+    with to_model_input(model, device=device).open_model() as lm:
         pass
     attach(lm.model)
     return LoadResult(lm.model, lm.tokenizer)

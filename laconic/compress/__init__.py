@@ -1,6 +1,6 @@
 """Steps that shrink a model. Each is imported at its first use, to keep `import laconic` fast."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from laconic.imports import lazy
 
@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from laconic.compress.heads import ShrinkHeads
     from laconic.compress.matrices import Compress
     from laconic.compress.scales import AwqScale, SmoothQuant
-    from laconic.compress.shrinking import SHRINKING
     from laconic.compress.step import Outcome, Step
-    from laconic.compress.width import Narrow
+
+    SHRINKING: tuple[type[Step], ...]
+    """All steps of this package, in the order in which the command line lists them."""
+    from laconic.compress.narrow import Narrow
 
 __all__ = [
     "SHRINKING",
@@ -27,14 +29,13 @@ __all__ = [
     "Step",
 ]
 
-__getattr__ = lazy(
+_import = lazy(
     "laconic.compress",
     {
-        "SHRINKING": "laconic.compress.shrinking",
         "Allocation": "laconic.compress.allocators",
         "AwqScale": "laconic.compress.scales",
         "Compress": "laconic.compress.matrices",
-        "Narrow": "laconic.compress.width",
+        "Narrow": "laconic.compress.narrow",
         "Outcome": "laconic.compress.step",
         "Shorten": "laconic.compress.depth",
         "ShrinkHeads": "laconic.compress.heads",
@@ -42,6 +43,12 @@ __getattr__ = lazy(
         "Step": "laconic.compress.step",
     },
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SHRINKING":
+        return tuple(map(_import, ("Compress", "ShrinkHeads", "Narrow", "Shorten", "AwqScale", "SmoothQuant")))
+    return _import(name)
 
 
 def __dir__() -> list[str]:

@@ -1,100 +1,211 @@
-"""Checks that `Compress` makes before any work, and entries of its record about dense parameters and budgets."""
+"""The size that a step asks for, the checks before any work, and entries of the record about sizes and dense layers."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Protocol
 
 import torch
 
-from laconic.allocate import Plan
+from laconic.allocate import Currency, Plan
 from laconic.allocate.uniform import CLOSE
-from laconic.compress.solve_groups import TiedGroup, all_units, methods_by_unit, split_by_group
-from laconic.errors import UserError
+from laconic.calibrate import GradientStatistic, InputStatistic, SequentialConfig, Statistic
+from laconic.calibrate.passes import USUAL, Workload
+from laconic.compress.solve_groups import LayerSet, SolveGroup, methods_by_group, split_budget
+from laconic.errors import Notice, UserError, must_be
 from laconic.formats import PackedCodes, PackedEmbedding
 from laconic.methods import Method
+from laconic.methods.quantize.base import QuantizationMethod
 from laconic.model import LanguageModel
+from laconic.model.targets import Coverage
 
-DENSE = "dense"
-MOST = 0.1
+DENSE, REACHED = "dense", "reached"
+"""Keys in the record of a step: dense parameters, and budgets that were not spent."""
+MAX_DENSE_SHARE = 0.1
 """Largest fraction of the targeted parameters that may stay dense without `allow_dense`."""
 
 
-def check_dense(lm: LanguageModel, targets: Sequence[str], allowed: bool) -> None:
-    """Raise UserError if more than `MOST` of the targeted parameters are in no layer that can be compressed.
+class SizeSpec(Protocol):
+    """The fields of `Compress` that set the size, as allocators read them.
 
     Args:
-        lm: the model; its weights need not be loaded.
-        targets: the targets of the step.
-        allowed: the step has `allow_dense`, so the check is skipped.
+        method: the method, with or without a size of its own.
+        keep: fraction to keep of all targeted matrices, or a fraction for each group; None if the method has a size.
+        currency: the unit of `keep`.
+        error: allowed KL divergence, in nats per prediction.
+        workload: the forward pass that is timed.
+        is_sequential: True if the layers are solved in order, on inputs with the errors of earlier layers.
     """
-    found = lm.coverage(targets)
-    if found.share > MOST and not allowed:
+
+    @property
+    def method(self) -> Method: ...
+    @property
+    def keep(self) -> float | Mapping[str, float] | None: ...
+    @property
+    def currency(self) -> Currency: ...
+    @property
+    def error(self) -> float | None: ...
+    @property
+    def workload(self) -> Workload: ...
+    @property
+    def is_sequential(self) -> bool: ...
+
+
+def check_size(size_spec: SizeSpec) -> None:
+    """Raise UserError unless the size is given exactly once: by `keep`, or by the method."""
+    name = size_spec.method.name
+    if size_spec.keep is None and not size_spec.method.has_size:
         raise UserError(
-            f"{found.share:.1%} of the parameters that {', '.join(targets)} name in the blocks of "
-            f"'{lm.model.config.model_type}' ({found.count:,d} of {found.total:,d}) are in no layer that can be "
-            f"compressed and would stay dense: {found.named}; compress the others alone with allow_dense: true "
+            f"The method '{name}' needs a size: give keep, or a parameter of the method like rank, sparsity or bits."
+        )
+    if size_spec.keep is not None and size_spec.method.has_size:
+        raise keep_error(size_spec.method, size_spec.keep)
+
+
+def keep_error(method: Method, keep: object) -> UserError:
+    """Return the error for a `keep` beside a method that has a size of its own."""
+    unset = method.without_size()
+    names = [field.name for field in fields(method) if getattr(method, field.name) != getattr(unset, field.name)]
+    size = f"set by {' and '.join(names)}" if names else "fixed"
+    return UserError(f"keep does not apply to '{method.name}': its size is {size}. Leave keep out; got {keep}.")
+
+
+def check_unused(size_spec: SizeSpec) -> None:
+    """Raise UserError if an error, a currency or a workload is given although the allocator does not use it."""
+    if size_spec.error is not None:
+        raise must_be("error", "left out unless allocate is threshold", size_spec.error)
+    if size_spec.currency != "bytes":
+        raise must_be("currency", "left out unless allocate is spectrum", size_spec.currency)
+    check_workload(size_spec)
+
+
+def check_workload(size_spec: SizeSpec) -> None:
+    """Raise UserError if a workload is given although nothing is timed."""
+    if size_spec.workload != USUAL:
+        raise must_be("workload", "left out unless currency is latency or allocate is threshold", size_spec.workload)
+
+
+def uses_inputs(methods: Iterable[Method]) -> bool:
+    """Return whether any of the methods needs input statistics, which depend on earlier layers."""
+    return any(issubclass(kind, InputStatistic) for method in methods for kind in method.required_statistics)
+
+
+def check_sequential(config: SequentialConfig, needs: frozenset[type[Statistic]], methods: Sequence[Method]) -> None:
+    """Raise UserError if sequential calibration or its `refresh` would have no effect.
+
+    Anchored calibration always has one. Otherwise a method must use input statistics, or `refresh` must be given.
+
+    Args:
+        config: the settings of sequential calibration.
+        needs: the types of statistics that are collected.
+        methods: the methods of the step.
+    """
+    if config.refresh is not None and not any(issubclass(kind, GradientStatistic) for kind in needs):
+        raise must_be("refresh", "left out if no gradient statistics are collected", config.refresh)
+    if not config.anchored and config.refresh is None and methods and not uses_inputs(methods):
+        named = ", ".join(dict.fromkeys(f"'{method.name}'" for method in methods))
+        raise UserError(f"sequential has no effect, because {named} uses no inputs; leave it out, or use anchored.")
+
+
+def check_dense(coverage: Coverage, lm: LanguageModel, targets: Sequence[str]) -> None:
+    """Raise UserError if more than `MAX_DENSE_SHARE` of the targeted parameters are in no layer that can be compressed.
+
+    Args:
+        coverage: the targeted parameters of the blocks.
+        lm: the model, for the message.
+        targets: the targets of the step, for the message.
+    """
+    if coverage.share > MAX_DENSE_SHARE:
+        raise UserError(
+            f"{coverage.share:.1%} of the parameters that {', '.join(targets)} name in the blocks of "
+            f"'{lm.model.config.model_type}' ({coverage.count:,d} of {coverage.total:,d}) are in no layer that can be "
+            f"compressed and would stay dense: {coverage.named}; compress the others alone with allow_dense: true "
             "(--allow-dense), or name other targets."
         )
 
 
-def dense_share(lm: LanguageModel, targets: Sequence[str]) -> dict[str, Any]:
+def dense_share(coverage: Coverage) -> dict[str, Any]:
     """List the targeted parameters of the blocks that no step can compress, for the record of a step.
 
     Experts that are stacked in one tensor are such parameters.
 
     Args:
-        lm: the model.
-        targets: the targets of the step.
+        coverage: the targeted parameters of the blocks.
 
     Returns:
         `{"dense": {"parameters": 12288, "of": 13200, "share": 0.931, "names": ["mlp.experts.gate_up_proj"]}}`, or an
             empty dictionary if there are none.
     """
-    found = lm.coverage(targets)
-    if not found.dense:
+    if not coverage.dense:
         return {}
     return {
         DENSE: {
-            "parameters": found.count,
-            "of": found.total,
-            "share": round(found.share, 4),
-            "names": list(found.kinds),
+            "parameters": coverage.count,
+            "of": coverage.total,
+            "share": round(coverage.share, 4),
+            "names": list(coverage.kinds),
         }
     }
 
 
-def check_not_coded(groups: Sequence[TiedGroup]) -> None:
-    """Raise UserError if a targeted layer is quantized already; its codes cannot be compressed further."""
-    for unit in all_units(groups):
-        for site in unit.sites:
-            if isinstance(site.module, (PackedCodes, PackedEmbedding)):
-                raise UserError(
-                    f"The layer '{site.name}' is quantized already; put this step before the one that quantizes, "
-                    f"or choose other targets."
-                )
+def check_layers(layer_sets: Sequence[LayerSet], method: Method, plan: Plan | None) -> None:
+    """Check that the method of each targeted layer can be applied to it.
+
+    Args:
+        layer_sets: the targeted layers.
+        method: the method of the step.
+        plan: the method of each group by name, in place of `method`.
+
+    Raises:
+        UserError: a layer is quantized already, its method would fill the zeros of earlier pruning, or its shape does
+            not suit the method.
+    """
+    for site in (site for layer_set in layer_sets for site in layer_set.sites):
+        if isinstance(site.module, (PackedCodes, PackedEmbedding)):
+            raise UserError(
+                f"The layer '{site.name}' is quantized already; put this step before the one that quantizes, "
+                f"or choose other targets."
+            )
+    pairs = list(methods_by_group(layer_sets, method, plan))
+    for site, chosen in ((site, chosen) for group, chosen in pairs for site in group.sites):
+        if not chosen.keeps_support and site.support is not None:
+            raise UserError(
+                f"The layer '{site.name}' is pruned, and '{chosen.name}' would fill its zeros; "
+                f"prune after '{chosen.name}', or choose other targets."
+            )
+    for group, chosen in pairs:
+        if error := chosen.shape_error(group.shape, f"'{group.name}'"):
+            raise error
+    _warn_of_group_size(pairs)
 
 
-def check_zeros_stay(groups: Sequence[TiedGroup], method: Method, plan: Plan | None) -> None:
-    """Raise UserError if a layer is pruned and its method would not keep the zeros."""
-    for unit, chosen in methods_by_unit(groups, method, plan):
-        for site in unit.sites:
-            if not chosen.keeps_support and site.support is not None:
-                raise UserError(
-                    f"The layer '{site.name}' is pruned, and '{chosen.name}' would fill its zeros; "
-                    f"prune after '{chosen.name}', or choose other targets."
-                )
-
-
-REACHED = "reached"
+def _warn_of_group_size(pairs: Sequence[tuple[SolveGroup, Method]]) -> None:
+    """Warn if a `group_size` that the user set is larger than the width of a matrix, so each row is one group."""
+    beyond = [
+        (group, method.group_size)
+        for group, method in pairs
+        if isinstance(method, QuantizationMethod) and isinstance(method.group_size, int)
+        if method.group_size > group.shape[1] and method.group_size != type(method).group_size
+    ]
+    if beyond:
+        group, columns = beyond[0]
+        others = f" and of {len(beyond) - 1} other matrices" if len(beyond) > 1 else ""
+        warnings.warn(
+            f"group_size {columns} is more than the {group.shape[1]} columns of '{group.name}'{others}: "
+            "each row is one group there.",
+            Notice,
+            stacklevel=2,
+        )
 
 
 def shortfall(
-    keep: float | Mapping[str, float], groups: Sequence[TiedGroup], after: Mapping[str, int], dtype: torch.dtype
+    keep: float | Mapping[str, float], layer_sets: Sequence[LayerSet], after: Mapping[str, int], dtype: torch.dtype
 ) -> dict[str, Any]:
     """List the budgets of which more than 1 % was left unspent, because the sizes of the method are too coarse.
 
     Args:
         keep: the fraction of bytes to keep, or one fraction for each group.
-        groups: the targeted layers.
+        layer_sets: the targeted layers.
         after: bytes of each layer after the step.
         dtype: the dtype that the model is stored in.
 
@@ -102,8 +213,8 @@ def shortfall(
         `{"reached": [{"keep": 0.5, "kept": 0.26}]}` with one entry for each such budget, or an empty dictionary.
     """
     lines = []
-    for budget, members in split_by_group(keep, groups):
-        sites = [site for group in members for unit in group[0] for site in unit.sites]
+    for budget, members in split_budget(keep, layer_sets):
+        sites = [site for layer_set in members for site in layer_set.sites]
         dense = sum(site.shape[0] * site.shape[1] for site in sites) * dtype.itemsize
         reached = sum(after[site.name] for site in sites) / dense
         if reached < (1 - CLOSE) * budget:

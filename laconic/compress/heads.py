@@ -95,7 +95,8 @@ class ShrinkHeads(Step):
     def _new_size(self, attention: HeadedAttention) -> int:
         if self.size is not None:
             if self.size > attention.size:
-                raise must_be("size", f"in [1, {attention.size}], as the heads of '{attention.name}' are", self.size)
+                limit = f"in [1, {attention.size}], the size of the heads of '{attention.name}'"
+                raise must_be("size", limit, self.size)
             return self.size
         assert self.keep is not None
         size = int(self.keep * attention.size + 1e-9)
@@ -117,12 +118,8 @@ def fit_head_maps(attention: HeadedAttention, stats: Mapping[str, LayerStats], s
     d = attention.size
     moments = []
     for reader in attention.readers()[:2]:
-        what = stats[reader.site.name]
-        moments.append(
-            _diagonal_blocks(
-                affine_moment(reader.weight, reader.bias, what[InputCovariance].matrix, what[Mean].vector), d
-            )
-        )
+        covariance, mean = stats[reader.site.name][InputCovariance].matrix, stats[reader.site.name][Mean].vector
+        moments.append(_diagonal_blocks(affine_moment(reader.weight, reader.bias, covariance, mean), d))
     scores = [identity_components(C_q, C_k) for C_q, C_k in zip(*moments, strict=True)]
     columns = attention.output.weight().double().split(d, dim=1)
     contexts = _diagonal_blocks(stats[attention.output.name][InputCovariance].matrix, d)

@@ -1,4 +1,4 @@
-"""The KL divergence of a changed model from the original, on calibration rows."""
+"""The KL divergence of a changed model from the original on calibration rows, and the noise in its differences."""
 
 from collections.abc import Sequence
 from math import inf, isinf, isnan, sqrt
@@ -13,11 +13,14 @@ from laconic.calibrate.batching import to_device
 from laconic.calibrate.classes import output_places
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
-KEPT_PREDICTIONS = 2**26
+MAX_CACHED_LOGITS = 2**26
 """Largest number of logits of the original that are cached (256 MiB in fp32); the others are computed again."""
 
-LEAST_LEAD = 1.0
+MIN_LEAD = 1.0
 """A divergence must be lower by more than this many standard errors, because small differences occur by chance."""
+
+SIGNIFICANT = 0.05
+"""Probability under chance below which a variation between estimates counts as real."""
 
 
 class Divergences(NamedTuple):
@@ -44,7 +47,7 @@ class Divergences(NamedTuple):
 
     def beats(self, other: "Divergences") -> bool:
         """Return whether the mean is below that of `other`, on the same texts, by more than one standard error."""
-        return self.lead(other) > LEAST_LEAD
+        return self.lead(other) > MIN_LEAD
 
     def lead(self, other: "Divergences") -> float:
         """Return by how many standard errors the mean is below that of `other`, on the same texts.
@@ -68,8 +71,9 @@ class Divergences(NamedTuple):
         gains = other.totals - self.totals
         count, gained = processes.all_reduce_sum(torch.stack((self.counts.sum(), gains.sum()))).tolist()
         mean = gained / max(count, 1)
-        off = (gains - mean * self.counts).square().sum()
-        squares, texts = processes.all_reduce_sum(torch.stack((off, off.new_tensor(len(gains))))).tolist()
+        squared_errors = (gains - mean * self.counts).square().sum()
+        sums = torch.stack((squared_errors, squared_errors.new_tensor(len(gains))))
+        squares, texts = processes.all_reduce_sum(sums).tolist()
         return Gain(mean, sqrt(squares * texts / (texts - 1)) / max(count, 1) if texts > 1 else inf)
 
 
@@ -97,9 +101,8 @@ class KLMetric:
 
     def __init__(self, original: LanguageModel, batches: Sequence[Batch]) -> None:
         self.original = original
-        mine = processes.shard(batches)
-        self.batches = [to_device(batch, original.device) for batch in mine]
-        self._kept: dict[int, Predictions] = {}
+        self.batches = [to_device(batch, original.device) for batch in processes.shard(batches)]
+        self._cached: dict[int, Predictions] = {}
 
     def __call__(self, changed: LanguageModel) -> float:
         return self.each(changed).mean
@@ -117,16 +120,59 @@ class KLMetric:
             predictions, _ = predict(changed, batch)
             if places is not None:
                 predictions = predictions._replace(values=predictions.values[:, places])
-            there = divergence(self._reference(number), predictions).double().cpu()
+            values = divergence(self._reference(number), predictions).double().cpu()
             rows, size = predictions.rows.cpu(), len(batch["input_ids"])
-            totals.append(torch.zeros(size, dtype=torch.float64).index_add(0, rows, there))
+            totals.append(torch.zeros(size, dtype=torch.float64).index_add(0, rows, values))
             counts.append(torch.bincount(rows, minlength=size).double())
         return Divergences(torch.cat(totals), torch.cat(counts))
 
     def _reference(self, number: int) -> Predictions:
-        if number in self._kept:
-            return self._kept[number]
+        if number in self._cached:
+            return self._cached[number]
         predictions, _ = predict(self.original, self.batches[number])
-        if sum(kept.values.numel() for kept in self._kept.values()) + predictions.values.numel() <= KEPT_PREDICTIONS:
-            self._kept[number] = predictions
+        cached_logits = sum(cached.values.numel() for cached in self._cached.values())
+        if cached_logits + predictions.values.numel() <= MAX_CACHED_LOGITS:
+            self._cached[number] = predictions
         return predictions
+
+
+def shrink_estimates(y: Float[Tensor, " k"], s: Float[Tensor, " k"]) -> tuple[float, Float[Tensor, " k"]]:
+    """Shrink several estimates towards their mean, each by its own standard error (empirical Bayes).
+
+    The estimates yᵢ have errors of variance sᵢ² and true values that vary by τ² about a mean μ. With wᵢ = 1 / sᵢ² and
+    Q = Σ wᵢ (yᵢ − ȳ)², where ȳ = Σ wᵢ yᵢ / Σ wᵢ,
+
+        τ² = max(0, (Q − (k − 1)) / (Σ wᵢ − Σ wᵢ² / Σ wᵢ)),    μ = Σ yᵢ / (τ² + sᵢ²) / Σ 1 / (τ² + sᵢ²).
+
+    The best estimate of a true value is then μ + (yᵢ − μ) τ² / (τ² + sᵢ²). τ² is taken as 0 unless Q is larger than
+    chance makes it in one case of twenty.
+
+    Args:
+        y: the estimates.
+        s: their standard errors; infinite for an estimate without information.
+
+    Returns:
+        μ, and k estimates between it and `y`; all are μ if the estimates differ by chance alone.
+
+    Reference:
+        R. DerSimonian, N. Laird, "Meta-analysis in clinical trials", Controlled Clinical Trials 7 (1986), 177-188; B.
+        Efron, C. Morris, JASA 68 (1973), 117-130.
+
+    Example:
+        >>> shrink_estimates(torch.tensor([1.0, 3.0]), torch.tensor([0.1, 0.1]))
+        (2.0, tensor([1.0050, 2.9950]))
+        >>> shrink_estimates(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
+        (2.0, tensor([2., 2.]))
+    """
+    s2 = s.square().clamp(min=1e-12 * y.square().mean().item() + 1e-300)
+    w = 1 / s2
+    around = y - (w * y).sum() / w.sum()
+    q = (w * around.square()).sum()
+    k = len(y)
+    chance = torch.special.gammaincc(torch.tensor((k - 1) / 2, dtype=q.dtype), q / 2) if k > 1 else torch.ones(())
+    tau2 = torch.zeros_like(q)
+    if chance < SIGNIFICANT:
+        tau2 = ((q - (k - 1)) / (w.sum() - w.square().sum() / w.sum())).clamp(min=0)
+    v = 1 / (tau2 + s2)
+    mean = (v * y).sum() / v.sum()
+    return mean.item(), mean + (y - mean) * tau2 / (tau2 + s2)

@@ -1,7 +1,8 @@
 """Compress every targeted matrix of a model by one method: measure, share the budget, solve, replace."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -13,41 +14,29 @@ from laconic.calibrate import (
     Calibration,
     InputCovariance,
     LayerStats,
-    Problem,
     SequentialConfig,
     Statistic,
     collect_stats,
+    sequential_calibrate,
 )
 from laconic.calibrate.passes import USUAL, Workload, evaluating
 from laconic.compress import solver_cache
-from laconic.compress.allocators import ALLOCATORS, Allocated, Allocation, Allocator, Job
-from laconic.compress.checks import check_dense, check_not_coded, check_zeros_stay, dense_share, shortfall
-from laconic.compress.size_spec import SizeSpec, check_refresh, check_sequential
-from laconic.compress.solve_groups import (
-    SolveGroup,
-    TiedGroup,
-    all_units,
-    groups_in_plan,
-    methods_by_unit,
-    planned_units,
-    sites_in_plan,
-    split_by_group,
-    tied_groups,
-    warn_of_wide_groups,
-)
+from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
+from laconic.compress.checks import check_dense, check_layers, check_sequential, dense_share, shortfall
+from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups, split_budget
 from laconic.compress.solving import (
     Problems,
     find_problems,
     finite_weight,
+    iterate_problems,
+    join_problems,
     put_empty_format,
     replace_layers,
-    sequential_problems,
 )
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method, statistics_for
 from laconic.model import DEFAULT_TARGETS, LanguageModel, Site
-from laconic.progress import silent
 
 Keep = Annotated[float, Field(gt=0, le=1)]
 
@@ -109,84 +98,99 @@ class Compress(Step):
         if not self.targets:
             raise must_be("targets", "a list of at least one group or glob", [])
         if self.plan is None:
-            self._allocator.check(self._size_spec)
+            self._allocator.check(self)
         if self.share_inputs and not self.method.shares_inputs:
             raise UserError(f"share_inputs must be left out: the method '{self.method.name}' makes no input factor.")
-        check_refresh(self.refresh, self._is_sequential, self.needs)
-        check_sequential(self.sequential, self.anchored, self.refresh, self._methods)
+        if self.refresh is not None and not self.is_sequential:
+            raise UserError("refresh needs sequential or anchored, which compress one block after another.")
+        if self.is_sequential:
+            check_sequential(self._config, self.needs, self.methods)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        return (self.method,) if self.plan is None else tuple(method for method in self.plan.values() if method)
+
+    @property
+    def families(self) -> frozenset[str]:
+        return frozenset({self.method.family})
 
     @property
     def needs(self) -> frozenset[type[Statistic]]:
-        """The types of statistics that planning and solving need."""
-        needs = statistics_for(self._methods, self._needs_losses)
+        needs = statistics_for(self.methods, self._needs_losses)
         return needs | {InputCovariance} if self.anchored else needs
 
     @property
     def needs_data(self) -> bool:
-        return bool(self.needs) or (self.plan is None and self._allocator.needs_data(self._size_spec))
+        return bool(self.needs) or (self.plan is None and self._allocator.needs_data(self))
 
     @property
     def collects_stats(self) -> bool:
-        """True if the step runs `collect_stats` once over the model as it is, so that the result may be cached."""
-        return bool(self.needs) and not self._is_sequential
-
-    @property
-    def _methods(self) -> tuple[Method, ...]:
-        return (self.method,) if self.plan is None else tuple(method for method in self.plan.values() if method)
+        return bool(self.needs) and not self.is_sequential
 
     @property
     def _allocator(self) -> Allocator:
         return ALLOCATORS[self.allocate]
 
     @property
-    def _size_spec(self) -> SizeSpec:
-        return SizeSpec(
-            method=self.method,
-            keep=self.keep,
-            currency=self.currency,
-            error=self.error,
-            workload=self.workload,
-            sequential=self._is_sequential,
-        )
+    def is_sequential(self) -> bool:
+        """True if the layers are solved in order, on inputs with the errors of earlier layers."""
+        return self.sequential or self.anchored
+
+    @property
+    def _config(self) -> SequentialConfig:
+        return SequentialConfig(anchored=self.anchored, refresh=self.refresh)
 
     @property
     def _needs_losses(self) -> bool:
-        return self.plan is None and self._allocator.needs_losses(self._size_spec)
+        return self.plan is None and self._allocator.needs_losses(self)
 
     @property
     def _needs_stats_first(self) -> bool:
         """True if planning needs statistics, which sequential calibration would only collect during solving."""
-        return self.plan is None and self._allocator.needs_statistics(self._size_spec)
+        return self.plan is None and self._allocator.needs_statistics(self)
 
-    @property
-    def _is_sequential(self) -> bool:
-        return self.sequential or self.anchored
+    def sites(self, lm: LanguageModel) -> list[Site]:
+        """The targeted layers of `lm`, or those that the plan names.
+
+        Raises:
+            UserError: the plan names a layer that `lm` does not have, or that cannot be compressed.
+        """
+        return self._find_targeted(lm).sites
+
+    def _find_targeted(self, lm: LanguageModel) -> TargetedLayers:
+        return find_targeted(lm, self.targets, self.share_inputs, self.plan)
 
     def check(self, lm: LanguageModel) -> None:
-        # Raises an error for an invalid cache size before any work, not after solving.
-        cache_limit()
-        if self.plan is None:
-            check_dense(lm, self.targets, self.allow_dense)
-        groups = self._groups(lm)
-        if self.keep is not None and self.plan is None:
-            for keep, _ in split_by_group(self.keep, groups):
-                check_overhead(self.method, keep, lm.dtype)
-            # Raises an error if the budget is too small for the shapes.
-            self._allocator.plan_from_shapes(self._job(lm, groups, {}, None))
-        check_not_coded(groups)
-        check_zeros_stay(groups, self.method, self.plan)
-        for unit, method in methods_by_unit(groups, self.method, self.plan):
-            if mistake := method.shape_error(unit.shape, f"'{unit.name}'"):
-                raise mistake
-        warn_of_wide_groups(groups, self.method, self.plan)
+        self._check_targeted(lm)
 
     def dry_run(self, lm: LanguageModel) -> None:
-        groups = self._groups(lm)
-        plan = self._allocator.plan_from_shapes(self._job(lm, groups, {}, None)) if self.plan is None else self.plan
-        for unit in planned_units(plan, groups):
-            method = plan[unit.name]
+        self._put_empty_formats(lm, self._find_targeted(lm))
+
+    def check_and_dry_run(self, lm: LanguageModel) -> None:
+        self._put_empty_formats(lm, self._check_targeted(lm))
+
+    def _check_targeted(self, lm: LanguageModel) -> TargetedLayers:
+        # Raises an error for an invalid cache size before any work, not after solving.
+        cache_limit()
+        targeted = self._find_targeted(lm)
+        layer_sets = targeted.layer_sets
+        if self.plan is None and not self.allow_dense:
+            check_dense(targeted.coverage, lm, self.targets)
+        if self.keep is not None and self.plan is None:
+            for keep, _ in split_budget(self.keep, layer_sets):
+                check_overhead(self.method, keep, lm.dtype)
+            # Raises an error if the budget is too small for the shapes.
+            self._allocator.plan_from_shapes(AllocationRequest(self, lm, layer_sets))
+        check_layers(layer_sets, self.method, self.plan)
+        return targeted
+
+    def _put_empty_formats(self, lm: LanguageModel, targeted: TargetedLayers) -> None:
+        request = AllocationRequest(self, lm, targeted.layer_sets)
+        plan = self._allocator.plan_from_shapes(request) if self.plan is None else self.plan
+        for group in planned_groups(plan, targeted.layer_sets):
+            method = plan[group.name]
             if method is not None:
-                put_empty_format(lm, unit, method)
+                put_empty_format(lm, group, method)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Collect statistics, plan, and replace the layers.
@@ -205,92 +209,76 @@ class Compress(Step):
         """
         if self.needs_data and data is None:
             raise UserError(f"The method '{self.method.name}' needs calibration data; name a source of it.")
-        self.check(lm)
+        targeted = self._check_targeted(lm)
         if data is None or not self.needs:
-            return self.solve(lm, {}, data)
-        if self._is_sequential:
+            return self._plan_and_replace(lm, targeted, {}, data)
+        if self.is_sequential:
             # Sequential calibration collects its own statistics; only those that the plan needs come before it.
-            stats = collect_stats(lm, data, self.needs, self.sites(lm)) if self._needs_stats_first else {}
-            return self.solve(lm, stats, data)
-        groups = self._groups(lm)
-        units = all_units(groups) if self._needs_losses else [unit for family in groups for unit in family[-1]]
-        key = solver_cache.key_of(lm, data, self._cache_key_parts(units), solver_cache.kinds_of(self._methods))
-        kept = solver_cache.recall(key, lm.device)
-        if kept is not None:
-            return self._plan_and_replace(lm, groups, find_problems(lm, groups, {}).with_stats(kept), {}, data)
-        problems = find_problems(lm, groups, collect_stats(lm, data, self.needs, self.sites(lm)))
-        outcome = self._plan_and_replace(lm, groups, problems, {}, data)
-        stats = {unit.name: problems.stats[unit.name] for unit in units}
-        solver_cache.keep(key, stats, statistics=not all(method.caches_solution for method in self._methods))
+            stats = collect_stats(lm, data, self.needs, targeted.sites) if self._needs_stats_first else {}
+            return self._plan_and_replace(lm, targeted, stats, data)
+        if self._needs_losses:
+            groups = all_groups(targeted.layer_sets)
+        else:
+            groups = [group for layer_set in targeted.layer_sets for group in layer_set.joint]
+        statistics = sorted(kind.__name__ for kind in self.needs)
+        methods = [repr(method.without_size()) for method in self.methods]
+        # Everything of this step that a cached solution depends on: all but the size.
+        parts = [*statistics, str(self._needs_losses), *methods, *(group.name for group in groups)]
+        key = solver_cache.key_of(lm, data, parts, solver_cache.kinds_of(self.methods))
+        cached = solver_cache.load_entry(key, lm.device)
+        if cached is not None:
+            problems = find_problems(lm, targeted.layer_sets, {}).with_stats(cached)
+            return self._plan_and_replace(lm, targeted, {}, data, problems)
+        problems = find_problems(lm, targeted.layer_sets, collect_stats(lm, data, self.needs, targeted.sites))
+        outcome = self._plan_and_replace(lm, targeted, {}, data, problems)
+        stats = {group.name: problems.stats[group.name] for group in groups}
+        solver_cache.save_entry(key, stats, statistics=not all(method.caches_solution for method in self.methods))
         return outcome
 
-    def apply_with(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None) -> Outcome:
-        return self.solve(lm, stats, data)
-
-    def _cache_key_parts(self, units: Sequence[SolveGroup]) -> list[str]:
-        """Everything of this step that a cached solution depends on: all but the size."""
-        statistics = sorted(kind.__name__ for kind in self.needs)
-        methods = [repr(method.without_size()) for method in self._methods]
-        return [*statistics, str(self._needs_losses), *methods, *(unit.name for unit in units)]
-
-    def sites(self, lm: LanguageModel) -> list[Site]:
-        """The targeted layers of `lm`, or those that the plan names.
-
-        Raises:
-            UserError: the plan names a layer that `lm` does not have, or that cannot be compressed.
-        """
-        return lm.sites(self.targets) if self.plan is None else sites_in_plan(self.plan, lm)
-
-    def solve(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None = None) -> Outcome:
-        """Plan and replace the layers with given statistics; the same statistics can be used for several sizes.
-
-        Args:
-            lm: the model, changed in place.
-            stats: statistics by layer name.
-            data: calibration data, for allocators that measure and for sequential solving.
-        """
-        groups = self._groups(lm)
-        return self._plan_and_replace(lm, groups, find_problems(lm, groups, stats), stats, data)
+    def apply_with(
+        self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None = None
+    ) -> Outcome:
+        return self._plan_and_replace(lm, self._find_targeted(lm), stats, data)
 
     def _plan_and_replace(
         self,
         lm: LanguageModel,
-        groups: Sequence[TiedGroup],
-        problems: Problems,
+        targeted: TargetedLayers,
         stats: Mapping[str, LayerStats],
         data: Calibration | None,
+        problems: Problems | None = None,
     ) -> Outcome:
-        record = dense_share(lm, self.targets if self.plan is None else ("blocks",))
-        job = self._job(lm, groups, problems, data)
-        planned = self._allocator.plan(job) if self.plan is None else Allocated(dict(self.plan))
-        # Every process solves all units, so all must use the same plan even if their results differ by rounding.
-        plan, predicted, allocated = processes.broadcast(planned._replace(record=dict(planned.record)))
-        record |= allocated
-        units = [unit for unit in planned_units(plan, groups) if plan[unit.name] is not None]
-        sites = self.sites(lm)
+        layer_sets, sites = targeted.layer_sets, targeted.sites
+        if problems is None:
+            problems = find_problems(lm, layer_sets, stats)
+        request = AllocationRequest(self, lm, layer_sets, problems, data)
+        result = self._allocator.plan(request) if self.plan is None else AllocationResult(dict(self.plan))
+        # Every process solves all groups, so all must use the same plan even if their results differ by rounding.
+        plan, predicted, allocated = processes.broadcast(result._replace(record=dict(result.record)))
+        record = dense_share(targeted.coverage) | dict(allocated)
+        groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         done, after = dict(plan), dict(before)
-        if self._is_sequential and data is not None:
-            config = SequentialConfig(anchored=self.anchored, refresh=self.refresh)
+        calibrate = None
+        if self.is_sequential and data is not None:
             first = stats if self._needs_stats_first else None
-            pairs = sequential_problems(lm, data, units, self.needs, config, first)
-        else:
-            track = data.track if data is not None else silent
-            pairs = ((unit, problems[unit.name]) for unit in track(units, "Compressing the layers"))
+            calibrate = partial(sequential_calibrate, lm, data, self.needs, config=self._config, gradient_stats=first)
+        in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
         with evaluating(lm):
-            for unit, problem in pairs:
-                method = plan[unit.name]
+            for group, parts in in_order:
+                problem = problems[group.name] if parts is None else join_problems(group, parts)
+                method = plan[group.name]
                 assert method is not None
-                whole = method.compress(finite_weight(lm, unit, problem), problem.stats)
-                sizes = replace_layers(lm, unit, whole, problem)
+                whole = method.compress(finite_weight(lm, group, problem), problem.stats)
+                sizes = replace_layers(lm, group, whole, problem)
                 if sizes is None:
-                    done[unit.name] = None
+                    done[group.name] = None
                 else:
                     after |= sizes
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
-            record |= shortfall(self.keep, groups, after, lm.dtype)
-        compressed = {name for unit, method in done.items() if method for name in site_names(unit)}
+            record |= shortfall(self.keep, layer_sets, after, lm.dtype)
+        compressed = {name for line, method in done.items() if method for name in site_names(line)}
         return Outcome(
             plan=done,
             before=before,
@@ -299,12 +287,3 @@ class Compress(Step):
             predicted_loss=predicted,
             found=record,
         )
-
-    def _job(
-        self, lm: LanguageModel, groups: Sequence[TiedGroup], problems: Mapping[str, Problem], data: Calibration | None
-    ) -> Job:
-        return Job(size_spec=self._size_spec, lm=lm, groups=groups, problems=problems, data=data)
-
-    def _groups(self, lm: LanguageModel) -> list[TiedGroup]:
-        sites = self.sites(lm)
-        return tied_groups(sites, self.share_inputs) if self.plan is None else groups_in_plan(self.plan, sites)

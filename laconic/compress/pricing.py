@@ -1,4 +1,4 @@
-"""Choose one candidate size for each unit within a budget, in counted costs or in measured time.
+"""Choose one candidate size for each group of layers within a budget, in counted costs or in measured time.
 
 Counted costs (bytes, parameters, multiply-accumulates) follow from the shapes.
 
@@ -23,34 +23,31 @@ from laconic.allocate import Alternatives, Budget, Currency, budget_for, choose_
 from laconic.allocate.gemm_timings import Product, ProductTimes, knots, product_times
 from laconic.calibrate import Problem
 from laconic.calibrate.passes import Profile, Workload, evaluating, forward, now, profile, random_batch, seconds_of
-from laconic.compress.solve_groups import SolveGroup, TiedGroup, all_units, group_by_matrix
+from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, sets_by_parameter
 from laconic.compress.solving import finite_weight, replace_layers
 from laconic.errors import UserError, must_be
 from laconic.methods import Candidate, Candidates
 from laconic.model import LanguageModel
 from laconic.progress import Track
 
-CandidatesByUnit = Mapping[str, Candidates]
-"""The candidate sizes of each unit, by its name."""
+CandidatesByGroup = Mapping[str, Candidates]
+"""The candidate sizes of each group of layers, by its name."""
 
 
 class Pricing(ABC):
     """A way to price candidates, and to choose among them within a budget."""
 
     @abstractmethod
-    def spend(
-        self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
-    ) -> dict[str, Candidate]:
-        """Choose one alternative for each family, and one candidate for each of its units.
+    def spend(self, layer_sets: Sequence[LayerSet], candidates: CandidatesByGroup, keep: float) -> dict[str, Candidate]:
+        """Choose one alternative for each set of layers, and one candidate for each of its groups.
 
         Args:
-            groups: the families.
-            candidates: the candidate sizes of all units.
-            problems: the problem of each unit, by name.
+            layer_sets: the targeted layers.
+            candidates: the candidate sizes of all groups.
             keep: fraction of the cost to keep. A counted cost stays within it; a measured one is close to it.
 
         Returns:
-            The chosen candidates by unit name.
+            The chosen candidates by group name.
 
         Raises:
             UserError: even the smallest candidates cost more.
@@ -67,50 +64,38 @@ class CountedPricing(Pricing):
 
     currency: Currency
 
-    def spend(
-        self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
-    ) -> dict[str, Candidate]:
+    def spend(self, layer_sets: Sequence[LayerSet], candidates: CandidatesByGroup, keep: float) -> dict[str, Candidate]:
         if self.currency == "macs":
-            return choose_candidates(
-                alternatives(groups, candidates),
-                budget_for(separate_candidates(groups, candidates), keep, self.currency),
-            )
+            budget = budget_for(separate_candidates(layer_sets, candidates), keep, self.currency)
+            return choose_candidates(alternatives(layer_sets, candidates), budget)
         # A parameter that several layers share counts once, as long as none of them is compressed.
-        once = _count_once(groups, candidates)
-        offered = [way for tied in group_by_matrix(groups) for way in _group_alternatives(tied, candidates, once)]
-        counted = [once.get(unit.name, candidates[unit.name]) for group in groups for unit in group[0]]
+        once: dict[str, Candidates] = {}
+        offered: list[Alternatives] = []
+        for members in sets_by_parameter(layer_sets):
+            if len(members) == 1:
+                offered += alternatives(members, candidates)
+                continue
+            names = [group.name for layer_set in members for group in layer_set.separate]
+            own = {name: candidates[name] for name in names}
+            free = {name: replace(own[name].dense, nbytes=0, parameters=0) for name in names[1:]}
+            once |= own | {name: Candidates((dense,)) for name, dense in free.items()}
+            # Each layer gets a candidate of its own, or all of them stay dense.
+            offered.append([own, {name: Candidates((once[name].dense,)) for name in names}])
+        counted = separate_candidates(layer_sets, {**candidates, **once})
         return choose_candidates(offered, budget_for(counted, keep, self.currency))
 
 
-def _group_alternatives(
-    group: Sequence[TiedGroup], candidates: CandidatesByUnit, once: CandidatesByUnit
-) -> list[Alternatives]:
-    """Alternatives for families that share a parameter: each gets a candidate of its own, or all stay dense."""
-    if len(group) == 1:
-        return alternatives(group, candidates)
-    names = [unit.name for family in group for unit in family[0]]
-    return [[{name: candidates[name] for name in names}, {name: Candidates((once[name].dense,)) for name in names}]]
+def separate_candidates(layer_sets: Sequence[LayerSet], candidates: CandidatesByGroup) -> list[Candidates]:
+    """Return the candidates of every layer as a group of its own."""
+    return [candidates[group.name] for layer_set in layer_sets for group in layer_set.separate]
 
 
-def _count_once(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> dict[str, Candidates]:
-    """Candidates of units that share a parameter; the dense candidate of all but the first costs nothing."""
-    found: dict[str, Candidates] = {}
-    for first, *others in (group for group in group_by_matrix(groups) if len(group) > 1):
-        found |= {unit.name: candidates[unit.name] for unit in first[0]}
-        for unit in (unit for family in others for unit in family[0]):
-            free = replace(candidates[unit.name].dense, nbytes=0, parameters=0)
-            found[unit.name] = Candidates((free,))
-    return found
-
-
-def separate_candidates(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> list[Candidates]:
-    """Return the candidates of every layer as a unit of its own."""
-    return [candidates[unit.name] for family in groups for unit in family[0]]
-
-
-def alternatives(groups: Sequence[TiedGroup], candidates: CandidatesByUnit) -> list[Alternatives]:
-    """Return the candidates of each family, with one mapping for each way to divide it into units."""
-    return [[{unit.name: candidates[unit.name] for unit in alternative} for alternative in family] for family in groups]
+def alternatives(layer_sets: Sequence[LayerSet], candidates: CandidatesByGroup) -> list[Alternatives]:
+    """Return the candidates of each set of layers, with one mapping for each way to divide it into groups."""
+    return [
+        [{group.name: candidates[group.name] for group in alternative} for alternative in layer_set.alternatives]
+        for layer_set in layer_sets
+    ]
 
 
 TRIALS = 3
@@ -130,38 +115,34 @@ class LatencyPricing(Pricing):
     Args:
         lm: the dense model.
         workload: the forward pass to time.
+        problems: the problem of each group, by name.
         track: shows progress.
     """
 
     lm: LanguageModel
     workload: Workload
+    problems: Mapping[str, Problem]
     track: Track
 
-    def spend(
-        self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
-    ) -> dict[str, Candidate]:
-        # Only the first process measures: timings of several processes would differ and slow each other.
-        return processes.on_rank_zero(self._spend)(groups, candidates, problems, keep)
-
-    def _spend(
-        self, groups: Sequence[TiedGroup], candidates: CandidatesByUnit, problems: Mapping[str, Problem], keep: float
-    ) -> dict[str, Candidate]:
-        units = all_units(groups)
-        sites = list({site.name: site for unit in units for site in unit.sites}.values())
+    # Only the first process measures: timings of several processes would differ and slow each other.
+    @processes.on_rank_zero
+    def spend(self, layer_sets: Sequence[LayerSet], candidates: CandidatesByGroup, keep: float) -> dict[str, Candidate]:
+        groups = all_groups(layer_sets)
+        sites = list({site.name: site for group in groups for site in group.sites}.values())
         prices = Prices(profile(self.lm, sites, self.workload, self.track), product_times(self.lm.device))
         tried: list[tuple[float, dict[str, Candidate]]] = []
         for _ in range(TRIALS):
-            priced = prices.priced(units, candidates)
-            budget = prices.budget(separate_candidates(groups, priced), keep)
+            priced = prices.with_times(groups, candidates)
+            budget = prices.budget(separate_candidates(layer_sets, priced), keep)
             try:
-                chosen = choose_candidates(alternatives(groups, priced), budget)
+                chosen = choose_candidates(alternatives(layer_sets, priced), budget)
             except UserError:
                 # If a correction makes every plan too slow, the last measurement was disturbed; keep the plans so far.
                 if not tried:
                     raise
                 break
-            chosen_units = [unit for unit in units if unit.name in chosen]
-            measured = relative_latency(self.lm, chosen_units, chosen, problems, self)
+            planned = [group for group in groups if group.name in chosen]
+            measured = relative_latency(self, planned, chosen)
             tried.append((abs(measured - keep), chosen))
             if tried[-1][0] <= CLOSE_ENOUGH * keep:
                 break
@@ -183,34 +164,32 @@ class Prices:
     times: ProductTimes
     scale: float = 1.0
 
-    def priced(self, units: Sequence[SolveGroup], candidates: CandidatesByUnit) -> dict[str, Candidates]:
+    def with_times(self, groups: Sequence[SolveGroup], candidates: CandidatesByGroup) -> dict[str, Candidates]:
         """Return the candidates with their times; products that are missing in the table are measured.
 
         Args:
-            units: the units.
-            candidates: the candidates of each unit, by name.
+            groups: the groups.
+            candidates: the candidates of each group, by name.
         """
-        rungs = [(unit, candidate) for unit in units for candidate in candidates[unit.name].all]
-        executed = [(candidate, product) for unit, candidate in rungs for _, product in self._executed(unit, candidate)]
-        dense = [product for candidate, product in executed if candidate.method is None]
-        self.times.prepare(
-            dense + [knot for candidate, product in executed if candidate.method for knot in knots(product)]
-        )
-        return {
-            unit.name: Candidates(
-                tuple(
-                    replace(candidate, nanoseconds=self._nanoseconds(unit, candidate))
-                    for candidate in candidates[unit.name].all
-                )
-            )
-            for unit in units
-        }
+        pairs = [(group, candidate) for group in groups for candidate in candidates[group.name].all]
+        products = [
+            knot
+            for group, candidate in pairs
+            for _, product in self._executed(group, candidate)
+            for knot in (knots(product) if candidate.method else (product,))
+        ]
+        self.times.prepare(products)
+        priced: dict[str, tuple[Candidate, ...]] = {}
+        for group, candidate in pairs:
+            timed = replace(candidate, nanoseconds=self._nanoseconds(group, candidate))
+            priced[group.name] = (*priced.get(group.name, ()), timed)
+        return {name: Candidates(options) for name, options in priced.items()}
 
     def budget(self, priced: Sequence[Candidates], keep: float) -> Budget:
         """Return the budget for the whole pass, in nanoseconds of the table.
 
         Args:
-            priced: candidates with times of every layer as a unit of its own.
+            priced: candidates with times of every layer as a group of its own.
             keep: fraction of the time of the pass.
 
         Raises:
@@ -239,53 +218,46 @@ class Prices:
         # A measured time below the fixed part of the pass is an outlier; ignore it.
         return replace(self, scale=self.scale * took / compressed) if compressed and took > 0 else self
 
-    def _nanoseconds(self, unit: SolveGroup, candidate: Candidate) -> int:
+    def _nanoseconds(self, group: SolveGroup, candidate: Candidate) -> int:
         if candidate.method is None:
-            return sum(calls * self.times.nanoseconds(product) for calls, product in self._executed(unit, candidate))
-        table = sum(calls * self.times.interpolate(product) for calls, product in self._executed(unit, candidate))
+            return sum(calls * self.times.nanoseconds(product) for calls, product in self._executed(group, candidate))
+        table = sum(calls * self.times.interpolate(product) for calls, product in self._executed(group, candidate))
         return round(self.scale * table)
 
-    def _executed(self, unit: SolveGroup, candidate: Candidate) -> Iterator[tuple[int, Product]]:
+    def _executed(self, group: SolveGroup, candidate: Candidate) -> Iterator[tuple[int, Product]]:
         """Yield the matrix products of one pass, with the number of times that each is computed.
 
-        In a unit of several layers the shared input factor is applied once, and each layer has its own output factor.
+        In a group of several layers the shared input factor is applied once, and each layer has its own output factor.
         """
-        for rows, calls in Counter(self.profile.uses[unit.sites[0].name].rows).items():
+        for rows, calls in Counter(self.profile.uses[group.sites[0].name].rows).items():
             for out_features, in_features in candidate.products:
-                for part in unit.rows if out_features == sum(unit.rows) else (out_features,):
+                for part in group.rows if out_features == sum(group.rows) else (out_features,):
                     yield calls, Product(rows, part, in_features)
 
 
-def relative_latency(
-    lm: LanguageModel,
-    units: Sequence[SolveGroup],
-    chosen: Mapping[str, Candidate],
-    problems: Mapping[str, Problem],
-    timed: LatencyPricing,
-) -> float:
+def relative_latency(pricing: LatencyPricing, groups: Sequence[SolveGroup], chosen: Mapping[str, Candidate]) -> float:
     """Apply a plan to a copy of a model, and time the copy against the original.
 
     Args:
-        lm: the original.
-        units: the units of the plan.
-        chosen: the candidate of each unit, by name.
-        problems: the problem of each unit, by name.
-        timed: workload and progress display.
+        pricing: the original model, the problems and the workload.
+        groups: the groups of the plan.
+        chosen: the candidate of each group, by name.
 
     Returns:
         Time of the copy relative to the original, as a median over alternating passes of both.
     """
+    lm = pricing.lm
     small = replace(lm, model=deepcopy(lm.model))
-    for unit in units:
-        method, problem = chosen[unit.name].method, problems[unit.name]
+    for group in groups:
+        method, problem = chosen[group.name].method, pricing.problems[group.name]
         if method is not None:
-            whole = method.compress(finite_weight(small, unit, problem), problem.stats)
-            replace_layers(small, unit, whole, problem)
-    inputs = random_batch(lm, timed.workload.batch, timed.workload.length)
+            whole = method.compress(finite_weight(small, group, problem), problem.stats)
+            replace_layers(small, group, whole, problem)
+    inputs = random_batch(lm, pricing.workload.batch, pricing.workload.length)
     ratios: list[float] = []
     with evaluating(lm, small), torch.inference_mode():
         start = now(lm.device)
-        for number in timed.track(range(WARM_UP + ROUNDS), "Timing the plan"):
+        for number in pricing.track(range(WARM_UP + ROUNDS), "Timing the plan"):
             dense, compressed = (
                 seconds_of(lambda model=model: forward(model, inputs), lm.device) for model in (lm, small)
             )

@@ -61,9 +61,9 @@ class Rescale(Step):
     def check(self, lm: LanguageModel) -> None:
         if not find_absorbers(lm):
             raise UserError(
-                f"The step '{self.name}' finds nothing in this '{lm.model.config.model_type}' that can take up "
-                "scales: no norm, value projection or gate feeds dense projections alone; put the step before those "
-                "that compress, or leave it out."
+                f"The step '{self.name}' cannot be applied to this '{lm.model.config.model_type}': it has no norm, "
+                "value projection or gate whose outputs only dense projections read; put the step before those that "
+                "compress, or leave it out."
             )
 
     def dry_run(self, lm: LanguageModel) -> None:
@@ -187,13 +187,11 @@ class AwqScale(Rescale):
         # Columns that share a scale get their mean activity.
         sums = activity.new_zeros(absorber.count).index_add_(0, columns, activity)
         shared = (sums / columns.bincount(minlength=absorber.count))[columns]
-        readers = [self._scaled(site, what) for site, what in zip(absorber.readers, stats, strict=True)]
+        readers = list(map(self._scaled_matrix, absorber.readers, stats))
         s = search_scales(readers, shared, spacing, weighted=False)
         return s.new_ones(absorber.count).index_copy_(0, columns, s)
 
-    def _scaled(self, site: Site, stats: LayerStats) -> ScaledMatrix:
+    def _scaled_matrix(self, site: Site, stats: LayerStats) -> ScaledMatrix:
         weight = site.weight()
-        alike = torch.ones(len(weight), device=weight.device)
-        return ScaledMatrix(
-            weight, stats[GradCovariance].matrix if self.gradients else alike, stats[InputCovariance].matrix
-        )
+        gradients = stats[GradCovariance].matrix if self.gradients else torch.ones(len(weight), device=weight.device)
+        return ScaledMatrix(weight, gradients, stats[InputCovariance].matrix)

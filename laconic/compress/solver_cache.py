@@ -2,7 +2,7 @@
 
 An entry is one safetensors file, named by a hash of everything that determines its content: weights, configuration,
 source of the model's and the method's classes, calibration tokens, labels, seed, the method without its size, the
-division into units, and laconic's own code. If an entry is missing or damaged or cannot be written, the results are
+division into groups, and laconic's own code. If an entry is missing or damaged or cannot be written, the results are
 computed again.
 """
 
@@ -30,13 +30,13 @@ PACKAGES = ("numerics", "formats", "model", "calibrate", "methods")
 """The packages of laconic whose source is part of the hash."""
 
 
-def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str], kinds: Iterable[type] = ()) -> str | None:
+def key_of(lm: LanguageModel, data: Calibration, settings: Sequence[str], kinds: Iterable[type] = ()) -> str | None:
     """Compute the cache key of a result.
 
     Args:
         lm: the model before it is compressed.
         data: the calibration data.
-        question: everything else that determines the result, as strings.
+        settings: everything else that determines the result, as strings.
         kinds: the classes that compute the result, from `kinds_of`; they may be defined in a plug-in or a script.
 
     Returns:
@@ -49,7 +49,7 @@ def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str], kinds:
     hashed = hashlib.blake2b(digest_size=16)
     versions = [torch.__version__, transformers.__version__, str(lm.dtype), lm.model.config.to_json_string()]
     hashed.update(
-        json.dumps([*versions, data.labels, data.seed, hash_packages(*PACKAGES), classes, *question]).encode()
+        json.dumps([*versions, data.labels, data.seed, hash_packages(*PACKAGES), classes, *settings]).encode()
     )
     for tensors in (lm.model.state_dict(), *data.batches):
         hash_tensors(hashed, tensors)
@@ -59,14 +59,14 @@ def key_of(lm: LanguageModel, data: Calibration, question: Sequence[str], kinds:
 
 def kinds_of(methods: Iterable[Method]) -> set[type]:
     """Return the classes that compute the results of methods: the methods, methods nested in them, and statistics."""
-    found = set[type]()
+    kinds = set[type]()
     for method in methods:
-        found |= {type(method), *method.required_statistics}
-        found |= kinds_of(part for part in vars(method).values() if isinstance(part, Method))
-    return found
+        kinds |= {type(method), *method.required_statistics}
+        kinds |= kinds_of(part for part in vars(method).values() if isinstance(part, Method))
+    return kinds
 
 
-def recall(key: str | None, device: torch.device) -> dict[str, LayerStats] | None:
+def load_entry(key: str | None, device: torch.device) -> dict[str, LayerStats] | None:
     """Read an entry.
 
     Args:
@@ -74,25 +74,30 @@ def recall(key: str | None, device: torch.device) -> dict[str, LayerStats] | Non
         device: device of the returned tensors.
 
     Returns:
-        The statistics and solutions of each unit, by name; None if there is no entry or a process cannot read it.
+        The statistics and solutions of each group of layers, by name; None if there is no entry, or a process cannot
+            read it.
     """
     stats = None if key is None else ENTRIES.read(key, lambda path: _load(path, device))
     return stats if processes.all_true(stats is not None) else None
 
 
-def keep(key: str | None, stats: Mapping[str, LayerStats], statistics: bool) -> None:
+def save_entry(key: str | None, stats: Mapping[str, LayerStats], statistics: bool) -> None:
     """Write an entry, unless it is larger than the cache; only the first process writes.
 
     Args:
         key: key of the entry; None for results that are not cached.
-        stats: statistics and solutions of each unit, by name.
-        statistics: write the statistics as well as the solutions. Without them, nothing is written unless every unit
+        stats: statistics and solutions of each group of layers, by name.
+        statistics: write the statistics as well as the solutions. Without them, nothing is written unless every group
             has a solution.
     """
-    if key is None or not processes.is_rank_zero() or not (statistics or all(one.solutions for one in stats.values())):
+    if (
+        key is None
+        or not processes.is_rank_zero()
+        or not (statistics or all(group.solutions for group in stats.values()))
+    ):
         return
     tensors: dict[str, Tensor] = {}
-    contents = {unit: _listed(one, statistics, tensors) for unit, one in stats.items()}
+    contents = {name: _describe(group, statistics, tensors) for name, group in stats.items()}
     if not tensors:
         return
 
@@ -107,10 +112,10 @@ def keep(key: str | None, stats: Mapping[str, LayerStats], statistics: bool) -> 
 def _load(path: Path, device: torch.device) -> dict[str, LayerStats]:
     with safe_open(path, "pt", device=str(device)) as file:
         contents = json.loads(file.metadata()["contents"])
-        return {unit: _restored(lists, file.get_tensor) for unit, lists in contents.items()}
+        return {name: _restore(lists, file.get_tensor) for name, lists in contents.items()}
 
 
-def _listed(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -> dict[str, list[list[object]]]:
+def _describe(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -> dict[str, list[list[object]]]:
     """Add the tensors of `stats` to `tensors`, and return a JSON description that refers to them by key."""
 
     def add(tensor: Tensor) -> str:
@@ -120,15 +125,17 @@ def _listed(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -> 
         return number
 
     solutions = [[name, [add(part) for part in parts]] for name, parts in stats.solutions.items()]
-    collected = [[type(one).__name__, add(one.total), one.count] for one in stats] if statistics else []
+    collected = (
+        [[type(statistic).__name__, add(statistic.total), statistic.count] for statistic in stats] if statistics else []
+    )
     return {"worked_out": solutions, "statistics": collected}
 
 
-def _restored(lists: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> LayerStats:
+def _restore(lists: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> LayerStats:
     kinds = {kind.__name__: kind for kind in STATISTICS}
     stats = LayerStats(
-        kinds[str(name)].restored(tensor(str(at)), int(str(count))) for name, at, count in lists["statistics"]
+        kinds[str(name)].restored(tensor(str(key)), int(str(count))) for name, key, count in lists["statistics"]
     )
     for name, parts in lists["worked_out"]:
-        stats.solutions[str(name)] = tuple(tensor(str(at)) for at in list(parts))
+        stats.solutions[str(name)] = tuple(tensor(str(key)) for key in list(parts))
     return stats

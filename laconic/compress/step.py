@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from laconic.allocate import Plan
-from laconic.calibrate import Calibration, LayerStats
+from laconic.calibrate import Calibration, LayerStats, Statistic
 from laconic.calibrate.corpus import Corpus
-from laconic.model import LanguageModel
+from laconic.methods import Method
+from laconic.model import LanguageModel, Site
 from laconic.typed import Typed
 
 
@@ -93,6 +94,30 @@ class Step(ABC, metaclass=Typed):
         return False
 
     @property
+    def families(self) -> frozenset[str]:
+        """The kinds of compression of the step and its method."""
+        return frozenset({self.family} if self.family else ())
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods that the step compresses matrices by; empty for most steps."""
+        return ()
+
+    @property
+    def needs(self) -> frozenset[type[Statistic]]:
+        """The types of statistics that `apply` collects."""
+        return frozenset()
+
+    @property
+    def collects_stats(self) -> bool:
+        """True if `apply` collects `needs` once, on the unchanged model, so that `apply_with` can take them."""
+        return False
+
+    def sites(self, lm: LanguageModel) -> list[Site]:
+        """The layers of `lm` whose statistics `apply` collects, for a step with `collects_stats`."""
+        return []
+
+    @property
     @abstractmethod
     def needs_data(self) -> bool:
         """True if `apply` needs calibration data."""
@@ -130,6 +155,21 @@ class Step(ABC, metaclass=Typed):
         Returns:
             The new model if `apply` replaces the model by another one; else None.
         """
+
+    def check_and_dry_run(self, lm: LanguageModel) -> LanguageModel | None:
+        """Do `check` and `dry_run` on the same model; a step overrides this to share work between them.
+
+        Args:
+            lm: the model on the meta device, changed in place.
+
+        Returns:
+            As `dry_run`.
+
+        Raises:
+            UserError: as `check`.
+        """
+        self.check(lm)
+        return self.dry_run(lm)
 
     @abstractmethod
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:

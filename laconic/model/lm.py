@@ -103,7 +103,7 @@ class LanguageModel:
         if tuple(targets) == DEFAULT_TARGETS:
             targets = [target for target in targets if any(matches(target, site) for site in sites)] or targets
         excluded = self.excluded_matrices()
-        dense = sorted(find_dense_parameters(self.model, self.anatomy), key=lambda parameter: -parameter.count)
+        dense = sorted(find_dense_parameters(self.model, self.anatomy, sites), key=lambda parameter: -parameter.count)
         selected = {site.name for target in targets for site in select_sites(sites, target, excluded, dense)}
         return [site for site in sites if site.name in selected]
 
@@ -111,16 +111,17 @@ class LanguageModel:
         """The linears and embeddings that cannot be compressed, by path, each with the reason as a clause."""
         return find_excluded(self.model, self.anatomy)
 
-    def coverage(self, targets: Sequence[str] = DEFAULT_TARGETS) -> Coverage:
+    def coverage(self, targets: Sequence[str] = DEFAULT_TARGETS, sites: Sequence[Site] | None = None) -> Coverage:
         """Measure which part of the parameters that `targets` match inside the blocks can be compressed.
 
         Args:
             targets: as for `sites`.
+            sites: the result of `sites` for these targets, if it is at hand.
 
         Raises:
             UserError: as `sites`.
         """
-        return measure_coverage(self.model, self.anatomy, targets, self.sites(targets))
+        return measure_coverage(self.model, self.anatomy, targets, self.sites(targets) if sites is None else sites)
 
     def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
         """Replace the module of a site by a format, in place.

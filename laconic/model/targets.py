@@ -201,13 +201,20 @@ class Coverage:
         return ", ".join(self.kinds[:_NAMED_KINDS]) + (f" and {more} more" if more > 0 else "")
 
 
-def find_dense_parameters(model: PreTrainedModel, anatomy: Anatomy) -> list[DenseParameter]:
+def find_dense_parameters(
+    model: PreTrainedModel, anatomy: Anatomy, sites: Sequence[Site] | None = None
+) -> list[DenseParameter]:
     """Find every parameter with two or more dimensions that is in a block and in no site, in forward order.
 
     Embeddings are left out, as nothing is multiplied by them, and so are layers that a run over text never calls.
+
+    Args:
+        model: the model.
+        anatomy: its anatomy.
+        sites: all its sites, if they were found before.
     """
     usage = trace_usage(model, globally=anatomy.global_attention)
-    covered = {name for site in find_sites(model, anatomy) for name in site.names}
+    covered = {name for site in sites or find_sites(model, anatomy) for name in site.names}
     covered |= frozenset() if usage is None else usage.uncalled
     dense: dict[int, DenseParameter] = {}
     for block, path, module in _block_modules(model, anatomy):

@@ -5,7 +5,7 @@ An unknown key, a missing key or a wrong value raises a `UserError` that begins 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -18,25 +18,25 @@ from laconic.typed import construct
 from laconic.yaml_loader import parse_value, parse_yaml
 
 
-def mapping_of(text: str, place: str, holds: str) -> dict[str, Any]:
+def parse_mapping(text: str, place: str, content: str) -> dict[str, Any]:
     """Parse YAML text whose top level must be a mapping.
 
     Args:
         text: the YAML.
         place: the name of the text in errors, such as its path; error messages begin with it.
-        holds: a description of the expected content, for error messages.
+        content: the expected content in words, for error messages.
 
     Raises:
         UserError: the text is not valid YAML, or its top level is not a mapping.
 
     Example:
-        >>> mapping_of("keep: 0.5", "The recipe", "a model")
+        >>> parse_mapping("keep: 0.5", "The recipe", "a model")
         {'keep': 0.5}
     """
-    spelled = parse_yaml(text, place)
-    if not isinstance(spelled, dict):
-        raise must_be(place, f"a mapping with {holds}", spelled)
-    return spelled
+    values = parse_yaml(text, place)
+    if not isinstance(values, dict):
+        raise must_be(place, f"a mapping with {content}", values)
+    return values
 
 
 def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
@@ -58,19 +58,19 @@ def build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
         >>> build(Workload, {"batch": 4}, "workload").batch
         4
     """
-    known = {field.name: field for field in fields(kind)}
+    by_name = {field.name: field for field in fields(kind)}
     for key in values:
-        if key not in known:
-            raise add_place(_of_a_method(kind, values, str(key)) or unknown("key", str(key), known), place)
-    for name, field in known.items():
-        if name not in values and _is_required(field):
+        if key not in by_name:
+            raise add_place(_method_parameter_error(kind, values, str(key)) or unknown("key", str(key), by_name), place)
+    for name, field in by_name.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{place}.{name} is missing; give it a value.")
     hints = get_type_hints(kind)
     read = {key: _read(hints[key], value, f"{place}.{key}") for key, value in values.items()}
     return construct(kind, read, place)
 
 
-def _of_a_method(kind: type[Any], values: Mapping[str, Any], key: str) -> UserError | None:
+def _method_parameter_error(kind: type[Any], values: Mapping[str, Any], key: str) -> UserError | None:
     """The error for a method's parameter that was written beside the method; None if `key` is no such parameter."""
     hints = get_type_hints(kind)
     name = next((value for field, value in values.items() if hints.get(field) is Method), None)
@@ -78,32 +78,25 @@ def _of_a_method(kind: type[Any], values: Mapping[str, Any], key: str) -> UserEr
     if method is None or key not in {field.name for field in fields(method)}:
         return None
     own = {field.name for field in fields(method)} - hints.keys()
-    given = {one: value for one, value in values.items() if one in own}
+    parameters = {field: value for field, value in values.items() if field in own}
     return UserError(
         f"There is no key '{key}' here: it is a parameter of the method '{name}', so write method: "
-        f"{quote({name: given})}."
+        f"{quote({name: parameters})}."
     )
-
-
-def _is_required(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _read(hint: object, value: Any, place: str) -> Any:
     """Convert a YAML value to the type `hint` if that is a method, a plan or a dataclass; else return it unchanged."""
     readers: dict[object, Callable[[Any, str], Any]] = {Method: parse_method, Plan: _plan, Plan | None: _plan}
     reader = readers.get(hint)
-    kind = next((one for one in _alternatives(hint) if isinstance(one, type) and is_dataclass(one)), None)
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kind = next((part for part in alternatives if isinstance(part, type) and is_dataclass(part)), None)
     if reader is None and kind is not None and isinstance(value, dict):
         return build(kind, value, place)
     try:
         return value if reader is None else reader(value, place)
     except UserError as error:
         raise add_place(error, place) from error
-
-
-def _alternatives(hint: object) -> tuple[object, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _plan(value: Any, place: str) -> Plan | None:
@@ -117,11 +110,11 @@ def _plan(value: Any, place: str) -> Plan | None:
 _PATH = re.compile(r"[A-Za-z_][\w-]*|\[\d+\]")
 
 
-def put_all(spelled: dict[str, Any], overrides: Sequence[str], root: str) -> None:
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str], root: str) -> None:
     """Apply overrides of the form `key=value` to the mapping of a recipe or a study, in place.
 
     Args:
-        spelled: the mapping, as read from YAML.
+        values: the mapping, as read from YAML.
         overrides: texts such as `steps[0].compress.keep=0.3`; the part after `=` is parsed as YAML.
         root: the name of the mapping in error messages, such as "recipe".
 
@@ -132,14 +125,14 @@ def put_all(spelled: dict[str, Any], overrides: Sequence[str], root: str) -> Non
     for key, override in zip(keys, overrides, strict=True):
         if keys.count(key) > 1:
             raise UserError(f"{root}.{key} is given {keys.count(key)} times after the file; give it once.")
-        put(spelled, override, root)
+        apply_override(values, override, root)
 
 
-def put(spelled: dict[str, Any], override: str, root: str) -> None:
+def apply_override(values: dict[str, Any], override: str, root: str) -> None:
     """Apply one override such as `steps[0].compress.keep=0.3` in place.
 
     Args:
-        spelled: the mapping, as read from YAML. Missing keys on the path are added; list items must exist.
+        values: the mapping, as read from YAML. Missing keys on the path are added; list items must exist.
         override: the path, `=`, and the value as YAML.
         root: the name of the mapping in error messages.
 
@@ -151,35 +144,26 @@ def put(spelled: dict[str, Any], override: str, root: str) -> None:
     if not equals or "".join(f".{part}" if part[0] != "[" else part for part in parts) != f".{path}":
         raise must_be("An override", "key=value, with a key like samples or steps[0].compress.keep", override)
     value = parse_value(literal, f"{root}.{path}")
-    here: Any = spelled
-    for part, following in zip(parts, [*parts[1:], None], strict=True):
-        key = _key(here, part, f"{root}.{path}")
-        if following is None:
-            here[key] = value
-        else:
-            here = _inside(here, key)
+    container: Any = values
+    for part in parts[:-1]:
+        key = _key(container, part, f"{root}.{path}")
+        # A missing value becomes an empty mapping, and a bare name becomes `{name: {}}`.
+        inner = container[key] if isinstance(container, list) else container.get(key, {})
+        if inner is None and isinstance(container, dict):
+            inner = {}
+        container[key] = {inner: {}} if isinstance(inner, str) else inner
+        container = container[key]
+    container[_key(container, parts[-1], f"{root}.{path}")] = value
 
 
-def _key(here: Any, part: str, place: str) -> Any:
+def _key(container: Any, part: str, place: str) -> Any:
     if part[0] != "[":
-        if isinstance(here, dict):
+        if isinstance(container, dict):
             return part
-        raise UserError(f"{place} leads nowhere: '{part}' would be a key of something that is not a mapping.")
+        raise UserError(f"{place} does not exist: '{part}' would be a key of a value that is not a mapping.")
     index = int(part[1:-1])
-    if not isinstance(here, list):
-        raise UserError(f"{place} leads nowhere: {part} would be an item of something that is not a list.")
-    if index >= len(here):
-        raise must_be(f"{place}, the index {part},", f"below {len(here)}, the length of the list", index)
+    if not isinstance(container, list):
+        raise UserError(f"{place} does not exist: {part} would be an item of a value that is not a list.")
+    if index >= len(container):
+        raise must_be(f"{place}, the index {part},", f"below {len(container)}, the length of the list", index)
     return index
-
-
-def _inside(here: Any, key: Any) -> Any:
-    """The value at `key`. A missing value becomes an empty mapping, and a bare name becomes `{name: {}}`."""
-    if isinstance(here, list):
-        if isinstance(here[key], str):
-            here[key] = {here[key]: {}}
-    elif here.get(key) is None:
-        here[key] = {}
-    elif isinstance(here[key], str):
-        here[key] = {here[key]: {}}
-    return here[key]

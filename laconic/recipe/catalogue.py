@@ -20,7 +20,7 @@ from laconic.compress import Step
 from laconic.errors import UserError
 from laconic.methods import METHODS, Method
 from laconic.methods.registry import METHOD_REGISTRY
-from laconic.recipe.steps import STEP_REGISTRY, STEPS, find_method_or_step
+from laconic.recipe.parse import STEP_REGISTRY, STEPS, find_method_or_step
 from laconic.registry import plugins
 from laconic.typed import interval_of
 
@@ -58,7 +58,7 @@ def plugin_entry(name: str) -> Entry:
     """
     kind = find_method_or_step(name)
     assert kind is not None, "a plug-in has this name"
-    (plugin,) = (one for one in plugins("laconic.methods", "laconic.steps") if one.name == name)
+    (plugin,) = (plugin for plugin in plugins("laconic.methods", "laconic.steps") if plugin.name == name)
     return replace(entry_of(kind), distribution=plugin.distribution)
 
 
@@ -75,14 +75,14 @@ def plugin_entries() -> tuple[dict[str, Entry], list[UserError]]:
     entries: dict[str, Entry] = {}
     errors: list[UserError] = []
     for registry in (METHOD_REGISTRY, STEP_REGISTRY):
-        found, failures = registry.added()
+        added, failures = registry.added()
         errors += failures.values()
-        for plugin, kind in found.items():
+        for plugin, kind in added.items():
             entries[plugin.name] = replace(entry_of(kind), distribution=plugin.distribution)
     return entries, errors
 
 
-def text() -> str:
+def to_json() -> str:
     """The content of `laconic/catalogue.json`."""
     entries = [asdict(entry_of(kind)) for kind in BUILTINS.values()]
     for entry in entries:
@@ -92,7 +92,7 @@ def text() -> str:
 
 def write(path: Path = PATH) -> None:
     """Write the catalogue to `path`."""
-    path.write_text(text(), encoding="utf-8")
+    path.write_text(to_json(), encoding="utf-8")
 
 
 def parameters_of(kind: type[Method] | type[Step]) -> list[Parameter]:
@@ -116,11 +116,11 @@ def parameters_of(kind: type[Method] | type[Step]) -> list[Parameter]:
 
 def meanings_of(kind: type) -> dict[str, str]:
     """The description of each parameter, by its name, from the docstrings of the class and of its base classes."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if is_dataclass(base):
-            found |= _paragraphs(cleandoc(base.__doc__ or ""))
-    return found
+            meanings |= _paragraphs(cleandoc(base.__doc__ or ""))
+    return meanings
 
 
 def first_line(kind: type) -> str:
@@ -130,11 +130,11 @@ def first_line(kind: type) -> str:
 
 def example_of(kind: type[Method] | type[Step]) -> str:
     """A command line that uses the method or step."""
-    spelled = f"{kind.name}:{kind.example}" if kind.example else kind.name
+    method = f"{kind.name}:{kind.example}" if kind.example else kind.name
     keep = " --keep 0.5" if issubclass(kind, Method) and not kind().has_size else ""
     needs = kind.needs if issubclass(kind, Method) else kind.example_needs_data
     data = " --data builtin:pydoc" if needs else ""
-    return f"laconic compress MODEL --method {spelled}{keep}{data} -o OUT"
+    return f"laconic compress MODEL --method {method}{keep}{data} -o OUT"
 
 
 def _paragraphs(text: str) -> dict[str, str]:
@@ -142,18 +142,18 @@ def _paragraphs(text: str) -> dict[str, str]:
     section = _ARGS.search(text)
     if section is not None:
         text = dedent(section[1])
-    found: dict[str, list[str]] = {}
+    paragraphs: dict[str, list[str]] = {}
     last: list[str] | None = None
     for line in text.splitlines():
         named = _NAMED.match(line)
         if named:
-            last = found.setdefault(named[1], [])
+            last = paragraphs.setdefault(named[1], [])
             last.append(named[2])
         elif line.startswith(" ") and last is not None:
             last.append(line.strip())
         else:
             last = None
-    return {name: " ".join(lines) for name, lines in found.items()}
+    return {name: " ".join(lines) for name, lines in paragraphs.items()}
 
 
 def _types(hint: Any) -> Iterator[str]:
@@ -173,20 +173,17 @@ def _types(hint: Any) -> Iterator[str]:
     elif origin in (dict, Mapping):
         yield "a mapping"
     else:
-        yield _WORDS.get(hint, "a method" if _is_method(hint) else "a mapping")
-
-
-def _is_method(hint: object) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Method)
+        is_method = isinstance(hint, type) and issubclass(hint, Method)
+        yield _WORDS.get(hint, "a method" if is_method else "a mapping")
 
 
 def _default(field: Field[Any]) -> str | None:
     if field.default_factory is not MISSING:
-        return _spelled(field.default_factory())
-    return None if field.default is MISSING else _spelled(field.default)
+        return _to_text(field.default_factory())
+    return None if field.default is MISSING else _to_text(field.default)
 
 
-def _spelled(value: object) -> str:
+def _to_text(value: object) -> str:
     match value:
         case None:
             return "none"
@@ -195,7 +192,7 @@ def _spelled(value: object) -> str:
         case Method():
             return value.name
         case tuple():
-            return f"[{', '.join(map(_spelled, value))}]"
+            return f"[{', '.join(map(_to_text, value))}]"
         case float():
             return f"{value:g}"
         case _:

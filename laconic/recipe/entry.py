@@ -58,11 +58,11 @@ class ModelInput:
         """Raise UserError if a loaded model has no tokenizer: none was passed, and its source has none either."""
         if self.loaded is None or self.with_inputs(LanguageModel.of(self.loaded)).tokenizer is not None:
             return
-        where = f"at '{self.name}', where the model came from" if self.name else "with a model that was made in memory"
-        raise UserError(f"There is no tokenizer {where}; pass tokenizer=.")
+        place = f"in '{self.name}', where the model was loaded from" if self.name else "for a model made in memory"
+        raise UserError(f"There is no tokenizer {place}; pass tokenizer=.")
 
     @contextmanager
-    def opened(self, *, restore: bool = True) -> Iterator[LanguageModel]:
+    def open_model(self, *, restore: bool = True) -> Iterator[LanguageModel]:
         """Within the block the model is in float32 and in evaluation mode.
 
         After the block, a model that the caller had loaded gets its dtypes and its mode back.

@@ -9,23 +9,20 @@ from laconic.allocate import Plan
 from laconic.calibrate import Calibration, LayerStats
 from laconic.compress import Allocation, Compress, Outcome, Step
 from laconic.compress.allocators import ALLOCATORS
-from laconic.compress.size_spec import uses_inputs
+from laconic.compress.checks import keep_error, uses_inputs
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 from laconic.model import LanguageModel
-from laconic.recipe.order import needs_original
+from laconic.recipe.checks import needs_original
 from laconic.recipe.sampling import draw_again
 
-Walk = Literal["sequential", "anchored"]
-"""How layers are compressed one block after another, on inputs that come from the blocks compressed before.
-
-The values are the names of the fields of `Compress` that they set.
-"""
+SequentialMode = Literal["sequential", "anchored"]
+"""The two modes of sequential calibration, by the field of `Compress` that turns them on."""
 ALLOCATIONS: dict[str, Allocation] = {name: name for name in get_args(Allocation)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class CombinedOutcome:
     """The combined results of a list of steps.
 
     Args:
@@ -59,13 +56,13 @@ class Changes:
         return {site: method for plan in self.plans for site, method in plan.items()}
 
 
-def steps_of(
+def to_steps(
     lines: Sequence[Method | Step],
     keep: float | Mapping[str, float] | None,
     allocate: str,
     targets: tuple[str, ...],
-    walk: Walk | None = None,
     *,
+    sequential: SequentialMode | None = None,
     allow_dense: bool = False,
 ) -> tuple[Step, ...]:
     """Wrap each method in a `compress` step; steps are returned unchanged.
@@ -76,96 +73,82 @@ def steps_of(
             applies to methods without a rank or another parameter that sets their size. None if no method needs it.
         allocate: how the budget is distributed over the matrices.
         targets: names of groups of layers, or globs of their paths.
-        walk: compress block by block, with the methods for which this changes the result; None for one pass over the
-            original model.
+        sequential: the mode of sequential calibration, for the methods whose result it changes; None for none.
         allow_dense: accept a model of which a large part can only stay dense.
 
     Raises:
-        UserError: a method lacks a size, `keep` or `walk` applies to no method, or a value is out of range.
+        UserError: a method lacks a size, `keep` or `sequential` applies to no method, or a value is out of range.
     """
-    shared = ALLOCATIONS.get(allocate)
-    if shared is None:
+    allocation = ALLOCATIONS.get(allocate)
+    if allocation is None:
         raise must_be("allocate", f"one of {', '.join(ALLOCATIONS)}", allocate)
-    if keep is not None and not any(takes_keep(line) for line in lines):
-        raise UserError(f"keep must be left out, because '{lines[0].name}' says its own size; got {keep}.")
-    if walk is not None and not any(_walked(line, walk) for line in lines):
-        raise _no_walk(lines, walk)
+    methods = methods_in(lines)
+    if keep is not None and all(method.has_size for method in methods):
+        first = lines[0]
+        if isinstance(first, Method):
+            raise keep_error(first, keep)
+        raise UserError(f"keep does not apply to '{first.name}', which has parameters for its size; got {keep}.")
+    anchored = sequential == "anchored"
+    if sequential is not None and not (methods if anchored else uses_inputs(methods)):
+        raise _no_effect_error(lines, sequential)
     kept = dict(keep) if isinstance(keep, Mapping) else keep
     return tuple(
         line
         if isinstance(line, Step)
         else Compress(
             method=line,
-            keep=kept if takes_keep(line) else None,
-            allocate=allocation_of(line, shared, lines),
+            keep=None if line.has_size else kept,
+            allocate=allocation_for(line, allocation, methods),
             targets=targets,
-            sequential=walk == "sequential" and _walked(line, walk),
-            anchored=walk == "anchored",
+            sequential=sequential == "sequential" and uses_inputs([line]),
+            anchored=anchored,
             allow_dense=allow_dense,
         )
         for line in lines
     )
 
 
-def walk_of(*, sequential: bool, anchored: bool) -> Walk | None:
-    """The value of `Walk` for two options of the command line; `anchored` implies `sequential`.
-
-    >>> walk_of(sequential=True, anchored=True)
-    'anchored'
-    """
-    if anchored:
-        return "anchored"
-    return "sequential" if sequential else None
+def methods_in(lines: Sequence[Method | Step]) -> list[Method]:
+    """The methods among methods and steps."""
+    return [line for line in lines if isinstance(line, Method)]
 
 
-def _no_walk(lines: Sequence[Method | Step], walk: Walk) -> UserError:
-    own = [line.name for line in lines if isinstance(line, Step) and walk in {field.name for field in fields(line)}]
-    remedy = f"; a step says so itself, as {own[0]}:{walk}=true" if own else ""
+def _no_effect_error(lines: Sequence[Method | Step], option: SequentialMode) -> UserError:
+    own = [line.name for line in lines if isinstance(line, Step) and option in {field.name for field in fields(line)}]
+    remedy = f"; the step has a parameter for it: {own[0]}:{option}=true" if own else ""
     named = ", ".join(f"'{line.name}'" for line in lines)
-    return UserError(f"{walk} must be left out, because it changes nothing for {named}{remedy}.")
+    return UserError(f"{option} must be left out, because it changes nothing for {named}{remedy}.")
 
 
-def _walked(line: Method | Step, walk: Walk) -> bool:
-    """Whether a walk changes the result of a method. False for steps: `narrow`, for one, has its own parameter."""
-    return isinstance(line, Method) and (walk == "anchored" or uses_inputs([line]))
-
-
-def allocation_of(method: Method, shared: Allocation, lines: Sequence[Method | Step]) -> Allocation:
+def allocation_for(method: Method, allocation: Allocation, methods: Sequence[Method]) -> Allocation:
     """The allocation for one method of several: the requested one, or `uniform` if that one applies to others only.
 
     A method with a fixed size leaves no bytes to distribute and needs no common threshold over scores. It gets
-    `uniform` if the requested allocation applies to another method in `lines`.
+    `uniform` if the requested allocation applies to another method.
 
     Args:
-        method: one of `lines`.
-        shared: the requested allocation.
-        lines: all methods and steps.
+        method: one of `methods`.
+        allocation: the requested allocation.
+        methods: all methods.
     """
-    aside = method.has_size and not serves(shared, method) and any(serves(shared, line) for line in lines)
-    return "uniform" if aside else shared
+    for_others = any(supports(allocation, other) for other in methods)
+    return "uniform" if method.has_size and for_others and not supports(allocation, method) else allocation
 
 
-def serves(allocation: str, line: Method | Step) -> bool:
-    """Whether an allocation applies to a method; always False for a step.
+def supports(allocation: str, method: Method) -> bool:
+    """Whether an allocation applies to a method.
 
     True for an unknown name, so that the check of allocation names reports it.
     """
-    if allocation not in ALLOCATIONS:
-        return True
-    return isinstance(line, Method) and ALLOCATORS[ALLOCATIONS[allocation]].serves(line)
-
-
-def takes_keep(line: Method | Step) -> bool:
-    """Whether a common `keep` applies: it does to a method without a size of its own, and not to a step."""
-    return isinstance(line, Method) and not line.has_size
+    return allocation not in ALLOCATIONS or ALLOCATORS[ALLOCATIONS[allocation]].supports(method)
 
 
 def apply_steps(
     lm: LanguageModel,
     steps: Sequence[Step],
     data: Calibration | None,
-    known: Mapping[str, LayerStats] | None = None,
-) -> tuple[LanguageModel, Changes]:
+    stats: Mapping[str, LayerStats] | None = None,
+) -> tuple[LanguageModel, CombinedOutcome]:
     """Apply steps to a model in place, one after another.
 
     In a run of several processes, all processes take over the weights of the first one after each step.
@@ -174,7 +157,7 @@ def apply_steps(
         lm: the model.
         steps: the steps, in order.
         data: the calibration data; None if no step needs any.
-        known: statistics that were collected before, by the path of the layer. They must be all that the first step
+        stats: statistics that were collected before, by the path of the layer. They must be all that the first step
             needs, and that step must have `collects_stats`. None to collect them now.
 
     Returns:
@@ -190,26 +173,29 @@ def apply_steps(
         if needs_original(lm, steps[index:]):
             lm = replace(lm, original=lm.copy())
         with processes.sync_errors():
-            here = known if index == 0 else None
-            outcomes.append(step.apply(lm, data) if here is None else step.apply_with(lm, here, data))
-        now = outcomes[-1].now
-        if now is not None and data is not None and data.corpus is not None:
-            data = draw_again(now, data, data.corpus)
-        lm = now or lm
+            first_stats = stats if index == 0 else None
+            outcomes.append(step.apply(lm, data) if first_stats is None else step.apply_with(lm, first_stats, data))
+        replacement = outcomes[-1].now
+        if replacement is not None and data is not None and data.corpus is not None:
+            data = draw_again(replacement, data, data.corpus)
+        lm = replacement or lm
         lm = replace(lm, dropped=() if lm.original is None else (*lm.dropped, outcomes[-1].dropped))
         processes.broadcast_tensors({**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
-    return replace(lm, original=None, dropped=()), _together(outcomes)
+    return replace(lm, original=None, dropped=()), _combine(outcomes)
 
 
-def _together(outcomes: Sequence[Outcome]) -> Changes:
+def _combine(outcomes: Sequence[Outcome]) -> CombinedOutcome:
     # If a later step targets a low-rank factor, the dense size is that of the matrix that was factored.
     originals: dict[str, int] = {}
     for outcome in outcomes:
-        here = outcome.before.items()
-        originals |= {name: size for name, size in here if not any(_is_within(name, whole) for whole in originals)}
+        originals |= {
+            name: size
+            for name, size in outcome.before.items()
+            if not any(name == whole or name.startswith(f"{whole}.") for whole in originals)
+        }
     dense = sum(originals.values())
     saved = sum(outcome.dense_nbytes - outcome.nbytes for outcome in outcomes)
-    return Changes(
+    return CombinedOutcome(
         plans=tuple(outcome.plan for outcome in outcomes),
         matrices=len({name for outcome in outcomes for name in outcome.before}),
         nbytes=dense - saved,
@@ -220,7 +206,3 @@ def _together(outcomes: Sequence[Outcome]) -> Changes:
         found=tuple(outcome.found for outcome in outcomes),
         files={path: content for outcome in outcomes for path, content in outcome.files.items()},
     )
-
-
-def _is_within(site: str, whole: str) -> bool:
-    return site == whole or site.startswith(f"{whole}.")

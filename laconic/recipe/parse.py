@@ -1,4 +1,6 @@
-"""Parse a recipe from YAML. Error messages begin with the place of the mistake, as `recipe.steps[0].compress.keep`.
+"""Parse a recipe from YAML, and look up steps by name.
+
+Error messages begin with the place of the mistake, as `recipe.steps[0].compress.keep`.
 
 For a step in a wrong form, the error message suggests the right one. A method belongs inside the step `compress`, and
 parameters inside their method or step. For `{method: rtn, bits: 4}` and for `{rtn: {bits: 4}}` the suggestion is
@@ -7,20 +9,50 @@ parameters inside their method or step. For `{method: rtn, bits: 4}` and for `{r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laconic.catalogue import no_method
-from laconic.compress import Compress, Step
+from laconic.catalogue import catalogue, no_method
+from laconic.compress import SHRINKING, Compress, Step
 from laconic.errors import UserError, add_place, must_be, quote, unknown
 from laconic.methods import Method
 from laconic.methods.registry import METHOD_REGISTRY, parse_method, split_config
-from laconic.recipe.building import build, mapping_of, put_all
+from laconic.recipe.building import apply_overrides, build, parse_mapping
 from laconic.recipe.schema import Evaluation, Recipe
-from laconic.recipe.steps import STEP_REGISTRY, find_method_or_step, method_or_step_names
+from laconic.recover import RECOVERING
+from laconic.registry import Registry, check_named_class
 from laconic.yaml_loader import read_text
 
 ROOT = "recipe"
+
+STEPS: tuple[type[Step], ...] = (*SHRINKING, *RECOVERING)
+STEP_REGISTRY: Registry[type[Step]] = Registry(
+    "laconic.steps",
+    "step",
+    {step.name: step for step in STEPS},
+    check=partial(check_named_class, Step),
+    reserved=catalogue,
+)
+"""The class of every step, by its name in recipes."""
+
+
+def find_method_or_step(name: str) -> type[Method] | type[Step] | None:
+    """The class of the method or step with this name; None if there is none.
+
+    Raises:
+        UserError: a plug-in provides this name and cannot be used.
+
+    Example:
+        >>> find_method_or_step("narrow").__name__, find_method_or_step("svd").__name__
+        ('Narrow', 'Svd')
+    """
+    return STEP_REGISTRY.find(name) or METHOD_REGISTRY.find(name)
+
+
+def method_or_step_names() -> list[str]:
+    """The names of all methods, then of all steps."""
+    return [*METHOD_REGISTRY.names(), *STEP_REGISTRY.names()]
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -47,18 +79,18 @@ def parse_recipe(text: str, path: Path, overrides: Sequence[str] = ()) -> Recipe
     Raises:
         UserError: the content is not a valid recipe.
     """
-    spelled = mapping_of(text, f"The recipe '{path}'", "model and steps")
-    put_all(spelled, overrides, ROOT)
-    return recipe_from(spelled)
+    values = parse_mapping(text, f"The recipe '{path}'", "model and steps")
+    apply_overrides(values, overrides, ROOT)
+    return recipe_from(values)
 
 
-def recipe_from(spelled: Mapping[str, Any]) -> Recipe:
+def recipe_from(mapping: Mapping[str, Any]) -> Recipe:
     """Build a recipe from a mapping that was read from YAML.
 
     Raises:
-        UserError: an unknown or missing key, or a value out of range; the sentence begins with its place.
+        UserError: an unknown or missing key, or a value out of range; the message begins with its place.
     """
-    values = dict(spelled)
+    values = dict(mapping)
     if isinstance(values.get("evaluate"), dict):
         values["evaluate"] = build(Evaluation, values["evaluate"], f"{ROOT}.evaluate")
     if "steps" in values:
@@ -83,32 +115,32 @@ def method_or_step(value: object, place: str) -> Method | Step:
     return parse_method(value, place) if issubclass(kind, Method) else build(kind, parameters, f"{place}.{name}")
 
 
-def steps_from(spelled: object, place: str) -> tuple[Step, ...]:
+def steps_from(items: object, place: str) -> tuple[Step, ...]:
     """Build steps from a list that was read from YAML.
 
     Args:
-        spelled: the list; each item is one step.
+        items: the list; each item is one step.
         place: the position of the list in the file; error messages begin with it.
 
     Raises:
-        UserError: `spelled` is not a list, or an item is not a valid step.
+        UserError: `items` is not a list, or an item is not a valid step.
     """
-    if not isinstance(spelled, (list, tuple)) or not spelled:
-        raise must_be(place, "a list of steps, each {name: {parameter: value}}", spelled)
-    return tuple(_step(line, f"{place}[{index}]") for index, line in enumerate(spelled))
+    if not isinstance(items, (list, tuple)) or not items:
+        raise must_be(place, "a list of steps, each {name: {parameter: value}}", items)
+    return tuple(_step(item, f"{place}[{index}]") for index, item in enumerate(items))
 
 
-def _step(spelled: object, place: str) -> Step:
-    line = {spelled: {}} if isinstance(spelled, str) else spelled
-    name, parameters = next(iter(line.items())) if isinstance(line, dict) and len(line) == 1 else (None, None)
-    meant = suggestion(spelled)
+def _step(item: object, place: str) -> Step:
+    entry = {item: {}} if isinstance(item, str) else item
+    name, parameters = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (None, None)
+    hint = suggestion(item)
     kind = None if name is None else STEP_REGISTRY.find(str(name))
-    if name is None or (kind is None and meant):
-        raise must_be(place, f"a step's name or {{name: {{parameter: value}}}}{meant}", spelled)
+    if name is None or (kind is None and hint):
+        raise must_be(place, f"a step's name or {{name: {{parameter: value}}}}{hint}", item)
     if kind is None:
         raise add_place(unknown("step", str(name), STEP_REGISTRY.names()), place)
-    if name == Compress.name and parameters and not (isinstance(parameters, dict) and "method" in parameters) and meant:
-        raise must_be(place, f"{{compress: {{method: …}}}}{meant}", spelled)
+    if name == Compress.name and parameters and not (isinstance(parameters, dict) and "method" in parameters) and hint:
+        raise must_be(place, f"{{compress: {{method: …}}}}{hint}", item)
     place = f"{place}.{name}"
     if parameters is not None and not isinstance(parameters, dict):
         raise must_be(place, "a mapping of parameters", parameters)
@@ -119,12 +151,12 @@ NAMING = ("step", "method", "name", "type", "kind")
 """Keys whose value may be a name."""
 
 
-def suggestion(line: object) -> str:
+def suggestion(item: object) -> str:
     """The end of an error message, `, so {…}`, with the step that was probably meant; "" if there is no suggestion."""
     parts = _Parts()
-    parts.add(line)
+    parts.add(item)
     step = parts.step()
-    return "" if step is None or step == line else f", so {quote(step)}"
+    return "" if step is None or step == item else f", so {quote(step)}"
 
 
 class _Parts:
@@ -147,11 +179,11 @@ class _Parts:
             elif not is_name:
                 self.parameters[str(key)] = value
 
-    def _add_name(self, spelled: str) -> None:
+    def _add_name(self, text: str) -> None:
         try:
-            name, parameters = split_config(spelled, "")
+            name, parameters = split_config(text, "")
         except UserError:
-            name, parameters = spelled, {}
+            name, parameters = text, {}
         self.names.append(name)
         self.parameters |= parameters
 
@@ -163,15 +195,15 @@ class _Parts:
             return self._compression(methods[0]) if len(methods) == 1 and set(steps) <= {Compress.name} else None
         if len(steps) != 1 or steps[0] not in self._steps or steps[0] == Compress.name:
             return None
-        return {steps[0]: self.parameters} if self._are_of(steps[0]) else None
+        return {steps[0]: self.parameters} if self._belong_to(steps[0]) else None
 
-    def _are_of(self, step: str) -> bool:
+    def _belong_to(self, step: str) -> bool:
         return self.parameters.keys() <= {field.name for field in fields(STEP_REGISTRY.get(step))}
 
     def _compression(self, method: str) -> dict[str, Any] | None:
         own = {field.name for field in fields(METHOD_REGISTRY.get(method))}
-        given = {name: value for name, value in self.parameters.items() if name in own}
+        parameters = {name: value for name, value in self.parameters.items() if name in own}
         self.parameters = {name: value for name, value in self.parameters.items() if name not in own}
-        if not self._are_of(Compress.name):
+        if not self._belong_to(Compress.name):
             return None
-        return {Compress.name: {"method": {method: given} if given else method, **self.parameters}}
+        return {Compress.name: {"method": {method: parameters} if parameters else method, **self.parameters}}

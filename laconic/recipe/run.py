@@ -1,36 +1,26 @@
 """Run a recipe: check it, load the model, calibrate, apply the steps, save and evaluate."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from laconic.allocate import plan_text, plan_to_config
 from laconic.calibrate import Calibration, sources
-from laconic.calibrate.batching import check_readable, tokenizer_of
-from laconic.calibrate.classes import output_places
 from laconic.calibrate.corpus import Corpus
-from laconic.errors import UserError
-from laconic.evaluate import calibration_sources, check_tasks, evaluate
-from laconic.evaluate.tasks import load_corpus
-from laconic.model import LanguageModel, load, with_tokenizers
+from laconic.evaluate import evaluate
+from laconic.model import LanguageModel, load
 from laconic.model.anatomy.infer import uncalled_stacks
-from laconic.model.tokens import check_decoder_start
 from laconic.processes import broadcast, on_rank_zero, sync_errors
 from laconic.progress import Track, silent
+from laconic.recipe.checks import check_recipe
 from laconic.recipe.entry import ModelInput
-from laconic.recipe.flow import Changes, apply_steps
-from laconic.recipe.labels import check_labels
-from laconic.recipe.order import check_order
-from laconic.recipe.schema import Evaluation, Recipe, key_of, write_recipe
+from laconic.recipe.flow import CombinedOutcome, apply_steps
+from laconic.recipe.schema import IN_MEMORY, Evaluation, Recipe, key_of, write_recipe
 from laconic.report.plots import curves, png
 from laconic.store import ExtraFiles, check_output, file_bytes, save
-
-IN_MEMORY = "memory"
-"""The source of calibration texts that were passed in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +46,7 @@ class Record:
     lm: LanguageModel = field(repr=False)
     output: Path | None
     seconds: float
-    changes: Changes
+    changes: CombinedOutcome
     stacks: Mapping[str, int]
     idle: Mapping[str, int]
     file_bytes: int | None
@@ -83,7 +73,7 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class PreparedRun:
     """A recipe that was checked and whose model is loaded.
 
     Args:
@@ -100,20 +90,22 @@ class Job:
     data: Calibration | None
     start: float
 
-    def finish(self, lm: LanguageModel, changes: Changes, *, track: Track = silent, device: str = "cpu") -> Record:
+    def finish(
+        self, lm: LanguageModel, outcome: CombinedOutcome, *, track: Track = silent, device: str = "cpu"
+    ) -> Record:
         """Save and evaluate the compressed model.
 
         In a run of several processes, the first process writes and evaluates the folder; all return the same record.
 
         Args:
             lm: the compressed model.
-            changes: the results of the steps.
+            outcome: the results of the steps.
             track: reports progress.
             device: where the saved model is evaluated.
         """
         recipe, output = self.recipe, self.output
         if output is not None:
-            on_rank_zero(save)(lm, output, extra_files(recipe, changes))
+            on_rank_zero(save)(lm, output, extra_files(recipe, outcome))
         seconds = time.perf_counter() - self.start
         return Record(
             recipe=recipe,
@@ -121,7 +113,7 @@ class Job:
             lm=lm,
             output=output,
             seconds=broadcast(seconds),
-            changes=changes,
+            changes=outcome,
             stacks={stack.blocks: len(blocks) for stack, blocks in lm.stacks()},
             idle=dict(uncalled_stacks(lm.model)),
             file_bytes=None if output is None else on_rank_zero(file_bytes)(output),
@@ -132,7 +124,7 @@ class Job:
 
 
 @contextmanager
-def open_job(
+def prepare_run(
     recipe: Recipe,
     output: Path | None,
     model: ModelInput,
@@ -140,7 +132,7 @@ def open_job(
     corpus: Corpus | None = None,
     places: Sequence[str] | None = None,
     track: Track = silent,
-) -> Iterator[Job]:
+) -> Iterator[PreparedRun]:
     """Check a recipe, then load its model and its calibration data.
 
     Within the block the model is in float32. After the block, a model that the caller had loaded gets its dtypes back.
@@ -171,8 +163,8 @@ def open_job(
                 texts = corpus
                 check_recipe(recipe, empty, places=places, read=lambda source, split: texts)
             data = _calibration(recipe, empty, corpus, track)
-            lm = stack.enter_context(model.opened())
-        yield Job(recipe=recipe, output=output, lm=lm, data=data, start=start)
+            lm = stack.enter_context(model.open_model())
+        yield PreparedRun(recipe=recipe, output=output, lm=lm, data=data, start=start)
 
 
 def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, device: str = "cpu") -> Record:
@@ -188,17 +180,23 @@ def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, de
         UserError: a part of the recipe is impossible. Most checks run before weights are loaded.
     """
     model = ModelInput(name=recipe.model, label_order=recipe.label_order, device=device)
-    with open_job(recipe, output, model, track=track) as job:
-        return job.finish(*apply_steps(job.lm, recipe.steps, job.data), track=track, device=device)
+    with prepare_run(recipe, output, model, track=track) as prepared:
+        return prepared.finish(*apply_steps(prepared.lm, recipe.steps, prepared.data), track=track, device=device)
 
 
-def extra_files(recipe: Recipe, changes: Changes) -> ExtraFiles:
+def extra_files(recipe: Recipe, outcome: CombinedOutcome) -> ExtraFiles:
     """The files that are saved with a compressed model: the recipe, the plans and the learning curves."""
-    named = recipe.model and recipe.data != IN_MEMORY
+    curves_by_path = {
+        f"{name}/curves.png": png(curves(history["lines"], name))
+        for step in outcome.found
+        for name, history in step.items()
+        if isinstance(history, Mapping) and "lines" in history
+    }
+    reproducible = recipe.model and recipe.data != IN_MEMORY
     return ExtraFiles(
-        recipe=write_recipe(recipe) if named else None,
-        plan=tuple(plan_text(plan) for plan in changes.plans if plan),
-        files={**changes.files, **pictures_of(changes)},
+        recipe=write_recipe(recipe) if reproducible else None,
+        plan=tuple(plan_text(plan) for plan in outcome.plans if plan),
+        files={**outcome.files, **curves_by_path},
     )
 
 
@@ -212,80 +210,8 @@ def _calibration(recipe: Recipe, empty: LanguageModel, texts: Corpus | None, tra
     return data
 
 
-def check_recipe(
-    recipe: Recipe,
-    model: LanguageModel,
-    *,
-    compared: bool = False,
-    places: Sequence[str] | None = None,
-    read: Callable[..., Corpus] = sources.read,
-    rows: Callable[..., Corpus] = load_corpus,
-) -> None:
-    """Check all parts of a recipe without reading weights.
-
-    Args:
-        recipe: the recipe.
-        model: the model of the recipe, without weights.
-        compared: whether the outputs of the result will be compared with those of the original.
-        places: the names of the steps in error messages; None for `recipe.steps[0].compress` and so on.
-        read: reads the calibration data.
-        rows: reads the rows of tasks.
-
-    Raises:
-        UserError: a part of the recipe is impossible for this model; the message begins with its place.
-    """
-    model = with_tokenizers(model.with_label_order(recipe.label_order))
-    if places is None:
-        places = [f"recipe.steps[{index}].{step.name}" for index, step in enumerate(recipe.steps)]
-    made = check_order(model, recipe.steps, places)
-    for index, step in enumerate(recipe.steps):
-        if step.needs_data and recipe.data is None:
-            raise UserError(
-                f"recipe.data is missing, and recipe.steps[{index}].{step.name} needs calibration texts; "
-                "name their source, for example builtin:pydoc."
-            )
-    if recipe.data is not None:
-        if recipe.data != IN_MEMORY:
-            sources.check_source(recipe.data, "train")
-        check_decoder_start(model)
-        check_readable(model, read(recipe.data, "train"), recipe.sampling.max_length)
-    check_labels(model, recipe.steps, places, recipe.sampling, lambda: read(recipe.data, "train"))
-    if compared:
-        output_places(made, model)
-    if recipe.evaluate is not None:
-        if not recipe.evaluate.tasks and not recipe.evaluate.cost:
-            raise UserError(
-                "recipe.evaluate names nothing to measure; give it tasks, like [perplexity:builtin:pydoc], or cost: "
-                "true, or leave it out."
-            )
-        known = (
-            calibration_sources(recipe.model)
-            if recipe.data is None
-            else (recipe.data, *calibration_sources(recipe.model))
-        )
-        if recipe.evaluate.tasks:
-            tokenizer_of(made)
-        check_tasks(
-            recipe.evaluate.tasks,
-            made,
-            compared=compared,
-            calibration=known,
-            load=partial(rows, limit=recipe.evaluate.limit),
-        )
-
-
-def pictures_of(changes: Changes) -> dict[str, bytes]:
-    """The learning curves of every step that trained the model: PNG files, by path."""
-    return {
-        f"{name}/curves.png": png(curves(history["lines"], name))
-        for step in changes.found
-        for name, history in step.items()
-        if isinstance(history, Mapping) and "lines" in history
-    }
-
-
 def _evaluation(recipe: Recipe, output: Path, track: Track, device: str) -> dict[str, Any]:
-    wanted = recipe.evaluate or Evaluation()
+    settings = recipe.evaluate or Evaluation()
     # The saved model is evaluated, not the one in memory.
     saved = load(str(output), device).with_label_order(recipe.label_order)
-    return evaluate(saved, wanted.tasks, limit=wanted.limit, cost=wanted.cost, track=track).to_json()
+    return evaluate(saved, settings.tasks, limit=settings.limit, cost=settings.cost, track=track).to_json()

@@ -1,10 +1,11 @@
 """Draw calibration rows from a corpus and tokenize them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from laconic.calibrate import Calibration, Labels
 from laconic.calibrate.batching import batches
+from laconic.calibrate.calibration import count_rows
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.errors import must_be
 from laconic.model import LanguageModel
@@ -18,7 +19,7 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(metaclass=Typed):
-    """How calibration data are drawn from a corpus.
+    """Settings for drawing calibration data from a corpus.
 
     Args:
         samples: the number of rows to draw.
@@ -57,10 +58,9 @@ class Sampling(metaclass=Typed):
             corpus: the rows.
             track: reports progress when statistics are collected from the result.
         """
-        drawn = sample(corpus, self.samples, self.seed)
         tokens = batches(
             lm,
-            drawn,
+            sample(corpus, self.samples, self.seed),
             batch_size=self.batch_size,
             max_length=self.max_length,
             seed=self.seed,
@@ -86,14 +86,12 @@ def draw_again(lm: LanguageModel, data: Calibration, corpus: Corpus) -> Calibrat
         data: the calibration data.
         corpus: the rows that `data` was drawn from.
     """
-    # A plain encoder has a row for each text of a pair.
-    samples = data.samples or sum(len(batch["input_ids"]) for batch in data.batches)
-    tokens = batches(
-        lm,
-        sample(corpus, samples, data.seed),
-        batch_size=data.batch_size,
-        max_length=data.max_length,
+    sampling = Sampling(
+        # A plain encoder has a row for each text of a pair.
+        samples=data.samples or count_rows(data.batches),
         seed=data.seed,
-        labelled=data.labels == FROM_DATA,
+        max_length=data.max_length,
+        batch_size=data.batch_size,
+        labels=data.labels,
     )
-    return replace(data, batches=tokens)
+    return sampling.of(lm, corpus, data.track)

@@ -24,13 +24,15 @@ from laconic.recipe.sampling import LARGEST_SEED, Sampling
 from laconic.typed import Typed
 
 Count = Annotated[int, Field(ge=1)]
+IN_MEMORY = "memory"
+"""The value of `Recipe.data` for calibration texts that were passed in memory."""
 Name = bool | int | str
 """The name of a class. A number is the class index in the data; YAML reads the names `no` and `yes` as booleans."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(metaclass=Typed):
-    """What to measure on the saved model.
+    """The measurements to make on the saved model.
 
     Args:
         tasks: names of tasks, as `laconic evaluate --tasks` takes them.
@@ -107,9 +109,9 @@ def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
     if len(places) != 1:
         raise UserError(f"A plan replaces the budget of one compress step; the recipe has {len(places)} of them.")
     steps = list(recipe.steps)
-    planned = steps[places[0]]
-    assert isinstance(planned, Compress)
-    steps[places[0]] = replace(planned, plan=plan, keep=None, error=None, allocate="uniform")
+    compress = steps[places[0]]
+    assert isinstance(compress, Compress)
+    steps[places[0]] = replace(compress, plan=plan, keep=None, error=None, allocate="uniform")
     return replace(recipe, steps=tuple(steps))
 
 
@@ -135,15 +137,15 @@ def key_of(recipe: Recipe) -> str:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    named = {field.name: getattr(value, field.name) for field in fields(value)}
-    return {name: _plain(name, part) for name, part in named.items() if part is not None}
+    values = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {name: _plain(name, part) for name, part in values.items() if part is not None}
 
 
 def _plain(name: str, value: Any) -> Any:
     match value:
         case Method():
-            spelled = to_config(value)
-            return spelled if spelled[value.name] else value.name
+            config = to_config(value)
+            return config if config[value.name] else value.name
         case Step():
             return spell_step(value)
         case tuple():

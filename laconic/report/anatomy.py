@@ -151,7 +151,7 @@ def inspect(lm: LanguageModel) -> Inspection:
         idle=tuple(uncalled_stacks(lm.model)),
         vectors=lm.embedding_pipeline.describe() if lm.task is ModelTask.EMBEDDING else None,
         prompts=lm.embedding_pipeline.describe_prompts(),
-        dense=dense_share(lm, ("blocks",)).get(DENSE),
+        dense=dense_share(lm.coverage(("blocks",))).get(DENSE),
         parts=tuple(part for part in parts if part.sites or part.parameters),
         parameters=parameters,
         nbytes=nbytes,

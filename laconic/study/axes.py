@@ -17,9 +17,8 @@ from laconic.compress import Allocation
 from laconic.errors import UserError, must_be, unknown
 from laconic.files import expand_user
 from laconic.methods.registry import METHOD_REGISTRY, split_config
-from laconic.recipe.parse import read_recipe, steps_from
+from laconic.recipe.parse import STEP_REGISTRY, method_or_step_names, read_recipe, steps_from
 from laconic.recipe.sampling import LARGEST_SEED
-from laconic.recipe.steps import STEP_REGISTRY, method_or_step_names
 
 PERCENT = 100
 NOTHING = "nothing"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from laconic.calibrate.passes import machine as describe_device
-from laconic.compress import Compress, Step
+from laconic.compress import Step
 from laconic.errors import LONGEST_SENTENCE, truncate
 from laconic.evaluate.score_cache import versions
 from laconic.evaluate.tasks import find_task
@@ -104,8 +104,7 @@ class Cell:
         """The family of its methods and steps, by which reports group cells; `combination` for several families."""
         if self.baseline:
             return ORIGINAL
-        families = {step.method.family if isinstance(step, Compress) else step.family for step in self.recipe.steps}
-        families.discard("")
+        families = frozenset[str]().union(*(step.families for step in self.recipe.steps))
         return COMBINATION if len(families) > 1 else next(iter(families), TRAINING)
 
     def describe(self) -> str:

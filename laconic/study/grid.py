@@ -10,10 +10,9 @@ from laconic.errors import UserError, add_place
 from laconic.evaluate.tasks import select_tasks
 from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS
-from laconic.recipe.flow import allocation_of, serves, steps_of, takes_keep
-from laconic.recipe.parse import method_or_step
+from laconic.recipe.flow import allocation_for, methods_in, supports, to_steps
+from laconic.recipe.parse import find_method_or_step, method_or_step
 from laconic.recipe.schema import Evaluation, Recipe
-from laconic.recipe.steps import find_method_or_step
 from laconic.study.axes import AXES, AxisValue, Label, MethodLine
 from laconic.study.cells import Cell
 from laconic.study.schema import Study
@@ -160,16 +159,17 @@ def _to_steps(
     study: Study, lines: Sequence[Method | Step], settings: Mapping[str, Any]
 ) -> tuple[tuple[Step, ...], set[str]]:
     """Wrap methods in `compress` steps; also return the names of the axes in `settings` that apply to no line."""
-    keep = settings.get("keep") if any(takes_keep(line) for line in lines) else None
-    ignored = set[str]() if any(isinstance(line, Method) for line in lines) else set(settings) - {"keep"}
+    methods = methods_in(lines)
+    keep = None if all(method.has_size for method in methods) else settings.get("keep")
+    ignored = set[str]() if methods else set(settings) - {"keep"}
     if "keep" in settings and keep is None:
         ignored.add("keep")
     targets = settings.get("targets", study.targets) or DEFAULT_TARGETS
     allocate = settings.get("allocate", study.allocate)
-    if not any(serves(allocate, line) for line in lines):
+    if not any(supports(allocate, method) for method in methods):
         allocate = "uniform"
         ignored |= settings.keys() & {"allocate"}
-    return steps_of(lines, keep, allocate, tuple(targets), allow_dense=study.allow_dense), ignored
+    return to_steps(lines, keep, allocate, tuple(targets), allow_dense=study.allow_dense), ignored
 
 
 def _override_compress(
@@ -185,7 +185,7 @@ def _override_compress(
         if "allocate" not in settings:
             return replace(step, **settings)
         # An allocation may apply to only some of the methods.
-        return replace(step, **{**settings, "allocate": allocation_of(step.method, settings["allocate"], methods)})
+        return replace(step, **{**settings, "allocate": allocation_for(step.method, settings["allocate"], methods)})
 
     return tuple(map(override, steps)), set[str]() if methods else set(settings)
 

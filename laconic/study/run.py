@@ -9,15 +9,13 @@ from statistics import median
 
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.sources import read
-from laconic.compress import Compress
+from laconic.compress import Step
 from laconic.errors import Notice, UserError, add_place
 from laconic.evaluate.tasks import load_corpus, select_tasks
 from laconic.evaluate.timing import latency
 from laconic.model import LanguageModel, load, with_tokenizers
 from laconic.progress import Track, silent
-from laconic.recipe.labels import check_labels
-from laconic.recipe.order import check_order
-from laconic.recipe.run import check_recipe
+from laconic.recipe.checks import check_labels, check_order, check_recipe
 from laconic.store import skeleton
 from laconic.study.cells import DONE, FAILED, Cell
 from laconic.study.executors import Executor
@@ -95,8 +93,9 @@ def check_cells(cells: Sequence[Cell]) -> None:
 def _dry_run(cell: Cell, lm: LanguageModel, read: Callable[..., Corpus]) -> LanguageModel:
     """The structure of the prepared model, after checking the steps that prepare it."""
     places = [f"study.prepare[{index}].{step.name}" for index, step in enumerate(cell.prepare)]
-    check_labels(lm, cell.prepare, places, cell.recipe.sampling, lambda: read(cell.recipe.data, "train"))
-    return check_order(lm, cell.prepare, places)
+    structures = check_order(lm, cell.prepare, places)
+    check_labels(structures, cell.prepare, places, cell.recipe.sampling, lambda: read(cell.recipe.data, "train"))
+    return structures[-1]
 
 
 def run_study(
@@ -186,21 +185,21 @@ def _measure(
             time.sleep(POLL_SECONDS)
 
 
-def _first_steps(cells: Iterable[Cell]) -> dict[str, tuple[Compress, ...]]:
+def _first_steps(cells: Iterable[Cell]) -> dict[str, tuple[Step, ...]]:
     """For each context, the first steps of its cells; the statistics for all of them are collected in one pass."""
-    steps: dict[str, tuple[Compress, ...]] = {}
+    steps: dict[str, tuple[Step, ...]] = {}
     for cell in cells:
         first = cell.recipe.steps[0] if cell.recipe.steps else None
-        earlier = steps.get(cell.context_key, ())
-        if isinstance(first, Compress) and first.collects_stats and first not in earlier:
-            steps[cell.context_key] = (*earlier, first)
+        others = steps.get(cell.context_key, ())
+        if first is not None and first.collects_stats and first not in others:
+            steps[cell.context_key] = (*others, first)
     return steps
 
 
 def _claim(
     left: Mapping[str, Cell],
     originals: Mapping[str, str],
-    first_steps: Mapping[str, tuple[Compress, ...]],
+    first_steps: Mapping[str, tuple[Step, ...]],
     ledger: Ledger,
 ) -> Iterator[WorkItem | None]:
     """Yield the cells that this runner can claim at the moment when a worker is free.

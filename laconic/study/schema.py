@@ -11,7 +11,7 @@ from laconic.calibrate import Labels
 from laconic.compress import Step
 from laconic.errors import UserError, must_be, unknown
 from laconic.evaluate import Conditions
-from laconic.recipe.building import build, mapping_of, put_all
+from laconic.recipe.building import apply_overrides, build, parse_mapping
 from laconic.recipe.parse import steps_from
 from laconic.recipe.schema import Count, Name
 from laconic.study.axes import AxisValue, Label, axis_values, to_list
@@ -114,8 +114,8 @@ def parse_study(text: str, path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         UserError: the content is not a valid study.
     """
-    spelled = mapping_of(text, f"The study '{path}'", "axes")
-    put_all(spelled, overrides, ROOT)
+    spelled = parse_mapping(text, f"The study '{path}'", "axes")
+    apply_overrides(spelled, overrides, ROOT)
     return study_from(spelled, path.parent)
 
 

@@ -13,21 +13,20 @@ from datasets.exceptions import DatasetsError
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from laconic.allocate import plan_text, plan_to_config
+from laconic.allocate import plan_to_config
 from laconic.cache import cache_folder
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.sources import read
-from laconic.compress import Compress, solver_cache
+from laconic.compress import Step, solver_cache
 from laconic.errors import UserError
 from laconic.evaluate import ReferenceCache, evaluate
 from laconic.evaluate.tasks import standalone_tasks
 from laconic.methods import Method
 from laconic.model import LanguageModel, load
 from laconic.progress import Track, silent
-from laconic.recipe.flow import Changes, apply_steps
-from laconic.recipe.run import pictures_of, run
-from laconic.recipe.schema import Recipe, write_recipe
-from laconic.store import ExtraFiles, file_bytes, save
+from laconic.recipe.flow import apply_steps
+from laconic.recipe.run import extra_files, run
+from laconic.store import file_bytes, save
 from laconic.study.cells import DONE, Cell, failure, record_header, replace_non_finite
 from laconic.study.shared_folder import remove_stale_scratch, scratch_folder
 
@@ -51,7 +50,7 @@ class WorkItem:
     """
 
     cell: Cell
-    first_steps: tuple[Compress, ...] = ()
+    first_steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Worker:
         self._context_key: str | None = None
         self._context: Context | None = None
         self._stats: Mapping[str, LayerStats] | None = None
-        self._method: Method | None = None
+        self._methods: tuple[Method, ...] = ()
         self._references = ReferenceCache()
         self._failed_preparations: dict[str, str] = {}
         if threads is not None:
@@ -126,15 +125,15 @@ class Worker:
         start = time.perf_counter()
         first = cell.recipe.steps[0]
         stats, origin = None, None
-        if isinstance(first, Compress) and first.collects_stats and context.data is not None:
+        if first.collects_stats and context.data is not None:
             stats, origin = self._collect_stats(context.lm, context.data, item.first_steps)
-            self._forget_other_methods(first.method, stats)
+            self._forget_other_methods(first.methods, stats)
         lm, changes = apply_steps(context.lm.copy(), cell.recipe.steps, context.data, stats)
         seconds = time.perf_counter() - start
         with scratch_folder(self._folder) as scratch:
             folder = self._model_folder(cell, scratch)
             whole_recipe = replace(cell.recipe, steps=(*cell.prepare, *cell.recipe.steps))
-            save(lm, folder, _extra_files(whole_recipe, changes))
+            save(lm, folder, extra_files(whole_recipe, changes))
             start = time.perf_counter()
             # The saved model is evaluated, not the one in memory.
             saved = load(str(folder), self._device).with_label_order(cell.recipe.label_order)
@@ -191,7 +190,7 @@ class Worker:
         return str(folder)
 
     def _collect_stats(
-        self, lm: LanguageModel, data: Calibration, steps: Sequence[Compress]
+        self, lm: LanguageModel, data: Calibration, steps: Sequence[Step]
     ) -> tuple[Mapping[str, LayerStats], str]:
         """The statistics that `steps` need, by the path of the layer; and whether they were collected now or before."""
         if self._stats is not None:
@@ -203,19 +202,20 @@ class Worker:
         locks = cache_folder() / "surveys"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f".{key}.lock"):
-            self._stats = solver_cache.recall(key, lm.device)
+            self._stats = solver_cache.load_entry(key, lm.device)
             if self._stats is not None:
                 return self._stats, REUSED
             self._stats = collect_stats(lm, data, kinds, list(sites.values()))
-            solver_cache.keep(key, self._stats, statistics=True)
+            solver_cache.save_entry(key, self._stats, statistics=True)
         return self._stats, COLLECTED
 
-    def _forget_other_methods(self, method: Method, stats: Mapping[str, LayerStats]) -> None:
+    def _forget_other_methods(self, methods: Sequence[Method], stats: Mapping[str, LayerStats]) -> None:
         """Free intermediate results that other methods computed from the statistics; sizes of one method share them."""
-        if self._method != method.without_size():
+        without_size = tuple(method.without_size() for method in methods)
+        if self._methods != without_size:
             for layer in stats.values():
                 layer.forget_results()
-        self._method = method.without_size()
+        self._methods = without_size
 
     def _evaluate(self, cell: Cell, lm: LanguageModel, original: LanguageModel | None) -> dict[str, Any]:
         evaluation = cell.recipe.evaluate
@@ -254,8 +254,3 @@ def _dense_sizes(lm: LanguageModel) -> dict[str, Any]:
     """The bytes of the matrices and of the saved weights of an uncompressed model."""
     dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
     return {"bytes": dense, "dense_bytes": dense, "file_bytes": lm.size()[1]}
-
-
-def _extra_files(recipe: Recipe, changes: Changes) -> ExtraFiles:
-    plans = tuple(plan_text(plan) for plan in changes.plans if plan)
-    return ExtraFiles(recipe=write_recipe(recipe), plan=plans, files={**changes.files, **pictures_of(changes)})

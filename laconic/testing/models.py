@@ -13,7 +13,7 @@ from laconic.errors import UserError
 from laconic.methods import Svd
 from laconic.model import LanguageModel
 from laconic.model.anatomy import find_entry
-from laconic.recipe.order import check_order
+from laconic.recipe.checks import check_order
 from laconic.store import save
 from laconic.testing.formats import expect
 
@@ -152,7 +152,7 @@ def check_step(step: Step, model: PreTrainedModel, data: Calibration | None = No
     if data is None and step.needs_data:
         data = Calibration([random_batch(model)])
     try:
-        planned = check_order(lm.to_meta(), [step], [step.name])
+        planned = check_order(lm.to_meta(), [step], [step.name])[-1]
     except UserError as error:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         try:

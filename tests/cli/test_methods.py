@@ -14,10 +14,9 @@ from laconic.cli.options import keep_from
 from laconic.errors import DISTRIBUTION
 from laconic.model import load_empty
 from laconic.recipe.catalogue import BUILTINS
-from laconic.recipe.flow import steps_of
-from laconic.recipe.order import check_order
-from laconic.recipe.parse import method_or_step
-from laconic.recipe.steps import STEPS
+from laconic.recipe.checks import check_order
+from laconic.recipe.flow import to_steps
+from laconic.recipe.parse import STEPS, method_or_step
 from tests.cli.printed import Output, complaint, said
 
 
@@ -41,7 +40,7 @@ def test_methods_shows_one_with_an_example_that_is_one(name: str, capsys: Output
     assert f"Example: {shown['example']}" in printed
     arguments = shlex.split(shown["example"])
     given = dict(zip(arguments[3::2], arguments[4::2], strict=True))
-    steps = steps_of(
+    steps = to_steps(
         [method_or_step(given["--method"], "--method")], keep_from(given.get("--keep")), "uniform", ("ffn",)
     )
     assert any(step.needs_data for step in steps) <= ("--data" in given)

@@ -27,18 +27,21 @@ from tests.cli.printed import SVD, Output, complaint
         (("MODEL", "--method", "shrink-head:size=4"), "no method 'shrink-head': did you mean 'shrink-heads'?"),
         (
             ("MODEL", "--method", "shrink-heads:size=4", "--keep", "0.5"),
-            "keep must be left out, because 'shrink-heads'",
+            "keep does not apply to 'shrink-heads'",
         ),
         (("MODEL", "--method", "svd", "--keep", "0"), "--keep must be in (0, 1]; got 0.0."),
         (("MODEL", "--method", "svd", "--keep", "1.5"), "--keep must be in (0, 1]; got 1.5."),
         (("MODEL", "--method", "svd", "--keep", "half"), "--keep must be a number in (0, 1]; got 'half'."),
         (("MODEL", "--method", "svd", "--keep", "ffn=2"), "--keep ffn must be in (0, 1]; got 2.0."),
         (("MODEL", "--method", "svd"), "needs a size"),
-        (("MODEL", "--method", "svd:rank=2", "--keep", "0.5"), "says its own size"),
+        (
+            ("MODEL", "--method", "svd:rank=2", "--keep", "0.5"),
+            "keep does not apply to 'svd': its size is set by rank.",
+        ),
         (("MODEL", *SVD, "--allocate", "global"), "allocate: global compares weights one by one, and 'svd' has"),
         (
             ("MODEL", "--method", "svd:rank=4", "--allocate", "spectrum"),
-            "allocate: spectrum shares out keep among the matrices, and 'svd' says its own size; give keep",
+            "allocate: spectrum divides keep among the matrices, but 'svd' has a size of its own; give keep",
         ),
         (("MODEL", *SVD, "--targets", "fnn"), "no target 'fnn': did you mean 'ffn'?"),
         (
@@ -60,7 +63,7 @@ from tests.cli.printed import SVD, Output, complaint
         (("MODEL", *SVD, "--anchored"), "--data is missing"),
         (
             ("MODEL", "--method", "narrow:heads=0.5", "--sequential", "--data", "builtin:pydoc"),
-            "it changes nothing for 'narrow'; a step says so itself, as narrow:sequential=true.",
+            "it changes nothing for 'narrow'; the step has a parameter for it: narrow:sequential=true.",
         ),
         (("MODEL", *SVD, "--bogus"), "No such option: --bogus"),
         (("UNKNOWN", *SVD), "has no entry in laconic.model.anatomy; known are"),

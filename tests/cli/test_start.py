@@ -72,7 +72,7 @@ def test_what_is_seen_here_would_be_seen() -> None:
 
 
 def test_the_catalogue_is_what_the_classes_say() -> None:
-    assert catalogue.PATH.read_text(encoding="utf-8") == written.text(), "run python -m laconic.recipe.catalogue"
+    assert catalogue.PATH.read_text(encoding="utf-8") == written.to_json(), "run python -m laconic.recipe.catalogue"
     assert list(catalogue.catalogue().values()) == [written.entry_of(kind) for kind in written.BUILTINS.values()]
 
 

@@ -15,7 +15,7 @@ from laconic.calibrate.batching import batches
 from laconic.calibrate.sources import read
 from laconic.cli.main import status
 from laconic.compress import Compress
-from laconic.compress.allocators.corrected import ALLOCATED, ROWS, split_halves
+from laconic.compress.allocators.spectrum import ALLOCATED, ROWS, split_halves
 from laconic.compress.kl_metric import KLMetric
 from laconic.methods import Candidates, Drone, KfacPrune, KfacSvd
 from laconic.model import LanguageModel, load
@@ -66,7 +66,7 @@ def compared(ground: Ground, step: Compress) -> tuple[dict[str, float], dict[str
     sizes = set()
     for each in (replace(step, allocate="uniform"), step):
         small = ground.lm.shallow_copy()
-        outcome = each.solve(small, ground.stats, ground.data)
+        outcome = each.apply_with(small, ground.stats, ground.data)
         divergences[each.allocate], told[each.allocate] = ground.judge(small), dict(outcome.found)
         sizes.add(round(outcome.nbytes / outcome.dense_nbytes, 2))
     assert len(sizes) == 1, "as many bytes either way"
@@ -105,8 +105,8 @@ class MisledSvd(KfacSvd):
     ],
 )
 def test_where_the_predictions_mislead_it_falls_back_and_says_so(ground: Ground, step: Compress) -> None:
-    outcome = step.solve(ground.lm.shallow_copy(), ground.stats, ground.data)
-    same = replace(step, allocate="uniform").solve(ground.lm.shallow_copy(), ground.stats, ground.data)
+    outcome = step.apply_with(ground.lm.shallow_copy(), ground.stats, ground.data)
+    same = replace(step, allocate="uniform").apply_with(ground.lm.shallow_copy(), ground.stats, ground.data)
     told = outcome.found[ALLOCATED]
     assert told["taken"] == "uniform"
     assert told["kl"]["uniform"] < told["kl"][step.allocate]
@@ -140,19 +140,19 @@ def test_few_texts_that_cannot_tell_blocks_apart_correct_nothing(
     data = Calibration(batches(lm, replace(texts, examples=texts.examples[:64]), max_length=64))
     step = Compress(method=Drone(), keep=0.5, allocate="spectrum")
     stats = collect_stats(lm, data, step.needs, lm.sites())
-    corrected = step.solve(lm.shallow_copy(), stats, data)
+    corrected = step.apply_with(lm.shallow_copy(), stats, data)
     assert corrected.found[ALLOCATED]["taken"] == "spectrum"
-    assert corrected.plan == step.solve(lm.shallow_copy(), stats, None).plan
+    assert corrected.plan == step.apply_with(lm.shallow_copy(), stats, None).plan
 
 
 def test_nothing_is_measured_where_that_would_not_compare() -> None:
     lm, data = BY_NAME["bert-classifier"].lm(), data_for(BY_NAME["bert-classifier"].lm())
     stats = collect_stats(lm, data, KfacSvd().needs, lm.sites())
     by_bytes = Compress(method=KfacSvd(multiple=1), keep=0.5, allocate="spectrum")
-    assert ALLOCATED in by_bytes.solve(lm.shallow_copy(), stats, data).found
+    assert ALLOCATED in by_bytes.apply_with(lm.shallow_copy(), stats, data).found
     # Without rows there is nothing to measure on; and other costs than bytes are not what `uniform` keeps.
-    assert ALLOCATED not in by_bytes.solve(lm.shallow_copy(), stats, None).found
-    assert ALLOCATED not in replace(by_bytes, currency="macs").solve(lm.shallow_copy(), stats, data).found
+    assert ALLOCATED not in by_bytes.apply_with(lm.shallow_copy(), stats, None).found
+    assert ALLOCATED not in replace(by_bytes, currency="macs").apply_with(lm.shallow_copy(), stats, data).found
 
 
 def test_what_is_remembered_gives_the_same_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

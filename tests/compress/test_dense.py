@@ -1,4 +1,4 @@
-"""What in the blocks is in no layer that can be compressed is counted, told, and refused where it is much."""
+"""Parameters in no layer that can be compressed: they are counted, reported, and refused if there are many."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from laconic.errors import UserError
 from laconic.formats import Quantized
 from laconic.methods import Magnitude, Rtn, Svd
 from laconic.model import DEFAULT_TARGETS, LanguageModel, load
-from laconic.recipe.order import check_order
+from laconic.recipe.checks import check_order
 from laconic.report.anatomy import inspect
 from laconic.store import save
 from tests.architectures import BY_NAME, HEADS, INNER, WIDTH, Architecture, outputs

@@ -1,4 +1,4 @@
-"""What stands in the place of dropped blocks: a bias that is the exact mean, maps that help in every kind of writer."""
+"""Replacements of dropped blocks: a bias that is the exact mean, and maps in every kind of output projection."""
 
 from dataclasses import replace as replaced
 
@@ -131,7 +131,7 @@ def test_compressed_blocks_take_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
     site = next(site for site in sparse.sites() if site.name == "transformer.h.0.mlp.c_proj")
     sparse.replace(site, Sparse.from_dense(site.weight() * (site.weight() > 0), site.weight() > 0))
     Shorten(blocks=(1,), replace="bias").apply(sparse.shallow_copy(), data)
-    with pytest.raises(UserError, match=r"'transformer.h.0.mlp.c_proj' is stored as 'sparse', which takes no map in"):
+    with pytest.raises(UserError, match=r"'transformer.h.0.mlp.c_proj', which is stored as 'sparse'; put shorten"):
         Shorten(blocks=(1,), replace="linear").apply(sparse, data)
 
 

@@ -1,4 +1,4 @@
-"""Which blocks are chosen: by their equations, by hand and by brute force."""
+"""The choice of blocks, against equations, results by hand and brute force."""
 
 from itertools import combinations, pairwise
 
@@ -9,10 +9,10 @@ from torch import nn
 from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.compress import Shorten
-from laconic.compress.depth.cuts import Cut, all_cuts
+from laconic.compress.depth.cuts import Cut, Limits, all_cuts
 from laconic.compress.depth.importance import apply_gates, distances, importances, influences, stack_hidden_states
-from laconic.compress.depth.selection import Limits, choose_runs
-from laconic.compress.depth.trial import Side, Trial, drop_cuts
+from laconic.compress.depth.selection import choose_runs
+from laconic.compress.depth.trial import Fold, Trial, drop_cuts
 from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import LanguageModel, Predictions, predict
 from laconic.model.layers import consecutive_ranges, find_layers
@@ -163,7 +163,7 @@ def made_up(lm: LanguageModel, divergences: dict[tuple[int, ...], float]) -> tup
             asked.append(tuple(sorted(set(numbers.values()) - stay)))
             return Divergences(torch.tensor([divergences[asked[-1]]]), torch.ones(1))
 
-    return Trial(lm, Calibration([]), "nothing", [Side(None, MadeUp(lm, []))], apart=False), asked
+    return Trial(lm, Calibration([]), "nothing", [Fold(None, MadeUp(lm, []))], held_out=False), asked
 
 
 EVERYTHING = Limits(lambda _: True, lambda _: True)

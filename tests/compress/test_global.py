@@ -195,10 +195,10 @@ def test_a_tied_matrix_is_scored_once() -> None:
     [
         ({"method": Svd(rank=2)}, "'svd' has no score for each; use a method like magnitude"),
         ({"method": KfacSvd(), "keep": 0.5}, "'kfac-svd' has no score for each"),
-        ({"method": Magnitude(pattern="2:4")}, "allocate: global has no use for the pattern 2:4"),
+        ({"method": Magnitude(pattern="2:4")}, "allocate: global does not apply to the pattern 2:4"),
         ({"method": Magnitude(sparsity=0.5, within="row")}, "magnitude.within must be matrix where allocate is global"),
         ({"method": Magnitude()}, "needs a size"),
-        ({"method": Magnitude(sparsity=0.5), "keep": 0.5}, "says its own size"),
+        ({"method": Magnitude(sparsity=0.5), "keep": 0.5}, "its size is set by sparsity"),
         ({"method": Magnitude(sparsity=0.5), "currency": "macs"}, "currency must be left out"),
         ({"method": Magnitude(sparsity=0.5), "error": 0.1}, "error must be left out"),
     ],
@@ -217,7 +217,7 @@ def test_what_has_no_global_threshold_is_one_sentence(arguments: dict, sentence:
             r"at most 0\.99\d+, as no matrix may lose every weight",
         ),
         ({"method": Magnitude(cap=0.5), "keep": 0.2}, r"keep must be at least 0\.5\d+, as no matrix may lose more"),
-        ({"method": Magnitude(), "keep": 0.01}, r"keep must be more than 0\.03125, which 'magnitude'"),
+        ({"method": Magnitude(), "keep": 0.01}, r"keep must be more than 0\.03125, which the masks of 'magnitude'"),
     ],
 )
 def test_a_total_that_no_caps_can_meet_names_the_largest(arguments: dict, sentence: str) -> None:

@@ -162,7 +162,7 @@ def test_sizes_are_rounded_down(keep, multiple, size):
         ({}, "give either keep or size"),
         ({"keep": 0.5, "size": 4}, "give either keep or size"),
         ({"keep": 1.5}, r"keep must be in \(0, 1\]; got 1.5"),
-        ({"size": 9}, r"size must be in \[1, 8\], as the heads of 'encoder.layer.0.attention.self' are; got 9"),
+        ({"size": 9}, r"size must be in \[1, 8\], the size of the heads of 'encoder.layer.0.attention.self'; got 9"),
     ],
 )
 def test_sizes_that_cannot_be_are_one_sentence(arguments, sentence):

@@ -1,4 +1,4 @@
-"""How far a changed model is from the original, and whether one of two is nearer by more than chance."""
+"""The KL divergence from the original, and the comparison of two models beyond chance."""
 
 import math
 

@@ -10,7 +10,7 @@ from laconic.calibrate import LayerStats, collect_stats
 from laconic.calibrate.passes import Profile, Use, Workload
 from laconic.compress import Compress, pricing
 from laconic.compress.pricing import Prices, relative_latency
-from laconic.compress.solve_groups import tied_groups
+from laconic.compress.solve_groups import all_groups, find_layer_sets
 from laconic.errors import UserError
 from laconic.methods import Candidates, KfacSvd
 from laconic.model import LanguageModel
@@ -43,8 +43,8 @@ def ladders_of(lm: LanguageModel, known: dict[str, LayerStats], share: bool = Fa
     from laconic.calibrate import Problem, stack
 
     single = {site.name: Problem(weight=site.weight(), stats=known[site.name]) for site in lm.sites()}
-    units = [unit for family in tied_groups(lm.sites(), share) for alternative in family for unit in alternative]
-    problems = {unit.name: stack([single[site.name] for site in unit.sites]) for unit in units}
+    groups = all_groups(find_layer_sets(lm.sites(), share))
+    problems = {group.name: stack([single[site.name] for site in group.sites]) for group in groups}
     return {name: KfacSvd(multiple=1).candidates(problem.weight, problem.stats) for name, problem in problems.items()}
 
 
@@ -56,11 +56,11 @@ def step(keep: float, **more: object) -> Compress:
 def test_a_rung_costs_its_products_and_the_rest_of_the_pass_is_fixed(times: ProductTimes, calls: int) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     ladders = ladders_of(lm, collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites()))
-    units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
+    groups = all_groups(find_layer_sets(lm.sites(), False))
     prices = Prices(profile_of(lm, calls), times)
-    priced = prices.priced(units, ladders)
-    for unit in units:
-        for before, candidate in zip(ladders[unit.name].all, priced[unit.name].all, strict=True):
+    priced = prices.with_times(groups, ladders)
+    for group in groups:
+        for before, candidate in zip(ladders[group.name].all, priced[group.name].all, strict=True):
             expected = sum(nanoseconds(Product(ROWS, *product)) for product in candidate.products)
             assert candidate.nanoseconds == pytest.approx(calls * expected, rel=1e-3)
             assert (candidate.method, candidate.loss) == (before.method, before.loss)
@@ -77,33 +77,33 @@ def test_a_rung_costs_its_products_and_the_rest_of_the_pass_is_fixed(times: Prod
 def test_a_common_input_factor_is_paid_for_once(times: ProductTimes) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     ladders = ladders_of(lm, collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites()), share=True)
-    unit = next(family[1][0] for family in tied_groups(lm.sites(), True) if len(family) > 1)
-    priced = Prices(profile_of(lm), times).priced([unit], ladders)[unit.name]
-    out, width = unit.rows[0], unit.shape[1]
+    group = next(layers.joint[0] for layers in find_layer_sets(lm.sites(), True) if len(layers.alternatives) > 1)
+    priced = Prices(profile_of(lm), times).with_times([group], ladders)[group.name]
+    out, width = group.rows[0], group.shape[1]
     for candidate in priced.all[:-1]:
         rank = candidate.method.rank
         first, last = nanoseconds(Product(ROWS, rank, width)), nanoseconds(Product(ROWS, out, rank))
-        assert candidate.nanoseconds == pytest.approx(first + len(unit.sites) * last, rel=1e-3)
-    assert priced.all[-1].nanoseconds == len(unit.sites) * nanoseconds(Product(ROWS, out, width))
+        assert candidate.nanoseconds == pytest.approx(first + len(group.sites) * last, rel=1e-3)
+    assert priced.all[-1].nanoseconds == len(group.sites) * nanoseconds(Product(ROWS, out, width))
 
 
 def test_prices_are_corrected_by_what_a_plan_took(times: ProductTimes) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     ladders = ladders_of(lm, collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites()))
-    units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
+    groups = all_groups(find_layer_sets(lm.sites(), False))
     prices = Prices(profile_of(lm), times)
-    priced = prices.priced(units, ladders)
+    priced = prices.with_times(groups, ladders)
     budget = prices.budget(list(priced.values()), 0.7)
-    chosen = [priced[unit.name].all[at % 2 - 1] for at, unit in enumerate(units)]
+    chosen = [priced[group.name].all[at % 2 - 1] for at, group in enumerate(groups)]
     compressed = sum(candidate.nanoseconds for candidate in chosen if candidate.method)
     left = sum(candidate.nanoseconds for candidate in chosen if not candidate.method)
     assert compressed and left
     slower = (budget.fixed + left + 1.25 * compressed) / budget.dense
     rescale = prices.rescale(chosen, budget, slower)
     assert rescale.scale == pytest.approx(1.25)
-    again = rescale.priced(units, ladders)
-    for unit in units:
-        for old, new in zip(priced[unit.name].all, again[unit.name].all, strict=True):
+    again = rescale.with_times(groups, ladders)
+    for group in groups:
+        for old, new in zip(priced[group.name].all, again[group.name].all, strict=True):
             assert new.nanoseconds == pytest.approx((1.25 if old.method else 1) * old.nanoseconds, abs=1)
     assert prices.rescale(chosen, budget, 0.5 * FIXED) is prices
     assert prices.rescale([candidate for candidate in chosen if not candidate.method], budget, 1.0) is prices
@@ -118,7 +118,7 @@ def test_the_plan_takes_the_time_that_was_asked_for(
     profile = profile_of(lm)
     whole = 1e9 * profile.seconds
 
-    def took(lm, units, chosen, problems, timed):
+    def took(pricing, groups, chosen):
         parts = (
             (slower if candidate.method else 1)
             * sum(nanoseconds(Product(ROWS, *product)) for product in candidate.products)
@@ -132,7 +132,7 @@ def test_the_plan_takes_the_time_that_was_asked_for(
     known = collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites())
     for keep in keeps:
         small = LanguageModel.of(copy.deepcopy(lm.model))
-        outcome = step(keep, workload=Workload(batch=2, length=25)).solve(small, known)
+        outcome = step(keep, workload=Workload(batch=2, length=25)).apply_with(small, known)
         shapes = {site.name: site.shape for site in lm.sites()}
         taken = FIXED * whole
         for name, method in outcome.plan.items():
@@ -140,8 +140,8 @@ def test_the_plan_takes_the_time_that_was_asked_for(
             thin = ((method.rank, n), (m, method.rank)) if method else ((m, n),)
             taken += (slower if method else 1) * sum(nanoseconds(Product(ROWS, *product)) for product in thin)
         assert taken / whole == pytest.approx(keep, rel=0.03)
-    with pytest.raises(UserError, match=r"keep must be at least 0\.\d+, which the smallest sizes on offer here keep"):
-        step(FIXED / 2).solve(lm, known)
+    with pytest.raises(UserError, match=r"keep must be at least 0\.\d+, the fraction that the smallest sizes keep"):
+        step(FIXED / 2).apply_with(lm, known)
 
 
 def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: py
 
     lm = BY_NAME["bert-classifier"].lm()
     known = collect_stats(lm, data_for(lm), step(0.5).needs, lm.sites())
-    units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
+    groups = all_groups(find_layer_sets(lm.sites(), False))
     chosen = {name: ladder.all[0] for name, ladder in ladders_of(lm, known).items()}
     problems = {site.name: Problem(weight=site.weight(), stats=known[site.name]) for site in lm.sites()}
     seen: list[int] = []
@@ -162,8 +162,8 @@ def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: py
 
     monkeypatch.setattr(pricing, "seconds_of", seconds_of)
     monkeypatch.setattr(pricing, "forward", lambda model, inputs: seen.append(sum(1 for _ in model.model.modules())))
-    timed = pricing.LatencyPricing(lm, Workload(batch=1, length=4), silent)
-    assert relative_latency(lm, units, chosen, problems, timed) == 0.25
+    timed = pricing.LatencyPricing(lm, Workload(batch=1, length=4), problems, silent)
+    assert relative_latency(timed, groups, chosen) == 0.25
     assert len(seen) == 2 * (pricing.WARM_UP + pricing.ROUNDS)
     assert seen[1] > seen[0] == sum(1 for _ in lm.model.modules())
 

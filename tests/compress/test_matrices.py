@@ -137,7 +137,7 @@ def test_several_sizes_are_solved_on_one_survey():
     lm = BY_NAME["bert-classifier"].lm()
     steps = [Compress(method=KfacSvd(multiple=1), keep=keep, allocate="spectrum") for keep in (0.7, 0.3)]
     known = collect_stats(lm, data_for(lm), steps[0].needs, lm.sites())
-    sizes = [step.solve(LanguageModel.of(copy.deepcopy(lm.model)), known).nbytes for step in steps]
+    sizes = [step.apply_with(LanguageModel.of(copy.deepcopy(lm.model)), known).nbytes for step in steps]
     assert sizes[0] > 2 * sizes[1]
 
 
@@ -175,9 +175,9 @@ def test_embeddings_and_heads_are_compressed_on_request(name):
         ({"method": Svd(), "keep": 1.5}, r"keep must be in \(0, 1\]; got 1.5"),
         ({"method": Svd(), "keep": {"ffn": -1.0}}, r"keep.ffn must be in \(0, 1\]; got -1.0"),
         ({"method": Svd()}, "needs a size"),
-        ({"method": Svd(rank=3), "keep": 0.5}, "says its own size"),
-        ({"method": Svd(rank=3), "allocate": "spectrum"}, "allocate: spectrum shares out keep .* leave allocate out"),
-        ({"method": Rtn(bits=4), "allocate": "spectrum", "currency": "latency"}, "allocate: spectrum shares out keep"),
+        ({"method": Svd(rank=3), "keep": 0.5}, "its size is set by rank"),
+        ({"method": Svd(rank=3), "allocate": "spectrum"}, "allocate: spectrum divides keep .* leave allocate out"),
+        ({"method": Rtn(bits=4), "allocate": "spectrum", "currency": "latency"}, "allocate: spectrum divides keep"),
     ],
 )
 def test_sizes_that_cannot_be_are_one_sentence(arguments, sentence):
@@ -243,7 +243,9 @@ def test_a_budget_that_no_size_meets_is_refused_before_any_work(allocate):
     lm = BY_NAME["bert-classifier"].lm()
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
     step = Compress(method=Rtn(), keep=0.05, allocate=allocate)
-    with pytest.raises(UserError, match=r"keep must be at least 0\.\d{4}, which the smallest sizes .*; got 0\.05\."):
+    with pytest.raises(
+        UserError, match=r"keep must be at least 0\.\d{4}, the fraction that the smallest sizes .*; got 0\.05\."
+    ):
         step.apply(lm, data_for(lm))
     if allocate == "uniform":
         with pytest.raises(UserError, match="keep must be at least"):

@@ -5,8 +5,8 @@ import torch
 
 from laconic.calibrate import Calibration, InputCovariance, Mean, Problem, collect_stats
 from laconic.compress import Narrow
-from laconic.compress.width.budget import price_function
-from laconic.compress.width.importance import fluctuations
+from laconic.compress.width_budget import price_function
+from laconic.compress.width_parts import fluctuations
 from laconic.model import Group, LanguageModel, Site, divergence, load, predict
 from laconic.model.prunable_group import PrunableGroup, couple_groups, prunable_groups
 from laconic.numerics.structured import DAMPING

@@ -1,4 +1,4 @@
-"""What cannot be narrowed is one sentence: sizes, models and weights."""
+"""Errors of `narrow`: sizes, models and weights."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ from tests.compress.test_narrow import IMPORTANCES, data_for
         ({"keep": 0.0}, r"^narrow.keep must be in \(0, 1\]; got 0.0\.$"),
         ({"heads": 0.5, "importance": "size"}, "importance must be 'magnitude', 'taylor', .*; got 'size'"),
         ({"heads": 0.5, "multiple": 0}, r"multiple must be in \[1, ∞\); got 0"),
-        ({"heads": 0.5, "currency": "macs"}, "currency is what keep counts"),
-        ({"keep": 0.5, "ranking": "local"}, "ranking must be global, or left out, with keep"),
+        ({"heads": 0.5, "currency": "macs"}, "currency must be left out without keep"),
+        ({"keep": 0.5, "ranking": "local"}, "ranking must be global or left out with keep"),
         ({"heads": 0.5, "anchored": True, "refit": False}, "anchored must be left out without refit"),
         ({"heads": 0.5, "ranking": "gobal"}, "ranking must be 'local' or 'global'; got 'gobal'"),
         ({"keep": 0.5, "currency": "flops"}, "currency must be 'bytes' or 'macs'; got 'flops'"),
         (
             {"heads": 0.5, "importance": "taylor", "refit": False, "sequential": True},
-            "sequential must be left out where nothing looks at inputs, as importance: taylor without refit does not",
+            "sequential has no effect, because importance: taylor without refit uses no inputs",
         ),
     ],
 )
@@ -45,7 +45,7 @@ def test_what_cannot_be_done_is_one_sentence():
     with pytest.raises(UserError, match="Attentions of 't5' share a position bias"):
         Narrow(heads=0.5, anchored=True).check(lm)
     Narrow(channels=0.5, anchored=True).check(lm)
-    with pytest.raises(UserError, match=r"^keep must be at least 0.2\d+, which the fewest heads and channels"):
+    with pytest.raises(UserError, match=r"^keep must be at least 0.2\d+, the size of the heads and channels"):
         Narrow(keep=0.1).check(lm)
     with pytest.raises(UserError, match="The heads of 'led' cannot go one by one"):
         Narrow(keep=0.5).check(BY_NAME["led"].lm())
@@ -59,13 +59,13 @@ def test_where_there_is_one_of_everything_is_one_sentence():
     whole = BY_NAME["llama"].model()
     whole.config.num_key_value_heads = 1
     lm = LanguageModel.of(type(whole)(whole.config))
-    with pytest.raises(UserError, match=r"^Nothing of what is to be narrowed in this 'llama' has several parts"):
+    with pytest.raises(UserError, match=r"^No layer of this 'llama' has two parts"):
         Narrow(heads=0.5).check(lm)
     for several in (Narrow(heads=0.5, channels=0.5), Narrow(keep=0.5)):
         several.check(lm)
     gone = BY_NAME["gpt2"].lm()
     Shorten(blocks=("0.attention", "1.attention")).apply(gone, None)
-    with pytest.raises(UserError, match=r"^Nothing of what is to be narrowed in this 'gpt2' has several parts"):
+    with pytest.raises(UserError, match=r"^No layer of this 'gpt2' has two parts"):
         Narrow(heads=0.5).check(gone)
 
 

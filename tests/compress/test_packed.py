@@ -1,4 +1,4 @@
-"""What may follow a step that quantizes, and what may not; and that what was pruned stays zero in codes."""
+"""Steps after a step that quantizes; pruned weights stay zero in codes."""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ from laconic.calibrate.passes import Profile, Use
 from laconic.compress import Compress, kl_metric
 from laconic.compress.allocators import threshold
 from laconic.compress.allocators.threshold import GRID, allot_error
-from laconic.compress.solve_groups import tied_groups
+from laconic.compress.solve_groups import all_groups, find_layer_sets
 from laconic.errors import UserError
 from laconic.methods import Drone, KfacSvd, Method, Svd
 from laconic.model import LanguageModel, divergence, predict
@@ -91,17 +91,17 @@ def test_the_smallest_size_on_the_grid_that_keeps_the_error_is_found() -> None:
 def test_slow_modules_may_err_more(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = BY_NAME["bert-classifier"].lm()
     data = data_for(lm)
-    units = [unit for family in tied_groups(lm.sites(), False) for unit in family[0]]
-    slow = units[1].name
-    uses = {unit.name: Use((1,), 0.5 if unit.name == slow else 0.001) for unit in units}
-    parts = allot_error(ERROR, units, Profile(1.0, uses))
+    groups = all_groups(find_layer_sets(lm.sites(), False))
+    slow = groups[1].name
+    uses = {unit.name: Use((1,), 0.5 if unit.name == slow else 0.001) for unit in groups}
+    parts = allot_error(ERROR, groups, Profile(1.0, uses))
     assert sum(parts.values()) == pytest.approx(ERROR)
-    assert parts[slow] == pytest.approx(500 * parts[units[0].name])
+    assert parts[slow] == pytest.approx(500 * parts[groups[0].name])
     even = search(Svd(multiple=1)).apply(twin(lm), data).after[slow]
     monkeypatch.setattr(threshold, "profile", lambda *_: Profile(1.0, uses))
     assert search(Svd(multiple=1)).apply(twin(lm), data).after[slow] < even
-    nothing = allot_error(ERROR, units, Profile(1.0, dict.fromkeys(uses, Use((), 0.0))))
-    assert set(nothing.values()) == {ERROR / len(units)}
+    nothing = allot_error(ERROR, groups, Profile(1.0, dict.fromkeys(uses, Use((), 0.0))))
+    assert set(nothing.values()) == {ERROR / len(groups)}
 
 
 def test_a_module_without_a_size_that_is_good_enough_stays_dense() -> None:
@@ -125,7 +125,7 @@ def test_tied_and_shared_matrices_are_searched_too(name: str, targets: tuple[str
 def test_what_the_original_predicts_is_kept_or_predicted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = BY_NAME["gpt2"].lm()
     kept = search(Drone(multiple=1)).apply(twin(lm), data_for(lm)).plan
-    monkeypatch.setattr(kl_metric, "KEPT_PREDICTIONS", 1)
+    monkeypatch.setattr(kl_metric, "MAX_CACHED_LOGITS", 1)
     assert search(Drone(multiple=1)).apply(twin(lm), data_for(lm)).plan == kept
 
 
@@ -135,7 +135,7 @@ def test_what_the_original_predicts_is_kept_or_predicted_again(monkeypatch: pyte
         ({}, "allocate: threshold needs error"),
         ({"error": 0.0}, r"error must be in \(0, ∞\); got 0.0"),
         ({"error": float("nan")}, "error must be a finite number; got nan"),
-        ({"error": 0.1, "keep": 0.5}, "keep must be left out where allocate is threshold"),
+        ({"error": 0.1, "keep": 0.5}, "keep must be left out if allocate is threshold"),
         ({"error": 0.1, "method": Svd(rank=3)}, "so 'svd' must be given without one"),
         ({"error": 0.1, "sequential": True}, "sequential and anchored must be left out"),
         ({"error": 0.1, "allocate": "spectrum", "keep": 0.5}, "error must be left out unless allocate is threshold"),
@@ -151,8 +151,8 @@ def test_it_needs_data() -> None:
     assert step.needs_data
     with pytest.raises(UserError, match="needs calibration data"):
         step.apply(BY_NAME["gpt2"].lm(), None)
-    with pytest.raises(UserError, match="needs calibration data, on which the error is measured"):
-        step.solve(BY_NAME["gpt2"].lm(), {site.name: _nothing() for site in BY_NAME["gpt2"].lm().sites()})
+    with pytest.raises(UserError, match="threshold measures the error on calibration data"):
+        step.apply_with(BY_NAME["gpt2"].lm(), {site.name: _nothing() for site in BY_NAME["gpt2"].lm().sites()})
 
 
 def _nothing() -> object:

@@ -11,7 +11,7 @@ from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovarian
 from laconic.calibrate.layer_stats import Problem
 from laconic.calibrate.passes import Workload
 from laconic.compress import Compress
-from laconic.compress.solve_groups import tied_groups
+from laconic.compress.solve_groups import find_layer_sets
 from laconic.errors import UserError
 from laconic.formats import LowRankReader, weight_nbytes
 from laconic.methods import Drone, Fwsvd, KfacSvd, Svd
@@ -31,7 +31,7 @@ def logits(lm: LanguageModel) -> torch.Tensor:
 
 
 def groups_depth(unit: str) -> int:
-    """How many components of a unit's name the test below looks at."""
+    """The number of components of a group's name that the test below compares."""
     return 3 if ".self." in unit else 2
 
 
@@ -46,10 +46,10 @@ def groups_depth(unit: str) -> int:
 )
 def test_what_reads_the_same_and_is_as_wide_is_one_unit(name, groups):
     lm = BY_NAME[name].lm()
-    of = tied_groups(lm.sites(("blocks",)), share_inputs=True)
-    together = {alternatives[-1][0].name for alternatives in of if len(alternatives) > 1}
-    assert {".".join(unit.rsplit(".", groups_depth(unit))[1:]) for unit in together} == groups
-    assert all(len(family) == 1 for family in tied_groups(lm.sites(("blocks",)), share_inputs=False))
+    layer_sets = find_layer_sets(lm.sites(("blocks",)), share_inputs=True)
+    together = {layers.joint[0].name for layers in layer_sets if len(layers.alternatives) > 1}
+    assert {".".join(name.rsplit(".", groups_depth(name))[1:]) for name in together} == groups
+    assert all(len(layers.alternatives) == 1 for layers in find_layer_sets(lm.sites(("blocks",)), share_inputs=False))
 
 
 def test_several_sites_have_one_name_that_says_them_all():
@@ -117,7 +117,7 @@ def test_spectrum_takes_sharing_where_it_predicts_less_loss():
     known = collect_stats(lm, data_for(lm), step.needs, lm.sites())
     other = LanguageModel.of(BY_NAME["bert-classifier"].model())
     other.model.load_state_dict(lm.model.state_dict())
-    together, alone = step.solve(lm, known), apart.solve(other, known)
+    together, alone = step.apply_with(lm, known), apart.apply_with(other, known)
     assert any("{query,key,value}" in unit for unit in together.plan)
     assert together.predicted_loss is not None
     assert alone.predicted_loss is not None

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 import torch
 
-from laconic.compress.allocators.corrected import shrink_estimates
+from laconic.compress.kl_metric import shrink_estimates
 
 
 def test_dersimonian_and_laird_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""What was worked out once is not worked out again, gives the same model, and is never needed."""
+"""Cached solutions: they are computed once, give the same model, and can be missing."""
 
 import importlib
 import sys

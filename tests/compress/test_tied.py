@@ -5,7 +5,7 @@ import torch
 
 from laconic.calibrate import Calibration
 from laconic.compress import Compress
-from laconic.compress.solve_groups import stored_fractions, tied_groups
+from laconic.compress.solve_groups import find_layer_sets, stored_fractions
 from laconic.methods import METHODS, Gptq, KfacSvd, Magnitude, Method, Svd
 from laconic.model import Group, LanguageModel
 from tests.architectures import BY_NAME, outputs
@@ -50,9 +50,9 @@ def test_left_as_they_are_they_take_the_bytes_of_one() -> None:
 
 def test_only_places_that_are_both_targeted_share() -> None:
     lm = BY_NAME["llama-tied"].lm()
-    assert stored_fractions(tied_groups(lm.sites(("all",)), False)) == dict.fromkeys(TIED["llama-tied"], 0.5)
-    assert stored_fractions(tied_groups(lm.sites(("head", "blocks")), False)) == {}
-    assert stored_fractions(tied_groups(BY_NAME["llama"].lm().sites(("all",)), True)) == {}
+    assert stored_fractions(find_layer_sets(lm.sites(("all",)), False)) == dict.fromkeys(TIED["llama-tied"], 0.5)
+    assert stored_fractions(find_layer_sets(lm.sites(("head", "blocks")), False)) == {}
+    assert stored_fractions(find_layer_sets(BY_NAME["llama"].lm().sites(("all",)), True)) == {}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

@@ -1,4 +1,4 @@
-"""What an earlier step pruned: still one site by its old name, whose zeros every later step keeps or is refused."""
+"""Pruned layers: later steps find them by their names, and keep their zeros or are refused."""
 
 import pytest
 import torch
@@ -106,7 +106,7 @@ def test_statistics_of_a_pruned_model_leave_the_zeros_behind_on_a_dense_one() ->
     architecture = BY_NAME["bert-classifier"]
     lm, dense = pruned(architecture.lm(), ("ffn", "attention")), architecture.lm()
     known = collect_stats(lm, data_for(lm), {InputCovariance}, lm.sites())
-    Compress(method=Wanda(sparsity=0.2)).solve(dense, known)
+    Compress(method=Wanda(sparsity=0.2)).apply_with(dense, known)
     for site in dense.sites():
         assert site.support is not None
         assert int((~site.support).sum()) == site.shape[0] * round(0.2 * site.shape[1])

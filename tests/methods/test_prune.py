@@ -155,7 +155,7 @@ def test_less_than_the_mask_takes_gives_the_smallest_size_and_is_refused_in_a_pl
     matrix = case("tiny", (24, 40))
     assert mask_of(smallest, matrix).sum() == method.granularity((24, 40))
     assert method.with_keep(0.06, (24, 40), torch.float16) == smallest
-    with pytest.raises(UserError, match=r"keep must be more than 0.03125, which .* takes to say where the zeros"):
+    with pytest.raises(UserError, match=r"keep must be more than 0.03125, which the masks of .* take"):
         allocate_uniform(method, {"a": (24, 40)}, 0.03)
     with pytest.raises(UserError, match=r"keep must be more than 0\.0625, which"):
         allocate_uniform(method, {"a": (24, 40)}, 0.06, torch.float16)

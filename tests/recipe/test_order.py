@@ -1,4 +1,4 @@
-"""What may follow what: every step after every other, told from the structure alone as it is when they are reached."""
+"""The order of steps: every step after every other, checked on the structure without weights."""
 
 import copy
 import re
@@ -19,7 +19,7 @@ from laconic.errors import UserError
 from laconic.methods import METHODS, Int8, Magnitude, Method, Plus, Rtn, Svd, Wanda
 from laconic.model import LanguageModel
 from laconic.recipe import recipe_from, run
-from laconic.recipe.order import check_order
+from laconic.recipe.checks import check_order
 from laconic.store import save, skeleton
 from laconic.store.densify import dense_to_linears
 from laconic.store.structure import describe

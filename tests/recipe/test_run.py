@@ -22,7 +22,7 @@ from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, load
 from laconic.recipe import read_recipe, recipe_from, run
-from laconic.recipe.flow import Changes
+from laconic.recipe.flow import CombinedOutcome
 from laconic.recover.training import Training
 from laconic.store import file_bytes
 from tests.architectures import BY_NAME
@@ -174,8 +174,8 @@ def test_the_plan_of_one_run_makes_the_same_model_again(tiny_model: Path, texts:
         ({"model": "./nowhere"}, "no model folder"),
         ({"data": "./nowhere.txt"}, "nowhere"),
         ({"data": None}, "recipe.data is missing"),
-        ({"evaluate": {}}, "recipe.evaluate names nothing to measure; give it tasks"),
-        ({"evaluate": {"tasks": [], "cost": False, "limit": 3}}, "recipe.evaluate names nothing to measure"),
+        ({"evaluate": {}}, "recipe.evaluate has neither tasks nor cost; give it tasks"),
+        ({"evaluate": {"tasks": [], "cost": False, "limit": 3}}, "recipe.evaluate has neither tasks nor cost"),
         ({"evaluate": {"tasks": ["glue/sst3"]}}, "sst"),
         (
             {"evaluate": {"tasks": ["perplexity:builtin:pydoc"]}},
@@ -258,9 +258,9 @@ def test_the_python_entry_gives_back_the_same_class(tiny_model: Path, tmp_path: 
 def test_the_python_entry_makes_up_no_tokenizer(tmp_path: Path) -> None:
     BY_NAME["bert-classifier"].model().save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"There is no tokenizer at '.*', where the model came from; pass tokenizer=\."):
+    with pytest.raises(UserError, match=r"There is no tokenizer in '.*', where the model was loaded from"):
         laconic.compress(model, "drone", data=["the cat is good"])
-    with pytest.raises(UserError, match="no tokenizer with a model that was made in memory; pass"):
+    with pytest.raises(UserError, match="no tokenizer for a model made in memory; pass"):
         laconic.compress(BY_NAME["bert-classifier"].model(), "drone", data=["the cat is good"])
     laconic.compress(model, "drone:multiple=1", data=["a cat", "is good"] * 8, tokenizer=letters())
 
@@ -272,9 +272,9 @@ def test_the_python_entry_reads_targets_in_their_own_tokens(tmp_path: Path, monk
     (tmp_path / "rows.jsonl").write_text('{"source": "abc", "target": "de"}\n' * 4)
     seen: list[torch.Tensor] = []
 
-    def look(lm: LanguageModel, steps: object, data: Calibration) -> tuple[LanguageModel, Changes]:
+    def look(lm: LanguageModel, steps: object, data: Calibration) -> tuple[LanguageModel, CombinedOutcome]:
         seen.extend(batch["labels"] for batch in data.batches)
-        return lm, Changes(plans=(), matrices=0, nbytes=0, dense_nbytes=0, untied=(), predicted_losses=())
+        return lm, CombinedOutcome(plans=(), matrices=0, nbytes=0, dense_nbytes=0, untied=(), predicted_losses=())
 
     monkeypatch.setattr(sys.modules["laconic.api.compress"], "apply_steps", look)
     for model in (AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model"), str(tmp_path / "model")):
@@ -302,7 +302,7 @@ def test_methods_in_order_and_a_size_of_their_own(tiny_model: Path) -> None:
         ({"method": "svdd"}, "did you mean 'svd'"),
         ({"method": "svd", "keep": 1.5}, "keep must be in"),
         ({"method": "svd", "keep": 0.0}, "keep must be in"),
-        ({"method": "svd:rank=3", "keep": 0.5}, "says its own size"),
+        ({"method": "svd:rank=3", "keep": 0.5}, "its size is set by rank"),
         ({"method": "svd", "targets": "fnn"}, "did you mean 'ffn'"),
         ({"method": "svd", "allocate": "fair"}, "allocate must be one of"),
         ({"method": "drone"}, "data is missing"),

@@ -7,8 +7,8 @@ import pytest
 from laconic.compress import Compress, Step
 from laconic.errors import UserError
 from laconic.methods import Svd
+from laconic.recipe.checks import check_order
 from laconic.recipe.flow import apply_steps
-from laconic.recipe.order import check_order
 from laconic.recipe.parse import method_or_step
 from laconic.recover import Correct, Distil, Finetune, Student
 from tests.recover.ground import SHORT, corpus, data_for, lm_of

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from laconic.compress.allocators.allocator import Allocated, Allocator, Job, Uniform
+from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator, Uniform
 from laconic.compress.allocators.global_threshold import GlobalThreshold
 from laconic.compress.allocators.spectrum import Spectrum
 from laconic.compress.allocators.threshold import Threshold
@@ -17,4 +17,4 @@ ALLOCATORS: dict[Allocation, Allocator] = {
     "global": GlobalThreshold(),
 }
 
-__all__ = ["ALLOCATORS", "Allocated", "Allocation", "Allocator", "Job"]
+__all__ = ["ALLOCATORS", "Allocation", "AllocationRequest", "AllocationResult", "Allocator"]

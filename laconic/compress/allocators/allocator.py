@@ -5,42 +5,42 @@ The uniform allocator gives every matrix the method's own size, or the same frac
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from laconic.allocate import Plan, allocate_uniform
 from laconic.calibrate import Calibration, Problem
-from laconic.compress.size_spec import SizeSpec, check_size, check_unused
-from laconic.compress.solve_groups import SolveGroup, TiedGroup, split_by_group, stored_fractions
+from laconic.compress.checks import SizeSpec, check_size, check_unused
+from laconic.compress.solve_groups import LayerSet, SolveGroup, split_budget, stored_fractions
 from laconic.errors import must_be
 from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
+@dataclass(frozen=True)
+class AllocationRequest:
     """The input of an allocator.
 
     Args:
         size_spec: the method and the size that the step asks for.
         lm: the model.
-        groups: the families of targeted units.
-        problems: the problem of each unit, by name; empty if only shapes are known.
+        layer_sets: the targeted layers.
+        problems: the problem of each group of layers, by name; empty if only shapes are known.
         data: the calibration data; None if there is none.
     """
 
     size_spec: SizeSpec
     lm: LanguageModel
-    groups: Sequence[TiedGroup]
-    problems: Mapping[str, Problem]
-    data: Calibration | None
+    layer_sets: Sequence[LayerSet]
+    problems: Mapping[str, Problem] = field(default_factory=dict)
+    data: Calibration | None = None
 
     @property
-    def units(self) -> list[SolveGroup]:
-        """The units of the last alternative of each family, which is used unless predicted losses are compared."""
-        return [unit for group in self.groups for unit in group[-1]]
+    def groups(self) -> list[SolveGroup]:
+        """The groups of the last alternative of each set, which is used unless predicted losses are compared."""
+        return [group for layer_set in self.layer_sets for group in layer_set.joint]
 
     @property
     def track(self) -> Track:
@@ -48,11 +48,11 @@ class Job:
         return silent if self.data is None else self.data.track
 
 
-class Allocated(NamedTuple):
+class AllocationResult(NamedTuple):
     """The output of an allocator.
 
     Args:
-        plan: the method of each unit.
+        plan: the method of each group of layers, by its name.
         predicted_loss: predicted KL divergence in nats per prediction; None if it was not predicted.
         record: further results for the record of the step.
     """
@@ -70,20 +70,20 @@ class Allocator(ABC):
         """Raise UserError if the fields of a step contradict each other or the allocator."""
 
     @abstractmethod
-    def plan(self, job: Job) -> Allocated:
-        """Choose a method with a size for every unit, or None to keep it dense.
+    def plan(self, request: AllocationRequest) -> AllocationResult:
+        """Choose a method with a size for every group of layers, or None to keep it dense.
 
         Raises:
             UserError: the budget does not fit the matrices, or data is needed and missing.
         """
 
-    def serves(self, method: Method) -> bool:
+    def supports(self, method: Method) -> bool:
         """Return whether the allocator supports `method`."""
         return True
 
-    def plan_from_shapes(self, job: Job) -> Plan:
+    def plan_from_shapes(self, request: AllocationRequest) -> Plan:
         """Return the plan from shapes alone; if it also depends on weights or data, the methods have no size."""
-        return {unit.name: job.size_spec.method for unit in job.units}
+        return {group.name: request.size_spec.method for group in request.groups}
 
     def needs_losses(self, size_spec: SizeSpec) -> bool:
         """True if it compares predicted losses, which need input and gradient covariances."""
@@ -107,25 +107,20 @@ class Uniform(Allocator):
         check_unused(size_spec)
         check_size(size_spec)
 
-    def plan(self, job: Job) -> Allocated:
-        return Allocated(same_everywhere(job))
+    def plan(self, request: AllocationRequest) -> AllocationResult:
+        return AllocationResult(uniform_plan(request))
 
-    def serves(self, method: Method) -> bool:
-        """Return True: every method is supported."""
-        return True
-
-    def plan_from_shapes(self, job: Job) -> Plan:
-        return same_everywhere(job)
+    def plan_from_shapes(self, request: AllocationRequest) -> Plan:
+        return uniform_plan(request)
 
 
-def same_everywhere(job: Job) -> Plan:
-    """Return the uniform plan: the method as it is for every unit, or sized to `keep` of the unit's bytes."""
-    method, keep = job.size_spec.method, job.size_spec.keep
+def uniform_plan(request: AllocationRequest) -> Plan:
+    """Return the uniform plan: the method as it is for every group of layers, or sized to `keep` of its bytes."""
+    method, keep = request.size_spec.method, request.size_spec.keep
     if keep is None:
-        return {unit.name: method for unit in job.units}
+        return {group.name: method for group in request.groups}
     plan: Plan = {}
-    for fraction, group in split_by_group(keep, job.groups):
-        units = [unit for group in group for unit in group[-1]]
-        shapes = {unit.name: unit.shape for unit in units}
-        plan |= allocate_uniform(method, shapes, fraction, job.lm.dtype, stored_fractions(group))
+    for fraction, layer_sets in split_budget(keep, request.layer_sets):
+        shapes = {group.name: group.shape for layer_set in layer_sets for group in layer_set.joint}
+        plan |= allocate_uniform(method, shapes, fraction, request.lm.dtype, stored_fractions(layer_sets))
     return plan

@@ -5,7 +5,7 @@ a sparsity for each matrix, and the method then prunes each matrix to its sparsi
 method's `cap`, and every matrix keeps at least one weight. Zeros of earlier pruning stay and are counted.
 
 If the scores are predicted losses and there are calibration rows, they are corrected by the measured loss of each
-block, and the uniform plan is used if it is clearly better (`laconic.compress.allocators.corrected`).
+block, and the uniform plan is used if it is clearly better (`laconic.compress.allocators.spectrum`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from laconic.allocate import Plan
 from laconic.calibrate import GradCovariance, InputCovariance, Problem
-from laconic.compress.allocators.allocator import Allocated, Allocator, Job
-from laconic.compress.allocators.corrected import Factors, allocate_corrected, block_name
-from laconic.compress.size_spec import SizeSpec, check_size, check_unused
-from laconic.compress.solve_groups import SolveGroup, split_by_group, stored_fractions
+from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator
+from laconic.compress.allocators.spectrum import Factors, allocate_corrected, block_name
+from laconic.compress.checks import SizeSpec, check_size, check_unused
+from laconic.compress.solve_groups import SolveGroup, split_budget, stored_fractions
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Method
@@ -40,19 +40,21 @@ class GlobalThreshold(Allocator):
         check_size(size_spec)
         require_scores(size_spec.method)
 
-    def serves(self, method: Method) -> bool:
+    def supports(self, method: Method) -> bool:
         return isinstance(method, UnstructuredPruning)
 
     def needs_statistics(self, size_spec: SizeSpec) -> bool:
         return bool(size_spec.method.required_statistics)
 
-    def plan(self, job: Job) -> Allocated:
-        if GradCovariance not in job.size_spec.method.required_statistics:
+    def plan(self, request: AllocationRequest) -> AllocationResult:
+        if GradCovariance not in request.size_spec.method.required_statistics:
             # These scores are not predicted losses, so they cannot be compared with measured losses.
-            return Allocated(_plan_by_threshold(job, {}))
-        return allocate_corrected(
-            job, "global", lambda factors: Allocated(_plan_by_threshold(job, factors)), partial(_loss, job)
-        )
+            return AllocationResult(_plan_by_threshold(request, {}))
+
+        def make_plan(factors: Factors) -> AllocationResult:
+            return AllocationResult(_plan_by_threshold(request, factors))
+
+        return allocate_corrected(request, "global", make_plan, partial(_loss, request))
 
 
 def require_scores(method: Method) -> UnstructuredPruning:
@@ -68,30 +70,31 @@ def require_scores(method: Method) -> UnstructuredPruning:
         )
     if method.pattern is not None:
         raise UserError(
-            f"allocate: global has no use for the pattern {method.pattern}, which says what every matrix loses; "
-            f"give {method.name} a sparsity, or leave allocate out."
+            f"allocate: global does not apply to the pattern {method.pattern}, which fixes the sparsity of each "
+            f"matrix; give {method.name} a sparsity, or leave allocate out."
         )
     if method.within != "matrix":
         raise must_be(f"{method.name}.within", "matrix where allocate is global", method.within)
     return method
 
 
-def _loss(job: Job, unit: SolveGroup, whole: Format) -> float:
-    problem = job.problems[unit.name]
+def _loss(request: AllocationRequest, group: SolveGroup, whole: Format) -> float:
+    problem = request.problems[group.name]
     error = problem.weight.double() - whole.dense().double()
     return quadratic_loss(error, problem.stats[GradCovariance].matrix, problem.stats[InputCovariance].matrix)
 
 
-def _plan_by_threshold(job: Job, factors: Factors) -> Plan:
+def _plan_by_threshold(request: AllocationRequest, factors: Factors) -> Plan:
     """Plan with one threshold for all scores, which are multiplied by the factor of their block."""
-    method = require_scores(job.size_spec.method)
-    if job.size_spec.keep is None:
+    method = require_scores(request.size_spec.method)
+    if request.size_spec.keep is None:
         assert method.sparsity is not None, "a pattern was refused, and without a size there is keep"
-        return _Pool(method, job.units, job.problems, factors).of(method.sparsity)
+        return _Pool(method, request.groups, request.problems, factors).plan_for_sparsity(method.sparsity)
     plan: Plan = {}
-    for keep, group in split_by_group(job.size_spec.keep, job.groups):
-        pool = _Pool(method, [unit for family in group for unit in family[-1]], job.problems, factors)
-        plan |= pool.plan_for_keep(keep, job.lm.dtype, stored_fractions(group))
+    for keep, layer_sets in split_budget(request.size_spec.keep, request.layer_sets):
+        groups = [group for layer_set in layer_sets for group in layer_set.joint]
+        pool = _Pool(method, groups, request.problems, factors)
+        plan |= pool.plan_for_keep(keep, request.lm.dtype, stored_fractions(layer_sets))
     return plan
 
 
@@ -100,15 +103,15 @@ class _Pool:
     """Units that share one threshold."""
 
     method: UnstructuredPruning
-    units: Sequence[SolveGroup]
+    groups: Sequence[SolveGroup]
     problems: Mapping[str, Problem]
     factors: Factors
 
     @property
     def numel(self) -> int:
-        return sum(_numel(unit) for unit in self.units)
+        return sum(group.numel for group in self.groups)
 
-    def of(self, sparsity: float) -> Plan:
+    def plan_for_sparsity(self, sparsity: float) -> Plan:
         """The plan with this fraction of zeros, or with the present zeros if there are more.
 
         Raises:
@@ -126,15 +129,15 @@ class _Pool:
         Args:
             keep: the fraction.
             dtype: the dtype that weights are stored in.
-            stored: fraction of a unit's matrix that counts as its own, by name, for shared parameters; else 1.
+            stored: fraction of a group's matrix that counts as its own, by name, for shared parameters; else 1.
 
         Raises:
             UserError: the caps do not allow that many zeros.
         """
         if keep >= 1:
-            return {unit.name: None for unit in self.units}
-        masks = sum(packed_nbytes(_numel(unit), 1) for unit in self.units)
-        dense = sum(_numel(unit) * stored.get(unit.name, 1) for unit in self.units) * dtype.itemsize
+            return {group.name: None for group in self.groups}
+        masks = sum(packed_nbytes(group.numel, 1) for group in self.groups)
+        dense = sum(group.numel * stored.get(group.name, 1) for group in self.groups) * dtype.itemsize
         kept = floor((keep * dense - masks) / dtype.itemsize)
         if kept < self.numel - self._most_zeros:
             least = ceil(1e4 * ((self.numel - self._most_zeros) * dtype.itemsize + masks) / dense) / 1e4
@@ -144,12 +147,12 @@ class _Pool:
         return replace(self, method=self.method.with_sparsity(zeros / self.numel))._plan_for_zeros(zeros)
 
     @cached_property
-    def _fields(self) -> list[ScoredMatrix]:
-        return [self._field(unit) for unit in self.units]
+    def _matrices(self) -> list[ScoredMatrix]:
+        return [self._matrix(group) for group in self.groups]
 
     @property
     def _most_zeros(self) -> int:
-        return sum(max(field.cap, field.floor) for field in self._fields)
+        return sum(max(matrix.cap, matrix.floor) for matrix in self._matrices)
 
     @property
     def _limit_reason(self) -> str:
@@ -159,38 +162,31 @@ class _Pool:
         )
 
     def _plan_for_zeros(self, zeros: int) -> Plan:
-        lost = count_pruned(self._fields, max(zeros, sum(field.floor for field in self._fields)))
-        return {unit.name: self._sized_method(unit, count) for unit, count in zip(self.units, lost, strict=True)}
+        lost = count_pruned(self._matrices, max(zeros, sum(matrix.floor for matrix in self._matrices)))
+        return {
+            # A matrix of zeros only has nothing left to prune.
+            group.name: self.method.with_sparsity(sparsity_of(count, group.numel)) if 0 < count < group.numel else None
+            for group, count in zip(self.groups, lost, strict=True)
+        }
 
-    def _field(self, unit: SolveGroup) -> ScoredMatrix:
-        support = self.problems[unit.name].stats.support
-        gone = 0 if support is None else int((~support).sum())
+    def _matrix(self, group: SolveGroup) -> ScoredMatrix:
+        support = self.problems[group.name].stats.support
+        pruned = 0 if support is None else int((~support).sum())
         # Rounded up, so that a sparsity equal to the cap is reached over all matrices; at least one weight stays.
-        cap = min(ceil(self.method.cap * _numel(unit) - 1e-9), _numel(unit) - 1)
-        return ScoredMatrix(lambda: self._scores(unit), cap, gone)
+        cap = min(ceil(self.method.cap * group.numel - 1e-9), group.numel - 1)
+        return ScoredMatrix(lambda: self._scores(group), cap, pruned)
 
-    def _scores(self, unit: SolveGroup) -> Iterator[Float[Tensor, "out in"]]:
-        problem = self.problems[unit.name]
-        check_finite(
-            problem.weight,
-            f"{self.method.name} cannot prune '{unit.name}', which has weights that are NaN or infinite; "
-            "check the model.",
-        )
+    def _scores(self, group: SolveGroup) -> Iterator[Float[Tensor, "out in"]]:
+        problem = self.problems[group.name]
+        error = f"{self.method.name} cannot prune '{group.name}', because it has weights that are NaN or infinite."
+        check_finite(problem.weight, error)
         scores = self.method.scores(problem.weight, problem.stats)
-        if factor := self.factors.get(block_name(unit)):
+        if factor := self.factors.get(block_name(group)):
             scores = scores * factor
         yield exclude_pruned(scores, problem.stats.support)
-
-    def _sized_method(self, unit: SolveGroup, lost: int) -> Method | None:
-        # A matrix of zeros only has nothing left to prune.
-        return self.method.with_sparsity(sparsity_of(lost, _numel(unit))) if 0 < lost < _numel(unit) else None
 
 
 def sparsity_of(zeros: int, numel: int) -> float:
     """Return the decimal fraction with the fewest digits that gives exactly `zeros` zeros among `numel` weights."""
     fractions = (round(zeros / numel, digits) for digits in range(1, 17))
     return next(fraction for fraction in fractions if round(fraction * numel) == zeros)
-
-
-def _numel(unit: SolveGroup) -> int:
-    return unit.shape[0] * unit.shape[1]

@@ -1,21 +1,207 @@
-"""Spend the budget where it lowers the predicted loss most per unit of cost (`laconic.allocate.spectrum`).
+"""Allocation by predicted losses, corrected by measured losses, with a fall-back to uniform allocation.
 
-For a budget in bytes and with calibration rows, the predictions are corrected by the measured loss of each block, and
-the uniform plan is used if it is clearly better (`laconic.compress.allocators.corrected`).
+`spectrum` spends the budget where it lowers the predicted loss most per unit of cost (`laconic.allocate.spectrum`).
+
+The predicted loss of a matrix is a second-order approximation that assumes that all other matrices are unchanged. In
+fact the errors of early blocks propagate through all later blocks, and large errors grow faster than quadratically. If
+every matrix loses half of its weights, the first block may cost twice its prediction and the last block hardly more. A
+plan that uses the predictions alone therefore compresses the first blocks too much.
+
+For a budget in bytes and with calibration rows, `spectrum` and `global` correct the predictions. First the uniform plan
+is applied to a copy of the model, and the predicted losses of each block are multiplied by the ratio of its measured to
+its predicted loss. Then the resulting plan is compared with the uniform plan on other calibration rows. Differences
+within the noise are ignored: correction factors that may be due to chance are 1, and the uniform plan is chosen only if
+it is better by more than one standard error.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
+from typing import NamedTuple
 
-from laconic.compress.allocators.allocator import Allocated, Allocator, Job
-from laconic.compress.allocators.corrected import Factors, allocate_corrected, block_name
-from laconic.compress.pricing import CandidatesByUnit, CountedPricing, LatencyPricing
-from laconic.compress.size_spec import SizeSpec, check_size, check_workload
-from laconic.compress.solve_groups import SolveGroup, all_units, split_by_group
+import torch
+
+from laconic.allocate import Plan
+from laconic.calibrate.calibration import count_rows
+from laconic.calibrate.passes import evaluating
+from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator, uniform_plan
+from laconic.compress.checks import SizeSpec, check_size, check_workload
+from laconic.compress.kl_metric import Divergences, KLMetric, shrink_estimates
+from laconic.compress.pricing import CandidatesByGroup, CountedPricing, LatencyPricing, Pricing
+from laconic.compress.solve_groups import SolveGroup, all_groups, planned_groups, split_budget
+from laconic.compress.solving import replace_layers
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Candidate, Candidates, Method
+from laconic.model import Batch, LanguageModel
+from laconic.model.task import ModelTask
+
+Loss = Callable[[SolveGroup, Format], float]
+"""The predicted loss of a group in a format, in nats."""
+
+ROWS = 32
+"""Calibration rows for measuring blocks; the same number of other rows compares the plans."""
+ROWS_OF_ONE = 256
+"""The same for tasks with one prediction per row, which need more rows for the same number of predictions."""
+LEAST_FACTOR = 1 / 4
+"""Smallest correction factor, so that noise in a measurement cannot make a block free."""
+
+
+class Rows(NamedTuple):
+    """Calibration rows in two disjoint parts.
+
+    Args:
+        measured: rows to measure the loss of blocks on.
+        judging: rows to compare plans on.
+    """
+
+    measured: list[Batch]
+    judging: list[Batch]
+
+
+class CompressedCopy(NamedTuple):
+    """A plan applied to a copy of a model.
+
+    Args:
+        lm: the copy.
+        losses: predicted loss of every group in nats per prediction, by name.
+    """
+
+    lm: LanguageModel
+    losses: dict[str, float]
+
+
+def split_halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
+    """Split the rows into two disjoint halves of at most `most` rows; None if there are fewer than two for each."""
+    halves = Rows([], [])
+    for start, half in enumerate(halves):
+        left = most
+        for batch in batches:
+            rows = torch.arange(start, len(batch["input_ids"]), 2)[:left]
+            if len(rows):
+                half.append({name: tensor[rows.to(tensor.device)] for name, tensor in batch.items()})
+            left -= len(rows)
+    counts = [count_rows(half) for half in halves]
+    return halves if min(counts) >= 2 else None
+
+
+def compress_copy(request: AllocationRequest, plan: Plan, loss: Loss) -> CompressedCopy:
+    """Apply a plan to a copy of the model, which shares unchanged tensors with the original.
+
+    Args:
+        request: the model and its problems.
+        plan: the plan.
+        loss: the predicted loss of a group in a format.
+    """
+    copy, losses = request.lm.shallow_copy(), {}
+    with evaluating(copy):
+        for group in request.track(planned_groups(plan, request.layer_sets), "Compressing a copy"):
+            method, problem = plan[group.name], request.problems[group.name]
+            losses[group.name] = 0.0
+            if method is not None:
+                whole = method.compress(problem.weight, problem.stats)
+                replace_layers(copy, group, whole, problem)
+                losses[group.name] = loss(group, whole)
+    return CompressedCopy(copy, losses)
+
+
+def factors(request: AllocationRequest, compressed: CompressedCopy, rows: Sequence[Batch]) -> Mapping[str, float]:
+    """Compute the ratio of measured to predicted loss of each block, relative to the mean over blocks.
+
+    The measured loss of a block is the fall of the KL divergence when only this block gets its original matrices back.
+    With few texts it is noisy, so each ratio is shrunk towards the mean (`shrink_estimates`).
+
+    Args:
+        request: the budget, the model and its matrices.
+        compressed: a copy of the model with a plan applied, and the predicted loss of each group.
+        rows: calibration rows that are not used to compare plans.
+
+    Returns:
+        The factor of each block, at least `LEAST_FACTOR`; empty if the differences may be due to chance.
+    """
+    metric = KLMetric(request.lm, rows)
+    blocks: dict[str, list[SolveGroup]] = defaultdict(list)
+    for group in request.groups:
+        blocks[block_name(group)].append(group)
+    losses = {block: sum(compressed.losses[group.name] for group in groups) for block, groups in blocks.items()}
+    blocks = {block: groups for block, groups in blocks.items() if losses[block] > 0}
+    with evaluating(request.lm), evaluating(compressed.lm):
+        whole = metric.each(compressed.lm)
+        restored = (_restore_blocks(request.lm, compressed.lm, groups) for groups in blocks.values())
+        gains = [metric.each(lm).gain(whole) for lm in restored]
+    predicted = torch.tensor([losses[block] for block in blocks], dtype=torch.float64)
+    cost = torch.tensor([gain.mean for gain in gains], dtype=torch.float64) / predicted
+    error = torch.tensor([gain.error for gain in gains], dtype=torch.float64) / predicted
+    usual, drawn = shrink_estimates(cost, error)
+    if not 0 < usual < inf or not (drawn != usual).any():
+        return {}
+    return dict(zip(blocks, (drawn / usual).clamp(min=LEAST_FACTOR).tolist(), strict=True))
+
+
+def block_name(group: SolveGroup) -> str:
+    """Return the path of the block that a group is in, or the group's own name if it is outside all blocks."""
+    return group.sites[0].block or group.name
+
+
+def measure_divergences(request: AllocationRequest, compressed: CompressedCopy, rows: Sequence[Batch]) -> Divergences:
+    """Measure KL(original ‖ changed) of each text in `rows`, for the model that a plan was applied to."""
+    with evaluating(request.lm), evaluating(compressed.lm):
+        return KLMetric(request.lm, rows).each(compressed.lm)
+
+
+def _restore_blocks(original: LanguageModel, changed: LanguageModel, groups: Sequence[SolveGroup]) -> LanguageModel:
+    """A copy of `changed` in which `groups` have their original matrices."""
+    copy = changed.shallow_copy()
+    for name in (name for group in groups for site in group.sites for name in site.names):
+        copy.model.set_submodule(name, original.model.get_submodule(name))
+    return copy
+
+
+ALLOCATED = "allocated"
+"""Key in a step's record for the chosen allocation and the held-out KL divergence of both."""
+
+UNIFORM = "uniform"
+
+Factors = Mapping[str, float]
+"""Ratio of measured to predicted loss by block, relative to the mean over blocks; missing blocks have the factor 1."""
+
+
+def allocate_corrected(
+    request: AllocationRequest, allocation: str, make_plan: Callable[[Factors], AllocationResult], loss: Loss
+) -> AllocationResult:
+    """Plan with corrected losses, or take the uniform plan if its held-out KL divergence is clearly lower.
+
+    One half of the calibration rows is used to measure the factors, the other half to compare the two plans. Nothing is
+    measured if there are fewer than four rows, or if matrices are pruned already, because the uniform plan then takes a
+    different number of bytes.
+
+    Args:
+        request: the budget, the model and its matrices.
+        allocation: its name in the record, `spectrum` or `global`.
+        make_plan: makes the plan from the factor of each block.
+        loss: the predicted loss of a group in a format, in nats per prediction.
+
+    Returns:
+        The chosen plan; its record says under `ALLOCATED` which of the two it is.
+    """
+    pruned = any(request.problems[group.name].stats.support is not None for group in request.groups)
+    one_each = request.lm.task.is_sequence_classification or request.lm.task is ModelTask.EMBEDDING
+    rows = None
+    if request.data is not None and not pruned:
+        rows = split_halves(request.data.batches, ROWS_OF_ONE if one_each else ROWS)
+    if rows is None:
+        return make_plan({})
+    uniform = uniform_plan(request)
+    uniform_copy = compress_copy(request, uniform, loss)
+    corrected = make_plan(factors(request, uniform_copy, rows.measured))
+    corrected_kl = measure_divergences(request, compress_copy(request, corrected.plan, loss), rows.judging)
+    uniform_kl = measure_divergences(request, uniform_copy, rows.judging)
+    use_uniform = uniform_kl.beats(corrected_kl)
+    measured = {UNIFORM: uniform_kl.mean, allocation: corrected_kl.mean}
+    record = {ALLOCATED: {"taken": UNIFORM if use_uniform else allocation, "kl": measured}}
+    return AllocationResult(uniform, None, record) if use_uniform else corrected._replace(record=record)
 
 
 class Spectrum(Allocator):
@@ -33,50 +219,49 @@ class Spectrum(Allocator):
         check_size(size_spec)
         if size_spec.keep is None:
             raise UserError(
-                f"allocate: spectrum shares out keep among the matrices, and '{size_spec.method.name}' says its own "
-                "size; give keep in place of that size, or leave allocate out."
+                f"allocate: spectrum divides keep among the matrices, but '{size_spec.method.name}' has a size of its "
+                "own; give keep in place of that size, or leave allocate out."
             )
 
-    def serves(self, method: Method) -> bool:
+    def supports(self, method: Method) -> bool:
         return not method.has_size
 
     def needs_losses(self, size_spec: SizeSpec) -> bool:
         return True
 
-    def plan(self, job: Job) -> Allocated:
-        candidates = {
-            unit.name: job.size_spec.method.candidates(job.problems[unit.name].weight, job.problems[unit.name].stats)
-            for unit in job.track(all_units(job.groups), "Decomposing the layers")
-        }
-        if job.size_spec.currency != "bytes":
+    def plan(self, request: AllocationRequest) -> AllocationResult:
+        candidates: dict[str, Candidates] = {}
+        for group in request.track(all_groups(request.layer_sets), "Decomposing the layers"):
+            problem = request.problems[group.name]
+            candidates[group.name] = request.size_spec.method.candidates(problem.weight, problem.stats)
+        if request.size_spec.currency != "bytes":
             # In other currencies the uniform plan has another cost, so the two plans cannot be compared.
-            return _spend_budget(job, candidates, {})
-        return allocate_corrected(job, "spectrum", partial(_spend_budget, job, candidates), partial(_loss, candidates))
+            return _spend_budget(request, candidates, {})
+        make_plan = partial(_spend_budget, request, candidates)
+        return allocate_corrected(request, "spectrum", make_plan, partial(_loss, candidates))
 
 
-def _spend_budget(job: Job, candidates: CandidatesByUnit, factors: Factors) -> Allocated:
+def _spend_budget(request: AllocationRequest, candidates: CandidatesByGroup, factors: Factors) -> AllocationResult:
     """The plan with the least predicted loss within each budget; losses are multiplied by the factor of their block."""
-    size_spec = job.size_spec
+    size_spec = request.size_spec
     assert size_spec.keep is not None, "a size of the method's own was refused"
-    in_time = size_spec.currency == "latency"
-    pricing = LatencyPricing(job.lm, size_spec.workload, job.track) if in_time else CountedPricing(size_spec.currency)
-    by_unit = {unit.name: factors.get(block_name(unit), 1.0) for unit in all_units(job.groups)}
-    weighed = {name: _scale_losses(options, by_unit[name]) for name, options in candidates.items()}
+    pricing: Pricing = CountedPricing(size_spec.currency)
+    if size_spec.currency == "latency":
+        pricing = LatencyPricing(request.lm, size_spec.workload, request.problems, request.track)
+    factor_of = {group.name: factors.get(block_name(group), 1.0) for group in all_groups(request.layer_sets)}
+    weighed = {
+        name: Candidates(tuple(replace(option, loss=option.loss * factor_of[name]) for option in options.all))
+        for name, options in candidates.items()
+    }
     chosen: dict[str, Candidate] = {}
-    for keep, group in split_by_group(size_spec.keep, job.groups):
-        chosen |= pricing.spend(group, weighed, job.problems, keep)
-    predicted = sum(candidate.loss / by_unit[name] for name, candidate in chosen.items())
-    return Allocated({name: candidate.method for name, candidate in chosen.items()}, predicted)
+    for keep, layer_sets in split_budget(size_spec.keep, request.layer_sets):
+        chosen |= pricing.spend(layer_sets, weighed, keep)
+    predicted = sum(candidate.loss / factor_of[name] for name, candidate in chosen.items())
+    return AllocationResult({name: candidate.method for name, candidate in chosen.items()}, predicted)
 
 
-def _scale_losses(options: Candidates, factor: float) -> Candidates:
-    return Candidates(tuple(replace(candidate, loss=candidate.loss * factor) for candidate in options.all))
-
-
-def _loss(candidates: CandidatesByUnit, unit: SolveGroup, whole: Format) -> float:
+def _loss(candidates: CandidatesByGroup, group: SolveGroup, whole: Format) -> float:
     """The least predicted loss among candidates with at most the bytes of `whole`, or that of the smallest one."""
-    all = candidates[unit.name].all
-    within = [candidate for candidate in all if candidate.nbytes <= whole.nbytes()]
-    return (
-        min(candidate.loss for candidate in within) if within else min(all, key=lambda candidate: candidate.nbytes).loss
-    )
+    offered = candidates[group.name].all
+    within = [candidate.loss for candidate in offered if candidate.nbytes <= whole.nbytes()]
+    return min(within) if within else min(offered, key=lambda candidate: candidate.nbytes).loss

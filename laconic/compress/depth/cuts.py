@@ -1,6 +1,6 @@
-"""Cuts: blocks, or sub-blocks (attention, cross-attention, feed-forward), that can be dropped."""
+"""Cuts: blocks, or sub-blocks (attention, cross-attention, feed-forward), that can be dropped, and rows of cuts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,10 +97,10 @@ def _parse_cut(lm: LanguageModel, layers: Layers, word: int | str) -> Cut:
         )
     if not part:
         return Cut(layers.name, int(number))
-    known = {subblock.part: subblock for subblock in find_subblocks(lm, layers, int(number))}
-    if part not in known:
-        raise UserError(f"There is no part '{part}' in block {number}: known are {', '.join(known)}.")
-    if known[part].is_dropped:
+    subblocks = {subblock.part: subblock for subblock in find_subblocks(lm, layers, int(number))}
+    if part not in subblocks:
+        raise UserError(f"There is no part '{part}' in block {number}: known are {', '.join(subblocks)}.")
+    if subblocks[part].is_dropped:
         raise UserError(f"The {part} of block {number} is dropped already; leave out '{word}'.")
     return Cut(layers.name, int(number), part)
 
@@ -150,3 +150,97 @@ def is_inside(name: str, paths: Iterable[str]) -> bool:
         True
     """
     return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+Row = Sequence[Cut | None]
+"""Cuts in forward order; None between two stacks."""
+Allowed = Callable[[Iterable[Cut]], bool]
+Run = tuple[int, int]
+"""[i, j): from the first dropped item up to the first kept one."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The cuts that a model allows.
+
+    Args:
+        alone: whether some cuts can be made, perhaps together with further cuts in other stacks.
+        together: whether exactly these cuts can be made.
+    """
+
+    alone: Allowed
+    together: Allowed
+
+
+def all_runs(row: Row, lengths: Iterable[int]) -> list[Run]:
+    """Return all runs [start, stop) of the given lengths that lie within one stack."""
+    return [
+        (start, start + length)
+        for length in lengths
+        for start in range(len(row) - length + 1)
+        if None not in row[start : start + length]
+    ]
+
+
+def cuts_in(row: Row, run: Run) -> list[Cut]:
+    """Return the cuts of one run."""
+    return [cut for cut in row[slice(*run)] if cut is not None]
+
+
+def sort_cuts(row: Row, cuts: Iterable[Cut]) -> list[Cut]:
+    """Return `cuts` in the order of `row`."""
+    chosen = set(cuts)
+    return [cut for cut in row if cut in chosen and cut is not None]
+
+
+def too_many_error(drop: int, most: int) -> UserError:
+    """Return the error for `drop` cuts when at most `most` can be made."""
+    return UserError(f"drop must be at most {most}, because no more can be dropped here; got {drop}.")
+
+
+def join_stacks(cuts: Mapping[str, list[Cut]], stacks: Sequence[str]) -> list[Cut | None]:
+    """Concatenate the cuts of several stacks, with None between two stacks."""
+    row: list[Cut | None] = []
+    for stack in stacks:
+        row += [None, *cuts[stack]] if row else cuts[stack]
+    return row
+
+
+def choose_lowest(row: Row, scores: Mapping[Cut, float], drop: int, allowed: Allowed) -> list[Cut]:
+    """Choose the cuts with the lowest scores that the model allows together.
+
+    Args:
+        row: all cuts in forward order.
+        scores: the score of each cut.
+        drop: number of cuts to choose.
+        allowed: whether cuts can be made.
+
+    Raises:
+        UserError: fewer than `drop` cuts can be made.
+    """
+    chosen: list[Cut] = []
+    while len(chosen) < drop:
+        # A cut that is not allowed yet may be allowed after another one.
+        left = [cut for cut in sort_cuts(row, scores) if cut not in chosen and allowed([*chosen, cut])]
+        if not left:
+            raise too_many_error(drop, len(chosen))
+        chosen.append(min(left, key=lambda cut: scores[cut]))
+    return sort_cuts(row, chosen)
+
+
+def choose_lowest_run(row: Row, scores: Mapping[tuple[int, int], float], allowed: Allowed) -> list[Cut]:
+    """Choose the run with the lowest score that the model allows.
+
+    Args:
+        row: all cuts in forward order.
+        scores: the score of each run.
+        allowed: whether cuts can be made.
+
+    Raises:
+        UserError: no run can be dropped.
+    """
+    runs = [run for run in scores if allowed(cuts_in(row, run))]
+    if not runs:
+        length = next((stop - start for start, stop in scores), 0)
+        raise UserError(f"No run of {length or 'that many'} neighbours can be dropped here; give a smaller drop.")
+    return cuts_in(row, min(runs, key=lambda run: scores[run]))

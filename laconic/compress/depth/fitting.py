@@ -30,8 +30,7 @@ from laconic.compress.depth.importance import is_close, stack_rows
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
 from laconic.model.depth import find_subblocks, last_writer
-from laconic.model.layers import Layers, find_layers
-from laconic.model.layers import get_layers as stack_named
+from laconic.model.layers import Layers, find_layers, get_layers
 
 
 @dataclass(frozen=True)
@@ -88,36 +87,36 @@ def find_map_place(lm: LanguageModel, layers: Layers, index: int, batch: Batch) 
     if layers.shared:
         return None
     batch = to_device(batch, lm.device)
-    return _entry(lm, layers, batch) if index == 0 else _behind(lm, layers, index - 1, batch)
+    return _entry_place(lm, layers, batch) if index == 0 else _place_after(lm, layers, index - 1, batch)
 
 
-def _entry(lm: LanguageModel, layers: Layers, batch: Batch) -> MapPlace | None:
+def _entry_place(lm: LanguageModel, layers: Layers, batch: Batch) -> MapPlace | None:
     prefix = next(f"{name}." if name else "" for name, part in lm.model.named_modules() if part is lm.model.base_model)
     path, first = f"{prefix}{layers.depth.input_norm}", layers.paths[0]
     if layers.depth.input_norm is None or path not in dict(lm.model.named_modules()):
         return None
-    with ActivationCapture(lm.model, (path, first)) as tap:
+    with ActivationCapture(lm.model, (path, first)) as capture:
         predict(lm, batch)
-    hidden, entered = tap.outputs[path][0], tap.inputs[first][0]
+    hidden, entered = capture.outputs[path][0], capture.inputs[first][0]
     if hidden.shape != entered.shape:
         return None
     counted = stack_rows(lm, batch, layers, entered).counted
     return MapPlace(path, True, first, True, entered.shape[-1]) if is_close(hidden[counted], entered[counted]) else None
 
 
-def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> MapPlace | None:
+def _place_after(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> MapPlace | None:
     block = layers.paths[index]
     if layers.stack.other_linears:
         return None
     parts = find_subblocks(lm, layers, index)
     closing = [f"{block}.{layers.depth.last_norm}"] if layers.depth.last_norm is not None else []
-    with ActivationCapture(lm.model, dict.fromkeys((block, *closing, *(part.writer for part in parts)))) as tap:
+    with ActivationCapture(lm.model, dict.fromkeys((block, *closing, *(part.writer for part in parts)))) as capture:
         predict(lm, batch)
-    entered, left = tap.inputs[block][0], tap.outputs[block][0]
+    entered, left = capture.inputs[block][0], capture.outputs[block][0]
     for path in closing:
-        if is_close(tap.outputs[path][0].reshape(left.shape), left):
+        if is_close(capture.outputs[path][0].reshape(left.shape), left):
             return MapPlace(path, True, block, False, left.shape[-1])
-    written = sum((tap.outputs[part.writer][0].reshape(left.shape) for part in parts), torch.zeros_like(left))
+    written = sum((capture.outputs[part.writer][0].reshape(left.shape) for part in parts), torch.zeros_like(left))
     if not is_close(entered + written, left):
         return None
     return MapPlace(last_writer(lm, layers, index), False, block, False, left.shape[-1])
@@ -125,48 +124,48 @@ def _behind(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> MapP
 
 @torch.no_grad()
 def fit_maps(
-    lm: LanguageModel, seat: MapPlace, layers: Layers, original: Original, data: Calibration, linear: bool
+    lm: LanguageModel, place: MapPlace, layers: Layers, original: Original, data: Calibration, linear: bool
 ) -> list[Map]:
     """Fit one map for each block of the original whose output is to be reached.
 
     Args:
         lm: the present model, perhaps without earlier runs.
-        seat: the place of the map in it.
+        place: the place of the map in it.
         layers: the blocks of its stack.
         original: the original model, and the blocks whose outputs are to be reached.
         data: calibration data.
         linear: fit T as well as b. T is still None if cross-validation prefers the identity.
     """
-    anchor = Anchor(seat.width, dict.fromkeys(original.blocks, seat.width), lm.device)
+    anchor = Anchor(place.width, dict.fromkeys(original.blocks, place.width), lm.device)
     for number, on_cpu in enumerate(data.batches):
         batch = to_device(on_cpu, lm.device)
-        now, there = _capture_both(lm, seat, original, batch)
-        stream = (now.inputs if seat.enters else now.outputs)[seat.stream][0]
-        M = now.outputs[seat.path][0].reshape(stream.shape)
-        Y = 0 if seat.whole else stream - M
+        present, target = _capture_both(lm, place, original, batch)
+        stream = (present.inputs if place.enters else present.outputs)[place.stream][0]
+        M = present.outputs[place.path][0].reshape(stream.shape)
+        Y = 0 if place.whole else stream - M
         rows = stack_rows(lm, batch, layers, stream)
-        wanted = {path: rows.of(rows.lines(there.outputs[path][0] - Y)) for path in original.blocks}
-        anchor.update(number, rows.of(rows.lines(M)), wanted)
-    return [_solve_map(lm, anchor, seat, path, linear) for path in original.blocks]
+        targets = {path: rows.of(rows.lines(target.outputs[path][0] - Y)) for path in original.blocks}
+        anchor.update(number, rows.of(rows.lines(M)), targets)
+    return [_solve_map(lm, anchor, place, path, linear) for path in original.blocks]
 
 
 def _capture_both(
-    lm: LanguageModel, seat: MapPlace, original: Original, batch: Batch
+    lm: LanguageModel, place: MapPlace, original: Original, batch: Batch
 ) -> tuple[ActivationCapture, ActivationCapture]:
-    """Activations of `lm` at the seat and of the original at the blocks; one run if both are the same model."""
-    one = lm is original.lm
-    here = (seat.path, seat.stream)
-    with ActivationCapture(lm.model, dict.fromkeys((*here, *(original.blocks if one else ())))) as now:
+    """Activations of `lm` at the place and of the original at the blocks; one run if both are the same model."""
+    same = lm is original.lm
+    paths = (place.path, place.stream, *(original.blocks if same else ()))
+    with ActivationCapture(lm.model, dict.fromkeys(paths)) as present:
         predict(lm, batch)
-    if one:
-        return now, now
-    with ActivationCapture(original.lm.model, original.blocks) as there:
+    if same:
+        return present, present
+    with ActivationCapture(original.lm.model, original.blocks) as target:
         predict(original.lm, batch)
-    return now, there
+    return present, target
 
 
-def _solve_map(lm: LanguageModel, anchor: Anchor, seat: MapPlace, block: str, linear: bool) -> Map:
-    identity = torch.eye(seat.width, dtype=torch.float64, device=lm.device)
+def _solve_map(lm: LanguageModel, anchor: Anchor, place: MapPlace, block: str, linear: bool) -> Map:
+    identity = torch.eye(place.width, dtype=torch.float64, device=lm.device)
     problem = anchor.problem(block, identity, LayerStats(), centred=True)
     # Round T to the stored dtype first, so that the bias also compensates for the rounding.
     T = problem.weight.to(lm.dtype).double()
@@ -181,16 +180,16 @@ def no_place_error(lm: LanguageModel, index: int) -> UserError:
     model_type = lm.model.config.model_type
     if index:
         return UserError(
-            f"Nothing can stand for dropped blocks of '{model_type}': it is not seen where their outputs are added up, "
-            "or its layers share one block; use replace: nothing."
+            f"Dropped blocks of '{model_type}' cannot be replaced by a map: the place where their outputs are added is "
+            "not known, or its layers share one block; use replace: nothing."
         )
     return UserError(
-        f"Nothing can stand for the first blocks of '{model_type}': no norm comes before them that could hold it; keep "
-        "block 0, or use replace: nothing."
+        f"The first blocks of '{model_type}' cannot be replaced by a map, because no norm before them could hold it; "
+        "keep block 0, or use replace: nothing."
     )
 
 
-KEPT_NUMBERS = 2**26
+MAX_CACHED_NUMEL = 2**26
 """Largest number of elements of cached maps (512 MiB in fp64); the oldest maps are dropped and fitted again."""
 
 
@@ -206,10 +205,10 @@ class MapFitter:
 
     def __init__(self, lm: LanguageModel, data: Calibration, linear: bool, longest: int = 1) -> None:
         self.lm, self.data, self.linear, self.longest = lm, data, linear, longest
-        self._kept: dict[tuple[str, int], tuple[MapPlace, list[Map]]] = {}
+        self._maps: dict[tuple[str, int], tuple[MapPlace, list[Map]]] = {}
         self._means: dict[Cut, Tensor] = {}
 
-    def of(self, layers: Layers, run: range) -> tuple[MapPlace, Map]:
+    def fit_run(self, layers: Layers, run: range) -> tuple[MapPlace, Map]:
         """Return the place and the map for a run of blocks of the original, with nothing dropped before it.
 
         Args:
@@ -220,20 +219,20 @@ class MapFitter:
             UserError: the model has no place for the map.
         """
         key = layers.name, run.start
-        if key not in self._kept or len(run) > len(self._kept[key][1]):
+        if key not in self._maps or len(run) > len(self._maps[key][1]):
             longest = max(self.longest, len(run))
             blocks = layers.paths[run.start : run.start + longest]
-            self._keep(key, self.fit(self.lm, layers, run.start, blocks))
-        seat, maps = self._kept[key]
-        return seat, maps[len(run) - 1]
+            self._store(key, self.fit(self.lm, layers, run.start, blocks))
+        place, maps = self._maps[key]
+        return place, maps[len(run) - 1]
 
-    def fit(self, lm: LanguageModel, layers: Layers, place: int, blocks: Sequence[str]) -> tuple[MapPlace, list[Map]]:
+    def fit(self, lm: LanguageModel, layers: Layers, index: int, blocks: Sequence[str]) -> tuple[MapPlace, list[Map]]:
         """Fit maps for a model in which blocks were dropped.
 
         Args:
             lm: the model without the blocks.
             layers: the remaining blocks of the stack.
-            place: number of the remaining block in front of which the blocks were dropped.
+            index: number of the remaining block in front of which the blocks were dropped.
             blocks: paths of blocks of the original; one map is fitted to the output of each.
 
         Returns:
@@ -242,28 +241,29 @@ class MapFitter:
         Raises:
             UserError: the model has no place for the map.
         """
-        seat = find_map_place(lm, layers, place, self.data.batches[0])
-        if seat is None:
-            raise no_place_error(lm, place)
-        return seat, fit_maps(lm, seat, layers, Original(self.lm, tuple(blocks)), self.data, self.linear)
+        place = find_map_place(lm, layers, index, self.data.batches[0])
+        if place is None:
+            raise no_place_error(lm, index)
+        return place, fit_maps(lm, place, layers, Original(self.lm, tuple(blocks)), self.data, self.linear)
 
     def means(self, cuts: Sequence[Cut]) -> dict[Cut, Tensor]:
         """Return the mean output of sub-blocks, (d,); the first call measures all sub-blocks of the model."""
         if not all(cut in self._means for cut in cuts):
-            every = [cut for row in all_cuts(self.lm, "sublayers").values() for cut in row]
-            self._means = mean_outputs(self.lm, every, self.data)
+            subblocks = [cut for row in all_cuts(self.lm, "sublayers").values() for cut in row]
+            self._means = mean_outputs(self.lm, subblocks, self.data)
         return {cut: self._means[cut] for cut in cuts}
 
-    def _keep(self, key: tuple[str, int], found: tuple[MapPlace, list[Map]]) -> None:
+    @property
+    def _cached_numel(self) -> int:
+        maps = (cached for _, fitted in self._maps.values() for cached in fitted)
+        return sum(b.numel() + (0 if T is None else T.numel()) for T, b in maps)
+
+    def _store(self, key: tuple[str, int], fitted: tuple[MapPlace, list[Map]]) -> None:
         # Insert at the end, because the oldest entries are dropped first.
-        self._kept.pop(key, None)
-        self._kept[key] = found
-        while len(self._kept) > 1 and sum(_numbers(maps) for _, maps in self._kept.values()) > KEPT_NUMBERS:
-            del self._kept[next(iter(self._kept))]
-
-
-def _numbers(maps: Sequence[Map]) -> int:
-    return sum(b.numel() + (0 if T is None else T.numel()) for T, b in maps)
+        self._maps.pop(key, None)
+        self._maps[key] = fitted
+        while len(self._maps) > 1 and self._cached_numel > MAX_CACHED_NUMEL:
+            del self._maps[next(iter(self._maps))]
 
 
 @torch.no_grad()
@@ -278,19 +278,19 @@ def mean_outputs(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> d
     Returns:
         The mean, (d,) in float64, by cut.
     """
-    writers = {cut: subblock_at(lm, stack_named(lm, cut.stack), cut).writer for cut in cuts}
+    writers = {cut: subblock_at(lm, get_layers(lm, cut.stack), cut).writer for cut in cuts}
     sums: dict[Cut, Tensor] = {}
     counts = dict.fromkeys(cuts, 0)
     stacks = {layers.name: layers for layers in find_layers(lm)}
     for on_cpu in data.batches:
         batch = to_device(on_cpu, lm.device)
         blocks = {cut: stacks[cut.stack].paths[cut.layer] for cut in cuts}
-        with ActivationCapture(lm.model, dict.fromkeys((*writers.values(), *blocks.values()))) as tap:
+        with ActivationCapture(lm.model, dict.fromkeys((*writers.values(), *blocks.values()))) as capture:
             predict(lm, batch)
         for cut, writer in writers.items():
-            hidden = tap.outputs[blocks[cut]][0]
+            hidden = capture.outputs[blocks[cut]][0]
             rows = stack_rows(lm, batch, stacks[cut.stack], hidden)
-            written = rows.of(rows.lines(tap.outputs[writer][0].reshape(hidden.shape)))
+            written = rows.of(rows.lines(capture.outputs[writer][0].reshape(hidden.shape)))
             sums[cut] = sums.get(cut, 0) + written.sum(0, dtype=torch.float64)
             counts[cut] += len(written)
     return {cut: total / max(counts[cut], 1) for cut, total in sums.items()}

@@ -48,14 +48,14 @@ def influences(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]])
         data: calibration data.
         cuts: all cuts of each stack, in forward order.
     """
-    turned = {cut: 0.0 for row in cuts.values() for cut in row}
+    changes = {cut: 0.0 for row in cuts.values() for cut in row}
     counts: Counter[str] = Counter()
     for batch in data.track(data.batches, "Measuring the hidden states"):
         for stack, (points, rows) in stack_hidden_states(lm, batch, cuts).items():
             counts[stack] += int(rows.counted.sum())
             for cut, before, after in zip(cuts[stack], points[:-1], points[1:], strict=True):
-                turned[cut] += (1 - _cosines(rows.of(before), rows.of(after))).sum().item()
-    return {cut: value / max(counts[cut.stack], 1) for cut, value in turned.items()}
+                changes[cut] += (1 - _cosines(rows.of(before), rows.of(after))).sum().item()
+    return {cut: value / max(counts[cut.stack], 1) for cut, value in changes.items()}
 
 
 def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], length: int) -> dict[Cut, float]:
@@ -70,16 +70,16 @@ def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], 
     Returns:
         The distance, in [0, 1], by the first cut of each run.
     """
-    turned = {cut: 0.0 for row in cuts.values() for cut in row[: max(len(row) - length + 1, 0)]}
+    changes = {cut: 0.0 for row in cuts.values() for cut in row[: max(len(row) - length + 1, 0)]}
     counts: Counter[str] = Counter()
     for batch in data.track(data.batches, "Measuring the hidden states"):
         for stack, (points, rows) in stack_hidden_states(lm, batch, cuts).items():
-            chosen = _last(rows.counted) if lm.task is ModelTask.CAUSAL else rows.counted
+            chosen = _last_token_mask(rows.counted) if lm.task is ModelTask.CAUSAL else rows.counted
             counts[stack] += int(chosen.sum())
             for cut, before, after in zip(cuts[stack], points, points[length:], strict=False):
                 cosines = _cosines(before[chosen], after[chosen]).clamp(-1, 1)
-                turned[cut] += (cosines.arccos() / torch.pi).sum().item()
-    return {cut: value / max(counts[cut.stack], 1) for cut, value in turned.items()}
+                changes[cut] += (cosines.arccos() / torch.pi).sum().item()
+    return {cut: value / max(counts[cut.stack], 1) for cut, value in changes.items()}
 
 
 @torch.no_grad()
@@ -104,14 +104,14 @@ def stack_hidden_states(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cu
     }
     paths = [path for layers in stacks for path in layers.paths]
     paths += [path for rows in parts.values() for row in rows for part in row for path in (part.inner[0], part.writer)]
-    with ActivationCapture(lm.model, dict.fromkeys(paths)) as tap:
+    with ActivationCapture(lm.model, dict.fromkeys(paths)) as capture:
         predict(lm, batch)
-    found = {}
+    states = {}
     for layers in stacks:
-        points = _points(tap, layers, parts.get(layers.name))
+        points = _points(capture, layers, parts.get(layers.name))
         rows = stack_rows(lm, batch, layers, points[0])
-        found[layers.name] = ([rows.lines(point) for point in points], rows)
-    return found
+        states[layers.name] = ([rows.lines(point) for point in points], rows)
+    return states
 
 
 def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) -> Rows:
@@ -128,36 +128,36 @@ def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) 
     return rows_of(hidden.shape[:-1], layers.stack.reads, False, source, target)
 
 
-def _points(tap: ActivationCapture, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None) -> Points:
+def _points(capture: ActivationCapture, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None) -> Points:
     points: Points = []
     calls: Counter[str] = Counter()
     for number, path in enumerate(layers.paths):
-        entered, left = tap.inputs[path][calls[path]], tap.outputs[path][calls[path]]
+        entered, left = capture.inputs[path][calls[path]], capture.outputs[path][calls[path]]
         calls[path] += 1
-        points[-1:] = [entered] if parts is None else _within(tap, entered, left, parts[number])
+        points[-1:] = [entered] if parts is None else _subblock_points(capture, entered, left, parts[number])
         points.append(left)
     return points
 
 
-def _within(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
+def _subblock_points(capture: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
     """The hidden states before each sub-block of a block; dropped sub-blocks are left out."""
-    points = _between(tap, entered, left, parts)
+    points = _running_points(capture, entered, left, parts)
     return [point for point, part in zip(points, parts, strict=True) if not part.is_dropped]
 
 
-def _between(tap: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
+def _running_points(capture: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
     """The running sums (pre-LN), or the inputs of the sub-blocks if there are norms between them (post-LN)."""
-    written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
+    written = [capture.outputs[part.writer][0].reshape(entered.shape) for part in parts]
     sums = [entered]
     for output in written:
         sums.append(sums[-1] + output)
     if is_close(sums[-1], left):
         return sums[:-1]
-    read = [tap.inputs[part.inner[0]][0] for part in parts]
+    read = [capture.inputs[part.inner[0]][0] for part in parts]
     # The first projection may get its input as (tokens, rows, width), as in Longformer.
     if is_close(read[0], entered) or is_close(read[0].transpose(0, 1), entered):
         return [entered, *(point.reshape(entered.shape) for point in read[1:])]
-    raise UserError("The hidden states between the parts of a block are not told apart here; measure whole blocks.")
+    raise UserError("The hidden states between the parts of a block cannot be found in this model; use parts: blocks.")
 
 
 def is_close(a: Tensor, b: Tensor) -> bool:
@@ -169,7 +169,7 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
     return functional.cosine_similarity(a.double(), b.double(), dim=-1)
 
 
-def _last(counted: Tensor) -> Tensor:
+def _last_token_mask(counted: Tensor) -> Tensor:
     """A mask that is True at the last token of each sequence."""
     numbers = torch.arange(counted.shape[1], device=counted.device) * counted
     last = numbers.argmax(1, keepdim=True)

@@ -2,43 +2,47 @@
 
 `greedy` follows J. Song et al. ("SLEB", arXiv 2402.09025): make the cut with the least KL divergence, measure all
 others again without it, and so on. `dp` measures every run of consecutive cuts once, and finds for every number of runs
-the plan with the least sum of divergences (`laconic.allocate.contiguous_dp`). The divergence of a run includes the
-interaction of its cuts, but the sum ignores interactions between runs. The best few plans are therefore measured as a
-whole, and the one with the least divergence is taken.
+the plan with the least sum of divergences. The divergence of a run includes the interaction of its cuts, but the sum
+ignores interactions between runs. The best few plans are therefore measured as a whole, and the one with the least
+divergence is taken.
+
+The dynamic programme of `dp`: let c(i, j) be the cost of dropping the run [i, j) alone, and D(j, k, r) the least cost
+of dropping k of the first j cuts in r runs. Then
+
+    D(j, k, r) = min( D(j − 1, k, r),  min_i D(i − 1, k − (j − i), r − 1) + c(i, j) ),    D(−1, 0, 0) = D(0, 0, 0) = 0.
+
+Cut i − 1 in front of a run is kept, so no two runs are adjacent; two adjacent runs count as one run with its own cost.
+The result is exact if costs of different runs add up. It takes N K³ additions to drop up to K of N cuts.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 from typing import Literal, NamedTuple
 
-from laconic.allocate.contiguous_dp import Run, contiguous_dp
 from laconic.calibrate import Calibration
-from laconic.compress.depth.cuts import Cut
+from laconic.compress.depth.cuts import (
+    Allowed,
+    Cut,
+    Limits,
+    Row,
+    Run,
+    all_runs,
+    choose_lowest,
+    choose_lowest_run,
+    cuts_in,
+    join_stacks,
+    sort_cuts,
+    too_many_error,
+)
 from laconic.compress.depth.importance import distances, importances, influences
 from laconic.compress.depth.trial import Trial
 from laconic.errors import UserError
 from laconic.model import LanguageModel
 
-Row = Sequence[Cut | None]
-"""Cuts in forward order; None between two stacks."""
-Allowed = Callable[[Iterable[Cut]], bool]
-
 MEASURED_PLANS = 6
 """Largest number of plans that are measured as a whole; a plan of a single run was measured already."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Which cuts a model allows.
-
-    Args:
-        alone: whether some cuts can be made, perhaps together with further cuts in other stacks.
-        together: whether exactly these cuts can be made.
-    """
-
-    alone: Allowed
-    together: Allowed
 
 
 def greedy(trial: Trial, row: Row, drop: int, limits: Limits, contiguous: bool) -> list[Cut]:
@@ -100,13 +104,13 @@ def _plans(row: Row, costs: Mapping[Run, float], drop: int, allowed: Allowed) ->
     """The plan of least cost for each number of runs; the cheapest few of these plans, cheapest first."""
     shares = [_stack_plans(row, costs, stack, drop) for stack in _stacks(row)]
     whole = sorted(map(_merge_plans, product(*shares)), key=lambda plan: plan.cost)
-    found: dict[int, list[Cut]] = {}
+    cheapest: dict[int, list[Cut]] = {}
     for plan in whole:
-        if len(plan.cuts) == drop and plan.runs not in found and allowed(plan.cuts):
-            found[plan.runs] = plan.cuts
-    if not found:
+        if len(plan.cuts) == drop and plan.runs not in cheapest and allowed(plan.cuts):
+            cheapest[plan.runs] = plan.cuts
+    if not cheapest:
         raise too_many_error(drop, max((len(plan.cuts) for plan in whole if allowed(plan.cuts)), default=0))
-    return list(found.values())[:MEASURED_PLANS]
+    return list(cheapest.values())[:MEASURED_PLANS]
 
 
 def _merge_plans(share: Sequence[_Plan]) -> _Plan:
@@ -133,30 +137,40 @@ def _stack_plans(row: Row, costs: Mapping[Run, float], stack: range, drop: int) 
     return [_Plan(cost, len(runs), [cut for run in runs for cut in cuts_in(cuts, run)]) for cost, runs in best]
 
 
-def all_runs(row: Row, lengths: Iterable[int]) -> list[Run]:
-    """Return all runs [start, stop) of the given lengths that lie within one stack."""
-    return [
-        (start, start + length)
-        for length in lengths
-        for start in range(len(row) - length + 1)
-        if None not in row[start : start + length]
-    ]
+Size = tuple[int, int]
+"""(number of dropped items, number of runs)."""
 
 
-def cuts_in(row: Row, run: Run) -> list[Cut]:
-    """Return the cuts of one run."""
-    return [cut for cut in row[slice(*run)] if cut is not None]
+def contiguous_dp(costs: Mapping[Run, float], length: int, drop: int) -> dict[Size, tuple[float, tuple[Run, ...]]]:
+    """Find the runs of least total cost for each number of dropped items and of runs.
 
+    Args:
+        costs: cost of dropping a run [i, j) alone; runs that are missing cannot be dropped.
+        length: number of items.
+        drop: largest number of items to drop.
 
-def sort_cuts(row: Row, cuts: Iterable[Cut]) -> list[Cut]:
-    """Return `cuts` in the order of `row`."""
-    wanted = set(cuts)
-    return [cut for cut in row if cut in wanted and cut is not None]
+    Returns:
+        (cost, runs in order), by (number of dropped items, number of runs).
 
-
-def too_many_error(drop: int, most: int) -> UserError:
-    """Return the error for `drop` cuts when at most `most` can be made."""
-    return UserError(f"drop must be at most {most} for what can be dropped here; got {drop}.")
+    Example:
+        >>> costs = {(0, 1): 1.0, (1, 2): 5.0, (2, 3): 2.0, (0, 2): 9.0, (1, 3): 9.0}
+        >>> contiguous_dp(costs, length=3, drop=2)[2, 2]
+        (3.0, ((0, 1), (2, 3)))
+    """
+    # least[j][k, r]: D(j, k, r) and its runs.
+    least: list[dict[Size, tuple[float, tuple[Run, ...]]]] = [{(0, 0): (0.0, ())}]
+    for stop in range(1, length + 1):
+        best = dict(least[stop - 1])
+        for start in range(stop):
+            cost = costs.get((start, stop), inf)
+            if cost == inf:
+                continue
+            for (dropped, _), (paid, runs) in least[max(start - 1, 0)].items():
+                size = dropped + stop - start, len(runs) + 1
+                if size[0] <= drop and paid + cost < best.get(size, (inf, ()))[0]:
+                    best[size] = (paid + cost, (*runs, (start, stop)))
+        least.append(best)
+    return least[length]
 
 
 def _is_open(row: Row, at: int, chosen: Sequence[Cut], contiguous: bool) -> bool:
@@ -175,7 +189,7 @@ MEASURED: tuple[Select, ...] = ("greedy", "dp")
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """How cuts are chosen.
+    """The selection of cuts that a step asks for.
 
     Args:
         select: the selection, as in `Shorten`.
@@ -224,30 +238,27 @@ class Selection:
                 chosen += search(trial, row, drop, together, self.contiguous)
             else:
                 assert data is not None
-                chosen += self._choose_by_score(lm, data, row, drop, together)
+                by_stack = {stack: cuts[stack] for stack in stacks if cuts[stack]}
+                chosen += self._choose_by_score(lm, data, by_stack, drop, together)
         return sort_cuts(join_stacks(cuts, tuple(cuts)), chosen)
 
-    def _choose_by_score(self, lm: LanguageModel, data: Calibration, row: Row, drop: int, limits: Limits) -> list[Cut]:
-        """The `drop` cuts of one row, or the run of that length, with the lowest scores."""
-        every = _by_stack(row)
+    def _choose_by_score(
+        self, lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], drop: int, limits: Limits
+    ) -> list[Cut]:
+        """The `drop` cuts of some stacks, or the run of that length, with the lowest scores."""
+        row = join_stacks(cuts, tuple(cuts))
         if self.select == "angular":
-            starts = distances(lm, data, every, drop)
+            starts = distances(lm, data, cuts, drop)
             runs = {run: starts[cuts_in(row, run)[0]] for run in all_runs(row, [drop])}
             return choose_lowest_run(row, runs, limits.together)
-        of_row = [cut for cut in row if cut is not None]
-        scores = importances(lm, data, of_row) if self.select == "taylor" else influences(lm, data, every)
+        if self.select == "taylor":
+            scores = importances(lm, data, [cut for cut in row if cut is not None])
+        else:
+            scores = influences(lm, data, cuts)
         if self.contiguous:
             sums = {run: sum(scores[cut] for cut in cuts_in(row, run)) for run in all_runs(row, [drop])}
             return choose_lowest_run(row, sums, limits.together)
         return choose_lowest(row, scores, drop, limits.together)
-
-
-def join_stacks(cuts: Mapping[str, list[Cut]], stacks: Sequence[str]) -> list[Cut | None]:
-    """Concatenate the cuts of several stacks, with None between two stacks."""
-    row: list[Cut | None] = []
-    for stack in stacks:
-        row += [None, *cuts[stack]] if row else cuts[stack]
-    return row
 
 
 def choose_by_place(select: Select, row: Row, drop: int) -> list[Cut]:
@@ -267,51 +278,3 @@ def choose_by_place(select: Select, row: Row, drop: int) -> list[Cut]:
     if drop > len(places):
         raise too_many_error(drop, len(places))
     return sort_cuts(row, [cut for place in places[:drop] if (cut := row[place]) is not None])
-
-
-def choose_lowest(row: Row, scores: Mapping[Cut, float], drop: int, allowed: Allowed) -> list[Cut]:
-    """Choose the cuts with the lowest scores that the model allows together.
-
-    Args:
-        row: all cuts in forward order.
-        scores: the score of each cut.
-        drop: number of cuts to choose.
-        allowed: whether cuts can be made.
-
-    Raises:
-        UserError: fewer than `drop` cuts can be made.
-    """
-    chosen: list[Cut] = []
-    while len(chosen) < drop:
-        # A cut that is not allowed yet may be allowed after another one.
-        left = [cut for cut in sort_cuts(row, scores) if cut not in chosen and allowed([*chosen, cut])]
-        if not left:
-            raise too_many_error(drop, len(chosen))
-        chosen.append(min(left, key=lambda cut: scores[cut]))
-    return sort_cuts(row, chosen)
-
-
-def choose_lowest_run(row: Row, scores: Mapping[tuple[int, int], float], allowed: Allowed) -> list[Cut]:
-    """Choose the run with the lowest score that the model allows.
-
-    Args:
-        row: all cuts in forward order.
-        scores: the score of each run.
-        allowed: whether cuts can be made.
-
-    Raises:
-        UserError: no run can be dropped.
-    """
-    runs = [run for run in scores if allowed(cuts_in(row, run))]
-    if not runs:
-        length = next((stop - start for start, stop in scores), 0)
-        raise UserError(f"No run of {length or 'that many'} neighbours can be dropped here; give a smaller drop.")
-    return cuts_in(row, min(runs, key=lambda run: scores[run]))
-
-
-def _by_stack(row: Row) -> dict[str, list[Cut]]:
-    every: dict[str, list[Cut]] = {}
-    for cut in row:
-        if cut is not None:
-            every.setdefault(cut.stack, []).append(cut)
-    return every

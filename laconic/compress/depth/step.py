@@ -10,24 +10,27 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.passes import evaluating
 from laconic.compress.depth.cuts import (
     Cut,
+    Limits,
     Parts,
     all_cuts,
+    choose_lowest,
     dropped_blocks,
     dropped_paths,
     is_inside,
+    join_stacks,
     parse_cuts,
     spell_cuts,
 )
 from laconic.compress.depth.fitting import find_map_place
-from laconic.compress.depth.selection import BY_PLACE, MEASURED, Limits, Select, Selection, choose_lowest, join_stacks
-from laconic.compress.depth.trial import Replacement, Trial, check_maps, check_seats, drop_cuts, make_fitter
+from laconic.compress.depth.selection import BY_PLACE, MEASURED, Select, Selection
+from laconic.compress.depth.trial import Replacement, Trial, check_maps, check_places, drop_cuts, make_fitter
+from laconic.compress.solving import check_weight
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, unknown
 from laconic.model import LanguageModel
 from laconic.model.depth import check_rescalable
 from laconic.model.depth_config import DropChecker
 from laconic.model.layers import can_drop, check_depths, check_droppable, find_layers, fits_cache
-from laconic.numerics.moments import check_finite
 
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[int | str, ...]
@@ -75,11 +78,13 @@ class Shorten(Step):
         if (self.drop is None) == (self.blocks is None):
             raise UserError("The step 'shorten' needs to know what to drop: give either drop or blocks.")
         if self.blocks is not None and (self.select != "dp" or self.contiguous or self.parts != "blocks"):
-            raise UserError("select, parts and contiguous must be left out where blocks says what is dropped.")
+            raise UserError("select, parts and contiguous must be left out if blocks is given.")
         if self.replace == "linear" and (self.parts == "sublayers" or _name_parts(self.blocks)):
-            raise UserError("replace must be nothing or bias where parts of blocks go: a map stands for whole blocks.")
+            raise UserError(
+                "replace must be nothing or bias if parts of blocks are dropped: a map replaces whole blocks."
+            )
         if self.contiguous and self.select == "alternate":
-            raise UserError("contiguous must be left out where select is alternate, which drops no neighbours.")
+            raise UserError("contiguous must be left out if select is alternate, which drops no neighbours.")
 
     @property
     def needs_data(self) -> bool:
@@ -87,20 +92,22 @@ class Shorten(Step):
 
     @property
     def _drops(self) -> bool:
-        asked = self.drop if self.blocks is None else self.blocks
-        return any(asked.values()) if isinstance(asked, dict) else bool(asked)
+        drop = self.drop if self.blocks is None else self.blocks
+        return any(drop.values()) if isinstance(drop, dict) else bool(drop)
 
     def check(self, lm: LanguageModel) -> None:
         if self.blocks is None:
             self._check_numbers(lm)
         cuts = self._fixed_cuts(lm)
         if cuts is not None:
-            describable = DropChecker(lm)
+            checker, counts = DropChecker(lm), dict[str, int]()
             for layers in find_layers(lm):
-                check_droppable(lm, layers, dropped_blocks(cuts, layers.name))
-                check_rescalable(lm, layers, dropped_blocks(cuts, layers.name))
-                describable.check(layers, dropped_blocks(cuts, layers.name))
-            check_depths(lm, {layers.name: len(dropped_blocks(cuts, layers.name)) for layers in find_layers(lm)})
+                numbers = dropped_blocks(cuts, layers.name)
+                check_droppable(lm, layers, numbers)
+                check_rescalable(lm, layers, numbers)
+                checker.check(layers, numbers)
+                counts[layers.name] = len(numbers)
+            check_depths(lm, counts)
         elif self._drops and self.parts == "blocks":
             for layers in find_layers(lm):
                 # Any block may be dropped, and the later ones are then renumbered; dropping the first affects all.
@@ -109,13 +116,14 @@ class Shorten(Step):
             check_maps(lm, cuts)
 
     def _check_numbers(self, lm: LanguageModel) -> None:
-        every = all_cuts(lm, self.parts)
+        cuts = all_cuts(lm, self.parts)
         for stacks, drop in self._quotas(lm).items():
             # At least one block of each stack stays.
-            most = sum(max(len(every[stack]) - 1, 0) for stack in stacks)
+            most = sum(max(len(cuts[stack]) - 1, 0) for stack in stacks)
             if drop > most:
-                what = "block" if self.parts == "blocks" else "sub-block"
-                raise UserError(f"drop must be at most {most}, as one {what} stays {_of(stacks)}; got {drop}.")
+                part = "block" if self.parts == "blocks" else "sub-block"
+                place = "in the model" if stacks == ("blocks",) else " and ".join(f"in the {stack}" for stack in stacks)
+                raise UserError(f"drop must be at most {most}, because one {part} stays {place}; got {drop}.")
         if isinstance(self.drop, dict) and self.parts == "blocks":
             check_depths(lm, self.drop)
 
@@ -125,10 +133,10 @@ class Shorten(Step):
 
     def _last_cuts(self, lm: LanguageModel) -> list[Cut]:
         """The last cuts that are allowed, as a stand-in for those that the data would choose."""
-        every = all_cuts(lm, self.parts)
+        cuts = all_cuts(lm, self.parts)
         limits, chosen = self._limits(lm, None), []
         for stacks, drop in self._quotas(lm).items():
-            row = join_stacks(every, stacks)
+            row = join_stacks(cuts, stacks)
             scores = {cut: -float(place) for place, cut in enumerate(row) if cut is not None}
             chosen += choose_lowest(row, scores, drop, limits.alone)
         return chosen
@@ -152,7 +160,8 @@ class Shorten(Step):
             raise UserError("The calibration data is empty; give a source with at least one row of text.")
         self.check(lm)
         if self.needs_data:
-            _check_weights(lm)
+            for name, parameter in lm.model.named_parameters():
+                check_weight(name, parameter)
         sites = lm.sites(("blocks",))
         before = lm.stored_nbytes(sites)
         with evaluating(lm):
@@ -164,13 +173,13 @@ class Shorten(Step):
                 cuts = self._selection.choose(
                     original, data, all_cuts(original, self.parts), self._quotas(original), limits, trial
                 )
-            kept, found = self._choose_replacement(trial, cuts)
-            gone = dropped_paths(lm, cuts)
-            added = drop_cuts(lm, cuts, make_fitter(original, data, kept), original)
-        after = {name: 0 if is_inside(name, gone) else size for name, size in before.items()}
+            replacement, divergences = self._choose_replacement(trial, cuts)
+            dropped = dropped_paths(lm, cuts)
+            added = drop_cuts(lm, cuts, make_fitter(original, data, replacement), original)
+        after = {name: 0 if is_inside(name, dropped) else size for name, size in before.items()}
         # After renumbering, the path of a map may equal the former path of a dropped module, hence the suffix.
         after |= {f"{path} (map)": size for path, size in added.items() if size}
-        return Outcome(plan={}, before=before, after=after, dropped=spell_cuts(cuts), found=found)
+        return Outcome(plan={}, before=before, after=after, dropped=spell_cuts(cuts), found=divergences)
 
     def _trial(self, original: LanguageModel, data: Calibration | None) -> Trial | None:
         """The trial that measures cuts or replacements; None if nothing needs to be measured."""
@@ -188,8 +197,8 @@ class Shorten(Step):
         """
         if trial is None or self.replace == "nothing":
             return self.replace, {}
-        check_seats(trial.lm, cuts, trial.data)
-        if not trial.apart:
+        check_places(trial.lm, cuts, trial.data)
+        if not trial.held_out:
             return self.replace, {}
         measured = trial.measure(cuts)
         means = {f"kl_{kind}": divergences.mean for kind, divergences in measured.divergences.items()}
@@ -207,15 +216,16 @@ class Shorten(Step):
             for name, layers in stacks.items()
             if self.replace != "nothing" and data is not None and find_map_place(lm, layers, 0, data.batches[0]) is None
         }
-        describable = DropChecker(lm)
+        checker = DropChecker(lm)
 
         def alone(cuts: Iterable[Cut]) -> bool:
             cuts = list(cuts)
+            dropped = [(layers, dropped_blocks(cuts, name)) for name, layers in stacks.items()]
             return all(
-                can_drop(lm, layers, dropped_blocks(cuts, name))
-                and not (name in keeps_first and 0 in dropped_blocks(cuts, name))
-                and describable.accepts(layers, dropped_blocks(cuts, name))
-                for name, layers in stacks.items()
+                can_drop(lm, layers, numbers)
+                and not (layers.name in keeps_first and 0 in numbers)
+                and checker.accepts(layers, numbers)
+                for layers, numbers in dropped
             )
 
         def together(cuts: Iterable[Cut]) -> bool:
@@ -234,16 +244,16 @@ class Shorten(Step):
         names = [layers.name for layers in find_layers(lm)]
         if not isinstance(self.blocks, dict):
             if len(names) > 1:
-                raise UserError(f"blocks must say of which stack they are: {{{names[0]}: [...], {names[1]}: [...]}}.")
+                raise UserError(f"blocks must be given for each stack: {{{names[0]}: [...], {names[1]}: [...]}}.")
             return parse_cuts(lm, {names[0]: self.blocks})
-        _check_names(self.blocks, names)
+        _check_stacks(self.blocks, names)
         return parse_cuts(lm, self.blocks)
 
     def _quotas(self, lm: LanguageModel) -> dict[tuple[str, ...], int]:
         names = [layers.name for layers in find_layers(lm)]
         if not isinstance(self.drop, dict):
             return {tuple(names): self.drop or 0}
-        _check_names(self.drop, names)
+        _check_stacks(self.drop, names)
         return {(name,): number for name, number in self.drop.items()}
 
 
@@ -252,16 +262,7 @@ def _name_parts(blocks: Blocks | dict[str, Blocks] | None) -> bool:
     return any("." in str(word) for row in rows for word in row)
 
 
-def _check_weights(lm: LanguageModel) -> None:
-    for name, parameter in lm.model.named_parameters():
-        check_finite(parameter, f"The weights of '{name}' are not finite; take a checkpoint that is whole.")
-
-
-def _check_names(asked: Iterable[str], names: list[str]) -> None:
-    for name in asked:
+def _check_stacks(stacks: Iterable[str], names: list[str]) -> None:
+    for name in stacks:
         if name not in names:
             raise unknown("stack", name, names)
-
-
-def _of(stacks: tuple[str, ...]) -> str:
-    return "in the model" if stacks == ("blocks",) else " and ".join(f"in the {stack}" for stack in stacks)

@@ -20,12 +20,11 @@ from laconic.calibrate.anchor import FOLDS
 from laconic.calibrate.calibration import count_rows, split_for_folds, split_held_out
 from laconic.compress.depth.cuts import Cut, dropped_blocks, subblock_at
 from laconic.compress.depth.fitting import MapFitter, find_map_place, no_place_error
-from laconic.compress.depth.folding import check_takes, fold
+from laconic.compress.depth.folding import check_foldable, fold
 from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.model import Batch, LanguageModel
 from laconic.model.depth import drop_blocks, drop_subblock, last_writer
-from laconic.model.layers import Layers, consecutive_ranges, find_layers
-from laconic.model.layers import get_layers as stack_named
+from laconic.model.layers import Layers, consecutive_ranges, find_layers, get_layers
 
 Replacement = Literal["nothing", "bias", "linear"]
 
@@ -47,7 +46,7 @@ def make_fitter(
     return None if replace == "nothing" or data is None else MapFitter(lm, data, replace == "linear", longest)
 
 
-def check_seats(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> None:
+def check_places(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> None:
     """Raise UserError if the model has no place for the replacement of some run of dropped blocks.
 
     Args:
@@ -73,11 +72,10 @@ def check_maps(lm: LanguageModel, cuts: Sequence[Cut] | None) -> None:
     for layers in find_layers(lm):
         if layers.shared or layers.stack.other_linears:
             continue
-        every = range(len(layers))
-        starts = every if cuts is None else [run.start for run in consecutive_ranges(dropped_blocks(cuts, layers.name))]
-        for start in starts:
+        runs = [] if cuts is None else consecutive_ranges(dropped_blocks(cuts, layers.name))
+        for start in range(len(layers)) if cuts is None else [run.start for run in runs]:
             if start and not _ends_in_norm(lm, layers, start - 1):
-                check_takes(lm, last_writer(lm, layers, start - 1))
+                check_foldable(lm, last_writer(lm, layers, start - 1))
 
 
 def _ends_in_norm(lm: LanguageModel, layers: Layers, index: int) -> bool:
@@ -87,14 +85,14 @@ def _ends_in_norm(lm: LanguageModel, layers: Layers, index: int) -> bool:
 
 
 def drop_cuts(
-    lm: LanguageModel, cuts: Sequence[Cut], fits: MapFitter | None, original: LanguageModel
+    lm: LanguageModel, cuts: Sequence[Cut], fitter: MapFitter | None, original: LanguageModel
 ) -> dict[str, int]:
     """Drop cuts from a model, and put replacements in their place, run by run in forward order.
 
     Args:
         lm: the model, changed in place.
         cuts: the cuts.
-        fits: fits the replacements; None for no replacement.
+        fitter: fits the replacements; None for no replacement.
         original: the model before the cuts; it is not changed.
 
     Returns:
@@ -104,44 +102,44 @@ def drop_cuts(
         UserError: the model does not allow the cuts, or has no place for a replacement.
     """
     parts = [cut for cut in cuts if cut.part is not None]
-    means = fits.means(parts) if fits is not None else {}
+    means = fitter.means(parts) if fitter is not None else {}
     before = find_layers(original)
     for cut in parts:
-        drop_subblock(lm, subblock_at(lm, stack_named(lm, cut.stack), cut), means.get(cut))
+        drop_subblock(lm, subblock_at(lm, get_layers(lm, cut.stack), cut), means.get(cut))
     for layers in before:
-        drop_blocks(lm, stack_named(lm, layers.name), dropped_blocks(cuts, layers.name))
+        drop_blocks(lm, get_layers(lm, layers.name), dropped_blocks(cuts, layers.name))
     added: dict[str, int] = {}
     # The maps of the original model fit the first run only, because later runs get changed hidden states.
     whole = not parts
-    for layers in before if fits is not None else ():
-        gone = 0
+    for layers in before if fitter is not None else ():
+        dropped = 0
         for run in consecutive_ranges(dropped_blocks(cuts, layers.name)):
-            assert fits is not None
+            assert fitter is not None
             if whole:
-                seat, (T, b) = fits.of(layers, run)
+                place, (T, b) = fitter.fit_run(layers, run)
             else:
-                here = stack_named(lm, layers.name)
-                seat, ((T, b),) = fits.fit(lm, here, run.start - gone, layers.paths[run.stop - 1 : run.stop])
-            added[seat.path] = added.get(seat.path, 0) + fold(lm, seat.path, T, b)
-            gone, whole = gone + len(run), False
+                present = get_layers(lm, layers.name)
+                place, ((T, b),) = fitter.fit(lm, present, run.start - dropped, layers.paths[run.stop - 1 : run.stop])
+            added[place.path] = added.get(place.path, 0) + fold(lm, place.path, T, b)
+            dropped, whole = dropped + len(run), False
     return added
 
 
 @dataclass(frozen=True)
-class Side:
+class Fold:
     """One direction of the cross-validation.
 
     Args:
-        fits: fits replacements on one part of the rows; None for no replacement.
+        fitter: fits replacements on one part of the rows; None for no replacement.
         metric: measures the divergence on the other part.
     """
 
-    fits: MapFitter | None
+    fitter: MapFitter | None
     metric: KLMetric
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """The divergences of a model without some cuts, by what stands in their place.
 
     Args:
@@ -166,17 +164,17 @@ class Trial:
         lm: the original model.
         data: calibration data.
         replacement: the requested kind of replacement.
-        sides: the directions of the cross-validation.
-        apart: True if replacements are measured on rows that they were not fitted on.
-        measured: results so far, by cuts; they serve as a cache.
+        folds: the directions of the cross-validation.
+        held_out: True if replacements are measured on rows that they were not fitted on.
+        cache: results so far, by cuts.
     """
 
     lm: LanguageModel
     data: Calibration
     replacement: Replacement
-    sides: Sequence[Side]
-    apart: bool
-    measured: dict[tuple[Cut, ...], Measured] = field(default_factory=dict)
+    folds: Sequence[Fold]
+    held_out: bool
+    cache: dict[tuple[Cut, ...], Measurement] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lm: LanguageModel, data: Calibration, replacement: Replacement, longest: int) -> "Trial":
@@ -191,40 +189,40 @@ class Trial:
             longest: length of runs up to which maps are fitted together.
         """
 
-        def side(here: Sequence[Batch], there: Sequence[Batch]) -> Side:
-            return Side(make_fitter(lm, replace(data, batches=list(here)), replacement, longest), KLMetric(lm, there))
+        def make_fold(fitted: Sequence[Batch], measured: Sequence[Batch]) -> Fold:
+            fitter = make_fitter(lm, replace(data, batches=list(fitted)), replacement, longest)
+            return Fold(fitter, KLMetric(lm, measured))
 
-        every = data.batches
-        if replacement == "nothing" or count_rows(every) < 2 * FOLDS:
-            return cls(lm, data, replacement, [side(every, every)], apart=False)
-        here, there = _split_batches(data)
-        return cls(lm, data, replacement, [side(here, there), side(there, here)], apart=True)
+        if replacement == "nothing" or count_rows(data.batches) < 2 * FOLDS:
+            return cls(lm, data, replacement, [make_fold(data.batches, data.batches)], held_out=False)
+        one, other = _split_batches(data)
+        return cls(lm, data, replacement, [make_fold(one, other), make_fold(other, one)], held_out=True)
 
-    def measure(self, cuts: Sequence[Cut]) -> Measured:
+    def measure(self, cuts: Sequence[Cut]) -> Measurement:
         """Measure KL(original ‖ model without `cuts`), with the requested replacement and with none.
 
         If there are too few rows for cross-validation, only the requested replacement is measured.
         """
         key = tuple(cuts)
-        if key not in self.measured:
-            kinds: set[Replacement] = {self.replacement, "nothing"} if self.apart else {self.replacement}
+        if key not in self.cache:
+            kinds: set[Replacement] = {self.replacement, "nothing"} if self.held_out else {self.replacement}
             divergences: dict[Replacement, Divergences] = {}
             for kind in sorted(kinds):
                 parts: list[Divergences] = []
-                for side in self.sides:
+                for fold in self.folds:
                     shallow_copy = self.lm.shallow_copy()
-                    drop_cuts(shallow_copy, cuts, None if kind == "nothing" else side.fits, self.lm)
-                    parts.append(side.metric.each(shallow_copy))
+                    drop_cuts(shallow_copy, cuts, None if kind == "nothing" else fold.fitter, self.lm)
+                    parts.append(fold.metric.each(shallow_copy))
                 divergences[kind] = reduce(add, parts)
-            better = not self.apart or divergences[self.replacement].beats(divergences["nothing"])
-            self.measured[key] = Measured(self.replacement if better else "nothing", divergences)
-        return self.measured[key]
+            better = not self.held_out or divergences[self.replacement].beats(divergences["nothing"])
+            self.cache[key] = Measurement(self.replacement if better else "nothing", divergences)
+        return self.cache[key]
 
 
 def _split_batches(data: Calibration) -> tuple[list[Batch], list[Batch]]:
     """Split the batches into two halves, or the rows if there are too few batches."""
-    every = data.batches
-    if len(every) >= 2 * FOLDS:
-        return every[::2], every[1::2]
-    here, there = split_held_out(every, 0.5, data.seed, "shorten")
-    return here, split_for_folds(there)
+    batches = data.batches
+    if len(batches) >= 2 * FOLDS:
+        return batches[::2], batches[1::2]
+    one, other = split_held_out(batches, 0.5, data.seed, "shorten")
+    return one, split_for_folds(other)

@@ -1,4 +1,4 @@
-"""Rank the heads of an attention or the channels of a feed-forward.
+"""Rank and remove the parts of an attention or feed-forward, and refit its output projection.
 
 A *part* is an attention head (or the heads that share keys and values) or a feed-forward channel. Its importance is one
 of the following. `magnitude`: the squared norm of its weights in all projections. `taylor`: E|∂L/∂ξ| of a gate ξ on the
@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import GradCovariance, InputCovariance, Mean, Problem, Statistic
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Mean, Means, Problem, Statistic
 from laconic.calibrate.collect_stats import GateGradients
+from laconic.model import LanguageModel
 from laconic.model.prunable_group import CoupledGroups, PrunableGroup
+from laconic.model.width import keep_parts
 from laconic.numerics.moments import shrink
-from laconic.numerics.structured import Elimination, damp_active, removal_order
+from laconic.numerics.structured import Elimination, damp_active, part_columns, refit_columns, removal_order
 
 Importance = Literal["magnitude", "taylor", "taylor-squared", "variance", "obs"]
 
@@ -68,7 +70,7 @@ class RemovalOrder:
 
 def order_removals(
     importance: Importance,
-    family: CoupledGroups,
+    coupled: CoupledGroups,
     problems: Sequence[Problem],
     gates: Mapping[str, GateGradients],
     least: int = 1,
@@ -77,7 +79,7 @@ def order_removals(
 
     Args:
         importance: how parts are ranked.
-        family: groups that lose the same parts.
+        coupled: groups that lose the same parts.
         problems: the problem of the output projection of each group.
         gates: gradients of the gates, by `PrunableGroup.coupling`.
         least: parts that always stay.
@@ -88,35 +90,35 @@ def order_removals(
                 problem.weight,
                 damp_active(problem.stats[InputCovariance].matrix),
                 shrink(problem.stats[GradCovariance].matrix, SHRINK),
-                inner.size,
+                group.size,
             )
-            for inner, problem in zip(family, problems, strict=True)
+            for group, problem in zip(coupled, problems, strict=True)
         ]
         parts, costs = removal_order(eliminations, least)
-        return RemovalOrder(tuple(parts), tuple(costs), family[0].count)
-    scores = _compute_scores(importance, family, problems, gates).cpu()
+        return RemovalOrder(tuple(parts), tuple(costs), coupled[0].count)
+    scores = _compute_scores(importance, coupled, problems, gates).cpu()
     order = scores.argsort(stable=True)[: len(scores) - least]
     return RemovalOrder(tuple(order.tolist()), tuple(scores[order].tolist()), len(scores))
 
 
 def _compute_scores(
-    importance: Importance, family: CoupledGroups, problems: Sequence[Problem], gates: Mapping[str, GateGradients]
+    importance: Importance, coupled: CoupledGroups, problems: Sequence[Problem], gates: Mapping[str, GateGradients]
 ) -> Float[Tensor, " parts"]:
     if importance == "taylor":
-        return gates[family[0].coupling].absolute
+        return gates[coupled[0].coupling].absolute
     if importance == "taylor-squared":
-        return gates[family[0].coupling].squared
+        return gates[coupled[0].coupling].squared
     if importance == "magnitude":
-        return torch.stack([squared_norms(inner) for inner in family]).sum(0)
-    pairs = zip(family, problems, strict=True)
-    return torch.stack([fluctuations(problem, inner.count) for inner, problem in pairs]).sum(0)
+        return torch.stack([squared_norms(group) for group in coupled]).sum(0)
+    pairs = zip(coupled, problems, strict=True)
+    return torch.stack([fluctuations(problem, group.count) for group, problem in pairs]).sum(0)
 
 
-def squared_norms(inner: PrunableGroup) -> Float[Tensor, " parts"]:
+def squared_norms(group: PrunableGroup) -> Float[Tensor, " parts"]:
     """Return the squared norm of the weights of each part, (parts,), in fp64."""
-    total = inner.writer.weight().double().square().sum(0).reshape(inner.count, -1).sum(1)
-    for site, stacked in inner.readers:
-        total += site.weight().double().reshape(stacked, inner.count, -1).square().sum((0, 2))
+    total = group.writer.weight().double().square().sum(0).reshape(group.count, -1).sum(1)
+    for site, stacked in group.readers:
+        total += site.weight().double().reshape(stacked, group.count, -1).square().sum((0, 2))
     return total
 
 
@@ -132,3 +134,50 @@ def fluctuations(problem: Problem, count: int) -> Float[Tensor, " parts"]:
         variance = variance - problem.stats[Mean].vector.square()
     each = problem.weight.double().square().sum(0) * variance.clamp(min=0)
     return each.reshape(count, -1).sum(1)
+
+
+def output_problems(coupled: CoupledGroups, stats: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:
+    """Build the problem of the output projection of each coupled group.
+
+    Args:
+        coupled: groups that lose the same parts.
+        stats: statistics by layer name; layers without any get empty ones.
+        add_bias: give a bias to projections that have none.
+    """
+    return [_output_problem(group, stats.get(group.writer.name, LayerStats()), add_bias) for group in coupled]
+
+
+def _output_problem(group: PrunableGroup, stats: LayerStats, add_bias: bool) -> Problem:
+    # If the bias may be adjusted, the covariance is centred, and the mean output is kept.
+    site = group.writer
+    weight, bias = site.weight(), site.bias()
+    if not (add_bias or bias is not None) or InputCovariance not in stats:
+        return Problem(weight=weight, stats=stats)
+    gram, mean = stats[InputCovariance], stats[Mean].vector
+    means = Means(mean, weight.double() @ mean + (0 if bias is None else bias.detach().double()))
+    centred = InputCovariance.of(gram.matrix - torch.outer(mean, mean), gram.count)
+    return Problem(weight=weight, stats=stats | LayerStats([centred]), means=means)
+
+
+def remove_parts(
+    lm: LanguageModel, group: PrunableGroup, problem: Problem, parts: Sequence[int], *, refit: bool, centre: bool
+) -> None:
+    """Remove all but some parts of an attention or feed-forward.
+
+    Args:
+        lm: the model, changed in place.
+        group: the attention or feed-forward.
+        problem: the problem of its output projection.
+        parts: numbers of the parts that stay.
+        refit: fit the columns that stay, and the bias, by least squares.
+        centre: without `refit`, adjust the bias so that the mean output stays, if the problem has means.
+    """
+    columns = part_columns(parts, group.size).to(problem.weight.device)
+    weight = problem.weight[:, columns]
+    if refit:
+        # Round to the stored dtype first, so that the bias also compensates for the rounding.
+        weight = refit_columns(problem.weight, damp_active(problem.stats[InputCovariance].matrix), columns).to(lm.dtype)
+    bias = None
+    if problem.means is not None and (refit or centre):
+        bias = problem.means.y - weight.double() @ problem.means.x[columns]
+    keep_parts(lm, group, parts, weight, bias)

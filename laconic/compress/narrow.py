@@ -1,7 +1,8 @@
 """Narrow a model: remove attention heads and feed-forward channels, so that its matrices become smaller."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -12,7 +13,6 @@ from laconic.calibrate import (
     InputCovariance,
     LayerStats,
     Mean,
-    Problem,
     SequentialConfig,
     Statistic,
     collect_stats,
@@ -20,30 +20,22 @@ from laconic.calibrate import (
 )
 from laconic.calibrate.collect_stats import GateGradients, gate_gradients
 from laconic.calibrate.passes import evaluating
+from laconic.compress.solving import check_weight, iterate_problems
 from laconic.compress.step import Outcome, Step
-from laconic.compress.width.budget import (
+from laconic.compress.width_budget import (
     Currency,
+    check_budget,
     global_counts,
     price_function,
     share_budget,
     standardise_costs,
     uniform_counts,
 )
-from laconic.compress.width.importance import BY_GATES, NEEDS, Importance, order_removals
-from laconic.compress.width.removal import (
-    check_apart,
-    check_enough,
-    check_several,
-    check_weights,
-    output_problems,
-    remove_parts,
-    sequential_problems,
-)
+from laconic.compress.width_parts import BY_GATES, NEEDS, Importance, order_removals, output_problems, remove_parts
 from laconic.errors import UserError
-from laconic.model import Group, LanguageModel
+from laconic.model import Group, LanguageModel, Site
 from laconic.model.prunable_group import CoupledGroups, check_prunable, couple_groups, prunable_groups
 from laconic.model.width import keep_parts, update_config_widths
-from laconic.progress import silent
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Ranking = Literal["local", "global"]
@@ -95,17 +87,15 @@ class Narrow(Step):
         if (self.keep is None) == (self.heads is None and self.channels is None):
             raise UserError("The step 'narrow' needs a size: give heads, channels or both, or keep in place of them.")
         if self.keep is None and self.currency != "bytes":
-            raise UserError("currency is what keep counts, and must be left out without it.")
+            raise UserError("currency must be left out without keep, because it sets what keep counts.")
         if self.keep is not None and self.ranking == "local":
-            raise UserError("ranking must be global, or left out, with keep, which compares heads with channels.")
+            raise UserError("ranking must be global or left out with keep, because keep compares heads with channels.")
         if self.anchored and not self.refit:
-            raise UserError(
-                "anchored must be left out without refit, which is what aims at the outputs of the original."
-            )
+            raise UserError("anchored must be left out without refit, because refit is what fits the original outputs.")
         if self.sequential and not self.needs:
             raise UserError(
-                f"sequential must be left out where nothing looks at inputs, as importance: {self.importance} without "
-                "refit does not."
+                f"sequential has no effect, because importance: {self.importance} without refit uses no inputs; leave "
+                "sequential out."
             )
 
     @property
@@ -135,27 +125,34 @@ class Narrow(Step):
     def _groups(self) -> tuple[Group, ...]:
         """The groups that lose parts; a fraction of 1 leaves a group unchanged."""
         sizes = {Group.ATTENTION: self.heads, Group.FFN: self.channels}
-        return tuple(group for group, size in sizes.items() if (self.keep or size or 1) < 1)
+        return tuple(kind for kind, size in sizes.items() if (self.keep or size or 1) < 1)
 
     def check(self, lm: LanguageModel) -> None:
-        for group in self._groups:
-            check_prunable(lm, group)
-        families = couple_groups(prunable_groups(lm, self._groups))
-        if self._groups:
-            check_several(lm, families)
+        for kind in self._groups:
+            check_prunable(lm, kind)
+        all_coupled = couple_groups(prunable_groups(lm, self._groups))
+        model_type = lm.model.config.model_type
+        if self._groups and not any(coupled[0].count > 1 for coupled in all_coupled):
+            raise UserError(
+                f"No layer of this '{model_type}' has two parts, and one must stay: heads that share their keys and "
+                "values are one part, and a dropped layer has none; leave out the step."
+            )
         if self._groups and self.keep is not None:
-            check_enough(families, self.keep, price_function(self.currency), self.multiple)
-        if self._is_sequential:
-            check_apart(lm, families)
+            check_budget(all_coupled, self.keep, price_function(self.currency), self.multiple)
+        if self._is_sequential and any(len(coupled) > 1 for coupled in all_coupled):
+            raise UserError(
+                f"Attentions of '{model_type}' share a position bias and must lose the same heads, so their heads "
+                "cannot be chosen block by block; leave out sequential and anchored."
+            )
 
     def dry_run(self, lm: LanguageModel) -> None:
-        families = couple_groups(prunable_groups(lm, self._groups))
-        counts = uniform_counts(families, self._keeps, self.multiple)
-        for inner in (inner for family in families for inner in family):
-            if (count := counts[inner.coupling]) < inner.count:
+        all_coupled = couple_groups(prunable_groups(lm, self._groups))
+        counts = uniform_counts(all_coupled, self._keeps, self.multiple)
+        for group in (group for coupled in all_coupled for group in coupled):
+            if (count := counts[group.coupling]) < group.count:
                 moves = self.add_bias and (self.refit or self.importance == "variance")
-                bias = torch.empty(inner.writer.shape[0], device=lm.device) if moves else None
-                keep_parts(lm, inner, range(count), bias=bias)
+                bias = torch.empty(group.writer.shape[0], device=lm.device) if moves else None
+                keep_parts(lm, group, range(count), bias=bias)
         update_config_widths(lm)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
@@ -175,15 +172,16 @@ class Narrow(Step):
         if self.needs_data and data is None:
             raise UserError("The step 'narrow' needs calibration data; name a source of it.")
         self.check(lm)
-        inners = prunable_groups(lm, self._groups)
-        check_weights(inners)
+        groups = prunable_groups(lm, self._groups)
+        for site in (site for group in groups for site in group.sites):
+            check_weight(site.name, site.weight())
         stats: Mapping[str, LayerStats] = {}
         gates: Mapping[str, GateGradients] = {}
-        if data is not None and inners and self.importance in BY_GATES:
-            gates = gate_gradients(lm, data, inners)
+        if data is not None and groups and self.importance in BY_GATES:
+            gates = gate_gradients(lm, data, groups)
         # Sequential calibration collects its own statistics; only a comparison of layers needs them before it.
-        if data is not None and inners and self.needs and (self._global or not self._is_sequential):
-            stats = collect_stats(lm, data, self.needs, [inner.writer for inner in inners])
+        if data is not None and groups and self.needs and (self._global or not self._is_sequential):
+            stats = collect_stats(lm, data, self.needs, [group.writer for group in groups])
         return self.solve(lm, stats, gates, data)
 
     def solve(
@@ -201,58 +199,57 @@ class Narrow(Step):
             gates: gradients of the gates, by `PrunableGroup.coupling`; used by the two kinds of `taylor`.
             data: calibration data, for sequential solving.
         """
-        sites = [site for inner in prunable_groups(lm) for site in inner.sites]
+        sites = [site for group in prunable_groups(lm) for site in group.sites]
         before = lm.stored_nbytes(sites)
-        families = couple_groups(prunable_groups(lm, self._groups))
-        if families:
+        all_coupled = couple_groups(prunable_groups(lm, self._groups))
+        calibrate = None
+        if self._is_sequential and data is not None:
+            config = SequentialConfig(anchored=self.anchored)
+            needs = self.needs | {InputCovariance}
+            calibrate = partial(sequential_calibrate, lm, data, needs, config=config, gradient_stats=stats or None)
+        if all_coupled:
             # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
             with evaluating(lm):
-                counts = self._count_parts(families, stats, gates)
-                for family, problems in self._problems_in_order(lm, families, stats, data):
-                    count = counts[family[0].coupling]
-                    if count < family[0].count:
-                        parts = order_removals(self.importance, family, problems, gates, count).parts_left(count)
-                        for inner, problem in zip(family, problems, strict=True):
-                            remove_parts(
-                                lm, inner, problem, parts, refit=self.refit, centre=self.importance == "variance"
-                            )
+                counts = self._count_parts(all_coupled, stats, gates)
+                in_order = iterate_problems(all_coupled, _writers, calibrate, data, "Narrowing the layers")
+                for coupled, measured in in_order:
+                    count = counts[coupled[0].coupling]
+                    if count == coupled[0].count:
+                        continue
+                    if measured is None:
+                        problems = output_problems(coupled, stats, self.add_bias)
+                    elif self.anchored:
+                        problems = measured
+                    else:
+                        own_stats = {site.name: p.stats for site, p in zip(_writers(coupled), measured, strict=True)}
+                        problems = output_problems(coupled, own_stats, self.add_bias)
+                    parts = order_removals(self.importance, coupled, problems, gates, count).parts_left(count)
+                    for group, problem in zip(coupled, problems, strict=True):
+                        remove_parts(lm, group, problem, parts, refit=self.refit, centre=self.importance == "variance")
             update_config_widths(lm)
-        every = {site.name: site for site in lm.sites(("blocks",))}
-        return Outcome(plan={}, before=before, after=lm.stored_nbytes([every[name] for name in before]))
-
-    def _problems_in_order(
-        self,
-        lm: LanguageModel,
-        families: Sequence[CoupledGroups],
-        stats: Mapping[str, LayerStats],
-        data: Calibration | None,
-    ) -> Iterator[tuple[CoupledGroups, Sequence[Problem]]]:
-        if self._is_sequential and data is not None:
-            sites = [inner.writer for (inner,) in families]
-            met = sequential_calibrate(
-                lm, data, self.needs | {InputCovariance}, sites, SequentialConfig(anchored=self.anchored), stats or None
-            )
-            return sequential_problems(families, met, self.anchored, self.add_bias)
-        track = silent if data is None else data.track
-        tracked = track(families, "Narrowing the layers")
-        return ((family, output_problems(family, stats, self.add_bias)) for family in tracked)
+        present = {site.name: site for site in lm.sites(("blocks",))}
+        return Outcome(plan={}, before=before, after=lm.stored_nbytes([present[name] for name in before]))
 
     def _count_parts(
-        self, families: Sequence[CoupledGroups], stats: Mapping[str, LayerStats], gates: Mapping[str, GateGradients]
+        self, all_coupled: Sequence[CoupledGroups], stats: Mapping[str, LayerStats], gates: Mapping[str, GateGradients]
     ) -> dict[str, int]:
         """The number of parts that stay, by `PrunableGroup.coupling`."""
         if not self._global:
-            return uniform_counts(families, self._keeps, self.multiple)
+            return uniform_counts(all_coupled, self._keeps, self.multiple)
         # Standard scores are computed over all parts, including those that always stay.
         least = 0 if self.importance == "variance" else 1
-        every = [
-            order_removals(self.importance, family, output_problems(family, stats, self.add_bias), gates, least)
-            for family in families
+        removals = [
+            order_removals(self.importance, coupled, output_problems(coupled, stats, self.add_bias), gates, least)
+            for coupled in all_coupled
         ]
         price = len if self.keep is None else price_function(self.currency)
         if self.importance == "variance":
-            every = standardise_costs(every, [price(family) for family in families])
-        pairs = list(zip(families, every, strict=True))
+            removals = standardise_costs(removals, [price(coupled) for coupled in all_coupled])
+        pairs = list(zip(all_coupled, removals, strict=True))
         if self.keep is not None:
             return share_budget(pairs, self.keep, price, self.multiple)
         return global_counts(pairs, self._keeps, price, self.multiple)
+
+
+def _writers(coupled: CoupledGroups) -> list[Site]:
+    return [group.writer for group in coupled]

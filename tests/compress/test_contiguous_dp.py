@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laconic.allocate.contiguous_dp import contiguous_dp
+from laconic.compress.depth.selection import contiguous_dp
 
 
 def runs_in(subset: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -10,7 +10,8 @@ from typing import Literal
 
 from laconic.allocate.uniform import CLOSE
 from laconic.calibrate.passes import USUAL
-from laconic.compress.width.importance import RemovalOrder
+from laconic.compress.width_parts import RemovalOrder
+from laconic.errors import must_be
 from laconic.model.prunable_group import CoupledGroups
 from laconic.model.site import Group
 
@@ -27,76 +28,76 @@ def price_function(currency: Currency) -> Price:
     which for a head includes attention over a row of the default length.
     """
 
-    def price(family: CoupledGroups) -> int:
-        stored = sum(inner.parameters for inner in family)
-        if currency == "bytes" or family[0].group is Group.FFN:
+    def price(coupled: CoupledGroups) -> int:
+        stored = sum(group.parameters for group in coupled)
+        if currency == "bytes" or coupled[0].group is Group.FFN:
             return stored
-        return stored + sum(2 * inner.size * USUAL.length for inner in family)
+        return stored + sum(2 * group.size * USUAL.length for group in coupled)
 
     return price
 
 
-def chunk_size(family: CoupledGroups, multiple: int) -> int:
+def chunk_size(coupled: CoupledGroups, multiple: int) -> int:
     """Return how many parts are removed at once.
 
     Args:
-        family: coupled groups.
+        coupled: coupled groups.
         multiple: number of channels that are removed at once; heads, and channels of a layer with fewer than twice as
             many, are removed one by one.
     """
-    return multiple if family[0].group is Group.FFN and family[0].count >= 2 * multiple else 1
+    return multiple if coupled[0].group is Group.FFN and coupled[0].count >= 2 * multiple else 1
 
 
-def parts_kept(family: CoupledGroups, keep: float, multiple: int) -> int:
+def parts_kept(coupled: CoupledGroups, keep: float, multiple: int) -> int:
     """Return the number of parts to keep, at least 1.
 
     Heads are rounded to the nearest number, channels down to a multiple. If that removes over 1 % more than asked for,
     the multiple is halved, down to single channels.
 
     Args:
-        family: coupled groups.
+        coupled: coupled groups.
         keep: fraction of the parts to keep.
         multiple: the number of channels kept is a multiple of this.
     """
-    count, chunk = family[0].count, chunk_size(family, multiple)
+    count, chunk = coupled[0].count, chunk_size(coupled, multiple)
     if keep == 1:
         return count
-    if family[0].group is Group.ATTENTION:
+    if coupled[0].group is Group.ATTENTION:
         return max(1, int(keep * count + 0.5))
-    wanted = int(keep * count + 1e-9)
-    while chunk > 1 and wanted // chunk * chunk < (1 - CLOSE) * keep * count:
+    target = int(keep * count + 1e-9)
+    while chunk > 1 and target // chunk * chunk < (1 - CLOSE) * keep * count:
         chunk //= 2
-    return max(1, wanted // chunk * chunk)
+    return max(1, target // chunk * chunk)
 
 
-def uniform_counts(families: Sequence[CoupledGroups], keeps: Mapping[Group, float], multiple: int) -> dict[str, int]:
+def uniform_counts(all_coupled: Sequence[CoupledGroups], keeps: Mapping[Group, float], multiple: int) -> dict[str, int]:
     """Return the number of parts to keep if every layer keeps the same fraction, by `PrunableGroup.coupling`.
 
     Args:
-        families: coupled groups of all layers.
+        all_coupled: coupled groups of all layers.
         keeps: fraction to keep of heads and of channels.
         multiple: the number of channels kept is a multiple of this.
     """
-    return {family[0].coupling: parts_kept(family, keeps[family[0].group], multiple) for family in families}
+    return {coupled[0].coupling: parts_kept(coupled, keeps[coupled[0].group], multiple) for coupled in all_coupled}
 
 
 def global_counts(
-    several: Sequence[tuple[CoupledGroups, RemovalOrder]], keeps: Mapping[Group, float], price: Price, multiple: int
+    pairs: Sequence[tuple[CoupledGroups, RemovalOrder]], keeps: Mapping[Group, float], price: Price, multiple: int
 ) -> dict[str, int]:
     """Return the number of parts to keep if parts of all layers compete, by `PrunableGroup.coupling`.
 
     Heads compete with heads, and channels with channels.
 
     Args:
-        several: coupled groups, each with the order in which its parts are removed.
+        pairs: coupled groups, each with the order in which its parts are removed.
         keeps: fraction of the parts kept, of heads and of channels.
         price: the price of one part.
         multiple: channels that are removed at once.
     """
     counts: dict[str, int] = {}
-    for group, keep in keeps.items():
-        mine = [(family, of) for family, of in several if family[0].group is group]
-        counts |= share_budget(mine, keep, price, multiple)
+    for kind, keep in keeps.items():
+        of_kind = [pair for pair in pairs if pair[0][0].group is kind]
+        counts |= share_budget(of_kind, keep, price, multiple)
     return counts
 
 
@@ -104,7 +105,7 @@ def global_counts(
 class _Chunk:
     """Parts of one layer that are removed together: their number, the price saved, and the importance per price."""
 
-    family: str
+    coupling: str
     parts: int
     saves: int
     rate: float
@@ -116,7 +117,7 @@ class _Chunk:
 
 
 def share_budget(
-    several: Sequence[tuple[CoupledGroups, RemovalOrder]], keep: float, price: Price, multiple: int
+    pairs: Sequence[tuple[CoupledGroups, RemovalOrder]], keep: float, price: Price, multiple: int
 ) -> dict[str, int]:
     """Return the number of parts to keep if parts are removed in order of importance per price.
 
@@ -124,7 +125,7 @@ def share_budget(
     stay. If over 1 % less than `keep` would stay, parts are restored one by one, beginning with the last removed.
 
     Args:
-        several: coupled groups, each with the order in which its parts are removed.
+        pairs: coupled groups, each with the order in which its parts are removed.
         keep: fraction of the price of all parts that stays.
         price: the price of one part.
         multiple: channels that are removed at once.
@@ -132,40 +133,55 @@ def share_budget(
     Returns:
         Counts by `PrunableGroup.coupling`.
     """
-    whole = sum(price(family) * family[0].count for family, _ in several)
+    whole = sum(price(coupled) * coupled[0].count for coupled, _ in pairs)
     excess = whole - int(keep * whole + 1e-6)
     chunks = [
         chunk
-        for family, removal in several
-        for chunk in _make_chunks(family[0].coupling, removal, price(family), chunk_size(family, multiple))
+        for coupled, removal in pairs
+        for chunk in _make_chunks(coupled[0].coupling, removal, price(coupled), chunk_size(coupled, multiple))
     ]
-    counts = {family[0].coupling: family[0].count for family, _ in several}
-    gone: list[_Chunk] = []
-    # The sort is stable and the rates of a family never fall, so the order within a family is kept.
+    counts = {coupled[0].coupling: coupled[0].count for coupled, _ in pairs}
+    removed: list[_Chunk] = []
+    # The sort is stable and the rates of a layer never fall, so the order within a layer is kept.
     for chunk in sorted(chunks, key=lambda chunk: chunk.rate):
         if excess <= 0:
             break
-        gone.append(chunk)
-        counts[chunk.family] -= chunk.parts
+        removed.append(chunk)
+        counts[chunk.coupling] -= chunk.parts
         excess -= chunk.saves
     if -excess > CLOSE * keep * whole:
-        for chunk in reversed(gone):
+        for chunk in reversed(removed):
             back = min(chunk.parts, -excess // chunk.each)
-            counts[chunk.family] += back
+            counts[chunk.coupling] += back
             excess += back * chunk.each
     return counts
 
 
-def _make_chunks(family: str, removal: RemovalOrder, price: int, size: int) -> list[_Chunk]:
+def _make_chunks(coupling: str, removal: RemovalOrder, price: int, size: int) -> list[_Chunk]:
     """Divide the removable parts into chunks, in order; the first chunk is smaller if needed to leave a multiple."""
     count = removal.count
     ends = range(count % size or size, count - size + 1, size)
     chunks, begin, rate = [], 0, 0.0
     for end in ends:
         rate = max(rate, sum(removal.costs[begin:end]) / (price * (end - begin)))
-        chunks.append(_Chunk(family, end - begin, price * (end - begin), rate))
+        chunks.append(_Chunk(coupling, end - begin, price * (end - begin), rate))
         begin = end
     return chunks
+
+
+def check_budget(all_coupled: Sequence[CoupledGroups], keep: float, price: Price, multiple: int) -> None:
+    """Raise UserError if the parts that must stay in every layer cost more than `keep` of the total price.
+
+    Args:
+        all_coupled: coupled groups of all layers.
+        keep: fraction of the price of all parts.
+        price: the price of one part.
+        multiple: channels that are removed at once.
+    """
+    whole = sum(price(coupled) * coupled[0].count for coupled in all_coupled)
+    least = sum(price(coupled) * chunk_size(coupled, multiple) for coupled in all_coupled) / whole
+    if keep < least:
+        raise must_be("keep", f"at least {least:.4f}, the size of the heads and channels that must stay", keep)
 
 
 def standardise_costs(removals: Sequence[RemovalOrder], prices: Sequence[int]) -> list[RemovalOrder]:
@@ -178,11 +194,11 @@ def standardise_costs(removals: Sequence[RemovalOrder], prices: Sequence[int]) -
         removals: the removal order of each layer, with costs.
         prices: the price of a part in each layer.
     """
-    found = [_standardise(removal.costs) for removal in removals]
-    least = min((cost for costs in found for cost in costs), default=0.0)
+    scores = [_standardise(removal.costs) for removal in removals]
+    least = min((cost for costs in scores for cost in costs), default=0.0)
     return [
         replace(removal, costs=tuple(price * (cost - least) for cost in costs))
-        for removal, costs, price in zip(removals, found, prices, strict=True)
+        for removal, costs, price in zip(removals, scores, prices, strict=True)
     ]
 
 
