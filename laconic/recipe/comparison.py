@@ -124,7 +124,7 @@ class Comparison:
     def compress(self, method: ComparedMethod, keep: float) -> tuple[LanguageModel, Outcome]:
         """Compress a copy of the original; `keep` is the fraction of bytes to keep."""
         lm = replace(self.evaluator.original, model=deepcopy(self.evaluator.original.model))
-        return lm, method.step(keep).solve(lm, self.stats)
+        return lm, method.step(keep).apply_with(lm, self.stats)
 
     def measure(self, keeps: Sequence[float], track: Track) -> list[ComparedModel]:
         """Measure every method at every size.
