@@ -15,7 +15,7 @@ from laconic.compress.matrices import Keep
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel
-from laconic.model.heads import HeadedAttention, HeadMaps, find_attentions, resize_heads, zero_padding_maps
+from laconic.model.head_size import HeadedAttention, HeadMaps, find_attentions, resize_heads, zero_padding_maps
 from laconic.numerics.lowrank import affine_moment, identity_components
 
 Positive = Annotated[int, Field(ge=1)]

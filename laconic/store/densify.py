@@ -17,7 +17,7 @@ from laconic.errors import UserError
 from laconic.formats import Dense, Format
 from laconic.model import LanguageModel
 from laconic.model.enumeration import copy_ties
-from laconic.model.heads import can_shrink, find_attentions, resize_heads, zero_padding_maps
+from laconic.model.head_size import can_shrink, find_attentions, resize_heads, zero_padding_maps
 from laconic.model.prunable_group import prunable_groups
 from laconic.model.stock import build_empty, build_stock
 from laconic.model.task import check_pretrained

@@ -10,7 +10,7 @@ from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.methods import Svd
 from laconic.model import ANATOMIES, LanguageModel, divergence, load, predict
-from laconic.model.heads import HeadedAttention, HeadMaps, can_shrink, find_attentions, resize_heads
+from laconic.model.head_size import HeadedAttention, HeadMaps, can_shrink, find_attentions, resize_heads
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.headed import HEADED, RIGID, SIZE
