@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -27,25 +26,28 @@ from laconic.model.site import Group, Role, Site, guess_group, matrix_shape
 from laconic.model.usage import trace_usage
 
 
-class Targetable(Protocol):
-    """An object that targets match: a site, or a parameter that is in no site."""
+@dataclass(frozen=True)
+class DenseParameter:
+    """A parameter of a block with two or more dimensions that is in no site; targets match it like a site.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def group(self) -> Group: ...
-    @property
-    def role(self) -> Role: ...
-    @property
-    def block(self) -> str | None: ...
-    @property
-    def is_lookup(self) -> bool: ...
+    Args:
+        name: dotted path from the whole model.
+        group: the part of the transformer, guessed from the path.
+        block: dotted path of its block.
+        count: number of elements.
+        role: always OTHER.
+        is_lookup: always False.
+    """
+
+    name: str
+    group: Group
+    block: str
+    count: int
+    role: Role = Role.OTHER
+    is_lookup: bool = False
 
 
-def _has_group(group: Group) -> Callable[[Targetable], bool]:
-    return lambda site: site.group is group
-
-
+Targetable = Site | DenseParameter
 INPUT_ROLES = (Role.QUERY, Role.KEY, Role.VALUE, Role.FUSED)
 _PAPER_SETS: dict[str, Callable[[Targetable], bool]] = {
     "attention": lambda site: site.group is Group.ATTENTION and site.role in INPUT_ROLES,
@@ -53,7 +55,7 @@ _PAPER_SETS: dict[str, Callable[[Targetable], bool]] = {
     "all": lambda site: not site.is_lookup and not (site.group is Group.HEAD and site.role is Role.OUTPUT),
 }
 TARGETS: dict[str, Callable[[Targetable], bool]] = {
-    **{group.value: _has_group(group) for group in Group},
+    **{group.value: lambda site, group=group: site.group is group for group in Group},
     "blocks": lambda site: site.block is not None,
     "all": lambda site: True,
     **{f"cost-of-compression:{name}": condition for name, condition in _PAPER_SETS.items()},
@@ -118,8 +120,8 @@ def _no_match_error(
         also = f" (and {len(dense) - 1} more)" if len(dense) > 1 else ""
         return UserError(
             f"The target '{target}' matches no site of this model: what it names is in no layer that can be "
-            f"compressed, as experts of which one tensor holds all, '{dense[0].name}'{also}; name other targets, the "
-            f"model has sites in {_groups(sites)}."
+            f"compressed, such as experts that are stored as one tensor, '{dense[0].name}'{also}; name other targets, "
+            f"the model has sites in {_groups(sites)}."
         )
     if target in TARGETS or target.startswith("re:") or set(target) & set("*?["):
         return UserError(
@@ -135,27 +137,6 @@ def _groups(sites: Sequence[Site]) -> str:
 
 _NAMED_KINDS = 3
 """The number of kinds of dense parameters that a sentence names."""
-
-
-@dataclass(frozen=True)
-class DenseParameter:
-    """A parameter of a block with two or more dimensions that is in no site; targets match it like a site.
-
-    Args:
-        name: dotted path from the whole model.
-        group: the part of the transformer, guessed from the path.
-        block: dotted path of its block.
-        count: number of elements.
-        role: always OTHER.
-        is_lookup: always False.
-    """
-
-    name: str
-    group: Group
-    block: str
-    count: int
-    role: Role = Role.OTHER
-    is_lookup: bool = False
 
 
 @dataclass(frozen=True)
