@@ -56,9 +56,9 @@ class Codebook(PackedCodes):
             codes: the code of every weight.
             tables: 2^bits values for each group of each row, or (1, 1, 2^bits) where `group` is None; stored in 16
                 bits.
-            group: columns of a row that share a table; None where the whole matrix shares one.
+            group: columns of a row that share a table; None if the whole matrix shares one.
             dtype: dtype of `dense()`.
-            mask: True where a weight is kept; the others are zero whatever their code. None keeps all.
+            mask: True where a weight is kept; the others are zero, whichever code they have. None keeps all.
         """
         kept = None if mask is None else int(mask.count_nonzero())
         bits = tables.shape[-1].bit_length() - 1

@@ -93,7 +93,7 @@ def torch_group_size(group: int | None, width: int) -> int | None:
         width: columns of the matrix.
 
     Returns:
-        256, 128, 64 or 32; None where none of them fits.
+        256, 128, 64 or 32; None if none of them fits.
 
     Example:
         >>> torch_group_size(96, 384)

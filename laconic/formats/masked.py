@@ -138,7 +138,7 @@ class Masked(Format):
         zero.
 
         Returns:
-            None where the plain module can be called as it is.
+            None if the plain module can be called unchanged.
         """
         weight = self.plain_weight
         if self.mask is None or not (torch.is_grad_enabled() and weight.requires_grad):

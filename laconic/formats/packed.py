@@ -147,7 +147,7 @@ class PackedCodes(Format):
 
     @property
     def kernel_family(self) -> KernelFamily[Any] | None:
-        """The kernels that can multiply by the codes; None where the matrix is always decoded."""
+        """The kernels that can multiply by the codes; None if the matrix is always decoded."""
         return None
 
     @property

@@ -79,7 +79,7 @@ class Quantized(PackedCodes):
             grid: scales and zero points.
             symmetric: zero points are 2^(bits − 1) everywhere, and not stored.
             dtype: dtype of `dense()`.
-            mask: True where a weight is kept; the others are zero whatever their code. None keeps all.
+            mask: True where a weight is kept; the others are zero, whichever code they have. None keeps all.
         """
         kept = None if mask is None else int(mask.count_nonzero())
         layer = cls.uninitialized(

@@ -108,7 +108,7 @@ class DenseStage(Stage):
         shape: (out, in).
         activation: the activation function.
         bias: whether the linear has a bias.
-        residual: whether the input is added, through a linear of its own where the width changes.
+        residual: whether the input is added, through a second linear if the width changes.
         reads: as in `Stage`.
         writes: as in `Stage`.
     """

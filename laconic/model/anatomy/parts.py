@@ -143,7 +143,7 @@ class BiasTable:
     Args:
         module: the module in the block that holds it.
         table: its name in that module.
-        flag: the attribute of that module that is True where the table is present.
+        flag: the attribute of that module that is True if the table is present.
     """
 
     module: str

@@ -45,7 +45,7 @@ class Checkpoint(ABC):
     """A model that is not loaded yet. `check` finds every error that can be found without reading weights.
 
     Args:
-        location: where its files are.
+        location: the folder or the repository of its files.
         embedding_config: the sentence-transformers modules after the transformer, or None.
     """
 

@@ -152,7 +152,7 @@ class Gguf(Checkpoint):
         return {tensor.name: tuple(int(side) for side in tensor.shape[::-1]) for tensor in self._reader.tensors}
 
     def _plain_types(self) -> set[torch.dtype] | None:
-        """The dtypes of the tensors; None where one holds codes."""
+        """The dtypes of the tensors; None if one holds codes."""
         names = {tensor.tensor_type.name for tensor in self._reader.tensors}
         return {_PLAIN[name] for name in names} if names <= set(_PLAIN) else None
 

@@ -8,7 +8,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 from laconic.errors import UserError, quote, reason_of
 from laconic.hub import out_of_reach
 
+T = TypeVar("T")
 POINTER = b"version https://git-lfs.github.com/spec/"
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x28\xb5\x2f\xfd")
 """The first bytes of zip, gzip, bzip2, xz, 7z, rar and zstandard files."""
@@ -120,13 +121,12 @@ class Location:
             UserError: the file contains no JSON object.
         """
         path = self.file(name)
-        return None if path is None else read_object(path, f"The file '{name}' of the model '{self.source}'")
+        return None if path is None else read_json(path, f"The file '{name}' of the model '{self.source}'", dict)
 
     def listing(self, name: str) -> list[Any] | None:
         """The JSON list in a file; None if the file does not exist."""
         path = self.file(name)
-        subject = f"The file '{name}' of the model '{self.source}'"
-        return None if path is None else _read_json(path, subject, list, "a JSON list")
+        return None if path is None else read_json(path, f"The file '{name}' of the model '{self.source}'", list)
 
 
 def find_location(source: str, revision: str | None = None) -> Location | Path:
@@ -194,20 +194,17 @@ def _find_repository(name: str, revision: str | None) -> Location:
     return Location(name, revision=revision, downloads=False)
 
 
-def read_object(path: Path, subject: str) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path, subject: str, kind: type[T]) -> T:
+    """Read a JSON file.
 
     Args:
         path: the file.
         subject: the file as errors name it, at the beginning of the sentence.
+        kind: `dict` for a JSON object, `list` for a JSON list.
 
     Raises:
-        UserError: it cannot be read, or is no JSON object.
+        UserError: it cannot be read, or has a value of another kind.
     """
-    return _read_json(path, subject, dict, "a JSON object")
-
-
-def _read_json(path: Path, subject: str, kind: type, kind_name: str) -> Any:
     if is_lfs_pointer(path):
         raise UserError(f"{subject} is a note that Git LFS has left; fetch the file itself, by `git lfs pull`.")
     try:
@@ -218,7 +215,8 @@ def _read_json(path: Path, subject: str, kind: type, kind_name: str) -> Any:
         ) from error
     if not isinstance(content, kind):
         text = json.dumps(content)
-        raise UserError(f"{subject} must be {kind_name}; got {text if len(text) <= 60 else f'{text[:60]}…'}.")
+        name = "a JSON object" if kind is dict else "a JSON list"
+        raise UserError(f"{subject} must be {name}; got {text if len(text) <= 60 else f'{text[:60]}…'}.")
     return content
 
 

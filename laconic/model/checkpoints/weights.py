@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from laconic.errors import UserError, must_be, quote, reason_of
-from laconic.model.checkpoints.location import Location, is_lfs_pointer, read_object
+from laconic.model.checkpoints.location import Location, is_lfs_pointer, read_json
 from laconic.model.stock import MODEL_ERRORS
 
 GENERATION_CONFIG = "generation_config.json"
@@ -121,7 +121,7 @@ def find_weights(location: Location, config: PreTrainedConfig | None = None) -> 
 def _find_shards(location: Location, index_file: Path) -> tuple[Path, ...]:
     """The shards that an index names, sorted by name; they are downloaded if needed."""
     place = f"The file '{index_file.name}' of the model '{location.source}'"
-    index = read_object(index_file, place)
+    index = read_json(index_file, place, dict)
     files = index.get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise must_be(f"{place}: weight_map", "an object that maps tensors to files", files)
