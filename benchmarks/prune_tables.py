@@ -12,7 +12,7 @@ from benchmarks.lowrank import METRICS, MODELS
 from benchmarks.pruning import CALIBRATION_ROWS, CELLS, PATTERNS, SPARSITIES, VARIANTS
 from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
-from laconic.report.costs import Point
+from laconic.report.evaluation import Point
 
 PAGE = ROOT / "docs/figures/pruning.md"
 BEGIN = "<!-- made by `python -m benchmarks prune_tables` -->"

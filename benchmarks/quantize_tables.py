@@ -10,7 +10,7 @@ from benchmarks.common import mean_of, places_of, short_quality, spread
 from benchmarks.quantizing import BITS, CELLS, COMBINATIONS, GROUPS, METHODS, TEST_SETS
 from benchmarks.tables import ROOT, replace_between
 from laconic.report import plots
-from laconic.report.costs import Point
+from laconic.report.evaluation import Point
 
 PAGE = ROOT / "docs/figures/quantization.md"
 BEGIN = "<!-- made by `python -m benchmarks quantize_tables` -->"

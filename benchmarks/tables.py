@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.common import RESULTS, short_quality, spread
 from benchmarks.lowrank import CALIBRATION_ROWS, CELLS, KEEPS, METRICS, MODELS, TIMED, VARIANTS
 from laconic.report import plots
-from laconic.report.costs import Point
+from laconic.report.evaluation import Point
 
 ROOT = Path(__file__).parents[1]
 MORE_ROWS = 512

@@ -20,9 +20,8 @@ from laconic.model import LanguageModel
 from laconic.processes import on_rank_zero
 from laconic.recipe import Record, write_recipe
 from laconic.recipe.run import extra_files
-from laconic.report.costs import MEGABYTE
 from laconic.report.evaluation import evaluation_remarks, evaluation_tables
-from laconic.report.tables import Column, Table
+from laconic.report.tables import MEGABYTE, Column, Table
 from laconic.store import attach, save
 
 

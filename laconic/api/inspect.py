@@ -14,11 +14,10 @@ from laconic.api.results import Part, Result
 from laconic.progress import Track, silent
 from laconic.recipe.sampling import Sampling
 from laconic.report import plots
-from laconic.report.anatomy import Inspection
-from laconic.report.anatomy import inspect as inspect_model
 from laconic.report.inspection.activity import Activity, measure_activity
 from laconic.report.inspection.narrative import paragraphs
 from laconic.report.inspection.page import draw_figures, inspection_page, inspection_tables
+from laconic.report.inspection.parts import ModelParts, measure_parts
 from laconic.report.inspection.weights import ModelWeights, weight_statistics
 from laconic.report.tables import Table
 from laconic.store import check_output
@@ -46,7 +45,7 @@ class InspectResult(Result):
         ('bert (BertModel)', 14, None)
     """
 
-    anatomy: Inspection
+    anatomy: ModelParts
     weights: ModelWeights
     activity: Activity | None
     words: Sequence[str]
@@ -152,7 +151,7 @@ def inspect(
         model_input.check_tokenizer()
         sample = Sampling(samples=ROWS).of(model_input.with_inputs(structure), texts, track)
     with model_input.open_model(restore=False) as lm:
-        anatomy, weights = inspect_model(lm), weight_statistics(lm, track)
+        anatomy, weights = measure_parts(lm), weight_statistics(lm, track)
         found = None if sample is None or texts is None else measure_activity(lm, sample, texts.source)
     result = InspectResult(anatomy, weights, found, paragraphs(weights, found))
     if folder is not None:

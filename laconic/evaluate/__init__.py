@@ -5,8 +5,7 @@ Internal: it may change with any version.
 
 from laconic.evaluate.contamination import calibration_sources
 from laconic.evaluate.cost import Conditions, Cost, measure_cost
-from laconic.evaluate.fidelity import Fidelity, compare_to_reference, fidelity
-from laconic.evaluate.reference import Reference, ReferenceCache, check_comparable
+from laconic.evaluate.fidelity import Fidelity, Reference, ReferenceCache, check_comparable, compare_to_reference
 from laconic.evaluate.run import Evaluation, evaluate
 from laconic.evaluate.tasks import check_task, check_tasks
 from laconic.evaluate.timing import Latency, latency
@@ -25,7 +24,6 @@ __all__ = [
     "check_tasks",
     "compare_to_reference",
     "evaluate",
-    "fidelity",
     "latency",
     "measure_cost",
 ]

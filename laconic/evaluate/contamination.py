@@ -24,11 +24,11 @@ def calibration_sources(*models: str) -> tuple[str, ...]:
         The sources of the models, and of the models that they were made from. A model without a recipe has none.
     """
     sources: dict[str, None] = {}
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     for model in models:
         ancestor: object = model
-        while isinstance(ancestor, str) and ancestor and (folder := _resolve_path(ancestor)) not in seen:
-            seen.add(folder)
+        while isinstance(ancestor, str) and ancestor and (folder := _resolve_path(ancestor)) not in visited:
+            visited.add(folder)
             recipe = _read_recipe(folder / RECIPE)
             if isinstance(recipe.get("data"), str):
                 sources[recipe["data"]] = None
@@ -65,7 +65,7 @@ def check_disjoint(sources: Iterable[tuple[str, str]], calibration: Sequence[str
         file = file_of(source, "dev")
         if file in files:
             raise UserError(
-                f"The task '{name}' would judge the model on rows that it was calibrated on: '{file}' serves both "
+                f"The task '{name}' would evaluate the model on rows that it was calibrated on: '{file}' serves both "
                 "splits; name another file, or a folder with one for each split."
             )
 
@@ -80,16 +80,9 @@ def count_shared_rows(corpus: Corpus, calibration: Sequence[str]) -> dict[str, i
     Returns:
         The number of shared rows, by source.
     """
-    return {
-        source: _count_shared(corpus, texts) for source in calibration if (texts := _training_texts(source)) is not None
-    }
-
-
-def _count_shared(corpus: Corpus, texts: frozenset[str]) -> int:
-    return sum(example.joined.strip() in texts for example in corpus.examples)
-
-
-def _training_texts(source: str) -> frozenset[str] | None:
-    if not is_builtin(source) and file_of(source, "train") is None:
-        return None
-    return frozenset(example.joined.strip() for example in read(source, "train").examples)
+    counts: dict[str, int] = {}
+    for source in calibration:
+        if is_builtin(source) or file_of(source, "train") is not None:
+            texts = {example.joined.strip() for example in read(source, "train").examples}
+            counts[source] = sum(example.joined.strip() in texts for example in corpus.examples)
+    return counts

@@ -13,11 +13,10 @@ from pydantic import Field
 from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, forward, machine, random_batch
 from laconic.errors import must_be
-from laconic.evaluate.footprint import bytes_by_part, count_macs, peak_bytes, weight_bytes
-from laconic.evaluate.generation import Generation, generates_text, measure_generation
-from laconic.evaluate.timing import Latency, find_meter, latency, measure_joules
+from laconic.evaluate.footprint import bytes_by_part, count_macs, find_meter, measure_joules, peak_bytes, weight_bytes
+from laconic.evaluate.timing import Generation, Latency, generates_text, latency, measure_generation
 from laconic.formats import PackedCodes
-from laconic.model import Batch, LanguageModel
+from laconic.model import LanguageModel
 from laconic.progress import Track, silent
 from laconic.runtime import EAGER, Service, check_runtime, serve
 from laconic.store import file_bytes
@@ -62,7 +61,7 @@ class Conditions(metaclass=Typed):
         return cls() if isinstance(cost, bool) else cost
 
 
-NO_CACHE = "The speed of writing was not measured: the model keeps no keys and values of the tokens before."
+NO_CACHE = "The speed of generation was not measured: the model has no key-value cache."
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Cost:
             "dtype": self.dtype,
             "parts": self.parts,
             "latency": [speed.to_json() for speed in self.speeds],
-            **({"generation": [one.to_json() for one in self.generations]} if self.generations else {}),
+            **({"generation": [generation.to_json() for generation in self.generations]} if self.generations else {}),
             **({"missing": list(self.missing)} if self.missing else {}),
             "runtime": self.runtime,
             "machine": self.machine,
@@ -167,7 +166,7 @@ def measure_cost(
         _measure_speed(lm, service, batch, length, track)
         for batch, length in track(grid, "cost", [float(batch * length) for batch, length in grid])
     ]
-    generations = tuple(written for _, written in measured if written is not None)
+    generations = tuple(generation for _, generation in measured if generation is not None)
     return Cost(
         parameters=lm.size()[0],
         bytes=stored_bytes(lm) if folder is None else file_bytes(folder),
@@ -187,8 +186,8 @@ def _count_kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
     used: dict[str, Counter[str]] = {}
     for layer in lm.model.modules():
         if isinstance(layer, PackedCodes) and layer.kernel_family is not None and layer.kernel_names:
-            called = (f"{rows} rows: {kernel}" for rows, kernel in layer.kernel_names.items())
-            used.setdefault(layer.kernel_family.label, Counter()).update(called)
+            names = (f"{rows} rows: {kernel}" for rows, kernel in layer.kernel_names.items())
+            used.setdefault(layer.kernel_family.label, Counter()).update(names)
     return {label: dict(sorted(counts.items())) for label, counts in used.items()}
 
 
@@ -211,8 +210,8 @@ def stored_bytes(lm: LanguageModel) -> int:
                 "shape": list(tensor.shape),
                 "data_offsets": [start, start + sizes[key]],
             }
-    beside = 0 if lm.pipeline is None else pipeline_bytes(lm.pipeline)
-    return sum(sizes.values()) + len(json.dumps(index, separators=(",", ":"))) + beside
+    header = len(json.dumps(index, separators=(",", ":")))
+    return sum(sizes.values()) + header + (0 if lm.pipeline is None else pipeline_bytes(lm.pipeline))
 
 
 def _measure_speed(
@@ -222,13 +221,10 @@ def _measure_speed(
     inputs = random_batch(lm, batch, length)
     timed = latency(service.lm, batch, length, track=track)
     peak = peak_bytes(lm, inputs) if service.runtime == EAGER else None
-    written = measure_generation(lm, batch, length, track=track) if service.runtime == EAGER else None
-    return Speed(timed, count_macs(lm, inputs), peak, _measure_joules(service.lm, inputs)), written
-
-
-def _measure_joules(lm: LanguageModel, inputs: Batch) -> float | None:
-    meter = find_meter(lm.device)
-    if meter is None:
-        return None
-    with evaluating(lm), torch.inference_mode():
-        return measure_joules(lambda: forward(lm, inputs), lm.device, meter)
+    generation = measure_generation(lm, batch, length, track=track) if service.runtime == EAGER else None
+    macs, meter = count_macs(lm, inputs), find_meter(service.lm.device)
+    joules = None
+    if meter is not None:
+        with evaluating(service.lm), torch.inference_mode():
+            joules = measure_joules(lambda: forward(service.lm, inputs), service.lm.device, meter)
+    return Speed(timed, macs, peak, joules), generation

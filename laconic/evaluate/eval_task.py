@@ -1,8 +1,9 @@
-"""The base class of evaluation tasks. A task computes a table of scores from rows of data and a model."""
+"""The base class of evaluation tasks, which compute a table of scores from rows of data; and functions for tasks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from laconic.calibrate.batching import check_readable
 from laconic.calibrate.classes import called
-from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.corpus import Corpus, as_json, content, json_of
 from laconic.calibrate.sources import check_source, read
-from laconic.errors import UserError
+from laconic.errors import UserError, must_be, quote
 from laconic.evaluate.metrics import Metric, Scores
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.tokens import check_decoder_start
@@ -54,7 +55,7 @@ class EvalTask(ABC):
     """An evaluation task: it reads rows of data, and scores a model on them.
 
     A task is a frozen dataclass of its parameters; `laconic.evaluate.tasks` finds it by name. A subclass sets the class
-    variables below and implements `from_name`, `name`, `source` and `evaluate`. The other methods have defaults for a
+    variables below and implements `from_name`, `source` and `evaluate`. The other methods have defaults for a
     task whose rows are the dev split of a data source.
     """
 
@@ -79,13 +80,13 @@ class EvalTask(ABC):
 
     @property
     @abstractmethod
-    def name(self) -> str:
-        """The name of this task in `--tasks`."""
-
-    @property
-    @abstractmethod
     def source(self) -> str:
         """The data source of the rows. Its dev split is used."""
+
+    @property
+    def name(self) -> str:
+        """The name of this task in `--tasks`; by default that of its source."""
+        return self.source
 
     @property
     def generates(self) -> bool:
@@ -171,18 +172,15 @@ class EvalTask(ABC):
             UserError: the task does not support this kind of model.
         """
         if lm.task not in self.kinds:
-            needed, found = with_article(" or ".join(kind.value for kind in self.kinds)), with_article(lm.task.value)
+            kinds = with_article(" or ".join(kind.value for kind in self.kinds))
+            example = EXAMPLE_TASKS.get(lm.task)
+            remedy = f"name a task for such models, like {example}, or " if example else ""
             raise UserError(
-                f"The task '{self.name}' needs {needed} model; {called(lm)} is {found} model; {_remedy(lm.task)}."
+                f"The task '{self.name}' needs {kinds} model; {called(lm)} is {with_article(lm.task.value)} model; "
+                f"{remedy}compare it with its original: laconic evaluate MODEL --against ORIGINAL --tasks "
+                "fidelity:SOURCE."
             )
         check_decoder_start(lm)
-
-
-def _remedy(task: ModelTask) -> str:
-    """How a model of this kind can be evaluated, as a clause of an error."""
-    compare = "compare it with its original: laconic evaluate MODEL --against ORIGINAL --tasks fidelity:SOURCE"
-    example = EXAMPLE_TASKS.get(task)
-    return f"name a task for such models, like {example}, or {compare}" if example else compare
 
 
 def source_of(name: str) -> str:
@@ -234,5 +232,53 @@ def stack_scores(lines: Iterable[Tensor], name: str, corpus: Corpus) -> Scores:
     """
     parts = list(lines)
     if not parts:
-        raise UserError(f"The task '{name}' has no rows to judge in '{corpus.source}'; give more rows.")
+        raise UserError(f"The task '{name}' has no rows to evaluate in '{corpus.source}'; give more rows.")
     return torch.cat(parts).double().numpy()
+
+
+JsonObject = Mapping[str, Any]
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, JsonObject]]:
+    """Read a file with one JSON object per line. Blank lines are skipped.
+
+    Args:
+        path: the path of the file.
+
+    Yields:
+        The place of each object in the form `file:line`, and the object.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a JSON object.
+    """
+    for number, line in enumerate(content(path).split("\n"), start=1):
+        if line.strip():
+            row = json_of(line, f"{path}:{number}")
+            if not isinstance(row, Mapping):
+                raise must_be(f"{path}:{number}", "an object of named fields", as_json(row))
+            yield f"{path}:{number}", row
+
+
+def text_field(row: JsonObject, names: tuple[str, ...], place: str) -> str:
+    """The text in a field of a row.
+
+    Args:
+        row: the JSON object.
+        names: alternative names of the field; the first one in the row is read.
+        place: the place of the row, for error messages.
+
+    Example:
+        >>> text_field({"good": " Cats sleep. "}, ("sentence_good", "good"), "a.jsonl:1")
+        'Cats sleep.'
+
+    Raises:
+        UserError: the row has none of these fields, or the value is not text.
+    """
+    for name in names:
+        if name in row:
+            if isinstance(row[name], str) and row[name].strip():
+                return row[name].strip()
+            raise UserError(f"{place} must have text in the field '{name}'; got {quote(as_json(row[name]))}.")
+    fields = ", ".join(f"'{name}'" for name in row) or "none"
+    accepted = " or ".join(f"'{name}'" for name in names)
+    raise UserError(f"{place} has no field {accepted} (fields: {fields}); add it.")

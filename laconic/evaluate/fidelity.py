@@ -1,4 +1,8 @@
-"""Fidelity: the distance between the outputs of a compressed model and its original on the same unlabelled rows."""
+"""Compare a compressed model with its original on the same unlabelled rows: the distance between their outputs.
+
+`Reference` runs the original. `check_comparable` and `check_same_tokens` check that both models predict the same things
+and read the same tokens. `compare_to_reference` measures the distance.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +12,157 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from laconic.calibrate.batching import positions, rows_of
+from laconic.calibrate.classes import called, output_places
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
-from laconic.evaluate.eval_task import tokenizer_name
+from laconic.evaluate.eval_task import tokenizer_name, with_article
 from laconic.evaluate.metrics import Scores, interval
-from laconic.evaluate.prediction import predict_batch, restore_order
-from laconic.evaluate.reference import Reference, check_comparable, check_same_tokens
+from laconic.evaluate.prediction import batch_by_length, predict_batch, restore_order
 from laconic.evaluate.similarity import neighbour_agreement
 from laconic.model import Batch, LanguageModel, ModelTask, Predictions, divergence
+from laconic.model.tokens import target_vocabulary_size, vocabulary_size
 from laconic.progress import Track, silent
+
+BATCH = 16
+CONTEXT = 128
+CACHE_BYTES = 2**28
+"""The largest size of predictions that are kept in memory, in bytes. Others are recomputed each time."""
+
+
+class Reference:
+    """An original model with the rows of text on which other models are compared with it.
+
+    Args:
+        original: the original model; its tokenizer encodes the rows.
+        corpus: rows of text.
+        seed: the random seed of the masked positions, for a masked language model.
+        limit: the largest size of predictions that are kept in memory, in bytes.
+
+    Attributes:
+        context: the largest number of tokens in a row.
+        batches: the rows, sorted by length.
+        parts: the indices of the rows in each batch.
+    """
+
+    def __init__(self, original: LanguageModel, corpus: Corpus, *, seed: int = 0, limit: int = CACHE_BYTES) -> None:
+        self.original, self.corpus, self.seed = original, corpus, seed
+        self.context = min(positions(original) or CONTEXT, CONTEXT)
+        rows = rows_of(original, corpus, max_length=self.context, seed=seed)
+        self.parts, self.batches = batch_by_length(original, rows, BATCH)
+        self._cache: dict[int, tuple[Predictions, Tensor]] = {}
+        self._room = limit
+
+    def predict(self, number: int) -> tuple[Predictions, Tensor]:
+        """The original's predictions for a batch, and the mean last hidden state of each row.
+
+        Args:
+            number: index of the batch.
+
+        Raises:
+            UserError: the original predicts NaN.
+        """
+        if number in self._cache:
+            return self._cache[number]
+        prediction = predict_batch(self.original, self.batches[number], hidden=True)
+        self._room -= prediction[0].values.nbytes + prediction[1].nbytes
+        if self._room >= 0:
+            self._cache[number] = prediction
+        return prediction
+
+
+class ReferenceCache:
+    """Keeps the last `Reference`, so that several evaluations against one original run the original once."""
+
+    def __init__(self) -> None:
+        self._last: Reference | None = None
+
+    def get(self, original: LanguageModel, corpus: Corpus, seed: int = 0) -> Reference:
+        """The reference for an original and rows; the kept one, if the arguments are the same as in the last call.
+
+        Args:
+            original: the original model, compared by identity. Its weights must not change between calls.
+            corpus: rows of text.
+            seed: the random seed of masked positions.
+        """
+        last = self._last
+        if last is None or last.original is not original or (last.corpus, last.seed) != (corpus, seed):
+            last = self._last = Reference(original, corpus, seed=seed)
+        return last
+
+
+def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequence[str] = ()) -> list[int] | None:
+    """Check that two models predict the same things, so that they can be compared row by row.
+
+    Args:
+        lm: the compressed model, with or without weights.
+        original: the original model, with or without weights.
+        classes: names of the classes in the data.
+
+    Returns:
+        For each output of the original, the index of the same class among the outputs of `lm`; None if the order is the
+        same.
+
+    Raises:
+        UserError: the models have different tasks, vocabularies or classes.
+    """
+    if lm.task is not original.task:
+        ours, theirs = with_article(lm.task.value), with_article(original.task.value)
+        raise UserError(
+            f"The models cannot be compared: one is {ours}, the other {theirs} model; "
+            "name the model that it was made from."
+        )
+    ours, theirs = _vocabulary_size(lm), _vocabulary_size(original)
+    if ours != theirs:
+        raise UserError(
+            f"The models cannot be compared: {called(lm)} has a vocabulary of {ours} tokens, and {called(original)} "
+            f"one of {theirs}; name the model that it was made from."
+        )
+    return output_places(original, lm, classes)
+
+
+def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
+    """Check that a model can read rows that were encoded by the original's tokenizer.
+
+    Args:
+        lm: the compressed model.
+        reference: the original and the rows.
+
+    Raises:
+        UserError: a token id is another token in the tokenizer of `lm`, or the rows are too long for `lm`.
+    """
+    original = reference.original
+    longest, length = positions(lm), max(batch["input_ids"].shape[1] for batch in reference.batches)
+    if longest is not None and length > longest:
+        raise UserError(
+            f"The models cannot be compared: {called(lm)} reads {longest} tokens at most, and {called(original)} reads "
+            f"rows of {length}; name the model that it was made from."
+        )
+    if lm.tokenizer is None or original.tokenizer is None:
+        return
+    used = sorted({token for batch in reference.batches for token in batch["input_ids"].unique().tolist()})
+    names = zip(
+        *(tokenizer.convert_ids_to_tokens(used) for tokenizer in (lm.tokenizer, original.tokenizer)), strict=True
+    )
+    for token, (ours, theirs) in zip(used, names, strict=True):
+        if ours != theirs:
+            raise UserError(
+                f"The models cannot be compared: token {token} is {_quote(ours)} to the tokenizer of {called(lm)} and "
+                f"{_quote(theirs)} to that of {called(original)}; name the model that it was made from."
+            )
+
+
+def _quote(token: str | None) -> str:
+    return "nothing" if token is None else f"'{token}'"
+
+
+def _vocabulary_size(lm: LanguageModel) -> int | None:
+    """The size of the vocabulary that the model predicts; None for a model that does not predict tokens."""
+    if lm.task is ModelTask.SEQ2SEQ:
+        return target_vocabulary_size(lm.model)
+    return vocabulary_size(lm.model) if lm.task in (ModelTask.CAUSAL, ModelTask.MASKED) else None
+
 
 CHUNK = 2**24
 """The number of logits that are compared at once; the comparison is in float64."""
@@ -62,26 +207,8 @@ class Fidelity:
     vectors: str | None = None
 
 
-def fidelity(
-    lm: LanguageModel, original: LanguageModel, corpus: Corpus, *, seed: int = 0, track: Track = silent
-) -> Fidelity:
-    """Compare a compressed model with its original.
-
-    Args:
-        lm: the compressed model.
-        original: the model that it was made from.
-        corpus: rows of text, which are encoded by the original's tokenizer.
-        seed: the random seed of the bootstrap and of masked positions.
-        track: reports progress.
-
-    Raises:
-        UserError: the models have different tasks, vocabularies or classes, or one of them predicts NaN.
-    """
-    return compare_to_reference(lm, Reference(original, corpus, seed=seed, limit=0), track)
-
-
 def compare_to_reference(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:
-    """Like `fidelity`, for comparing several models with the same original on the same rows.
+    """Measure the distance of a compressed model from its original.
 
     Args:
         lm: the compressed model.
@@ -92,22 +219,25 @@ def compare_to_reference(lm: LanguageModel, reference: Reference, track: Track =
         UserError: the models have different tasks, vocabularies or classes, or one of them predicts NaN.
     """
     original, corpus, seed = reference.original, reference.corpus, reference.seed
-    places = check_comparable(lm, original, corpus.classes)
+    order = check_comparable(lm, original, corpus.classes)
     check_same_tokens(lm, reference)
     lines: list[Tensor] = []
-    embeddings: list[Tensor] = []
+    pairs: list[Tensor] = []
     with evaluating(lm, original):
         for number, batch in enumerate(track(reference.batches, "fidelity")):
-            line, pair = _compare_batch(lm, batch, reference, number, places)
+            line, pair = _compare_batch(lm, batch, reference, number, order)
             lines.append(line)
-            if original.task is ModelTask.EMBEDDING:
-                embeddings.append(pair)
-    table = restore_order(torch.cat(lines), reference.parts).double().numpy()
-    vectors = torch.cat(embeddings, dim=1) if embeddings else None
-    similarity = original.embedding_pipeline.settings.similarity
-    agreement = (
-        _mean_per_prediction(1, table) if vectors is None else neighbour_agreement(vectors[0], vectors[1], similarity)
-    )
+            pairs.append(pair)
+    table = restore_order(torch.cat(lines), reference.parts).numpy()
+    if original.task is ModelTask.EMBEDDING:
+        similarity = original.embedding_pipeline.settings.similarity
+        embeddings = torch.cat(pairs, dim=1)
+        agreement = neighbour_agreement(embeddings[0], embeddings[1], similarity)
+        vectors, original_vectors = lm.embedding_pipeline.describe(), original.embedding_pipeline.describe()
+        if vectors != original_vectors:
+            vectors = f"{vectors}; of the original: {original_vectors}"
+    else:
+        agreement, vectors = _mean_per_prediction(1, table), None
     kl = interval(lambda rows: _mean_per_prediction(0, rows), table, seed)
     return Fidelity(
         kl=kl.value,
@@ -122,13 +252,13 @@ def compare_to_reference(lm: LanguageModel, reference: Reference, track: Track =
         context=reference.context,
         tokenizer=tokenizer_name(original),
         seed=seed,
-        vectors=None if vectors is None else _vectors(lm, original),
+        vectors=vectors,
     )
 
 
 @torch.inference_mode()
 def _compare_batch(
-    lm: LanguageModel, batch: Batch, reference: Reference, number: int, places: list[int] | None
+    lm: LanguageModel, batch: Batch, reference: Reference, number: int, order: list[int] | None
 ) -> tuple[Tensor, Tensor]:
     """Compare two models on one batch.
 
@@ -141,42 +271,23 @@ def _compare_batch(
     if theirs.values.shape != ours.values.shape:
         shapes = f"{tuple(theirs.values.shape)} and {tuple(ours.values.shape)}"
         raise UserError(f"The models cannot be compared: their predictions have the shapes {shapes}.")
-    if places is not None:
+    if order is not None:
         # Put the classes into the order of the original.
-        ours = ours._replace(values=ours.values[:, places])
+        ours = ours._replace(values=ours.values[:, order])
     step = max(1, CHUNK // theirs.values.shape[1])
-    parts = zip(_split(theirs, step), _split(ours, step), strict=True)
-    figures = torch.cat(
-        [torch.stack((divergence(p, q), _agreement(p, q), torch.ones(len(p.values)).to(p.values)), 1) for p, q in parts]
-    ).double()
-    sums = torch.zeros(len(hidden), 3, dtype=torch.float64, device=figures.device)
-    sums.index_add_(0, theirs.rows, figures)
-    cosine = _cosine(their_hidden.double(), hidden.double())[:, None]
+    sums = torch.zeros(len(hidden), 3, dtype=torch.float64, device=hidden.device)
+    for before, after, rows in zip(
+        *(part.split(step) for part in (theirs.values, ours.values, theirs.rows)), strict=True
+    ):
+        p, q = theirs._replace(values=before), ours._replace(values=after)
+        same = theirs.distribution.same_decision(before, after).double()
+        sums.index_add_(0, rows, torch.stack((divergence(p, q).double(), same, torch.ones_like(same)), dim=1))
+    if their_hidden.shape == hidden.shape:
+        cosine = functional.cosine_similarity(their_hidden.double(), hidden.double(), dim=-1)
+    else:
+        cosine = torch.full((len(hidden),), torch.nan, dtype=torch.float64, device=hidden.device)
     embeddings = torch.stack((theirs.values, ours.values)) if lm.task is ModelTask.EMBEDDING else torch.empty(0)
-    return torch.cat((sums[:, :2], cosine, sums[:, 2:]), dim=1).cpu(), embeddings.cpu()
-
-
-def _cosine(theirs: Tensor, ours: Tensor) -> Tensor:
-    """(rows,); NaN where the widths differ."""
-    if theirs.shape != ours.shape:
-        return torch.full((len(ours),), torch.nan, dtype=ours.dtype, device=ours.device)
-    return functional.cosine_similarity(theirs, ours, dim=-1)
-
-
-def _split(predictions: Predictions, step: int) -> list[Predictions]:
-    values, rows, _, distribution = predictions
-    split: Sequence[tuple[Tensor, Tensor]] = list(zip(values.split(step), rows.split(step), strict=True))
-    return [Predictions(part, numbers, None, distribution) for part, numbers in split]
-
-
-def _agreement(reference: Predictions, other: Predictions) -> Tensor:
-    """1 where both predict the same, else 0."""
-    return reference.distribution.same_decision(reference.values, other.values).double()
-
-
-def _vectors(lm: LanguageModel, original: LanguageModel) -> str:
-    ours, theirs = lm.embedding_pipeline.describe(), original.embedding_pipeline.describe()
-    return ours if ours == theirs else f"{ours}; of the original: {theirs}"
+    return torch.column_stack((sums[:, :2], cosine, sums[:, 2])).cpu(), embeddings.cpu()
 
 
 def _mean_per_prediction(column: int, table: Scores) -> float:

@@ -1,13 +1,21 @@
-"""Count multiply-accumulates, bytes of weights and peak memory of a forward pass.
+"""Measure what a forward pass uses: multiply-accumulates, memory and energy; and count the bytes of weights.
 
 Peak memory is the largest total size of live tensors, weights included. On a GPU, torch's allocator counts it. On a
 CPU, every tensor that an operation returns is tracked until it is freed. Other memory (the interpreter, libraries,
 workspace inside an operation) is not counted, as it hardly depends on the model.
+
+Energy is read from counters of the hardware: RAPL for the CPU on Linux, NVML for an NVIDIA GPU. Both count the energy
+of the whole CPU or GPU, so that results are valid only if nothing else runs. If there is no counter, or only an
+administrator may read it, no energy is reported.
 """
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from laconic.calibrate.passes import evaluating, forward
+from laconic.calibrate.passes import evaluating, forward, now
 from laconic.formats import Format, PackedCodes, weight_macs
 from laconic.model import Batch, Group, LanguageModel
 
@@ -74,7 +82,7 @@ def _outermost_layers(module: nn.Module) -> list[nn.Module]:
     """The linear layers and formats in a module, without the layers inside a format."""
     if isinstance(module, (nn.Linear, Conv1D, Format)):
         return [module]
-    return [found for child in module.children() for found in _outermost_layers(child)]
+    return [layer for child in module.children() for layer in _outermost_layers(child)]
 
 
 def weight_bytes(lm: LanguageModel) -> int:
@@ -83,8 +91,8 @@ def weight_bytes(lm: LanguageModel) -> int:
     Args:
         lm: the model. Tensors with shared memory count once.
     """
-    kept = sum(layer.kernel_nbytes for layer in lm.model.modules() if isinstance(layer, PackedCodes))
-    return sum(storage.nbytes() for storage in _storages(lm).values()) + kept
+    copies = sum(layer.kernel_nbytes for layer in lm.model.modules() if isinstance(layer, PackedCodes))
+    return sum(storage.nbytes() for storage in _storages(lm).values()) + copies
 
 
 def peak_bytes(lm: LanguageModel, inputs: Batch) -> int:
@@ -97,12 +105,12 @@ def peak_bytes(lm: LanguageModel, inputs: Batch) -> int:
     with evaluating(lm), torch.no_grad():
         if lm.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(lm.device)
-            others = torch.cuda.memory_allocated(lm.device) - weight_bytes(lm) - _bytes_of(inputs)
+            unrelated = torch.cuda.memory_allocated(lm.device) - weight_bytes(lm) - _bytes_of(inputs)
             forward(lm, inputs)
-            return torch.cuda.max_memory_allocated(lm.device) - others
-        with _LiveBytes() as alive:
+            return torch.cuda.max_memory_allocated(lm.device) - unrelated
+        with _LiveBytes() as live:
             forward(lm, inputs)
-    return weight_bytes(lm) + _bytes_of(inputs) + alive.peak
+    return weight_bytes(lm) + _bytes_of(inputs) + live.peak
 
 
 def _bytes_of(inputs: Batch) -> int:
@@ -111,8 +119,8 @@ def _bytes_of(inputs: Batch) -> int:
 
 def _storages(lm: LanguageModel) -> dict[int, torch.UntypedStorage]:
     # An empty tensor may have the same address as the next tensor in a file.
-    beside = () if lm.pipeline is None else lm.pipeline.parameters()
-    tensors = [tensor for tensor in (*lm.model.parameters(), *lm.model.buffers(), *beside) if tensor.numel()]
+    pipeline = () if lm.pipeline is None else lm.pipeline.parameters()
+    tensors = [tensor for tensor in (*lm.model.parameters(), *lm.model.buffers(), *pipeline) if tensor.numel()]
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
 
 
@@ -156,7 +164,7 @@ def _storages_in(values: Any) -> list[torch.UntypedStorage]:
 
 OTHER = "other"
 """The part for norms, biases, positions, and matrices that are in no group."""
-ORDER = (Group.EMBEDDING, Group.ATTENTION, Group.FFN, Group.HEAD)
+PART_ORDER = (Group.EMBEDDING, Group.ATTENTION, Group.FFN, Group.HEAD)
 """The order in which parts are counted: a head that is tied to the embedding counts as embedding."""
 
 
@@ -165,11 +173,105 @@ def bytes_by_part(lm: LanguageModel) -> dict[str, int]:
 
     A tensor that several modules share counts once, for the first of them.
     """
-    sites = sorted(lm.sites(("all",)), key=lambda site: ORDER.index(site.group))
-    parts = dict.fromkeys((group.value for group in ORDER), 0)
+    sites = sorted(lm.sites(("all",)), key=lambda site: PART_ORDER.index(site.group))
+    parts = dict.fromkeys((group.value for group in PART_ORDER), 0)
     counted: set[int] = set()
     for site in sites:
         if id(site.parameter) not in counted:
             counted.add(id(site.parameter))
             parts[site.group.value] += lm.site_nbytes(site)
     return {**parts, OTHER: lm.size()[1] - sum(parts.values())}
+
+
+POWERCAP = Path("/sys/class/powercap")
+METER_SECONDS, MIN_PASSES = 1.0, 3
+"""The least seconds and the least number of repetitions of a pass; counters are updated about once a millisecond."""
+
+
+class Meter(ABC):
+    """A counter of energy."""
+
+    @abstractmethod
+    def joules(self) -> float:
+        """Joules since a fixed but arbitrary moment."""
+
+
+class Rapl(Meter):
+    """RAPL counters of all CPU packages. Each wraps around to 0 after `max_energy_range_uj`."""
+
+    def __init__(self, packages: tuple[Path, ...]) -> None:
+        self._packages = packages
+        self._last = dict.fromkeys(packages, 0)
+        self._microjoules = 0
+        self.joules()
+        self._microjoules = 0
+
+    def joules(self) -> float:
+        for package in self._packages:
+            count = int((package / "energy_uj").read_text())
+            change = count - self._last[package]
+            self._microjoules += change if change >= 0 else change + int((package / "max_energy_range_uj").read_text())
+            self._last[package] = count
+        return self._microjoules / 1e6
+
+
+class Nvml(Meter):
+    """The counter of one NVIDIA GPU."""
+
+    def __init__(self, nvml: Any, device: torch.device) -> None:
+        self._nvml = nvml
+        nvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+
+    def joules(self) -> float:
+        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
+
+
+def find_meter(device: torch.device, powercap: Path = POWERCAP) -> Meter | None:
+    """Find the energy counter of a device.
+
+    Args:
+        device: a GPU or the CPU.
+        powercap: the folder in which Linux has the counters of the CPU.
+
+    Returns:
+        The counter; None if there is none, or if only an administrator may read it.
+    """
+    if device.type == "cuda":
+        return _find_nvml(device)
+    packages = tuple(zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1)
+    try:
+        return Rapl(packages) if packages else None
+    except OSError:
+        # Since CVE-2020-8694, Linux allows only administrators to read these counters.
+        return None
+
+
+def _find_nvml(device: torch.device) -> Meter | None:
+    if find_spec("pynvml") is None:
+        return None
+    nvml = import_module("pynvml")
+    try:
+        meter = Nvml(nvml, device)
+        meter.joules()
+    except nvml.NVMLError:
+        # GPUs before Volta have no counter, and a container may lack the driver library.
+        return None
+    return meter
+
+
+def measure_joules(work: Callable[[], object], device: torch.device, meter: Meter) -> float:
+    """The energy of running a function once in joules: the mean over repetitions for at least a second.
+
+    Args:
+        work: the function. On a GPU, its kernels are waited for.
+        device: the device on which it runs.
+        meter: the counter of that device.
+    """
+    start, before, passes = now(device), meter.joules(), 0
+    while passes < MIN_PASSES or now(device) - start < METER_SECONDS:
+        work()
+        passes += 1
+    now(device)
+    return (meter.joules() - before) / passes

@@ -139,10 +139,6 @@ class Glue(EvalTask):
         return cls(glue_task(task.rstrip("/")))
 
     @property
-    def name(self) -> str:
-        return self.source
-
-    @property
     def source(self) -> str:
         return f"glue/{self.task.name}"
 
@@ -159,10 +155,9 @@ class Glue(EvalTask):
             )
         kind = ModelTask.CLASSIFICATION if self.task.classes else ModelTask.REGRESSION
         if lm.task is not kind:
-            needed, found = with_article(kind.value), with_article(lm.task.value)
             raise UserError(
-                f"The task '{self.source}' needs {needed} model; {called(lm)} is {found} model, by "
-                "the problem_type in its config.json."
+                f"The task '{self.source}' needs {with_article(kind.value)} model; {called(lm)} is "
+                f"{with_article(lm.task.value)} model, by the problem_type in its config.json."
             )
         self._class_numbers(lm)
 
@@ -205,15 +200,15 @@ class Glue(EvalTask):
         return lm.task is ModelTask.EMBEDDING and not self.task.classes
 
     def _evaluate_similarity(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
-        truth = torch.tensor(labels_of(lm, corpus), dtype=torch.float64)
-        found = similarities(lm, corpus, track, self.source, max_length=CONTEXT)
+        labels = torch.tensor(labels_of(lm, corpus), dtype=torch.float64)
+        scores = similarities(lm, corpus, track, self.source, max_length=CONTEXT)
         settings = {
             "context": CONTEXT,
             "tokenizer": tokenizer_name(lm),
             "similarity": lm.embedding_pipeline.settings.similarity,
             "vectors": lm.embedding_pipeline.describe(),
         }
-        return TaskResult(torch.stack((truth, found), dim=1).numpy(), self.metrics(settings), settings)
+        return TaskResult(torch.stack((labels, scores), dim=1).numpy(), self.metrics(settings), settings)
 
     def _class_numbers(self, lm: LanguageModel) -> list[int]:
         """The index in GLUE of each class of the model.
@@ -221,10 +216,10 @@ class Glue(EvalTask):
         Raises:
             UserError: the names of the classes do not match.
         """
-        places = places_of(class_names(lm), self.task.classes) if self.task.classes else []
-        if None in places:
+        numbers = places_of(class_names(lm), self.task.classes) if self.task.classes else []
+        if None in numbers:
             raise mismatch(lm, self.task.classes, f"'{self.source}'")
-        return [place for place in places if place is not None]
+        return [number for number in numbers if number is not None]
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
         return METRICS.get(self.task.name, {"accuracy": accuracy})

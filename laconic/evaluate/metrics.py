@@ -6,8 +6,8 @@ their weights, so that a resample without any row of a small group changes littl
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -88,10 +88,6 @@ class Interval:
     low: float
     high: float
 
-    def to_json(self) -> dict[str, float]:
-        """The three numbers by their names."""
-        return asdict(self)
-
 
 def interval(metric: Metric, table: Scores, seed: int = 0) -> Interval:
     """Compute a metric and its 95 % bootstrap interval.
@@ -167,7 +163,7 @@ def macro_weights(groups: Sequence[str]) -> Float[Tensor, " rows"]:
         for depth, name in enumerate(path):
             members[path[:depth]].add(name)
     rows = Counter(paths)
-    weights = {path: 1 / (rows[path] * prod(len(members[path[:at]]) for at in range(len(path)))) for path in rows}
+    weights = {path: 1 / (rows[path] * prod(len(members[path[:depth]]) for depth in range(len(path)))) for path in rows}
     return torch.tensor([weights[path] for path in paths], dtype=torch.float64)
 
 
@@ -199,6 +195,50 @@ def weighted_mean(value: RowFunction, weight: int, only: tuple[int, int] | None 
     return SubsetMetric(metric, lambda table: weights_of(table) > 0)
 
 
+def metrics_by_group(
+    values: Mapping[str, RowFunction], weight: int, column: int, groups: Sequence[str]
+) -> dict[str, Metric]:
+    """Make weighted means over all rows, and over the rows of each group if there are several groups.
+
+    Args:
+        values: maps a table to the value of each row, by the name of the metric.
+        weight: the index of the column with the weights.
+        column: the index of the column with the number of the group.
+        groups: the names of the groups, in the order of their numbers.
+
+    Returns:
+        The metrics; those of a group have its name after their own and a slash.
+
+    Example:
+        >>> list(metrics_by_group({"mean": lambda scores: scores[:, 0]}, 1, 2, ["a", "b"]))
+        ['mean', 'mean/a', 'mean/b']
+    """
+    metrics: dict[str, Metric] = {name: weighted_mean(value, weight) for name, value in values.items()}
+    if len(groups) > 1:
+        for number, group in enumerate(groups):
+            metrics |= {
+                f"{name}/{group}": weighted_mean(value, weight, (column, number)) for name, value in values.items()
+            }
+    return metrics
+
+
+def means_by_group(groups: Sequence[str], values: Iterable[float]) -> dict[str, tuple[int, float]]:
+    """The number of rows and the mean value of each group, in the order of the first row of each.
+
+    Args:
+        groups: the group of each row.
+        values: the value of each row.
+
+    Example:
+        >>> means_by_group(["a", "b", "a"], [1.0, 0.0, 0.0])
+        {'a': (2, 0.5), 'b': (1, 0.0)}
+    """
+    members: dict[str, list[float]] = defaultdict(list)
+    for group, value in zip(groups, values, strict=True):
+        members[group].append(value)
+    return {group: (len(rows), sum(rows) / len(rows)) for group, rows in members.items()}
+
+
 def limit_evenly(corpus: Corpus, rows: int | None) -> Corpus:
     """Reduce a corpus to a number of rows that are spread evenly over its groups.
 
@@ -212,10 +252,10 @@ def limit_evenly(corpus: Corpus, rows: int | None) -> Corpus:
     """
     if rows is None:
         return corpus
-    seen: Counter[str] = Counter()
-    turns: list[tuple[int, int]] = []
+    counts: Counter[str] = Counter()
+    order: list[tuple[int, int]] = []
     for index, example in enumerate(corpus.examples):
-        turns.append((seen[example.group], index))
-        seen[example.group] += 1
-    chosen = sorted(index for _, index in sorted(turns)[:rows])
+        order.append((counts[example.group], index))
+        counts[example.group] += 1
+    chosen = sorted(index for _, index in sorted(order)[:rows])
     return replace(corpus, examples=tuple(corpus.examples[index] for index in chosen))

@@ -132,14 +132,17 @@ def difference(metric: Metric, table: Scores, reference: Scores, seed: int = 0) 
     low, high = (float(bound) for bound in np.quantile(changes, (0.025, 0.975)))
     if isinstance(metric, Share):
         won, lost = count_discordant(metric, table, reference)
-        shown = _detectable_share(won + lost, len(table))
-        return Difference(value, low, high, mcnemar_p(won, lost), min_attainable_p(len(table)), shown)
-    among = rows_counted(metric, table) | rows_counted(metric, reference)
-    rows = int(among.sum())
+        # The change that so many differing rows can show; at least six rows must differ.
+        detectable = min(1.0, max(MIN_DISCORDANT, DETECTABLE * (won + lost) ** 0.5) / len(table))
+        if len(table) < MIN_DISCORDANT:
+            detectable = None
+        return Difference(value, low, high, mcnemar_p(won, lost), min_attainable_p(len(table)), detectable)
+    counted = rows_counted(metric, table) | rows_counted(metric, reference)
+    rows = int(counted.sum())
     error = float(np.std(changes))
-    shows = rows >= MIN_DISCORDANT and error > 0
-    p = _randomization_p(metric, table, reference, among, seed)
-    return Difference(value, low, high, p, min_attainable_p(rows), DETECTABLE * error if shows else None)
+    detectable = DETECTABLE * error if rows >= MIN_DISCORDANT and error > 0 else None
+    p = _randomization_p(metric, table, reference, counted, seed)
+    return Difference(value, low, high, p, min_attainable_p(rows), detectable)
 
 
 def count_discordant(metric: Share, table: Scores, reference: Scores) -> tuple[int, int]:
@@ -181,17 +184,12 @@ def mcnemar_p(won: int, lost: int) -> float:
     return min(1.0, 2 * float(binom.cdf(min(won, lost), won + lost, 0.5)))
 
 
-def _detectable_share(differ: int, rows: int) -> float | None:
-    """The detectable change of a share over `rows` rows, if `differ` of them differ between the models."""
-    return None if rows < MIN_DISCORDANT else min(1.0, max(MIN_DISCORDANT, DETECTABLE * differ**0.5) / rows)
-
-
 def _randomization_p(
-    metric: Metric, table: Scores, reference: Scores, among: Bool[np.ndarray, " rows"], seed: int
+    metric: Metric, table: Scores, reference: Scores, counted: Bool[np.ndarray, " rows"], seed: int
 ) -> float:
-    """The p-value of approximate randomization; the rows `among` are exchanged (Noreen 1989, chapter 2)."""
-    exact = 2 ** int(among.sum()) <= n_resamples(len(table))
-    swaps = _all_swaps(among) if exact else _random_swaps(among, seed)
+    """The p-value of approximate randomization; the rows `counted` are exchanged (Noreen 1989, chapter 2)."""
+    exact = 2 ** int(counted.sum()) <= n_resamples(len(table))
+    swaps = _all_swaps(counted) if exact else _random_swaps(counted, seed)
     shuffled = np.array(
         [
             metric(np.where(swap, reference, table)) - metric(np.where(swap, table, reference))
@@ -205,16 +203,16 @@ def _randomization_p(
     return as_large / len(shuffled) if exact else (1 + as_large) / (1 + len(shuffled))
 
 
-def _all_swaps(among: Bool[np.ndarray, " rows"]) -> Iterator[Bool[np.ndarray, " rows"]]:
+def _all_swaps(counted: Bool[np.ndarray, " rows"]) -> Iterator[Bool[np.ndarray, " rows"]]:
     """All subsets of rows to exchange, beginning with the empty one."""
-    for chosen in product((False, True), repeat=int(among.sum())):
-        swap = np.zeros(len(among), dtype=bool)
-        swap[among] = chosen
+    for chosen in product((False, True), repeat=int(counted.sum())):
+        swap = np.zeros(len(counted), dtype=bool)
+        swap[counted] = chosen
         yield swap
 
 
-def _random_swaps(among: Bool[np.ndarray, " rows"], seed: int) -> Iterator[Bool[np.ndarray, " rows"]]:
+def _random_swaps(counted: Bool[np.ndarray, " rows"], seed: int) -> Iterator[Bool[np.ndarray, " rows"]]:
     """Random subsets with about half of the rows."""
     generator = np.random.default_rng(seed)
-    for _ in range(n_resamples(len(among))):
-        yield generator.random(len(among)) < 0.5
+    for _ in range(n_resamples(len(counted))):
+        yield generator.random(len(counted)) < 0.5

@@ -94,13 +94,14 @@ class Perplexity(EvalTask):
         first = start_token(lm)
         data, rows = _windows(lm, corpus, context, stride)
         sums = torch.zeros(len(corpus.examples), 2, dtype=torch.float64)
-        seen = 0
+        start = 0
         for batch, (values, lines, tokens, _) in predict_batches(lm, data, track, self.name):
             assert tokens is not None, "the next tokens are the labels of a causal model"
             nats = functional.cross_entropy(values.float(), tokens, reduction="none").double()
-            documents = torch.tensor(rows[seen : seen + len(batch["input_ids"])])[lines]
+            end = start + len(batch["input_ids"])
+            documents = torch.tensor(rows[start:end])[lines]
             sums.index_add_(0, documents, torch.stack((nats, torch.ones_like(nats)), dim=1))
-            seen += len(batch["input_ids"])
+            start = end
         sizes = [(len(text.split()), len(text.encode())) for text in (row.joined for row in corpus.examples)]
         table = stack_scores([torch.cat((sums, torch.tensor(sizes).reshape(-1, 2)), dim=1)], self.name, corpus)
         if not table[:, TOKENS].any():
@@ -110,7 +111,9 @@ class Perplexity(EvalTask):
             "stride": stride,
             "starts_with": None if first is None else tokenizer_of(lm).convert_ids_to_tokens(first),
             "tokenizer": tokenizer_name(lm),
-            **{name: int(table[:, at].sum()) for name, at in (("tokens", TOKENS), ("words", WORDS), ("bytes", BYTES))},
+            "tokens": int(table[:, TOKENS].sum()),
+            "words": int(table[:, WORDS].sum()),
+            "bytes": int(table[:, BYTES].sum()),
         }
         return TaskResult(table, METRICS, settings)
 
@@ -152,11 +155,11 @@ def _windows(lm: LanguageModel, corpus: Corpus, context: int, stride: int) -> tu
         ids = [token for token in (first, *ids) if token is not None]
         for start, new in windows(len(ids), context, stride):
             tokens = ids[start : start + context]
-            scored = [token if at >= new - start else IGNORED for at, token in enumerate(tokens)]
+            scored = [token if index >= new - start else IGNORED for index, token in enumerate(tokens)]
             rows.append(Row(tokens, labels=scored))
             documents.append(document)
     size = rows_per_batch(lm, context, BATCH)
-    return [collate(lm, rows[at : at + size]) for at in range(0, len(rows), size)], documents
+    return [collate(lm, rows[begin : begin + size]) for begin in range(0, len(rows), size)], documents
 
 
 def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int]]:
@@ -174,10 +177,10 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int]]
         >>> list(windows(10, context=4, stride=2))
         [(0, 0), (2, 4), (4, 6), (6, 8)]
     """
-    seen = 0
+    end = 0
     for start in range(0, max(tokens, 1), stride):
         if tokens > 1:
-            yield start, seen
-        seen = min(start + context, tokens)
-        if seen == tokens:
+            yield start, end
+        end = min(start + context, tokens)
+        if end == tokens:
             return

@@ -1,9 +1,4 @@
-"""Compute predictions batch by batch, without gradients, with rows sorted by length and a check for NaN.
-
-`predict_labelled` runs the head of a language model only at labelled positions: the head is the largest matrix of a
-small model, and many tasks need few positions. For encoder-decoders, and models whose head is not a separate module, it
-computes all positions.
-"""
+"""Compute predictions batch by batch, without gradients, with rows sorted by length and a check for NaN."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from laconic.calibrate.batching import IGNORED, Row, at_once, collate
+from laconic.calibrate.batching import IGNORED, Row, at_once, collate, to_device
 from laconic.calibrate.passes import evaluating
 from laconic.model import Batch, LanguageModel, ModelTask, Predictions, predict
 from laconic.model.predictions import gather_predictions, run_model
@@ -19,59 +14,12 @@ from laconic.model.tokens import vocabulary_size
 from laconic.numerics.moments import check_finite
 from laconic.progress import Track
 
-
-def predict_labelled(
-    lm: LanguageModel, batches: Sequence[Batch], track: Track, what: str
-) -> Iterator[tuple[Batch, Predictions]]:
-    """Yield each batch with the predictions at its labelled positions, both on the CPU.
-
-    Args:
-        lm: the model.
-        batches: inputs. For a language model they contain labels, which are `IGNORED` at positions that are not needed.
-        track: reports progress.
-        what: a description of the work, for progress.
-    """
-    with evaluating(lm):
-        for batch in track(batches, what):
-            yield batch, to_cpu(_predict(lm, batch))
-
-
-@torch.inference_mode()
-def _predict(lm: LanguageModel, batch: Batch) -> Predictions:
-    head = lm.model.get_output_embeddings()
-    if lm.task not in (ModelTask.MASKED, ModelTask.CAUSAL) or not isinstance(head, nn.Module):
-        return predict_batch(lm, batch)[0]
-    batch = to_device(batch, lm.device)
-    true = (
-        batch["labels"]
-        if lm.task is ModelTask.MASKED
-        else functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-    )
-    counted = true != IGNORED
-
-    def narrow(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][counted], *inputs[1:])
-
-    hook = head.register_forward_pre_hook(narrow)
-    try:
-        output = run_model(lm, batch)
-    finally:
-        hook.remove()
-    if output["logits"].dim() == 3:
-        # The model used the weight of the head without calling the module, so that the hook did not run.
-        predictions = gather_predictions(lm, output, batch)
-    else:
-        predictions = Predictions(output["logits"], counted.nonzero()[:, 0], true[counted], lm.task.distribution)
-    check_predictions(lm, predictions)
-    return predictions
-
-
 MAX_LOGITS = 2**26
 """The largest number of logits in a batch: 256 MiB in float32."""
 
 
 def predict_batches(
-    lm: LanguageModel, batches: Sequence[Batch], track: Track, what: str
+    lm: LanguageModel, batches: Sequence[Batch], track: Track, label: str, *, labelled_only: bool = False
 ) -> Iterator[tuple[Batch, Predictions]]:
     """Yield each batch with its predictions, both on the CPU.
 
@@ -79,11 +27,19 @@ def predict_batches(
         lm: the model.
         batches: its inputs.
         track: shows progress.
-        what: the name of the work, for progress.
+        label: a description of the work, for progress.
+        labelled_only: whether to run the head of a language model only at labelled positions. The head is the largest
+            matrix of a small model, and many tasks need few positions. Encoder-decoders, and models whose head is not a
+            separate module, compute all positions.
+
+    Raises:
+        UserError: a prediction is NaN or infinite.
     """
+    run = _predict_labelled if labelled_only else predict_batch
     with evaluating(lm):
-        for batch in track(batches, what):
-            yield batch, to_cpu(predict_batch(lm, batch)[0])
+        for batch in track(batches, label):
+            values, rows, labels, distribution = run(lm, batch)[0]
+            yield batch, Predictions(values.cpu(), rows.cpu(), None if labels is None else labels.cpu(), distribution)
 
 
 @torch.inference_mode()
@@ -102,27 +58,41 @@ def predict_batch(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tupl
         UserError: a prediction is NaN or infinite.
     """
     predictions, pooled = predict(lm, to_device(batch, lm.device), hidden)
-    check_predictions(lm, predictions)
+    _check_finite(lm, predictions)
     return predictions, pooled
 
 
-def check_predictions(lm: LanguageModel, predictions: Predictions) -> None:
-    """Raise UserError if a prediction is NaN or infinite."""
-    check_finite(
-        predictions.values,
-        f"The model '{lm.source}' predicts NaN or infinite values; it is broken or out of its range.",
-    )
+@torch.inference_mode()
+def _predict_labelled(lm: LanguageModel, batch: Batch) -> tuple[Predictions, Tensor]:
+    head = lm.model.get_output_embeddings()
+    if lm.task not in (ModelTask.MASKED, ModelTask.CAUSAL) or not isinstance(head, nn.Module):
+        return predict_batch(lm, batch)
+    batch = to_device(batch, lm.device)
+    labels = batch["labels"]
+    if lm.task is ModelTask.CAUSAL:
+        labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    labelled = labels != IGNORED
+
+    def select_labelled(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][labelled], *inputs[1:])
+
+    hook = head.register_forward_pre_hook(select_labelled)
+    try:
+        output = run_model(lm, batch)
+    finally:
+        hook.remove()
+    if output["logits"].dim() == 3:
+        # The model used the weight of the head without calling the module, so that the hook did not run.
+        predictions = gather_predictions(lm, output, batch)
+    else:
+        predictions = Predictions(output["logits"], labelled.nonzero()[:, 0], labels[labelled], lm.task.distribution)
+    _check_finite(lm, predictions)
+    return predictions, torch.empty(0)
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def to_cpu(predictions: Predictions) -> Predictions:
-    """The predictions with their tensors on the CPU."""
-    values, rows, labels, distribution = predictions
-    return Predictions(values.cpu(), rows.cpu(), None if labels is None else labels.cpu(), distribution)
+def _check_finite(lm: LanguageModel, predictions: Predictions) -> None:
+    sentence = f"The model '{lm.source}' predicts NaN or infinite values; it is broken or out of its range."
+    check_finite(predictions.values, sentence)
 
 
 def rows_per_batch(lm: LanguageModel, length: int, most: int) -> int:
@@ -166,4 +136,4 @@ def restore_order(lines: Tensor, parts: Sequence[Sequence[int]]) -> Tensor:
         >>> restore_order(torch.tensor([30, 10, 20]), [[2, 0], [1]]).tolist()
         [10, 20, 30]
     """
-    return lines[torch.tensor([at for part in parts for at in part]).argsort()]
+    return lines[torch.tensor([index for part in parts for index in part]).argsort()]

@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
 from laconic.evaluate.contamination import calibration_sources, check_disjoint, count_shared_rows
 from laconic.evaluate.cost import Conditions, Cost, measure_cost
 from laconic.evaluate.eval_task import EvalTask, TaskResult
-from laconic.evaluate.fidelity import Fidelity, compare_to_reference
+from laconic.evaluate.fidelity import Fidelity, ReferenceCache, compare_to_reference
 from laconic.evaluate.metrics import Interval, interval
 from laconic.evaluate.paired import Difference, difference
-from laconic.evaluate.reference import ReferenceCache
-from laconic.evaluate.score_cache import keeping, versions
+from laconic.evaluate.score_cache import caching_evaluator, versions
 from laconic.evaluate.tasks import select_tasks
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
@@ -22,6 +21,7 @@ from laconic.runtime import serve
 SEED = 0
 """The random seed of the bootstrap and of masked positions."""
 
+T = TypeVar("T")
 Intervals = dict[str, dict[str, Interval]]
 Differences = dict[str, dict[str, Difference]]
 
@@ -50,23 +50,23 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON that `laconic evaluate --json` prints; sections that were not measured are left out."""
-        changes = self.difference
+        changes, fidelity = self.difference, self.fidelity
         sections: dict[str, Any] = {
-            "results": _to_json(self.results),
+            "results": _map(self.results, asdict),
             "settings": self.settings,
             "cost": self.cost and self.cost.to_json(),
-            "fidelity": self.fidelity and {**_without_none(asdict(self.fidelity)), "versions": versions()},
-            "difference": None if changes is None else _to_json(changes),
-            "least_p": None if changes is None else _map_changes(changes, lambda change: change.least_p),
-            "detectable": None if changes is None else _map_changes(changes, lambda change: change.detectable),
+            "fidelity": fidelity and {**_without_none(asdict(fidelity)), "versions": versions()},
+            "difference": changes and _map(changes, Difference.to_json),
+            "least_p": changes and _map(changes, lambda change: change.least_p),
+            "detectable": changes and _map(changes, lambda change: change.detectable),
             "original": None
             if self.original is None
             else {
-                "results": _to_json(self.original),
+                "results": _map(self.original, asdict),
                 "cost": self.original_cost and self.original_cost.to_json(),
             },
         }
-        return {name: section for name, section in sections.items() if section is not None}
+        return _without_none(sections)
 
 
 def evaluate(
@@ -119,7 +119,15 @@ def evaluate(
     evaluation = {
         "results": _intervals(ours),
         "settings": {
-            name: _settings(corpora[name].source, result) | _calibration_rows(corpora[name], calibration)
+            name: {
+                "source": corpora[name].source,
+                "split": "dev",
+                "rows": len(result.table),
+                "seed": SEED,
+                **result.settings,
+                "versions": versions(),
+                **({"calibration_rows": count_shared_rows(corpora[name], calibration)} if calibration else {}),
+            }
             for name, result in ours.items()
         },
         "cost": measure_cost(lm, None, under.batch, under.length, service=service, track=track) if cost else None,
@@ -144,41 +152,28 @@ def _evaluate_tasks(
     lm: LanguageModel, tasks: Mapping[str, EvalTask], corpora: Mapping[str, Corpus], resume: bool, track: Track
 ) -> dict[str, TaskResult]:
     if resume and tasks:
-        evaluate_or_recall = keeping(lm)
+        evaluate_or_recall = caching_evaluator(lm)
         return {name: evaluate_or_recall(task, corpora[name], track) for name, task in tasks.items()}
     return {name: task.evaluate(lm, corpora[name], track) for name, task in tasks.items()}
 
 
 def _intervals(results: dict[str, TaskResult]) -> Intervals:
     return {
-        name: {metric: interval(of, result.table, SEED) for metric, of in result.metrics.items()}
-        for name, result in results.items()
+        task: {name: interval(metric, result.table, SEED) for name, metric in result.metrics.items()}
+        for task, result in results.items()
     }
 
 
 def _differences(name: str, ours: TaskResult, theirs: TaskResult) -> dict[str, Difference]:
     if len(ours.table) != len(theirs.table) or ours.rows != theirs.rows:
         raise UserError(f"The models cannot be compared on '{name}': their tokenizers leave out different rows.")
-    return {metric: difference(of, ours.table, theirs.table, SEED) for metric, of in ours.metrics.items()}
+    return {metric: difference(function, ours.table, theirs.table, SEED) for metric, function in ours.metrics.items()}
 
 
-def _settings(source: str, result: TaskResult) -> dict[str, Any]:
-    fixed = {"source": source, "split": "dev", "rows": len(result.table), "seed": SEED}
-    return {**fixed, **result.settings, "versions": versions()}
+def _map(figures: Mapping[str, Mapping[str, T]], function: Callable[[T], Any]) -> dict[str, dict[str, Any]]:
+    """Apply a function to the figure of each task and metric."""
+    return {task: {name: function(figure) for name, figure in metrics.items()} for task, metrics in figures.items()}
 
 
-def _calibration_rows(corpus: Corpus, calibration: Sequence[str]) -> dict[str, Any]:
-    return {"calibration_rows": count_shared_rows(corpus, calibration)} if calibration else {}
-
-
-def _without_none(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures that are not None."""
-    return {name: figure for name, figure in figures.items() if figure is not None}
-
-
-def _to_json(figures: Intervals | Differences) -> dict[str, Any]:
-    return {task: {name: figure.to_json() for name, figure in metrics.items()} for task, metrics in figures.items()}
-
-
-def _map_changes(changes: Differences, value: Callable[[Difference], float | None]) -> dict[str, Any]:
-    return {task: {name: value(change) for name, change in metrics.items()} for task, metrics in changes.items()}
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def keeping(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], TaskResult]:
+def caching_evaluator(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], TaskResult]:
     """Make a function that evaluates a task on `lm`, and reads and writes the cache.
 
     Args:
@@ -59,69 +59,62 @@ def keeping(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], TaskResult
     model = fingerprint(lm)
     layers = {type(part) for part in lm.model.modules()}
 
-    def judged(judge: EvalTask, corpus: Corpus, track: Track) -> TaskResult:
-        classes = hash_classes((type(judge), *layers))
+    def evaluate(task: EvalTask, corpus: Corpus, track: Track) -> TaskResult:
+        classes = hash_classes((type(task), *layers))
         if classes is None:
-            return judge.evaluate(lm, corpus, track)
-        key = _key(model, judge, corpus, classes)
-        known = ENTRIES.read(key, lambda path: _load(path, judge))
-        if known is not None:
-            return known
-        found = judge.evaluate(lm, corpus, track)
-        if judge.metrics(found.settings) is not None:
-            ENTRIES.write(key, lambda path: write_json(path, _entry(found)))
-        return found
+            return task.evaluate(lm, corpus, track)
+        code = hash_packages(*PACKAGES)
+        parts = [model, type(task).__name__, repr(task), repr(corpus), versions(), code, classes]
+        key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+        result = ENTRIES.read(key, lambda path: _load(path, task))
+        if result is None:
+            result = task.evaluate(lm, corpus, track)
+            if task.metrics(result.settings) is not None:
+                entry = {
+                    "shape": list(result.table.shape),
+                    "table": result.table.ravel().tolist(),
+                    "settings": dict(result.settings),
+                    "rows": result.rows,
+                }
+                ENTRIES.write(key, lambda path: write_json(path, entry))
+        return result
 
-    return judged
+    return evaluate
 
 
 def fingerprint(lm: LanguageModel) -> str:
     """A hash of a model: weights and their formats, configuration, class names and tokenizers."""
     model = lm.model
-    hashed = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     formats = [
         (name, type(part).__name__, part.spec()) for name, part in model.named_modules() if isinstance(part, Format)
     ]
-    said = [type(model).__name__, model.config.to_json_string(), str(lm.device.type), str(lm.dtype), lm.task, formats]
-    said.append(lm.label_order)
-    hashed.update(json.dumps(said, default=str).encode())
-    hash_tensors(hashed, model.state_dict())
-    hashed.update(b"" if lm.pipeline is None else lm.pipeline.to_bytes())
+    config = model.config.to_json_string()
+    parts = [type(model).__name__, config, str(lm.device.type), str(lm.dtype), lm.task, formats, lm.label_order]
+    digest.update(json.dumps(parts, default=str).encode())
+    hash_tensors(digest, model.state_dict())
+    digest.update(b"" if lm.pipeline is None else lm.pipeline.to_bytes())
     for tokenizer in (lm.tokenizer, lm.target_tokenizer):
         if tokenizer is not None:
             with TemporaryDirectory() as folder:
                 tokenizer.save_pretrained(folder)
                 for file in sorted(Path(folder).rglob("*")):
-                    hashed.update(file.name.encode() + _lasting(file) if file.is_file() else b"")
-    return hashed.hexdigest()
+                    digest.update(file.name.encode() + _read_stable(file) if file.is_file() else b"")
+    return digest.hexdigest()
 
 
-def _lasting(file: Path) -> bytes:
+def _read_stable(file: Path) -> bytes:
     """The content of a tokenizer file without truncation and padding, which each call of the tokenizer sets anew."""
     if file.name != TOKENIZER_FILE:
         return file.read_bytes()
     return json.dumps({**json.loads(file.read_bytes()), "truncation": None, "padding": None}).encode()
 
 
-def _key(model: str, judge: EvalTask, corpus: Corpus, classes: str) -> str:
-    parts = [model, type(judge).__name__, repr(judge), repr(corpus), versions(), hash_packages(*PACKAGES), classes]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-
-
-def _load(path: Path, judge: EvalTask) -> TaskResult:
+def _load(path: Path, task: EvalTask) -> TaskResult:
     entry: dict[str, Any] = json.loads(path.read_text())
     table = np.array(entry["table"], dtype=np.float64).reshape(entry["shape"])
     settings, rows = entry["settings"], entry["rows"]
-    metrics = judge.metrics(settings)
+    metrics = task.metrics(settings)
     if metrics is None:
         raise ValueError("The task has no metrics for these settings.")
     return TaskResult(table, metrics, settings, None if rows is None else tuple(rows))
-
-
-def _entry(judged: TaskResult) -> dict[str, Any]:
-    return {
-        "shape": list(judged.table.shape),
-        "table": judged.table.ravel().tolist(),
-        "settings": dict(judged.settings),
-        "rows": judged.rows,
-    }

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import Row, collate, positions, tokenizer_of
+from laconic.calibrate.batching import Row, collate, positions, to_device, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
 from laconic.evaluate.metrics import Metric, Share
-from laconic.evaluate.prediction import predict_batches, rows_per_batch, to_device
+from laconic.evaluate.prediction import predict_batches, rows_per_batch
 from laconic.model import Batch, LanguageModel, ModelTask, Predictions, first_token_mask
 from laconic.model.predictions import report_run_errors
 from laconic.progress import Track
@@ -74,18 +74,18 @@ class Seq2Seq(EvalTask):
         self.check_corpus(lm, corpus)
         context = min(positions(lm) or CONTEXT, CONTEXT)
         rows = _rows(lm, corpus, context)
-        places, size = list(rows), rows_per_batch(lm, context, BATCH)
-        parts = [places[at : at + size] for at in range(0, len(places), size)]
-        data = [collate(lm, [rows[place] for place in part]) for part in parts]
+        indices, size = list(rows), rows_per_batch(lm, context, BATCH)
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        data = [collate(lm, [rows[index] for index in part]) for part in parts]
         lines: list[Tensor] = []
         for part, (batch, predictions) in zip(parts, predict_batches(lm, data, track, self.name), strict=True):
-            targets = [(corpus.examples[place].target or "").strip() for place in part]
+            targets = [(corpus.examples[index].target or "").strip() for index in part]
             exact = [text.strip() == target for text, target in zip(generate(lm, batch), targets, strict=True)]
             lines.append(
                 torch.cat((torch.tensor(exact)[:, None].double(), _count_right_tokens(predictions, len(exact))), dim=1)
             )
         settings = {"context": context, "decoding": "greedy", "tokenizer": tokenizer_name(lm)}
-        return TaskResult(stack_scores(lines, self.name, corpus), METRICS, settings, tuple(places))
+        return TaskResult(stack_scores(lines, self.name, corpus), METRICS, settings, tuple(indices))
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
         return METRICS
@@ -96,13 +96,13 @@ def _rows(lm: LanguageModel, corpus: Corpus, context: int) -> dict[int, Row]:
     tokenizer = tokenizer_of(lm)
     target_tokenizer = lm.target_tokenizer or tokenizer
     rows: dict[int, Row] = {}
-    for place, example in enumerate(corpus.examples):
+    for index, example in enumerate(corpus.examples):
         target = example.target or ""
         if example.text.strip() and target.strip():
             ids = tokenizer(example.text, example.pair, truncation=True, max_length=context)["input_ids"]
             labels = target_tokenizer(text_target=target, truncation=True, max_length=context)["input_ids"]
             if ids and labels:
-                rows[place] = Row(list(ids), labels=list(labels))
+                rows[index] = Row(list(ids), labels=list(labels))
     return rows
 
 
@@ -118,11 +118,11 @@ def generate(lm: LanguageModel, batch: Batch) -> list[str]:
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token_mask(inputs["input_ids"])
     longest = min(batch["labels"].shape[1] + 1, (positions(lm) or CONTEXT) - 1)
-    write: Any = lm.model.generate
+    generate_ids: Any = lm.model.generate
     # One token more than the target shows that a text does not end where it should.
     with report_run_errors(lm, inputs["input_ids"], writes=True):
-        written = write(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)
-    return (lm.target_tokenizer or tokenizer_of(lm)).batch_decode(written, skip_special_tokens=True)
+        ids = generate_ids(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)
+    return (lm.target_tokenizer or tokenizer_of(lm)).batch_decode(ids, skip_special_tokens=True)
 
 
 def _count_right_tokens(predictions: Predictions, rows: int) -> Tensor:

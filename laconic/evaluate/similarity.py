@@ -23,7 +23,7 @@ DISTANCES = {"euclidean": 2.0, "manhattan": 1.0}
 
 
 def similarities(
-    lm: LanguageModel, corpus: Corpus, track: Track, what: str, *, max_length: int
+    lm: LanguageModel, corpus: Corpus, track: Track, label: str, *, max_length: int
 ) -> Float[Tensor, " rows"]:
     """The similarity of the two texts of each row, in float64.
 
@@ -31,7 +31,7 @@ def similarities(
         lm: the embedding model.
         corpus: rows of two texts.
         track: reports progress.
-        what: the name of the task, for progress and errors.
+        label: the name of the task, for progress and errors.
         max_length: the largest number of tokens in a text.
 
     Raises:
@@ -40,23 +40,25 @@ def similarities(
     rows = rows_of(lm, corpus, max_length=max_length)
     if len(rows) != 2 * len(corpus.examples):
         raise UserError(
-            f"'{what}' compares two texts a row, and {len(corpus.examples)} rows of '{corpus.source}' have {len(rows)} "
-            "texts with tokens; give rows of two texts that are not empty."
+            f"'{label}' compares two texts in each row, and the {len(corpus.examples)} rows of '{corpus.source}' have "
+            f"{len(rows)} texts with tokens; give rows of two texts that are not empty."
         )
     parts, data = batch_by_length(lm, rows, BATCH)
     vectors = restore_order(
-        torch.cat([predictions.values for _, predictions in predict_batches(lm, data, track, what)]), parts
+        torch.cat([predictions.values for _, predictions in predict_batches(lm, data, track, label)]), parts
     ).double()
     return similarity(vectors[::2], vectors[1::2], lm.embedding_pipeline.settings.similarity)
 
 
-def similarity(one: Float[Tensor, "rows k"], other: Float[Tensor, "rows k"], by: str) -> Float[Tensor, " rows"]:
+def similarity(
+    first: Float[Tensor, "rows k"], second: Float[Tensor, "rows k"], function: str
+) -> Float[Tensor, " rows"]:
     """The similarity of the two vectors in each row.
 
     Args:
-        one: (rows, k) vectors.
-        other: (rows, k) vectors.
-        by: `cosine`, `dot`, `euclidean` or `manhattan`; the latter two are negative distances.
+        first: (rows, k) vectors.
+        second: (rows, k) vectors.
+        function: `cosine`, `dot`, `euclidean` or `manhattan`; the latter two are negative distances.
 
     Reference:
         Reimers & Gurevych, EMNLP 2019, https://arxiv.org/abs/1908.10084.
@@ -65,20 +67,20 @@ def similarity(one: Float[Tensor, "rows k"], other: Float[Tensor, "rows k"], by:
         >>> similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]]), "cosine")
         tensor([0.9600])
     """
-    if by in DISTANCES:
-        return -torch.linalg.vector_norm(one - other, ord=DISTANCES[by], dim=-1)
-    if by == COSINE:
-        one, other = functional.normalize(one, dim=-1), functional.normalize(other, dim=-1)
-    return (one * other).sum(-1)
+    if function in DISTANCES:
+        return -torch.linalg.vector_norm(first - second, ord=DISTANCES[function], dim=-1)
+    if function == COSINE:
+        return functional.cosine_similarity(first, second, dim=-1)
+    return (first * second).sum(-1)
 
 
-def neighbour_agreement(reference: Tensor, other: Tensor, by: str = COSINE) -> float:
+def neighbour_agreement(reference: Tensor, other: Tensor, function: str = COSINE) -> float:
     """The share of rows whose most similar other row is the same under two embeddings.
 
     Args:
         reference: (rows, d) embeddings of the original.
         other: (rows, d) embeddings of the compressed model.
-        by: the similarity, as in `similarity`.
+        function: the similarity, as in `similarity`.
 
     Returns:
         A share from 0 to 1; 1 for fewer than two rows.
@@ -90,22 +92,19 @@ def neighbour_agreement(reference: Tensor, other: Tensor, by: str = COSINE) -> f
     """
     if len(reference) < 2:
         return 1.0
-    return float((_nearest_rows(reference, by) == _nearest_rows(other, by)).double().mean())
+    return float((_nearest_rows(reference, function) == _nearest_rows(other, function)).double().mean())
 
 
-def _similar(part: Tensor, every: Tensor, by: str) -> Tensor:
-    if by in DISTANCES:
-        return -torch.cdist(part, every, p=DISTANCES[by])
-    return part @ every.T
-
-
-def _nearest_rows(embeddings: Tensor, by: str) -> Tensor:
+def _nearest_rows(embeddings: Tensor, function: str) -> Tensor:
     nearest: list[Tensor] = []
-    if by == COSINE:
+    if function == COSINE:
         embeddings = functional.normalize(embeddings, dim=-1)
     for start in range(0, len(embeddings), 1024):
         part = embeddings[start : start + 1024]
-        similarity = _similar(part, embeddings, by)
+        if function in DISTANCES:
+            similarity = -torch.cdist(part, embeddings, p=DISTANCES[function])
+        else:
+            similarity = part @ embeddings.T
         similarity[torch.arange(len(part)), torch.arange(start, start + len(part))] = -torch.inf
         nearest.append(similarity.argmax(-1))
     return torch.cat(nearest)

@@ -2,12 +2,13 @@
 
 `find_task` converts a name to a task; it looks up the kind of task by the first part of the name. A new kind of task is
 a frozen dataclass that derives from `EvalTask`, with the class variables `prefix`, `spellings` and `kinds`, and with
-the methods `from_name`, `name`, `source` and `evaluate`.
+the methods `from_name`, `source` and `evaluate`.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import isabstract
 from typing import ClassVar
 
 from laconic.calibrate.batching import check_readable
@@ -62,10 +63,10 @@ TASK_KINDS: tuple[TaskKind, ...] = (Glue, Lama, Blimp, Harness, Perplexity, Seq2
 """The kinds of tasks that come with laconic."""
 
 
-def _check_kind(found: object, prefix: str) -> str | None:
-    if not isinstance(found, type) or not issubclass(found, EvalTask) or getattr(found, "__abstractmethods__", None):
-        return f"is no subclass of EvalTask{' that can be used' if isinstance(found, type) else ''}"
-    return None if found.prefix == prefix else f"is of tasks whose prefix is {found.prefix!r}"
+def _check_kind(kind: object, prefix: str) -> str | None:
+    if not isinstance(kind, type) or not issubclass(kind, EvalTask) or isabstract(kind):
+        return f"is no subclass of EvalTask{' that can be used' if isinstance(kind, type) else ''}"
+    return None if kind.prefix == prefix else f"is of tasks whose prefix is {kind.prefix!r}"
 
 
 TASK_REGISTRY: Registry[TaskKind] = Registry(
@@ -154,8 +155,8 @@ def select_tasks(names: Sequence[str], compared: bool) -> TaskSelection:
     Raises:
         UserError: `find_task` does, or `fidelity` has no original to compare with, or is named twice.
     """
-    found = {name: find_task(name) for name in names}
-    sources = {name: task.source for name, task in found.items() if isinstance(task, FidelityRows)}
+    named = {name: find_task(name) for name in names}
+    sources = {name: task.source for name, task in named.items() if isinstance(task, FidelityRows)}
     if sources and not compared:
         raise UserError(
             f"The task '{next(iter(sources))}' needs an original to compare with; name it: laconic evaluate MODEL "
@@ -163,7 +164,7 @@ def select_tasks(names: Sequence[str], compared: bool) -> TaskSelection:
         )
     if len(sources) > 1:
         raise UserError(f"The models are compared on one source; name one of {', '.join(sources)}.")
-    tasks = {name: task for name, task in found.items() if isinstance(task, EvalTask)}
+    tasks = {name: task for name, task in named.items() if isinstance(task, EvalTask)}
     return TaskSelection(tasks, next(iter(sources.values()), None))
 
 
@@ -217,8 +218,8 @@ def check_tasks(
         task.check_data()
         if runtime in (ONNX, OPENVINO) and task.generates:
             raise UserError(
-                f"The task '{task.name}' lets the model write, which it cannot in the runtime '{runtime}'; judge it "
-                "in the runtime eager."
+                f"The task '{task.name}' lets the model generate text, which it cannot in the runtime '{runtime}'; "
+                "evaluate it in the runtime eager."
             )
         if lm is not None:
             task.check_model(lm)

@@ -1,25 +1,26 @@
-"""Measure the seconds and joules of a forward pass: after a warm-up, repeatedly, on a fixed number of threads.
+"""Measure the seconds of forward passes and of text generation: after a warm-up, repeatedly.
 
-Energy is read from counters of the hardware: RAPL for the CPU on Linux, NVML for an NVIDIA GPU. Both count the energy
-of the whole CPU or GPU, so that results are valid only if nothing else runs. If there is no counter, or only an
-administrator may read it, no energy is reported.
+Text is generated with a key-value cache, greedily, from a prompt of random tokens without padding. It does not stop at
+an end token, so that all models generate the same number of tokens. The prefill processes the prompt, and each decode
+step one token after it. For an encoder-decoder, the prefill is the encoder and the first decoder step.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
 
+from laconic.calibrate.batching import positions
 from laconic.calibrate.passes import evaluating, forward, now, random_batch, seconds_of
-from laconic.model import LanguageModel
+from laconic.model import Batch, LanguageModel, ModelTask
+from laconic.model.predictions import check_named, report_run_errors
+from laconic.model.tokens import special_token_ids, target_vocabulary_size
 from laconic.progress import Track, silent
 
 WARM_UP_RUNS = 3
@@ -51,9 +52,6 @@ class Quartiles:
     def of(cls, seconds: Sequence[float]) -> "Quartiles":
         lower, median, upper = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
         return cls(median, lower, upper)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -102,20 +100,38 @@ def latency(
         track: reports progress.
     """
     inputs = random_batch(lm, batch, length)
-    seconds: list[float] = []
     rows = f"{batch} × {length} tokens"
     with evaluating(lm), fixed_threads(threads), torch.inference_mode():
-        warm_up = track(range(WARM_UP_RUNS), f"Warming up for {rows}")
-        first = [seconds_of(lambda: forward(lm, inputs), lm.device) for _ in warm_up]
-        # Estimate the number of passes that fit into the time, for the progress bar.
-        fitting = math.ceil(MAX_SECONDS / max(min(first), 1e-9))
-        for _ in track(range(min(runs, max(MIN_RUNS, fitting))), f"Timing {rows}"):
-            seconds.append(seconds_of(lambda: forward(lm, inputs), lm.device))
-            if sum(seconds) >= MAX_SECONDS and len(seconds) >= MIN_RUNS:
-                break
-    found = Quartiles.of(seconds)
+
+        def run() -> list[float]:
+            return [seconds_of(lambda: forward(lm, inputs), lm.device)]
+
+        warm_up = [run() for _ in track(range(WARM_UP_RUNS), f"Warming up for {rows}")]
+        seconds = _repeat(run, min(warm_up), (min(runs, MIN_RUNS), runs), track, f"Timing {rows}")
     length = inputs["input_ids"].shape[1]
-    return Latency(batch, length, found.median, found.lower_quartile, found.upper_quartile, len(seconds))
+    return Latency(batch, length, **asdict(Quartiles.of([second for (second,) in seconds])), runs=len(seconds))
+
+
+def _repeat(
+    run: Callable[[], list[float]], warm_up: list[float], runs: tuple[int, int], track: Track, label: str
+) -> list[list[float]]:
+    """Repeat a measurement until it has taken `MAX_SECONDS`.
+
+    Args:
+        run: measures once, and returns seconds.
+        warm_up: the seconds of a run, to estimate how many runs fit into the time, for the progress bar.
+        runs: the least and the largest number of runs.
+        track: reports progress.
+        label: a description of the work, for progress.
+    """
+    least, most = runs
+    fitting = math.ceil(MAX_SECONDS / max(sum(warm_up), 1e-9))
+    seconds: list[list[float]] = []
+    for _ in track(range(min(most, max(least, fitting))), label):
+        seconds.append(run())
+        if sum(map(sum, seconds)) >= MAX_SECONDS and len(seconds) >= least:
+            break
+    return seconds
 
 
 @contextmanager
@@ -138,95 +154,129 @@ def fixed_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-POWERCAP = Path("/sys/class/powercap")
-METER_SECONDS, MIN_PASSES = 1.0, 3
-"""The least seconds and the least number of repetitions of a pass; counters are updated about once a millisecond."""
+NEW_TOKENS = 32
+"""The number of tokens to generate."""
+MIN_TOKENS = 2
+"""The least number of new tokens: the first is computed in the prefill, the others in decode steps."""
+GENERATION_RUNS = 2, 5
+"""The least and the largest number of timed repetitions of text generation."""
 
 
-class Meter(ABC):
-    """A counter of energy."""
-
-    @abstractmethod
-    def joules(self) -> float:
-        """Joules since a fixed but arbitrary moment."""
-
-
-class Rapl(Meter):
-    """RAPL counters of all CPU packages. Each wraps around to 0 after `max_energy_range_uj`."""
-
-    def __init__(self, packages: tuple[Path, ...]) -> None:
-        self._packages = packages
-        self._last = dict.fromkeys(packages, 0)
-        self._microjoules = 0
-        self.joules()
-        self._microjoules = 0
-
-    def joules(self) -> float:
-        for package in self._packages:
-            count = int((package / "energy_uj").read_text())
-            change = count - self._last[package]
-            self._microjoules += change if change >= 0 else change + int((package / "max_energy_range_uj").read_text())
-            self._last[package] = count
-        return self._microjoules / 1e6
-
-
-class Nvml(Meter):
-    """The counter of one NVIDIA GPU."""
-
-    def __init__(self, nvml: Any, device: torch.device) -> None:
-        self._nvml = nvml
-        nvml.nvmlInit()
-        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-
-    def joules(self) -> float:
-        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
-
-
-def find_meter(device: torch.device, powercap: Path = POWERCAP) -> Meter | None:
-    """Find the energy counter of a device.
+@dataclass(frozen=True)
+class Generation:
+    """Time of generating text.
 
     Args:
-        device: a GPU or the CPU.
-        powercap: the folder in which Linux has the counters of the CPU.
+        batch: the number of rows in the batch.
+        prompt: the number of tokens in the prompt of each row.
+        new: the number of generated tokens per row.
+        prefill: seconds until the first new token.
+        step: seconds of each further step, which generates one token in each row.
+        runs: the number of repetitions.
+    """
+
+    batch: int
+    prompt: int
+    new: int
+    prefill: Quartiles
+    step: Quartiles
+    runs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Seconds, and tokens per second by the median."""
+        return {
+            "batch": self.batch,
+            "prompt": self.prompt,
+            "new": self.new,
+            "runs": self.runs,
+            "prefill": asdict(self.prefill),
+            "prefill_tokens_per_second": self.batch * self.prompt / self.prefill.median,
+            "step": asdict(self.step),
+            "decode_tokens_per_second": self.batch / self.step.median,
+        }
+
+
+def measure_generation(
+    lm: LanguageModel, batch: int, length: int, *, new: int = NEW_TOKENS, track: Track = silent
+) -> Generation | None:
+    """Time text generation after a prompt of random tokens.
+
+    Args:
+        lm: the model.
+        batch: the number of rows in the batch.
+        length: the number of tokens in the prompt. It is reduced if the context has no room for the new tokens.
+        new: the number of tokens to generate; at most half of the model's positions.
+        track: reports progress.
 
     Returns:
-        The counter; None if there is none, or if only an administrator may read it.
+        The times; None for a model that does not generate text or has no key-value cache.
     """
-    if device.type == "cuda":
-        return _find_nvml(device)
-    packages = tuple(zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1)
-    try:
-        return Rapl(packages) if packages else None
-    except OSError:
-        # Since CVE-2020-8694, Linux allows only administrators to read these counters.
+    longest = positions(lm)
+    if not generates_text(lm) or (longest is not None and longest < MIN_TOKENS):
         return None
-
-
-def _find_nvml(device: torch.device) -> Meter | None:
-    if find_spec("pynvml") is None:
+    new = new if longest is None else min(new, max(MIN_TOKENS, longest // 2))
+    prompt = length if longest is None or lm.task is ModelTask.SEQ2SEQ else min(length, max(1, longest - new))
+    inputs = random_batch(lm, batch, prompt)
+    if not _has_cache(lm, inputs):
         return None
-    nvml = import_module("pynvml")
-    try:
-        meter = Nvml(nvml, device)
-        meter.joules()
-    except nvml.NVMLError:
-        # GPUs before Volta have no counter, and a container may lack the driver library.
-        return None
-    return meter
+    rows = f"{batch} × {prompt} tokens"
+    with evaluating(lm), torch.inference_mode():
+        tokens = track(range(new), f"Warming up generation after {rows}")
+        warm_up = [seconds for _, seconds in zip(tokens, _token_seconds(lm, inputs, new), strict=True)]
+        seconds = _repeat(
+            lambda: list(_token_seconds(lm, inputs, new)), warm_up, GENERATION_RUNS, track, f"Generating after {rows}"
+        )
+    prefill = Quartiles.of([first for first, *_ in seconds])
+    step = Quartiles.of([step for _, *steps in seconds for step in steps])
+    return Generation(batch, inputs["input_ids"].shape[1], new, prefill, step, len(seconds))
 
 
-def measure_joules(work: Callable[[], object], device: torch.device, meter: Meter) -> float:
-    """The energy of running a function once in joules: the mean over repetitions for at least a second.
+def generates_text(lm: LanguageModel) -> bool:
+    """Whether the model generates text: a causal model or an encoder-decoder."""
+    return lm.task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ)
 
-    Args:
-        work: the function. On a GPU, its kernels are waited for.
-        device: the device on which it runs.
-        meter: the counter of that device.
-    """
-    start, before, passes = now(device), meter.joules(), 0
-    while passes < MIN_PASSES or now(device) - start < METER_SECONDS:
-        work()
-        passes += 1
-    now(device)
-    return (meter.joules() - before) / passes
+
+def _has_cache(lm: LanguageModel, inputs: Batch) -> bool:
+    """Whether the model returns a key-value cache; recurrent models have another kind of state."""
+    with evaluating(lm), torch.inference_mode():
+        return _step(lm, *_prompt_inputs(lm, inputs)).get("past_key_values") is not None
+
+
+def _token_seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
+    """Yield the seconds for the first token, then for each further one."""
+    start = now(lm.device)
+    step_inputs, token = _prompt_inputs(lm, inputs)
+    cache = None
+    for _ in range(new):
+        output = _step(lm, step_inputs, token, cache)
+        cache, token = output["past_key_values"], output["logits"][:, -1:].argmax(-1)
+        if lm.task is ModelTask.CAUSAL:
+            step_inputs["attention_mask"] = torch.cat((step_inputs["attention_mask"], torch.ones_like(token)), dim=1)
+        end = now(lm.device)
+        yield end - start
+        start = end
+
+
+def _step(lm: LanguageModel, inputs: Mapping[str, Any], token: Tensor, cache: Any = None) -> ModelOutput:
+    """Run the model on the tokens that follow the cached ones."""
+    name = "input_ids" if lm.task is ModelTask.CAUSAL else "decoder_input_ids"
+    with report_run_errors(lm, token):
+        return check_named(lm, lm.model(**inputs, **{name: token}, past_key_values=cache, use_cache=True))
+
+
+def _prompt_inputs(lm: LanguageModel, inputs: Batch) -> tuple[dict[str, Any], Tensor]:
+    """The inputs of every step, and the tokens that the first step reads."""
+    source = {name: tensor for name, tensor in inputs.items() if name != "decoder_input_ids"}
+    ids = source.pop("input_ids")
+    if lm.task is ModelTask.CAUSAL:
+        return dict(source), ids
+    encoder: Any = lm.model.get_encoder()
+    with report_run_errors(lm, ids):
+        states = encoder(input_ids=ids, **source)
+    # If the configuration has no valid start token, use any other one: it takes the same time.
+    vocabulary = range(target_vocabulary_size(lm.model))
+    start = next(
+        (token for token in special_token_ids(lm.model.config, "decoder_start_token_id") if token in vocabulary), 0
+    )
+    first = torch.full_like(ids[:, :1], start)
+    return {"encoder_outputs": states, "attention_mask": source["attention_mask"]}, first

@@ -16,7 +16,7 @@ from laconic.evaluate import Reference, compare_to_reference, latency
 from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.progress import Track
-from laconic.report.costs import Point
+from laconic.report.evaluation import Point
 
 TIMED_RUNS = 10
 """Timed forward passes for each model; the reported latency is their median."""

@@ -42,7 +42,7 @@ def render(page: Page) -> str:
         >>> "<h1>Report</h1>" in render(Page(title="Report", summary=[], table=Table((Column("method"),), ())))
         True
     """
-    return load_template("page.html").render(page=page)
+    return load_template("page.html").render(vars(page))
 
 
 def load_template(name: str) -> Template:

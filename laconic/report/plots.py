@@ -5,14 +5,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from laconic.report.costs import MEGABYTE, Point
+from laconic.report.evaluation import Point
+from laconic.report.tables import MEGABYTE
 
 # The colour-blind safe palette of Okabe & Ito, without yellow, which is too pale for lines.
 COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#56B4E9", "#7F7F7F")
@@ -37,7 +38,8 @@ def trade_off(points: Sequence[Point], quality: str, width: float = WIDE) -> Fig
     """
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     axes = figure.subplots()
-    lines = {name: sorted((p for p in points if p.method == name), key=lambda p: p.kept) for name in _methods(points)}
+    methods = dict.fromkeys(point.method for point in points)
+    lines = {name: sorted((p for p in points if p.method == name), key=lambda p: p.kept) for name in methods}
     for index, line in enumerate(lines.values()):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axes.plot([p.kept for p in line], [p.kl for p in line], color=colour, marker=marker, linewidth=2, markersize=6)
@@ -47,8 +49,7 @@ def trade_off(points: Sequence[Point], quality: str, width: float = WIDE) -> Fig
     _label_lines(axes, lines)
     # The range below zero is only for names.
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: "" if share < 0 else f"{share:.0%}"))
-    axes.set_xlabel("bytes kept of the compressed matrices", color=INK, fontsize=FONT_SIZE)
-    axes.set_title(f"{quality}; lower is better", color=INK, fontsize=FONT_SIZE, loc="left")
+    label_axes(axes, f"{quality}; lower is better", x="bytes kept of the compressed matrices")
     style_axes(axes)
     return figure
 
@@ -70,10 +71,9 @@ def parts(sizes: Mapping[str, int], width: float = WIDE) -> Figure:
     )
     axes.set_xlim(0, (1 + 0.18 * (WIDE / width) ** 2) * max(values))
     axes.set_xticks([])
-    axes.set_title("Bytes of each part in a file", color=INK, fontsize=FONT_SIZE, loc="left")
-    style_axes(axes)
+    label_axes(axes, "Bytes of each part in a file")
+    style_axes(axes, grid=None)
     axes.spines["bottom"].set_visible(False)
-    axes.grid(visible=False)
     return figure
 
 
@@ -84,13 +84,8 @@ def save(figure: Figure, stem: Path) -> None:
         figure: to write.
         stem: path without its ending.
     """
-    figure.savefig(stem.with_suffix(".png"), dpi=160, facecolor="white")
-    stem.with_suffix(".svg").write_text(_svg(figure))
-
-
-def standalone_svg(figure: Figure) -> str:
-    """The figure as the content of an SVG file."""
-    return _svg(figure)
+    stem.with_suffix(".png").write_bytes(png(figure))
+    stem.with_suffix(".svg").write_text(standalone_svg(figure))
 
 
 def inline_svg(figure: Figure) -> str:
@@ -101,14 +96,20 @@ def inline_svg(figure: Figure) -> str:
     Args:
         figure: what is drawn in `INK` takes the colour of the page's text.
     """
-    svg = _svg(figure, transparent=True)
+    svg = standalone_svg(figure, transparent=True)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     sizes = map(float, re.findall(r"<text[^>]*?font(?:-size)?: (?:[a-z]+ |\d+ )*([\d.]+)px", svg))
     width = 72 * figure.get_figwidth() * MIN_TEXT_PIXELS / min(sizes, default=FONT_SIZE)
     return svg.replace("<svg", f'<svg style="min-width: {math.ceil(width)}px"', 1)
 
 
-def _svg(figure: Figure, transparent: bool = False) -> str:
+def standalone_svg(figure: Figure, *, transparent: bool = False) -> str:
+    """The figure as the content of an SVG file.
+
+    Args:
+        figure: to convert.
+        transparent: whether to leave out the white background.
+    """
     buffer = io.StringIO()
     # Keep text as text elements, and make the output deterministic.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "laconic"}):
@@ -116,15 +117,17 @@ def _svg(figure: Figure, transparent: bool = False) -> str:
     return buffer.getvalue()
 
 
-def _methods(points: Sequence[Point]) -> list[str]:
-    return list(dict.fromkeys(point.method for point in points))
+def _set_limits(axes: Axes, points: Sequence[Point], margin: float) -> None:
+    """Set limits with room for names on the left.
 
-
-def _set_limits(axes: Axes, points: Sequence[Point], left: float) -> None:
-    """Leave room for names on the left, `left` of the range of the points, and a margin above and below."""
-    kept = [point.kept for point in points]
-    span = max(max(kept) - min(kept), 0.1)
-    axes.set_xlim(min(kept) - left * span, max(kept) + 0.06 * span)
+    Args:
+        axes: to change.
+        points: what is drawn.
+        margin: the room on the left, as a fraction of the range of the points.
+    """
+    fractions = [point.kept for point in points]
+    span = max(max(fractions) - min(fractions), 0.1)
+    axes.set_xlim(min(fractions) - margin * span, max(fractions) + 0.06 * span)
     # Zero cannot be shown on a logarithmic axis; without positive values, use 1 for the limits.
     kls = [point.kl for point in points if point.kl > 0] or [1.0]
     axes.set_ylim(min(kls) / 1.6, max(kls) * 1.6)
@@ -175,30 +178,46 @@ def escape_mathtext(text: str) -> str:
     return ("" if not text.startswith("_") else " ") + text.replace("$", r"\$")
 
 
-def style_axes(axes: Axes) -> None:
-    """Remove the frame, and draw faint horizontal grid lines.
+def label_axes(axes: Axes, title: str, *, x: str = "", y: str = "") -> None:
+    """Write the title and the labels of the axes.
 
     Args:
         axes: to change.
+        title: stands above, on the left.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+    """
+    axes.set_title(title, color=INK, fontsize=FONT_SIZE, loc="left")
+    axes.set_xlabel(x, color=INK, fontsize=FONT_SIZE)
+    axes.set_ylabel(y, color=INK, fontsize=FONT_SIZE)
+
+
+def style_axes(axes: Axes, grid: Literal["x", "y"] | None = "y") -> None:
+    """Remove the frame, and draw faint grid lines.
+
+    Args:
+        axes: to change.
+        grid: the axis whose marks have lines: "y" for horizontal ones; None for no lines.
     """
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(INK)
     axes.tick_params(colors=INK, which="both", length=0, labelsize=FONT_SIZE - 1)
-    axes.grid(visible=True, axis="y", which="major", color="#999999", alpha=0.35, linewidth=0.8)
+    if grid is not None:
+        axes.grid(visible=True, axis=grid, which="major", color="#999999", alpha=0.35, linewidth=0.8)
 
 
-def curves(lines: Sequence[Mapping[str, Any]], what: str) -> Figure:
+def curves(history: Sequence[Mapping[str, Any]], name: str) -> Figure:
     """The losses of a training: of each batch, and of held-out rows; a ring marks the lowest of these.
 
     Args:
-        lines: the history of the training; each has a `step`, and `loss` or `eval_loss`.
-        what: the name of the training, for the title.
+        history: lines of the training; each has a `step`, and `loss` or `eval_loss`.
+        name: the name of the training, for the title.
     """
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     batches, held_out = (
-        [(line["step"], line[key]) for line in lines if line.get(key) is not None] for key in ("loss", "eval_loss")
+        [(line["step"], line[key]) for line in history if line.get(key) is not None] for key in ("loss", "eval_loss")
     )
     if batches:
         axes.plot(*zip(*batches, strict=True), color=COLOURS[-1], linewidth=1, alpha=0.8)
@@ -215,8 +234,7 @@ def curves(lines: Sequence[Mapping[str, Any]], what: str) -> Figure:
     )  # fmt: skip
     axes.margins(y=0.18)
     axes.set_xlim(right=1.2 * max(held_out[-1][0], 1))
-    axes.set_xlabel("updates", color=INK, fontsize=FONT_SIZE)
-    axes.set_title(f"{what}: loss", color=INK, fontsize=FONT_SIZE, loc="left")
+    label_axes(axes, f"{name}: loss", x="updates")
     style_axes(axes)
     return figure
 
@@ -228,7 +246,14 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _label_curve(axes: Any, at: tuple[float, float], name: str, colour: str) -> None:
+def _label_curve(axes: Axes, point: tuple[float, float], name: str, colour: str) -> None:
     axes.annotate(
-        name, at, (8, 0), textcoords="offset points", va="center", color=colour, fontsize=FONT_SIZE, fontweight="bold"
+        name,
+        point,
+        (8, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        fontsize=FONT_SIZE,
+        fontweight="bold",
     )

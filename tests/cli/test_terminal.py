@@ -78,7 +78,7 @@ class Noted:
 def test_a_word_embedding_is_more_work_than_a_small_matrix() -> None:
     track, lm = Noted(), BY_NAME["llama"].lm()
     weight_statistics(lm, track)
-    work = track.works["Looking at the weights"]
+    work = track.works["Measuring the weights"]
     assert work is not None and len(work) == len({id(site.parameter) for site in lm.sites(("all",))})
     assert max(work) > min(work) > 0
 
@@ -87,8 +87,8 @@ def test_every_pass_that_is_timed_is_on_a_bar() -> None:
     track = Noted()
     measure_cost(BY_NAME["llama"].lm(), None, (1, 2), (8,), track=track)
     assert track.works.keys() == {
-        "cost", "Warming up for 1 × 8 tokens", "Timing 1 × 8 tokens", "Warming up for writing after 1 × 8 tokens",
-        "Writing after 1 × 8 tokens", "Warming up for 2 × 8 tokens", "Timing 2 × 8 tokens",
-        "Warming up for writing after 2 × 8 tokens", "Writing after 2 × 8 tokens",
+        "cost", "Warming up for 1 × 8 tokens", "Timing 1 × 8 tokens", "Warming up generation after 1 × 8 tokens",
+        "Generating after 1 × 8 tokens", "Warming up for 2 × 8 tokens", "Timing 2 × 8 tokens",
+        "Warming up generation after 2 × 8 tokens", "Generating after 2 × 8 tokens",
     }  # fmt: skip
     assert track.works["cost"] == [8.0, 16.0]

@@ -13,7 +13,7 @@ from laconic.formats import Quantized
 from laconic.methods import Magnitude, Rtn, Svd
 from laconic.model import DEFAULT_TARGETS, LanguageModel, load
 from laconic.recipe.checks import check_order
-from laconic.report.anatomy import inspect
+from laconic.report.inspection.parts import measure_parts
 from laconic.store import save
 from tests.architectures import BY_NAME, HEADS, INNER, WIDTH, Architecture, outputs
 from tests.experts import BLOCKS, MIXTURES
@@ -126,7 +126,7 @@ def test_known_architectures_leave_nothing(name: str) -> None:
     lm = BY_NAME[name].lm()
     for targets in (DEFAULT_TARGETS, ("blocks",), ("all",)):
         assert not lm.coverage(targets).dense
-    assert inspect(lm).dense is None and inspect(lm).dense_note() == ""
+    assert measure_parts(lm).dense is None and measure_parts(lm).dense_note() == ""
 
 
 def test_numbers_of_all_sites_in_the_blocks() -> None:
@@ -137,7 +137,7 @@ def test_numbers_of_all_sites_in_the_blocks() -> None:
 
 
 def test_inspect_tells() -> None:
-    found = inspect(seen("mixtral"))
+    found = measure_parts(seen("mixtral"))
     assert found.to_json()["dense"]["parameters"] == MIXTURES["mixtral"][1]
     assert found.dense_note().startswith(
         "Dense in the blocks, whatever the method: 37,120 of 43,264 parameters (85.8%), "

@@ -10,7 +10,7 @@ from laconic.errors import UserError
 from laconic.formats import LowRank, Sparse, SparseEmbedding
 from laconic.methods import METHODS, Magnitude, Svd, Wanda
 from laconic.model import LanguageModel
-from laconic.report.anatomy import inspect
+from laconic.report.inspection.parts import measure_parts
 from tests.architectures import ARCHITECTURES, BY_NAME, factors, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.store.test_pruned import pruned
@@ -145,8 +145,8 @@ def test_input_factors_keep_no_zeros() -> None:
 @pytest.mark.parametrize("name", ["bert-masked", "gpt2", "bart-scaled", "llama-tied"])
 def test_the_parts_show_zeros_beside_bytes(name: str) -> None:
     lm = BY_NAME[name].lm()
-    dense = inspect(lm)
-    seen = inspect(pruned(lm, ("blocks",)))
+    dense = measure_parts(lm)
+    seen = measure_parts(pruned(lm, ("blocks",)))
     assert sum(part.parameters for part in seen.parts) == seen.parameters == lm.size()[0]
     assert sum(part.nbytes for part in seen.parts) == seen.nbytes == lm.size()[1]
     for part, before in zip(seen.parts, dense.parts, strict=True):

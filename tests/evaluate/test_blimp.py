@@ -12,9 +12,7 @@ import torch
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
 from laconic.evaluate import check_task, evaluate
-from laconic.evaluate.blimp import Blimp
-from laconic.evaluate.blimp.pairs import PHENOMENA, PHENOMENON_OF, match_paradigms
-from laconic.evaluate.blimp.task import log_probabilities
+from laconic.evaluate.blimp import PHENOMENA, PHENOMENON_OF, Blimp, log_probabilities, match_paradigms
 from laconic.model import LanguageModel
 from laconic.progress import silent
 from tests.architectures import BY_NAME, compress_everything

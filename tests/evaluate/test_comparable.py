@@ -9,7 +9,7 @@ import transformers as hf
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.cli.main import status
 from laconic.errors import UserError
-from laconic.evaluate import check_comparable, evaluate, fidelity
+from laconic.evaluate import Reference, check_comparable, compare_to_reference, evaluate
 from laconic.model import LanguageModel
 from tests.architectures import BY_NAME
 from tests.evaluate.models import with_tokenizer
@@ -34,10 +34,10 @@ def test_models_of_other_vocabularies_are_told(tmp_path: Path, capsys: pytest.Ca
     assert status(["evaluate", str(many), "--against", str(few), "--tasks", f"fidelity:{texts}"]) == 2
     said = capsys.readouterr().err.strip()
     assert said == (
-        f"The models cannot be compared: '{many}' tells 60 tokens apart, and '{few}' 50; name the model that it was "
-        "made from."
+        f"The models cannot be compared: '{many}' has a vocabulary of 60 tokens, and '{few}' one of 50; name the "
+        "model that it was made from."
     )
-    with pytest.raises(UserError, match="tells 50 tokens apart"):
+    with pytest.raises(UserError, match="has a vocabulary of 50 tokens"):
         check_comparable(llama(), llama(vocab_size=60))
 
 
@@ -45,11 +45,11 @@ def test_tokens_that_mean_something_else_are_told() -> None:
     lm = llama()
     other = replace(lm, tokenizer=words("start"))
     with pytest.raises(UserError, match="token 6 is 'b' to the tokenizer of the model and 'c' to that of the model"):
-        fidelity(lm, replace(lm, tokenizer=_shifted()), TEXTS)
+        compare_to_reference(lm, Reference(replace(lm, tokenizer=_shifted()), TEXTS))
     with pytest.raises(UserError, match="token 5 is nothing to the tokenizer of the model and 'a' to that"):
-        fidelity(other, lm, TEXTS)
+        compare_to_reference(other, Reference(lm, TEXTS))
     # A model in memory may have no tokenizer of its own.
-    assert fidelity(replace(lm, tokenizer=None), lm, TEXTS).kl == 0
+    assert compare_to_reference(replace(lm, tokenizer=None), Reference(lm, TEXTS)).kl == 0
 
 
 def _shifted() -> hf.PreTrainedTokenizerFast:
@@ -72,8 +72,8 @@ def _shifted() -> hf.PreTrainedTokenizerFast:
 def test_rows_that_are_too_long_for_one_of_them_are_told() -> None:
     short, long = llama(max_position_embeddings=20), llama()
     with pytest.raises(UserError, match="reads 20 tokens at most, and the model reads rows of 34"):
-        fidelity(short, long, TEXTS)
-    assert fidelity(long, short, TEXTS).context == 20
+        compare_to_reference(short, Reference(long, TEXTS))
+    assert compare_to_reference(long, Reference(short, TEXTS)).context == 20
 
 
 def test_other_kinds_of_model_and_other_numbers_of_classes_are_told() -> None:

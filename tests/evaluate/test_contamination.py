@@ -50,9 +50,9 @@ def test_one_file_does_not_serve_both(folder: Path) -> None:
     file = str(folder / "both" / "dev.txt")
     (folder / "link.txt").symlink_to(file)
     for task, data in ((file, file), (file, str(folder / "link.txt")), (str(folder / "both"), file)):
-        with pytest.raises(UserError, match=rf"'perplexity:{task}' would judge .* '{file}' serves both splits"):
+        with pytest.raises(UserError, match=rf"'perplexity:{task}' would evaluate .* '{file}' serves both splits"):
             check_tasks([f"perplexity:{task}"], None, compared=False, calibration=(data,))
-    with pytest.raises(UserError, match=r"'fidelity:.*' would judge the model on rows that it was calibrated on"):
+    with pytest.raises(UserError, match=r"'fidelity:.*' would evaluate the model on rows that it was calibrated on"):
         check_tasks([f"fidelity:{file}"], None, compared=True, calibration=(file,))
     with pytest.raises(UserError, match="serves both splits"):
         evaluate(made_of(folder, file), [f"perplexity:{file}"], cost=False)

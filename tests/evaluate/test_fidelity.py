@@ -12,7 +12,7 @@ from laconic.calibrate.batching import batches
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
-from laconic.evaluate import Reference, ReferenceCache, compare_to_reference, fidelity
+from laconic.evaluate import Reference, ReferenceCache, compare_to_reference
 from laconic.evaluate.similarity import neighbour_agreement
 from laconic.model import LanguageModel, ModelTask, predict
 from laconic.numerics.distributions import CATEGORICAL
@@ -31,7 +31,7 @@ def changed(name: str) -> LanguageModel:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_is_faithful_to_itself(name: str):
-    found = fidelity(with_tokenizer(name), with_tokenizer(name), CORPUS)
+    found = compare_to_reference(with_tokenizer(name), Reference(with_tokenizer(name), CORPUS))
     assert (found.kl, found.kl_low, found.kl_high, found.top1_agreement) == (0, 0, 0, 1)
     assert found.cosine == pytest.approx(1) and found.rows == len(CORPUS.examples)
 
@@ -42,7 +42,7 @@ def test_a_changed_model_is_compared_prediction_by_prediction(name: str):
     original, lm = with_tokenizer(name), changed(name)
     # Of rows that are there four times, which is nearest is left to rounding.
     corpus = CORPUS.first(len(WORDS)) if original.task is ModelTask.EMBEDDING else CORPUS
-    found = fidelity(lm, original, corpus)
+    found = compare_to_reference(lm, Reference(original, corpus))
     [batch] = batches(original, corpus, batch_size=100)
     (p, _, _, distribution), hidden = predict(original, batch, hidden=True)
     (q, _, _, _), other = predict(lm, batch, hidden=True)
@@ -71,7 +71,7 @@ def test_scores_agree_where_they_round_to_the_same_fifth():
         lm.model.get_parameter("classifier.bias").add_(0.1)
     same = [round(5 * score) == round(5 * (score + 0.1)) for score in scores]
     assert 0 < sum(same) < len(same)
-    assert fidelity(lm, original, CORPUS).top1_agreement == sum(same) / len(same)
+    assert compare_to_reference(lm, Reference(original, CORPUS)).top1_agreement == sum(same) / len(same)
 
 
 def test_independent_labels_are_compared_one_by_one():
@@ -80,12 +80,12 @@ def test_independent_labels_are_compared_one_by_one():
         original.model.get_parameter("classifier.weight").zero_()
         original.model.get_parameter("classifier.bias").zero_()
     # Every sigmoid from .50 to .993: a softmax would call both the same.
-    found = fidelity(moved(original, (5, 5, 5)), original, CORPUS)
+    found = compare_to_reference(moved(original, (5, 5, 5)), Reference(original, CORPUS))
     by_hand = 3 * (0.5 * math.log(0.5 / 0.9933071) + 0.5 * math.log(0.5 / 0.0066929))
     assert found.kl == pytest.approx(by_hand, rel=1e-5) and found.top1_agreement == 0
     # A row agrees where all of its labels do.
-    assert fidelity(moved(original, (-1, 0, 0)), original, CORPUS).top1_agreement == 1
-    assert fidelity(moved(original, (-1, 0.1, 0)), original, CORPUS).top1_agreement == 0
+    assert compare_to_reference(moved(original, (-1, 0, 0)), Reference(original, CORPUS)).top1_agreement == 1
+    assert compare_to_reference(moved(original, (-1, 0.1, 0)), Reference(original, CORPUS)).top1_agreement == 0
 
 
 @pytest.mark.parametrize("problem_type", [None, MULTI_LABEL])
@@ -95,38 +95,38 @@ def test_the_same_classes_in_another_order_are_the_same(problem_type: str | None
     with torch.no_grad():
         for name in ("classifier.weight", "classifier.bias"):
             lm.model.get_parameter(name).copy_(original.model.get_parameter(name)[[2, 0, 1]])
-    found = fidelity(lm, original, CORPUS)
+    found = compare_to_reference(lm, Reference(original, CORPUS))
     assert found.kl == pytest.approx(0, abs=1e-9) and found.top1_agreement == 1
     assert KLMetric(original, batches(original, CORPUS))(lm) == pytest.approx(0, abs=1e-9)
     with pytest.raises(UserError, match="do not match by name"):
-        fidelity(classifier(3, ("a", "b", "c"), problem_type), original, CORPUS)
+        compare_to_reference(classifier(3, ("a", "b", "c"), problem_type), Reference(original, CORPUS))
 
 
 def test_several_scores_are_compared_as_one_gaussian():
     original = classifier(2, problem_type="regression")
-    found = fidelity(moved(original, (0.3, -0.4)), original, CORPUS)
+    found = compare_to_reference(moved(original, (0.3, -0.4)), Reference(original, CORPUS))
     assert found.kl == pytest.approx(0.5 * (0.09 + 0.16), rel=1e-4)
 
 
 def test_models_of_other_problem_types_are_not_compared():
     with pytest.raises(UserError, match="one is a classification, the other a multi-label model"):
-        fidelity(classifier(3), classifier(3, problem_type=MULTI_LABEL), CORPUS)
+        compare_to_reference(classifier(3), Reference(classifier(3, problem_type=MULTI_LABEL), CORPUS))
 
 
 def test_what_the_figures_depend_on_is_said():
-    found = fidelity(changed("gpt2"), with_tokenizer("gpt2"), CORPUS, seed=3)
+    found = compare_to_reference(changed("gpt2"), Reference(with_tokenizer("gpt2"), CORPUS, seed=3))
     assert (found.source, found.split, found.context, found.seed) == ("dickens", "dev", 40, 3)
     assert found.tokenizer.endswith("35 tokens")
 
 
 def test_large_vocabularies_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch):
     original, lm = with_tokenizer("gpt2"), changed("gpt2")
-    whole = fidelity(lm, original, CORPUS)
+    whole = compare_to_reference(lm, Reference(original, CORPUS))
     # The package has a function of the same name.
     monkeypatch.setattr(import_module("laconic.evaluate.fidelity"), "CHUNK", 150)
-    assert fidelity(lm, original, CORPUS) == whole
+    assert compare_to_reference(lm, Reference(original, CORPUS)) == whole
     monkeypatch.setattr(import_module("laconic.evaluate.prediction"), "MAX_LOGITS", 1)
-    assert fidelity(lm, original, CORPUS).kl == pytest.approx(whole.kl, rel=1e-5)
+    assert compare_to_reference(lm, Reference(original, CORPUS)).kl == pytest.approx(whole.kl, rel=1e-5)
 
 
 @pytest.mark.parametrize(("limit", "asked"), [(2**28, 1), (0, 2)])
@@ -137,7 +137,7 @@ def test_an_original_is_asked_once_where_there_is_room_for_what_it_says(limit: i
     reference = Reference(original, CORPUS, limit=limit)
     first, second = compare_to_reference(lm, reference), compare_to_reference(lm, reference)
     assert first == second and len(calls) == asked * len(reference.batches)
-    assert first == fidelity(lm, with_tokenizer("gpt2"), CORPUS)
+    assert first == compare_to_reference(lm, Reference(with_tokenizer("gpt2"), CORPUS))
 
 
 def test_another_original_or_other_rows_are_another_reference():
@@ -159,11 +159,11 @@ def test_neighbours_agree_where_the_nearest_other_row_is_the_same():
 
 def test_models_that_predict_different_things_are_not_compared():
     with pytest.raises(UserError, match="one is a causal, the other a masked model"):
-        fidelity(with_tokenizer("gpt2"), with_tokenizer("bert-masked"), CORPUS)
+        compare_to_reference(with_tokenizer("gpt2"), Reference(with_tokenizer("bert-masked"), CORPUS))
     with pytest.raises(UserError, match="one is an embedding, the other a causal model"):
-        fidelity(with_tokenizer("bert-base"), with_tokenizer("gpt2"), CORPUS)
+        compare_to_reference(with_tokenizer("bert-base"), Reference(with_tokenizer("gpt2"), CORPUS))
     other = replace(with_tokenizer("bert-classifier"))
     other.model.resize_token_embeddings(60)
     other.model.set_submodule("classifier", torch.nn.Linear(32, 4))
     with pytest.raises(UserError, match="their predictions have the shapes"):
-        fidelity(other, with_tokenizer("bert-classifier"), CORPUS)
+        compare_to_reference(other, Reference(with_tokenizer("bert-classifier"), CORPUS))

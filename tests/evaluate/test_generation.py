@@ -12,12 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 
 from laconic.calibrate.passes import random_batch
 from laconic.evaluate import evaluate, measure_cost
-from laconic.evaluate.footprint import bytes_by_part
-from laconic.evaluate.generation import _token_seconds, measure_generation
-from laconic.evaluate.timing import find_meter, measure_joules
+from laconic.evaluate.footprint import bytes_by_part, find_meter, measure_joules
+from laconic.evaluate.timing import _token_seconds, measure_generation
 from laconic.model import LanguageModel
-from laconic.report.anatomy import inspect
 from laconic.report.evaluation import evaluation_remarks, evaluation_tables
+from laconic.report.inspection.parts import measure_parts
 from tests.architectures import ARCHITECTURES, BY_NAME, DECODER, SMALL, VOCABULARY, WIDTH
 from tests.tokens import letters
 
@@ -72,7 +71,7 @@ def test_an_encoder_writes_nothing() -> None:
 def test_a_writer_has_a_table_of_its_own() -> None:
     cost = measure_cost(BY_NAME["llama"].lm(), None, (1, 2), (4,)).to_json()
     tables = evaluation_tables({"results": {}, "cost": cost})
-    assert [row[1] for row in tables["Speed of writing"].rows] == ["1 × 4 + 20", "2 × 4 + 20"]
+    assert [row[1] for row in tables["Speed of generation"].rows] == ["1 × 4 + 20", "2 × 4 + 20"]
     assert len(tables["Megabytes by part"].rows[0]) == 6
 
 
@@ -81,7 +80,7 @@ def test_bytes_by_part_are_all_bytes(architecture) -> None:
     lm = architecture.lm()
     parts = bytes_by_part(lm)
     assert sum(parts.values()) == lm.size()[1] and min(parts.values()) >= 0
-    assert parts == {part.name: part.nbytes for part in inspect(lm).parts}
+    assert parts == {part.name: part.nbytes for part in measure_parts(lm).parts}
 
 
 def test_a_tied_head_is_part_of_the_embedding() -> None:
@@ -162,10 +161,8 @@ def test_a_model_without_a_key_value_cache_is_not_timed_writing(tmp_path: Path) 
     texts.write_text("the cat is good\na dog\n")
     found = evaluate(lm, [f"perplexity:{texts}"]).to_json()
     assert found["results"] and "generation" not in found["cost"]
-    assert found["cost"]["missing"] == [
-        "The speed of writing was not measured: the model keeps no keys and values of the tokens before."
-    ]
-    assert found["cost"]["missing"][0] in evaluation_remarks(found) and "Speed of writing" not in evaluation_tables(
+    assert found["cost"]["missing"] == ["The speed of generation was not measured: the model has no key-value cache."]
+    assert found["cost"]["missing"][0] in evaluation_remarks(found) and "Speed of generation" not in evaluation_tables(
         found
     )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from laconic.calibrate.batching import IGNORED, Row, collate
-from laconic.evaluate.prediction import predict_batches, predict_labelled
+from laconic.evaluate.prediction import predict_batches
 from laconic.model import LanguageModel, ModelTask
 from laconic.progress import silent
 from tests.architectures import ARCHITECTURES, VOCABULARY, Architecture, compress_everything
@@ -31,7 +31,7 @@ def test_predictions_are_those_of_the_whole_pass(architecture: Architecture):
     batch = collate(lm, rows_of(lm))
     for model in (lm, compress_everything(architecture.lm(), rank=6)):
         ((_, expected),) = predict_batches(model, [batch], silent, "x")
-        ((_, found),) = predict_labelled(model, [batch], silent, "x")
+        ((_, found),) = predict_batches(model, [batch], silent, "x", labelled_only=True)
         assert torch.allclose(found.values, expected.values, atol=1e-5)
         assert torch.equal(found.rows, expected.rows)
         assert found.labels is not None and expected.labels is not None
@@ -42,5 +42,5 @@ def test_the_head_sees_few_rows():
     lm = next(model for model in SPEAKING if model.name == "bert-masked").lm()
     seen: list[torch.Size] = []
     lm.model.get_output_embeddings().register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    list(predict_labelled(lm, [collate(lm, rows_of(lm))], silent, "x"))
+    list(predict_batches(lm, [collate(lm, rows_of(lm))], silent, "x", labelled_only=True))
     assert seen == [(6, VOCABULARY)]

@@ -12,8 +12,8 @@ import transformers as hf
 
 from laconic.calibrate.passes import check_runs, random_batch
 from laconic.errors import UserError
-from laconic.evaluate.generation import measure_generation
 from laconic.evaluate.seq2seq import generate
+from laconic.evaluate.timing import measure_generation
 from laconic.formats import LowRank
 from laconic.model import LanguageModel, load, predict
 from laconic.model.predictions import ModelRunError

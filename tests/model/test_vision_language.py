@@ -14,7 +14,7 @@ from laconic.methods import Magnitude, Svd
 from laconic.model import LanguageModel, ModelTask, check_model, load, load_empty
 from laconic.model.anatomy.infer import infer_anatomy, uncalled_stacks
 from laconic.model.usage import trace_usage
-from laconic.report.anatomy import inspect
+from laconic.report.inspection.parts import measure_parts
 from laconic.store import save
 from tests.architectures import SMALL, VOCABULARY, WIDTH, Architecture, outputs
 from tests.unread import spoil
@@ -42,7 +42,7 @@ def test_the_text_stack_is_taken_and_the_tower_is_named(name: str) -> None:
     outside = {site.name for site in lm.sites(("all",)) if site.block is None}
     assert len(outside) in (1, 2), "the word embedding, and the head where it is not tied"
     assert tower in dict(uncalled_stacks(lm.model))
-    found = inspect(lm).to_json()
+    found = measure_parts(lm).to_json()
     assert [stack["blocks"] for stack in found["stacks"]] == [len(blocks)]
     assert {"path": tower, "blocks": BLOCKS} in found["idle"]
 

@@ -13,11 +13,11 @@ from laconic.compress import Compress
 from laconic.methods import Magnitude, Rtn, Svd
 from laconic.model import LanguageModel
 from laconic.report import plots
-from laconic.report.anatomy import inspect
 from laconic.report.inspection.activity import Powers, measure_activity
-from laconic.report.inspection.heatmaps import head_heatmap
+from laconic.report.inspection.figures import head_heatmap
 from laconic.report.inspection.narrative import paragraphs
 from laconic.report.inspection.page import draw_figures, inspection_page, inspection_tables
+from laconic.report.inspection.parts import measure_parts
 from laconic.report.inspection.weights import ModelWeights, weight_statistics
 from tests.architectures import BY_NAME
 from tests.evaluate.models import with_tokenizer
@@ -74,7 +74,7 @@ def test_every_attention_has_a_row_of_its_own(name: str, rows: list[str]) -> Non
 @pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "bart", "albert-groups"])
 def test_every_model_is_drawn_and_said(name: str) -> None:
     lm = with_tokenizer(name)
-    seen, weights, found = inspect(lm), weight_statistics(lm), measure_activity(lm, data(lm), "dickens")
+    seen, weights, found = measure_parts(lm), weight_statistics(lm), measure_activity(lm, data(lm), "dickens")
     drawn = draw_figures(seen, weights, found)
     assert {"magnitudes", "far-from-zero", "top-l1", "effective-rank", "spectra", "outliers"} <= set(drawn)
     html = inspection_page(seen, weights, found, drawn)
@@ -91,7 +91,7 @@ def test_a_deep_model_is_drawn_too() -> None:
     deep = ModelWeights(
         tallies=tuple(replace(tally, layer=layer) for tally in first for layer in labels), layers=labels
     )
-    drawn = draw_figures(inspect(BY_NAME["gpt2"].lm()), deep, None)
+    drawn = draw_figures(measure_parts(BY_NAME["gpt2"].lm()), deep, None)
     assert ">29<" in plots.inline_svg(drawn["far-from-zero"].figure).replace(" ", "")
 
 
@@ -112,7 +112,7 @@ def test_a_model_of_zeros_is_told_without_a_division_by_them() -> None:
         torch.nn.init.zeros_(parameter)
     weights = weight_statistics(lm)
     assert "100% are exactly zero" in paragraphs(weights)[0]
-    seen = inspect(lm)
+    seen = measure_parts(lm)
     assert "<svg" in inspection_page(seen, weights, None, draw_figures(seen, weights, None))
 
 

@@ -5,13 +5,12 @@ import re
 from matplotlib.figure import Figure
 
 from laconic.report import plots
-from laconic.report.costs import Point, trade_off_table
+from laconic.report.evaluation import Point, trade_off_table
 from laconic.report.html import Page, load_template, render
 from laconic.report.study.charts import charts
-from laconic.report.study.page import Picture, study_page
+from laconic.report.study.page import Picture, cell_table, mean_table, study_page
 from laconic.report.study.results import results_table
 from laconic.report.study.scatter import chart_svg, draw_chart
-from laconic.report.study.tables import cell_table, mean_table
 from tests.report.study.records import study
 
 PHONE = 368
@@ -69,7 +68,7 @@ def test_every_table_and_picture_has_a_box_of_its_own() -> None:
         assert '<meta name="color-scheme" content="light dark">' in html
         assert html.count("<table") == len(re.findall(r'<div class="wide"[^>]*>\s*<table', html)) > 0
         assert html.count("<svg") == len(re.findall(r'<div class="chart[^"]*"[^>]*>\s*<svg', html)) > 0
-    source = load_template("base.html").render(page=Page(title="", summary=[], table=TABLE))
+    source = load_template("base.html").render(title="", summary=[])
     assert all(rule in source for rule in (".wide { overflow-x: auto; }", ".chart { overflow-x: auto; }"))
 
 

@@ -8,10 +8,9 @@ import pytest
 
 from laconic.model import load
 from laconic.report import plots
-from laconic.report.anatomy import inspect
-from laconic.report.costs import Point, trade_off_table
-from laconic.report.evaluation import evaluation_remarks, evaluation_tables
+from laconic.report.evaluation import Point, evaluation_remarks, evaluation_tables, trade_off_table
 from laconic.report.html import Page, render
+from laconic.report.inspection.parts import measure_parts
 from laconic.report.tables import Column, Table
 from tests.architectures import BY_NAME
 
@@ -86,7 +85,7 @@ class _Loads(HTMLParser):
 @pytest.mark.parametrize("name", ["bert-masked", "gpt2", "bart-scaled", "llama-tied"])
 def test_the_parts_of_a_model_add_up(name: str) -> None:
     lm = BY_NAME[name].lm()
-    seen = inspect(lm)
+    seen = measure_parts(lm)
     assert sum(part.parameters for part in seen.parts) == seen.parameters == lm.model.num_parameters()
     assert sum(part.nbytes for part in seen.parts) == seen.nbytes
     assert all(part.parameters >= 0 for part in seen.parts), "a tied matrix counts once"
@@ -95,7 +94,7 @@ def test_the_parts_of_a_model_add_up(name: str) -> None:
 
 def test_a_compressed_model_can_be_inspected_too(tiny_model: Path) -> None:
     lm = load(str(tiny_model))
-    assert inspect(lm).to_json()["stacks"] == [{"path": "encoder.layer", "blocks": 2}]
+    assert measure_parts(lm).to_json()["stacks"] == [{"path": "encoder.layer", "blocks": 2}]
 
 
 def test_an_evaluation_becomes_tables() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from laconic.calibrate.corpus import content
 from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, install, must_be
-from laconic.evaluate.json_lines import JsonObject, read_objects
+from laconic.evaluate.eval_task import JsonObject, read_objects
 
 REQUIRED_PACKAGES = ("lm_eval", "accelerate")
 """Packages that are required for each task."""
@@ -38,7 +38,7 @@ def find_task_file(name: str) -> Path:
         raise UserError(f"The harness has no task '{name}': {hint}`lm_eval ls subtasks` lists all {len(tasks)}.")
     kind, file = index[name]
     if kind == GROUP:
-        raise UserError(f"'harness/{name}' is a group of the harness's tasks; name those of them that are wanted.")
+        raise UserError(f"'harness/{name}' is a group of the harness's tasks; name single tasks of it.")
     return file
 
 
@@ -117,7 +117,7 @@ def local_files(dataset: str, configuration: str | None) -> str:
 
 def _read_boolq(folder: Path) -> Rows:
     rows: Rows = []
-    for at, (place, row) in enumerate(read_objects(folder / "dev.jsonl")):
+    for index, (place, row) in enumerate(read_objects(folder / "dev.jsonl")):
         passage, question = _text(row, "passage", place), _text(row, "question", place)
         # The harness reads the version in SuperGLUE, where the title precedes the passage.
         if "label" not in row:
@@ -125,7 +125,7 @@ def _read_boolq(folder: Path) -> Rows:
         answer = row.get("label", row.get("answer"))
         if answer not in (True, False):
             raise must_be(f"The answer of {place}", "true or false", answer)
-        rows.append({"question": question, "passage": passage, "idx": at, "label": int(answer)})
+        rows.append({"question": question, "passage": passage, "idx": index, "label": int(answer)})
     return rows
 
 
@@ -137,9 +137,9 @@ def _read_piqa(folder: Path) -> Rows:
     labels = content(folder / "dev-labels.lst").split()
     if len(labels) != len(rows):
         raise UserError(f"{folder / 'dev-labels.lst'} has {len(labels)} labels, dev.jsonl {len(rows)} rows; mend them.")
-    for at, (row, label) in enumerate(zip(rows, labels, strict=True), start=1):
+    for number, (row, label) in enumerate(zip(rows, labels, strict=True), start=1):
         if label not in ("0", "1"):
-            raise must_be(f"The label {folder / 'dev-labels.lst'}:{at}", "0 or 1", label)
+            raise must_be(f"The label {folder / 'dev-labels.lst'}:{number}", "0 or 1", label)
         row["label"] = int(label)
     return rows
 
@@ -147,12 +147,12 @@ def _read_piqa(folder: Path) -> Rows:
 def _read_winogrande(folder: Path) -> Rows:
     rows: Rows = []
     for place, row in read_objects(folder / "dev.jsonl"):
-        found = {name: _text(row, name, place) for name in ("sentence", "option1", "option2", "answer")}
-        if "_" not in found["sentence"]:
-            raise must_be(f"The sentence of {place}", "one with a gap _", found["sentence"])
-        if found["answer"] not in ("1", "2"):
-            raise must_be(f"The answer of {place}", "1 or 2", found["answer"])
-        rows.append(found)
+        fields = {name: _text(row, name, place) for name in ("sentence", "option1", "option2", "answer")}
+        if "_" not in fields["sentence"]:
+            raise must_be(f"The sentence of {place}", "one with a gap _", fields["sentence"])
+        if fields["answer"] not in ("1", "2"):
+            raise must_be(f"The answer of {place}", "1 or 2", fields["answer"])
+        rows.append(fields)
     return rows
 
 

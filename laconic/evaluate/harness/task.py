@@ -4,8 +4,10 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from numbers import Real
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +24,11 @@ from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 
 if TYPE_CHECKING:
-    from laconic.evaluate.harness.build import LoadedTask
+    from laconic.evaluate.harness.adapter import LoadedTask
 
 BATCH = 16
 CONTEXT = 2048
 """The context length that the harness assumes for a model without a limit."""
-RESAMPLES = 1000
-"""The number of bootstrap resamples for the harness's own standard errors, for metrics without a formula."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +68,15 @@ class Harness(EvalTask):
         return cls(task)
 
     @property
-    def name(self) -> str:
+    def source(self) -> str:
         return f"harness/{self.task}"
 
     @property
-    def source(self) -> str:
-        return self.name
-
-    @property
     def generates(self) -> bool:
-        from laconic.evaluate.harness.build import generates_text  # noqa: PLC0415 (needs the extra)
-
-        return generates_text(self.task)
+        return self._adapter().generates_text(self.task)
 
     def check_data(self) -> None:
-        find_task_file(self.task)
-        from laconic.evaluate.harness.build import check_task  # noqa: PLC0415 (needs the extra)
-
-        check_task(self.task)
+        self._adapter().check_task(self.task)
 
     def check_model(self, lm: LanguageModel) -> None:
         """Check that the harness can score a model with its tokenizer.
@@ -106,16 +97,12 @@ class Harness(EvalTask):
 
     def check_rows(self, lm: LanguageModel, read: Callable[[], Corpus]) -> None:
         """Check local files. Data that the harness downloads are checked when it builds its requests."""
-        from laconic.evaluate.harness.build import check_rows  # noqa: PLC0415 (needs the extra)
-
-        check_rows(self.task)
+        self._adapter().check_rows(self.task)
 
     def load_corpus(self, limit: int | None) -> Prompts:
         """The first request of each of the first `limit` rows: a prompt and the answer to score."""
         built = self._load()
-        from laconic.evaluate.harness.build import isolate_harness  # noqa: PLC0415 (needs the extra)
-
-        with isolate_harness():
+        with self._adapter().isolate_harness():
             built.task.build_all_requests(limit=limit)
         rows: dict[int | None, Example] = {}
         hashed = hashlib.blake2b(version("lm_eval").encode(), digest_size=16)
@@ -134,20 +121,11 @@ class Harness(EvalTask):
             raise UserError(
                 f"'{self.name}' reads and scores with one tokenizer; '{lm.source}' has another one for its targets."
             )
-        built = self._load()
-        from lm_eval.evaluator import evaluate  # noqa: PLC0415 (needs the extra)
-
-        from laconic.evaluate.harness.build import SEEDS, isolate_harness  # noqa: PLC0415 (needs the extra)
-        from laconic.evaluate.harness.scorer import HarnessModel  # noqa: PLC0415 (needs the extra)
-
-        rows = len(corpus.examples)
-        with evaluating(lm), isolate_harness():
+        adapter, built, tokenizer = self._adapter(), self._load(), tokenizer_of(lm)
+        with evaluating(lm), adapter.isolate_harness():
             batch = rows_per_batch(lm, positions(lm) or CONTEXT, BATCH)
-            scorer = HarnessModel(lm, batch, track, self.name)
-            results = evaluate(scorer, {"tasks": {self.task: built.task}}, limit=rows, bootstrap_iters=RESAMPLES)
-        assert results is not None, "the harness returns its results to the first process, and here is one"
-        # The type of the result declares all sections as optional.
-        outcome: Mapping[str, Any] = dict(results)
+            scorer = adapter.HarnessModel(lm, batch, track, self.name)
+            outcome = adapter.run_task(built.task, self.task, scorer, len(corpus.examples))
         table, widths = score_table(outcome["samples"][self.task])
         settings = {
             "split": built.split,
@@ -157,9 +135,10 @@ class Harness(EvalTask):
             "cut_on_the_left": scorer.n_truncated,
             "answers_cut": scorer.n_answers_truncated,
             "batch": batch,
-            "special_tokens": _special_tokens(lm),
+            # The harness uses the special tokens that the tokenizer adds to a text.
+            "special_tokens": list(map(str, tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"]))),
             "tokenizer": tokenizer_name(lm),
-            "seeds": SEEDS,
+            "seeds": adapter.SEEDS,
             "columns": widths,
             "harness": _harness_results(outcome, self.task),
         }
@@ -176,25 +155,26 @@ class Harness(EvalTask):
         return column_metrics(widths, aggregations)
 
     def _load(self) -> "LoadedTask":
+        return self._adapter().load_task(self.task)
+
+    def _adapter(self) -> ModuleType:
+        """The module that imports the harness.
+
+        Raises:
+            UserError: the harness is not installed, or has no such task.
+        """
         find_task_file(self.task)
-        from laconic.evaluate.harness.build import load_task  # noqa: PLC0415 (needs the extra)
-
-        return load_task(self.task)
+        return import_module("laconic.evaluate.harness.adapter")
 
 
-def _harness_results(found: Mapping[str, Any], task: str) -> dict[str, Any]:
+def _harness_results(outcome: Mapping[str, Any], task: str) -> dict[str, Any]:
     """The results of a task in the form that `lm_eval --output_path` writes, as JSON values and without single rows."""
-    sections = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-    own = {section: {task: found[section][task]} for section in sections if task in found.get(section, {})}
+    names = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+    sections = {name: {task: outcome[name][task]} for name in names if task in outcome.get(name, {})}
     # For local files, `custom_dataset` is a function of laconic.
-    own["configs"] = {task: {name: of for name, of in own["configs"][task].items() if name != "custom_dataset"}}
-    return json.loads(json.dumps({**own, "lm_eval_version": version("lm_eval")}, default=str))
-
-
-def _special_tokens(lm: LanguageModel) -> list[str]:
-    """The special tokens that the tokenizer adds to a text; the harness does not change this."""
-    tokenizer = tokenizer_of(lm)
-    return [str(token) for token in tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])]
+    config = sections["configs"][task]
+    sections["configs"] = {task: {name: value for name, value in config.items() if name != "custom_dataset"}}
+    return json.loads(json.dumps({**sections, "lm_eval_version": version("lm_eval")}, default=str))
 
 
 PLAIN_FILTER = "none"

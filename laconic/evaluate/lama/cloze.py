@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +26,7 @@ from laconic.calibrate.corpus import Example
 from laconic.errors import UserError
 from laconic.evaluate.lama.facts import MASK
 from laconic.evaluate.perplexity import start_token
-from laconic.evaluate.prediction import batch_by_length, predict_labelled
+from laconic.evaluate.prediction import batch_by_length, predict_batches
 from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 
@@ -48,7 +49,7 @@ class Boundary(Enum):
         return cls.SPACED if text[-1].isspace() else cls.JOINED
 
 
-def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], place: Boundary) -> dict[str, int]:
+def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], boundary: Boundary) -> dict[str, int]:
     """The words that are a single token after a boundary, with this token. Unknown words are left out.
 
     A byte-pair or SentencePiece tokenizer encodes `Paris` differently after a space and after a bracket. The tokens of
@@ -57,11 +58,11 @@ def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], plac
     Args:
         tokenizer: the tokenizer of the model.
         words: the words to look up.
-        place: the boundary before the words.
+        boundary: the boundary before the words.
     """
-    before, gap = place.value
-    found = tokenizer([before, *(before + gap + word for word in words)], add_special_tokens=False, verbose=False)
-    first, *ids = found["input_ids"]
+    before, gap = boundary.value
+    texts = [before, *(before + gap + word for word in words)]
+    first, *ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return {
         word: tokens[-1]
         for word, tokens in zip(words, ids, strict=True)
@@ -92,21 +93,25 @@ class Vocabulary:
             answers: all answers.
             words: the candidate words; None for all tokens.
         """
-        tokens = {place: single_tokens(tokenizer, list(dict.fromkeys(answers)), place) for place in Boundary}
+        answers = list(dict.fromkeys(answers))
+        tokens = {boundary: single_tokens(tokenizer, answers, boundary) for boundary in Boundary}
         if words is None:
             return cls(tokens, None)
-        candidates = {place: sorted(set(single_tokens(tokenizer, words, place).values())) for place in Boundary}
-        return cls(tokens, {place: torch.tensor(numbers, dtype=torch.long) for place, numbers in candidates.items()})
+        candidates = {
+            boundary: torch.tensor(sorted(set(single_tokens(tokenizer, words, boundary).values())), dtype=torch.long)
+            for boundary in Boundary
+        }
+        return cls(tokens, candidates)
 
-    def competes(self, token: int, place: Boundary) -> bool:
+    def competes(self, token: int, boundary: Boundary) -> bool:
         """Whether a token is a candidate after this boundary."""
-        return self.candidates is None or bool((self.candidates[place] == token).any())
+        return self.candidates is None or bool((self.candidates[boundary] == token).any())
 
 
 SENTINEL = "<extra_id_{}>"
 
-RowBuilder = Callable[[str, int], Row | None]
-"""Maps a sentence and the token of the answer to a row; None if a causal model has no text before the gap."""
+RowBuilder = Callable[[LanguageModel, str, int], Row | None]
+"""Maps a model, a sentence and the token of the answer to a row; None if a causal model has no text before the gap."""
 
 
 def row_builder(lm: LanguageModel) -> RowBuilder:
@@ -119,16 +124,15 @@ def row_builder(lm: LanguageModel) -> RowBuilder:
         UserError: the model has no tokenizer, or the tokenizer has no mask or sentinel token.
     """
     if lm.task is ModelTask.CAUSAL:
-        return _causal_rows(lm)
+        return _causal_row
     if uses_sentinels(lm):
-        return _sentinel_rows(lm)
-    mask = tokenizer_of(lm).mask_token_id
-    if not isinstance(mask, int) or lm.target_tokenizer is not None:
+        return partial(_sentinel_row, first=tokenizer_of(lm).get_vocab()[SENTINEL.format(0)])
+    if not isinstance(tokenizer_of(lm).mask_token_id, int) or lm.target_tokenizer is not None:
         raise UserError(
-            f"The model '{lm.source}' cannot be asked with gaps: its tokenizer has no token that stands for one; use a "
-            "model that was trained to fill them."
+            f"The model '{lm.source}' cannot fill gaps: its tokenizer has no mask token; use a model that was trained "
+            "to fill them."
         )
-    return _infilling_rows(lm) if lm.task is ModelTask.SEQ2SEQ else _masked_rows(lm, mask)
+    return _infilling_row if lm.task is ModelTask.SEQ2SEQ else _masked_row
 
 
 def uses_sentinels(lm: LanguageModel) -> bool:
@@ -136,54 +140,35 @@ def uses_sentinels(lm: LanguageModel) -> bool:
     return lm.task is ModelTask.SEQ2SEQ and SENTINEL.format(0) in tokenizer_of(lm).get_vocab()
 
 
-def _masked_rows(lm: LanguageModel, mask: int) -> RowBuilder:
+def _masked_row(lm: LanguageModel, sentence: str, answer: int) -> Row:
     tokenizer = tokenizer_of(lm)
-
-    def write(sentence: str, answer: int) -> Row:
-        ids = list(tokenizer(sentence.replace(MASK, str(tokenizer.mask_token)), verbose=False)["input_ids"])
-        labels = [IGNORED] * len(ids)
-        labels[ids.index(mask)] = answer
-        return Row(ids, labels=labels)
-
-    return write
+    ids = list(tokenizer(sentence.replace(MASK, str(tokenizer.mask_token)), verbose=False)["input_ids"])
+    labels = [IGNORED] * len(ids)
+    labels[ids.index(tokenizer.mask_token_id)] = answer
+    return Row(ids, labels=labels)
 
 
-def _causal_rows(lm: LanguageModel) -> RowBuilder:
-    tokenizer, first = tokenizer_of(lm), start_token(lm)
-
-    def write(sentence: str, answer: int) -> Row | None:
-        # The space before the gap belongs to the token that fills it.
-        text = sentence.partition(MASK)[0].rstrip()
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ids = [token for token in (first, *ids) if token is not None]
-        return Row([*ids, answer], labels=[*[IGNORED] * len(ids), answer]) if ids else None
-
-    return write
+def _causal_row(lm: LanguageModel, sentence: str, answer: int) -> Row | None:
+    # The space before the gap belongs to the token that fills it.
+    text = sentence.partition(MASK)[0].rstrip()
+    ids = tokenizer_of(lm)(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = [token for token in (start_token(lm), *ids) if token is not None]
+    return Row([*ids, answer], labels=[*[IGNORED] * len(ids), answer]) if ids else None
 
 
-def _sentinel_rows(lm: LanguageModel) -> RowBuilder:
+def _sentinel_row(lm: LanguageModel, sentence: str, answer: int, *, first: int) -> Row:
+    before, *others = sentence.split(MASK)
+    text = before + "".join(SENTINEL.format(number) + part for number, part in enumerate(others))
+    return Row(list(tokenizer_of(lm)(text, verbose=False)["input_ids"]), labels=[first, answer])
+
+
+def _infilling_row(lm: LanguageModel, sentence: str, answer: int) -> Row:
     tokenizer = tokenizer_of(lm)
-    first = tokenizer.get_vocab()[SENTINEL.format(0)]
-
-    def write(sentence: str, answer: int) -> Row:
-        before, *rest = sentence.split(MASK)
-        text = before + "".join(SENTINEL.format(number) + part for number, part in enumerate(rest))
-        return Row(list(tokenizer(text, verbose=False)["input_ids"]), labels=[first, answer])
-
-    return write
-
-
-def _infilling_rows(lm: LanguageModel) -> RowBuilder:
-    tokenizer = tokenizer_of(lm)
-
-    def write(sentence: str, answer: int) -> Row:
-        ids = tokenizer(sentence.replace(MASK, str(tokenizer.mask_token)), verbose=False)["input_ids"]
-        written: list[int] = list(tokenizer(sentence.partition(MASK)[0].rstrip(), verbose=False)["input_ids"])
-        if written and written[-1] == tokenizer.eos_token_id:
-            written.pop()
-        return Row(list(ids), labels=[*written, answer])
-
-    return write
+    ids = tokenizer(sentence.replace(MASK, str(tokenizer.mask_token)), verbose=False)["input_ids"]
+    prefix: list[int] = list(tokenizer(sentence.partition(MASK)[0].rstrip(), verbose=False)["input_ids"])
+    if prefix and prefix[-1] == tokenizer.eos_token_id:
+        prefix.pop()
+    return Row(list(ids), labels=[*prefix, answer])
 
 
 BATCH = 32
@@ -198,14 +183,14 @@ class Question:
     Args:
         index: the index of the fact in the corpus.
         row: tokens and labels.
-        place: the boundary before the gap.
+        boundary: the boundary before the gap.
         answer: the token of the answer.
         other_answers: the tokens of other right answers.
     """
 
     index: int
     row: Row
-    place: Boundary
+    boundary: Boundary
     answer: int
     other_answers: tuple[int, ...]
 
@@ -223,38 +208,30 @@ def questions(
     Returns:
         The questions, and the number of facts that were left out, by reason.
     """
-    write, behind_sentinel, longest = row_builder(lm), uses_sentinels(lm), positions(lm)
+    build, behind_sentinel, longest = row_builder(lm), uses_sentinels(lm), positions(lm)
     rows: list[Question] = []
     left_out: Counter[str] = Counter()
-    for at, fact in enumerate(facts):
+    for index, fact in enumerate(facts):
         # After a sentinel, a word is tokenized as after a space.
-        before = "a " if behind_sentinel else fact.text.partition(MASK)[0]
-        found = _question(at, fact, Boundary.after(before), vocabulary, write)
-        if isinstance(found, Question) and longest is not None and _n_tokens(found.row) > longest:
-            found = "longer than the model reads"
-        if isinstance(found, Question):
-            rows.append(found)
+        boundary = Boundary.after("a " if behind_sentinel else fact.text.partition(MASK)[0])
+        tokens = vocabulary.tokens[boundary]
+        answer = tokens.get(fact.target or "")
+        if MASK not in fact.text:
+            left_out["no sentence with a gap"] += 1
+        elif len(fact.text.split()) > MAX_WORDS:
+            left_out[f"over {MAX_WORDS} words"] += 1
+        elif answer is None:
+            left_out["answer not one token"] += 1
+        elif not vocabulary.competes(answer, boundary):
+            left_out["answer not in the vocabulary"] += 1
+        elif (row := build(lm, fact.text, answer)) is None:
+            left_out["nothing before the gap"] += 1
+        elif longest is not None and _n_tokens(row) > longest:
+            left_out["longer than the model reads"] += 1
         else:
-            left_out[found] += 1
+            others = {tokens[other] for other in fact.also if other in tokens} - {answer}
+            rows.append(Question(index, row, boundary, answer, tuple(others)))
     return rows, dict(sorted(left_out.items()))
-
-
-def _question(at: int, fact: Example, place: Boundary, vocabulary: Vocabulary, write: RowBuilder) -> Question | str:
-    """The question for a fact, or the reason why the fact is left out."""
-    if MASK not in fact.text:
-        return "no sentence with a gap"
-    if len(fact.text.split()) > MAX_WORDS:
-        return f"over {MAX_WORDS} words"
-    tokens = vocabulary.tokens[place]
-    answer = tokens.get(fact.target or "")
-    if answer is None:
-        return "answer not one token"
-    if not vocabulary.competes(answer, place):
-        return "answer not in the vocabulary"
-    row = write(fact.text, answer)
-    if row is None:
-        return "nothing before the gap"
-    return Question(at, row, place, answer, tuple({tokens[other] for other in fact.also if other in tokens} - {answer}))
 
 
 def _n_tokens(row: Row) -> int:
@@ -263,7 +240,7 @@ def _n_tokens(row: Row) -> int:
 
 
 def ranks(
-    lm: LanguageModel, rows: Sequence[Question], vocabulary: Vocabulary, track: Track, what: str
+    lm: LanguageModel, rows: Sequence[Question], vocabulary: Vocabulary, track: Track, label: str
 ) -> Int[Tensor, " questions"]:
     """The rank of each answer among the candidates.
 
@@ -272,17 +249,18 @@ def ranks(
         rows: questions.
         vocabulary: the candidates.
         track: shows progress.
-        what: the name of the task, for progress.
+        label: the name of the task, for progress.
 
     Returns:
         (questions,) ranks from 1. Candidates as likely as the answer rank before it; other right answers do not count.
     """
     parts, data = batch_by_length(lm, [question.row for question in rows], BATCH)
     answer_ranks = torch.zeros(len(rows), dtype=torch.long)
-    for part, (_, predictions) in zip(parts, predict_labelled(lm, data, track, what), strict=True):
+    predicted = predict_batches(lm, data, track, label, labelled_only=True)
+    for part, (_, predictions) in zip(parts, predicted, strict=True):
         last = predictions.rows.bincount(minlength=len(part)).cumsum(0) - 1
-        for at, scores in zip(part, predictions.values[last], strict=True):
-            answer_ranks[at] = rank(scores, rows[at], vocabulary)
+        for index, scores in zip(part, predictions.values[last], strict=True):
+            answer_ranks[index] = rank(scores, rows[index], vocabulary)
     return answer_ranks
 
 
@@ -297,9 +275,9 @@ def rank(scores: Float[Tensor, " tokens"], question: Question, vocabulary: Vocab
     Returns:
         The rank, from 1.
     """
-    candidates = None if vocabulary.candidates is None else vocabulary.candidates[question.place]
+    candidates = None if vocabulary.candidates is None else vocabulary.candidates[question.boundary]
     rivals = scores if candidates is None else scores[candidates]
     # The answer itself is among the rivals, so that the lowest rank is 1.
     before = int((rivals >= scores[question.answer]).sum())
-    other_answers = [token for token in question.other_answers if vocabulary.competes(token, question.place)]
+    other_answers = [token for token in question.other_answers if vocabulary.competes(token, question.boundary)]
     return before - int((scores[other_answers] >= scores[question.answer]).sum()) if other_answers else before

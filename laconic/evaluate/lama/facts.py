@@ -13,13 +13,14 @@ A corpus that exists in both layouts is read from the release.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from laconic.calibrate.corpus import Example
 from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, unknown
-from laconic.evaluate.json_lines import JsonObject, read_objects, text_field
+from laconic.evaluate.eval_task import read_objects, text_field
 
 MASK = "[MASK]"
 CORPORA = {"trex": "TREx", "google_re": "Google_RE", "squad": "Squad", "conceptnet": "ConceptNet"}
@@ -63,23 +64,27 @@ def corpus_readers() -> dict[str, Reader]:
     data = data_folder()
     folder = None if data is None else data / "lama"
     if folder is None or not folder.is_dir():
-        where = "LACONIC_DATA is not set" if folder is None else f"there is no folder '{folder}'"
+        problem = "LACONIC_DATA is not set" if folder is None else f"there is no folder '{folder}'"
         raise UserError(
-            f"LAMA is read from local files, and {where}; name by LACONIC_DATA a folder that holds lama/, with LAMA's "
-            "release or a .jsonl of facts in it."
+            f"LAMA is read from local files, and {problem}; name by LACONIC_DATA a folder that holds lama/, with "
+            "LAMA's release or a .jsonl of facts in it."
         )
-    found = {**_readers_of_json_lines(folder), **_readers_of_release(folder / "data"), **_readers_of_release(folder)}
-    if not found:
+    readers = {name: partial(_to_examples, name, facts) for name, facts in _read_json_lines(folder).items()}
+    for parent in (folder / "data", folder):
+        present = [name for name, corpus in CORPORA.items() if (parent / corpus).is_dir()]
+        readers |= {name: partial(_read_release, name, parent / CORPORA[name]) for name in present}
+    if not readers:
         raise UserError(
             f"The folder '{folder}' has neither a corpus of LAMA's release ({', '.join(CORPORA.values())}) nor a "
             ".jsonl of facts; put one there."
         )
-    return found
+    return readers
 
 
-def _readers_of_json_lines(folder: Path) -> dict[str, Reader]:
+def _read_json_lines(folder: Path) -> dict[str, list[Fact]]:
+    """The facts in the `.jsonl` files directly in a folder, by the name of their corpus."""
     facts: dict[str, list[Fact]] = defaultdict(list)
-    names = {folder_name.lower(): name for name, folder_name in CORPORA.items()}
+    names = {corpus.lower(): name for name, corpus in CORPORA.items()}
     for path in sorted(path for path in folder.glob("*.jsonl") if path.name != "relations.jsonl"):
         for place, row in read_objects(path):
             source = text_field(row, ("source",), place)
@@ -90,27 +95,19 @@ def _readers_of_json_lines(folder: Path) -> dict[str, Reader]:
             relation = str(row.get("relation") or "").rsplit("/", maxsplit=1)[-1]
             fact = Fact(sentence, str(row.get("sub") or ""), relation, text_field(row, ("obj",), place))
             facts[names[source.lower()]].append(fact)
-    return {name: _json_lines_reader(name, rows) for name, rows in facts.items()}
+    return facts
 
 
-def _json_lines_reader(name: str, facts: Sequence[Fact]) -> Reader:
-    return lambda: _to_examples(name, facts)
-
-
-def _readers_of_release(folder: Path) -> dict[str, Reader]:
-    return {name: _release_reader(name, folder) for name in CORPORA if (folder / CORPORA[name]).is_dir()}
-
-
-def _release_reader(name: str, folder: Path) -> Reader:
-    facts = {"trex": _read_trex, "google_re": _read_google_re}.get(name, _read_sentences)
-    return lambda: _to_examples(name, list(facts(folder / CORPORA[name])))
+def _read_release(name: str, folder: Path) -> list[Example]:
+    read = {"trex": _read_trex, "google_re": _read_google_re}.get(name, _read_sentences)
+    return _to_examples(name, list(read(folder)))
 
 
 def _read_trex(folder: Path) -> Iterator[Fact]:
     """Read the relations that are in `relations.jsonl` beside the folder and have a file."""
     relations = folder.parent / "relations.jsonl"
     if not relations.is_file():
-        raise UserError(f"T-REx is asked by the templates of '{relations}', which is missing; put the release's there.")
+        raise UserError(f"T-REx needs the templates in '{relations}', which is missing; put the release's file there.")
     for place, row in read_objects(relations):
         path = folder / f"{text_field(row, ('relation',), place)}.jsonl"
         if path.is_file():
@@ -131,19 +128,15 @@ def _fill_template(path: Path, relation: str, template: str, place: str) -> Iter
     """
     if "[X]" not in template or "[Y]" not in template:
         raise UserError(f"{place} has the template '{template}'; it must have [X] and [Y] in it.")
-    seen: set[tuple[str, str]] = set()
-    for at, row in read_objects(path):
-        pair = text_field(row, ("sub_label",), at), text_field(row, ("obj_label",), at)
-        if pair not in seen and not _is_refuted(row):
-            seen.add(pair)
+    pairs: set[tuple[str, str]] = set()
+    for line, row in read_objects(path):
+        pair = text_field(row, ("sub_label",), line), text_field(row, ("obj_label",), line)
+        judgments = [judgment.get("judgment") for judgment in row.get("judgments") or ()]
+        if pair not in pairs and 2 * judgments.count("yes") >= len(judgments):
+            pairs.add(pair)
             # Replace the subject last, because a title may contain [Y].
             sentence = template.replace("[Y]", MASK, 1).replace("[X]", pair[0])
             yield Fact(sentence, pair[0], relation, pair[1])
-
-
-def _is_refuted(row: JsonObject) -> bool:
-    judgments = [judgment.get("judgment") for judgment in row.get("judgments") or ()]
-    return 2 * judgments.count("yes") < len(judgments)
 
 
 def _read_sentences(folder: Path) -> Iterator[Fact]:
@@ -167,7 +160,7 @@ def _to_examples(name: str, facts: Sequence[Fact]) -> list[Example]:
     rows = []
     for fact in facts:
         group = f"{name}/{fact.relation}" if by_relation and fact.relation else f"{name}/all"
-        row = Example(fact.sentence, target=fact.answer, group=group)
         others = true[fact.relation, fact.subject] if fact.subject else {}
-        rows.append(replace(row, also=tuple(other for other in others if other != fact.answer)))
+        also = tuple(other for other in others if other != fact.answer)
+        rows.append(Example(fact.sentence, target=fact.answer, also=also, group=group))
     return rows

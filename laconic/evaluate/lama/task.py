@@ -2,14 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from laconic.calibrate.batching import tokenizer_of
 from laconic.calibrate.corpus import Corpus, Example, content
@@ -18,7 +14,7 @@ from laconic.errors import UserError, unknown
 from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, tokenizer_name
 from laconic.evaluate.lama.cloze import Boundary, Vocabulary, questions, ranks
 from laconic.evaluate.lama.facts import CORPORA, MASK, corpus_readers
-from laconic.evaluate.metrics import Metric, Scores, limit_evenly, macro_weights, weighted_mean
+from laconic.evaluate.metrics import Metric, RowFunction, limit_evenly, macro_weights, means_by_group, metrics_by_group
 from laconic.files import expand_user
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.tokens import vocabulary_size
@@ -88,11 +84,11 @@ class Lama(EvalTask):
         Returns:
             A corpus whose `classes` are the candidates for a gap; empty if all tokens are candidates.
         """
-        found = corpus_readers()
-        names = self._available_corpora(list(found))
-        everything = {name: read() for name, read in found.items() if name in names or self.vocabulary == ANSWERS}
-        rows = tuple(example for name in names for example in everything[name])
-        words = self._candidate_words([example for examples in everything.values() for example in examples])
+        readers = corpus_readers()
+        names = self._available_corpora(list(readers))
+        facts = {name: read() for name, read in readers.items() if name in names or self.vocabulary == ANSWERS}
+        rows = tuple(example for name in names for example in facts[name])
+        words = self._candidate_words([example for examples in facts.values() for example in examples])
         return limit_evenly(Corpus(self.source, "test", rows, words), limit)
 
     def texts(self, corpus: Corpus) -> Corpus:
@@ -110,45 +106,54 @@ class Lama(EvalTask):
         answers = [answer for row in corpus.examples for answer in (row.target or "", *row.also)]
         words = None if self.vocabulary == ALL else corpus.classes
         vocabulary = Vocabulary.of(tokenizer_of(lm), answers, words)
-        asked_questions, left_out = questions(lm, corpus.examples, vocabulary)
-        if not asked_questions:
+        lama_questions, left_out = questions(lm, corpus.examples, vocabulary)
+        if not lama_questions:
             reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in left_out.items())
             raise UserError(
-                f"The model '{lm.source}' can be asked nothing of '{self.name}' ({reasons}); use one whose tokenizer "
-                "has words for tokens."
+                f"No fact of '{self.name}' is a question for the model '{lm.source}' ({reasons}); use one whose "
+                "tokenizer has words for tokens."
             )
-        places = tuple(question.index for question in asked_questions)
-        groups = [corpus.examples[at].group for at in places]
+        indices = tuple(question.index for question in lama_questions)
+        groups = [corpus.examples[index].group for index in indices]
         corpus_of = [group.partition("/")[0] for group in groups]
         names = list(dict.fromkeys(corpus_of))
         numbers = [names.index(name) for name in corpus_of]
-        answer_ranks = ranks(lm, asked_questions, vocabulary, track, self.name)
+        answer_ranks = ranks(lm, lama_questions, vocabulary, track, self.name)
         table = torch.stack((answer_ranks.double(), macro_weights(groups), torch.tensor(numbers)), dim=1).numpy()
         settings = {
             "split": corpus.split,
             "vocabulary": self.vocabulary,
-            "candidates": _n_candidates(vocabulary, lm),
+            "candidates": vocabulary_size(lm.model)
+            if vocabulary.candidates is None
+            else len(vocabulary.candidates[Boundary.SPACED]),
             "left_out": left_out,
             "other_answers": "no candidates",
             "tokenizer": tokenizer_name(lm),
-            "relations": _relation_scores(groups, answer_ranks),
+            "relations": {
+                relation: {"rows": rows, "p@1": precision}
+                for relation, (rows, precision) in means_by_group(groups, (answer_ranks == 1).tolist()).items()
+            },
         }
-        return TaskResult(table, self.metrics(settings), settings, places)
+        return TaskResult(table, self.metrics(settings), settings, indices)
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
         # `relations` is in the order of the rows, and so are the indices of the corpora.
-        return _metrics(list(dict.fromkeys(relation.partition("/")[0] for relation in settings["relations"])))
+        corpora = list(dict.fromkeys(relation.partition("/")[0] for relation in settings["relations"]))
+        values: dict[str, RowFunction] = {
+            f"p@{depth}": lambda table, depth=depth: (table[:, RANK] <= depth).astype(float) for depth in DEPTHS
+        }
+        return metrics_by_group(values | {"mrr": lambda table: 1 / table[:, RANK]}, WEIGHT, CORPUS, corpora)
 
-    def _available_corpora(self, found: Sequence[str]) -> list[str]:
-        """The corpora in `found` that this task uses."""
-        names = [name for name in CORPORA if name in found]
+    def _available_corpora(self, present: Sequence[str]) -> list[str]:
+        """The corpora that this task uses, of those that are present."""
+        names = [name for name in CORPORA if name in present]
         if self.subset is None:
             return names
         if self.subset not in names:
-            present = ", ".join(f"lama/{name}" for name in names)
+            available = ", ".join(f"lama/{name}" for name in names)
             raise UserError(
-                f"There is no {CORPORA[self.subset]} in the folder 'lama' of LACONIC_DATA; it has {present}: name one "
-                f"of them, or put {CORPORA[self.subset]} of LAMA's release there."
+                f"There is no {CORPORA[self.subset]} in the folder 'lama' of LACONIC_DATA; it has {available}: name "
+                f"one of them, or put {CORPORA[self.subset]} of LAMA's release there."
             )
         return [self.subset]
 
@@ -166,47 +171,11 @@ class Lama(EvalTask):
 
 def _vocabulary_file(name: str) -> Path:
     data = data_folder()
-    places = [expand_user(name), *([data / name, data / "lama" / name] if data else [])]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    paths = [expand_user(name), *([data / name, data / "lama" / name] if data else [])]
+    file = next((path for path in paths if path.is_file()), None)
+    if file is None:
         raise UserError(
             f"There is no vocabulary '{name}' here or in LACONIC_DATA; give a file of one word a line, '{ALL}' for all "
             f"tokens, or '{ANSWERS}' for the answers of LAMA."
         )
-    return found
-
-
-def _metrics(corpora: Sequence[str]) -> dict[str, Metric]:
-    """The metrics over all facts, and over each corpus if there are several."""
-    figures = {f"p@{depth}": partial(_precision, depth=depth) for depth in DEPTHS} | {"mrr": _reciprocal_rank}
-    overall = {name: weighted_mean(figure, WEIGHT) for name, figure in figures.items()}
-    if len(corpora) == 1:
-        return overall
-    return overall | {
-        f"{name}/{corpus}": weighted_mean(figure, WEIGHT, (CORPUS, number))
-        for number, corpus in enumerate(corpora)
-        for name, figure in figures.items()
-    }
-
-
-def _precision(table: Scores, depth: int) -> Float[np.ndarray, " rows"]:
-    return (table[:, RANK] <= depth).astype(float)
-
-
-def _reciprocal_rank(table: Scores) -> Float[np.ndarray, " rows"]:
-    return 1 / table[:, RANK]
-
-
-def _relation_scores(groups: Sequence[str], found: Int[Tensor, " rows"]) -> dict[str, dict[str, Any]]:
-    """The number of rows and the P@1 of each relation."""
-    first: dict[str, list[bool]] = {}
-    for group, rank in zip(groups, found.tolist(), strict=True):
-        first.setdefault(group, []).append(rank == 1)
-    return {group: {"rows": len(hits), "p@1": sum(hits) / len(hits)} for group, hits in first.items()}
-
-
-def _n_candidates(vocabulary: Vocabulary, lm: LanguageModel) -> int:
-    """The number of candidates after a space."""
-    if vocabulary.candidates is None:
-        return vocabulary_size(lm.model)
-    return len(vocabulary.candidates[Boundary.SPACED])
+    return file

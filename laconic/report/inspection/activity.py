@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from laconic.calibrate import AbsMax, Calibration, InputStatistic, collect_stats
+from laconic.calibrate import AbsMax, Calibration, InputStatistic, LayerStats, collect_stats
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.batching import to_device
 from laconic.calibrate.recorder import rows_of
@@ -29,7 +29,7 @@ MIN_TOKENS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSimilarity:
-    """How much each block of a stack changes the hidden states.
+    """The influence of each block of a stack on the hidden states, and the similarity of the states between blocks.
 
     Args:
         stack: name of the stack; `blocks` if there is only one.
@@ -46,7 +46,7 @@ class BlockSimilarity:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSimilarity:
-    """How similar the heads of one attention are; heads that share their keys count as one.
+    """The similarity of the heads of one attention. Heads that share their keys count as one.
 
     Args:
         name: the path of the attention.
@@ -61,8 +61,7 @@ class HeadSimilarity:
     @property
     def nearest(self) -> tuple[float, ...]:
         """For each head, its similarity with the most similar other head."""
-        rows = enumerate(self.similarity)
-        return tuple(max((value for at, value in enumerate(row) if at != head), default=0.0) for head, row in rows)
+        return tuple(max((*row[:head], *row[head + 1 :]), default=0.0) for head, row in enumerate(self.similarity))
 
 
 @dataclass
@@ -70,35 +69,43 @@ class CollectedStates:
     """Hidden states and head outputs of a sample of tokens.
 
     Args:
-        turned: by stack, the sum of 1 − cosine over tokens for each block.
+        changes: by stack, the sum of 1 − cosine over tokens for each block.
         counts: by stack, the number of tokens in these sums.
         hidden: by stack, sampled hidden states between the blocks, of each batch.
         outputs: by attention, sampled outputs of its heads, of each batch.
     """
 
-    turned: dict[str, Tensor] = field(default_factory=dict)
+    changes: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     hidden: dict[str, list[list[Tensor]]] = field(default_factory=dict)
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
-        held = [sum(map(len, points[0])) for points in self.hidden.values()]
-        return min([*held, *(sum(map(len, parts)) for parts in self.outputs.values())], default=0)
+        """The least number of sampled tokens of a stack or an attention."""
+        samples = [*(points[0] for points in self.hidden.values()), *self.outputs.values()]
+        return min((sum(map(len, parts)) for parts in samples), default=0)
 
-    def blocks(self, stack: str) -> BlockSimilarity:
+    def compare_blocks(self, stack: str) -> BlockSimilarity:
+        """Compare the hidden states before and after each block of a stack."""
         points = [torch.cat(parts)[:MAX_TOKENS] for parts in self.hidden[stack]]
-        influence = (self.turned[stack] / max(self.counts[stack], 1)).tolist()
+        influence = (self.changes[stack] / max(self.counts[stack], 1)).tolist()
         similarity = None if len(points[0]) < MIN_TOKENS else _rounded(cka(points))
-        labels = ("input", *(str(number) for number in range(len(influence))))
+        labels = ("input", *map(str, range(len(influence))))
         return BlockSimilarity(stack=stack, labels=labels, influence=tuple(influence), similarity=similarity)
 
-    def heads(self, inner: PrunableGroup, labels: Mapping[str, str]) -> HeadSimilarity | None:
-        outputs = torch.cat(self.outputs[inner.writer.name])[:MAX_TOKENS]
-        if len(outputs) < MIN_TOKENS or inner.count < 2:
+    def compare_heads(self, heads: PrunableGroup, labels: Mapping[str, str]) -> HeadSimilarity | None:
+        """Compare the outputs of the heads of an attention. Returns None for a single head or too few tokens.
+
+        Args:
+            heads: the heads of the attention.
+            labels: labels of blocks by their path.
+        """
+        outputs = torch.cat(self.outputs[heads.writer.name])[:MAX_TOKENS]
+        if len(outputs) < MIN_TOKENS or heads.count < 2:
             return None
-        similarity = cka(outputs.split(inner.size, dim=1))
-        return HeadSimilarity(name=inner.name, layer=labels[inner.writer.block or ""], similarity=_rounded(similarity))
+        similarity = _rounded(cka(outputs.split(heads.size, dim=1)))
+        return HeadSimilarity(name=heads.name, layer=labels[heads.writer.block or ""], similarity=similarity)
 
 
 def _rounded(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
@@ -107,7 +114,7 @@ def _rounded(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
 
 @torch.no_grad()
 def collect_states(
-    lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], inners: Sequence[PrunableGroup]
+    lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], attentions: Sequence[PrunableGroup]
 ) -> CollectedStates:
     """Collect hidden states between blocks and outputs of heads for some tokens of every batch.
 
@@ -115,41 +122,43 @@ def collect_states(
         lm: the model.
         data: batches of texts.
         cuts: by stack, the places between its blocks.
-        inners: attentions whose heads are compared.
+        attentions: the heads to compare.
     """
-    found = CollectedStates()
+    states = CollectedStates()
     generator = torch.Generator().manual_seed(data.seed)
     # 1.5 times the share of a batch, because other batches may have fewer tokens.
     share = -(-3 * MAX_TOKENS // (2 * len(data.batches)))
-    writers = [inner.writer for inner in inners]
+
+    def sample(rows: Tensor) -> Tensor:
+        return torch.randperm(len(rows), generator=generator)[:share].to(rows.device)
+
+    writers = [heads.writer for heads in attentions]
     for batch in data.track(data.batches, "Comparing blocks and heads"):
         inputs = to_device(batch, lm.device)
-        with ActivationCapture(lm.model, [site.name for site in writers]) as tap:
-            for stack, (points, rows) in stack_hidden_states(lm, inputs, cuts).items():
-                states = [rows.of(point).float() for point in points]
-                pairs = pairwise(states)
-                turns = torch.stack([(1 - functional.cosine_similarity(a, b, dim=-1)).sum().cpu() for a, b in pairs])
-                found.turned[stack] = found.turned.get(stack, torch.zeros(())) + turns.double()
-                found.counts[stack] = found.counts.get(stack, 0) + len(states[0])
-                chosen = torch.randperm(len(states[0]), generator=generator)[:share]
-                held = found.hidden.setdefault(stack, [[] for _ in states])
-                for parts, state in zip(held, states, strict=True):
-                    parts.append(state[chosen.to(state.device)].cpu())
+        with ActivationCapture(lm.model, [site.name for site in writers]) as capture:
+            for stack, (cut_states, rows) in stack_hidden_states(lm, inputs, cuts).items():
+                points = [rows.of(point).float() for point in cut_states]
+                cosines = [functional.cosine_similarity(a, b, dim=-1) for a, b in pairwise(points)]
+                changes = torch.stack([(1 - cosine).sum().cpu() for cosine in cosines]).double()
+                states.changes[stack] = states.changes.get(stack, 0) + changes
+                states.counts[stack] = states.counts.get(stack, 0) + len(points[0])
+                chosen = sample(points[0])
+                for parts, point in zip(states.hidden.setdefault(stack, [[] for _ in points]), points, strict=True):
+                    parts.append(point[chosen].cpu())
         for site in writers:
-            for read in tap.inputs[site.name]:
-                lines = _lines(lm, site, inputs, read)
-                chosen = torch.randperm(len(lines), generator=generator)[:share]
-                found.outputs.setdefault(site.name, []).append(lines[chosen.to(lines.device)].float().cpu())
-    return found
+            for values in capture.inputs[site.name]:
+                lines = _unpadded_rows(lm, site, inputs, values)
+                states.outputs.setdefault(site.name, []).append(lines[sample(lines)].float().cpu())
+    return states
 
 
-def _lines(lm: LanguageModel, site: Site, batch: Batch, read: Tensor) -> Tensor:
+def _unpadded_rows(lm: LanguageModel, site: Site, batch: Batch, values: Tensor) -> Tensor:
     """The rows of a matrix's input that are not padding."""
     source = batch["attention_mask"].bool()
     target = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else source
     place = site.places[0]
-    rows = rows_of(read.shape[:-1], place.reads[0], place.tokens_first, source, target)
-    return rows.of(rows.lines(read))
+    rows = rows_of(values.shape[:-1], place.reads[0], place.tokens_first, source, target)
+    return rows.of(rows.lines(values))
 
 
 class Powers(InputStatistic):
@@ -225,8 +234,8 @@ class Activity:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        inputs = [{**asdict(one), "ratio": one.ratio} for one in self.inputs]
-        heads = [{**asdict(one), "nearest": one.nearest} for one in self.heads]
+        inputs = [{**asdict(matrix), "ratio": matrix.ratio} for matrix in self.inputs]
+        heads = [{**asdict(attention), "nearest": attention.nearest} for attention in self.heads]
         return {**asdict(self), "inputs": inputs, "heads": heads}
 
 
@@ -244,37 +253,36 @@ def measure_activity(lm: LanguageModel, data: Calibration, source: str) -> Activ
     sites = [site for site in lm.sites(("all",)) if not site.is_lookup]
     stats = collect_stats(lm, data, {AbsMax, Powers}, sites)
     labels = layer_labels(lm)
-    inputs = tuple(_input_stats(site, stats[site.name][AbsMax].vector, stats[site.name][Powers].kurtosis, labels)
-                   for site in sites)  # fmt: skip
     missing: list[str] = []
     try:
         cuts = all_cuts(lm, "blocks")
     except UserError as error:
         cuts = {}
         missing.append(f"Blocks were not compared: {error}")
-    inners = prunable_groups(lm, (Group.ATTENTION,))
-    if not inners:
-        missing.append("Heads were not compared: it is not known where they are, or their projections are compressed.")
-    elif all(inner.count < 2 for inner in inners):
+    attentions = prunable_groups(lm, (Group.ATTENTION,))
+    if not attentions:
+        missing.append("Heads were not compared: they were not found, or their projections are compressed.")
+    elif all(heads.count < 2 for heads in attentions):
         missing.append("Heads were not compared: each attention has a single one.")
-    collected = collect_states(lm, data, cuts, inners)
-    if collected.rows < MIN_TOKENS and (cuts or inners):
+    states = collect_states(lm, data, cuts, attentions)
+    if states.rows < MIN_TOKENS and (cuts or attentions):
         missing.append(
-            f"Blocks and heads were not compared on {collected.rows} tokens, fewer than {MIN_TOKENS}; "
-            "give longer texts."
+            f"Blocks and heads were not compared on {states.rows} tokens, fewer than {MIN_TOKENS}; give longer texts."
         )
+    similarities = (states.compare_heads(heads, labels) for heads in attentions)
     return Activity(
         source=source,
         rows=sum(len(batch["input_ids"]) for batch in data.batches),
         tokens=sum(int(batch["attention_mask"].sum()) for batch in data.batches),
-        inputs=inputs,
-        blocks=tuple(collected.blocks(stack) for stack in cuts),
-        heads=tuple(found for inner in inners if (found := collected.heads(inner, labels)) is not None),
+        inputs=tuple(_input_stats(site, stats[site.name], labels) for site in sites),
+        blocks=tuple(states.compare_blocks(stack) for stack in cuts),
+        heads=tuple(similarity for similarity in similarities if similarity is not None),
         missing=tuple(missing),
     )
 
 
-def _input_stats(site: Site, largest: Tensor, kurtosis: float | None, labels: Mapping[str, str]) -> InputStats:
+def _input_stats(site: Site, stats: LayerStats, labels: Mapping[str, str]) -> InputStats:
+    largest = stats[AbsMax].vector
     median = largest.median()
     return InputStats(
         name=site.name,
@@ -285,5 +293,5 @@ def _input_stats(site: Site, largest: Tensor, kurtosis: float | None, labels: Ma
         # The threshold of LLM.int8() is 6 where activations are of the order of 1.
         outliers=int((largest > 6 * median).sum()),
         channels=len(largest),
-        kurtosis=kurtosis,
+        kurtosis=stats[Powers].kurtosis,
     )

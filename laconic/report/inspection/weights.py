@@ -32,7 +32,7 @@ ROLE_NAMES: dict[tuple[Group, Role], str] = {
 }
 EMBEDDING, HEAD, OTHER_MATRIX, NORM, BIAS = "embedding", "head", "other", "norm", "bias"
 IN_BLOCKS = tuple(ROLE_NAMES.values())
-ORDER = (EMBEDDING, *IN_BLOCKS, HEAD, OTHER_MATRIX, NORM, BIAS)
+KIND_ORDER = (EMBEDDING, *IN_BLOCKS, HEAD, OTHER_MATRIX, NORM, BIAS)
 THRESHOLDS = (0.001, 0.01, 0.1, 1.0)
 TOP = (0.01, 0.1, 0.5)
 MAX_SINGULAR_VALUES = 128
@@ -107,31 +107,31 @@ class WeightStats:
             "effective_rank": spectrum.effective, "rank_90": spectrum.rank_90, "rank_99": spectrum.rank_99,
             "full_rank": spectrum.full, "singular_values": list(spectrum.values),
         }  # fmt: skip
-        place = {"name": self.name, "kind": self.kind, "layer": self.layer, "shape": list(self.shape)}
-        return {**place, "stored_bits": self.bits, **magnitudes_json(self.magnitudes), **ranks}
+        parameter = {"name": self.name, "kind": self.kind, "layer": self.layer, "shape": list(self.shape)}
+        return {**parameter, "stored_bits": self.bits, **magnitudes_json(self.magnitudes), **ranks}
 
 
-def magnitudes_json(found: Magnitudes) -> dict[str, Any]:
+def magnitudes_json(magnitudes: Magnitudes) -> dict[str, Any]:
     """Figures of a distribution of |w| as JSON values.
 
     Args:
-        found: the distribution.
+        magnitudes: the distribution.
 
     Returns:
         Moments, quantiles, shares above thresholds, shares of the L1 norm, and `histogram`: the fraction of the entries
         in each bin, by the magnitude at which the bin begins.
     """
-    begins, heights = found.histogram()
+    begins, heights = magnitudes.histogram()
     return {
-        "number": found.number,
-        "sparsity": found.zeros / max(found.number, 1),
-        "mean": found.mean,
-        "deviation": found.deviation,
-        "kurtosis": found.kurtosis,
-        "largest": found.largest,
-        "median": found.quantile(0.5),
-        "at_least": {f"{threshold:g}": found.at_least(threshold) for threshold in THRESHOLDS},
-        "top_l1": {f"{share:g}": found.top_share(share) for share in TOP},
+        "number": magnitudes.number,
+        "sparsity": magnitudes.zeros / max(magnitudes.number, 1),
+        "mean": magnitudes.mean,
+        "deviation": magnitudes.deviation,
+        "kurtosis": magnitudes.kurtosis,
+        "largest": magnitudes.largest,
+        "median": magnitudes.quantile(0.5),
+        "at_least": {f"{threshold:g}": magnitudes.at_least(threshold) for threshold in THRESHOLDS},
+        "top_l1": {f"{share:g}": magnitudes.top_share(share) for share in TOP},
         "histogram": {f"{begin:.3g}": height for begin, height in zip(begins, heights, strict=True) if height},
     }
 
@@ -164,8 +164,8 @@ class ModelWeights:
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of weights that the model has, in the order to show them."""
-        there = {tally.kind for tally in self.tallies}
-        return tuple(kind for kind in ORDER if kind in there)
+        kinds = {tally.kind for tally in self.tallies}
+        return tuple(kind for kind in KIND_ORDER if kind in kinds)
 
     @cached_property
     def by_kind(self) -> Mapping[str, Magnitudes]:
@@ -174,17 +174,15 @@ class ModelWeights:
     @cached_property
     def by_layer(self) -> Mapping[str, Magnitudes]:
         """The distribution over the matrices of each block."""
-        held = {layer: self.matrices(layer=layer) for layer in self.layers}
-        return {layer: combine(tallies) for layer, tallies in held.items() if tallies}
+        return {layer: combine(tallies) for layer in self.layers if (tallies := self.matrices(layer))}
 
     @cached_property
     def far(self) -> float:
         """The magnitude from which a weight is far from zero: the largest threshold that enough weights reach."""
         matrices = [tally for tally in self.tallies if tally.spectrum and tally.layer is not None]
-        found = combine(matrices or self.tallies)
-        return max(
-            (threshold for threshold in THRESHOLDS if found.at_least(threshold) >= MIN_SHARE), default=THRESHOLDS[0]
-        )
+        together = combine(matrices or self.tallies)
+        reached = [threshold for threshold in THRESHOLDS if together.at_least(threshold) >= MIN_SHARE]
+        return max(reached, default=THRESHOLDS[0])
 
     def matrices(self, layer: str | None = None, kind: str | None = None) -> list[WeightStats]:
         """The statistics of matrices.
@@ -203,8 +201,8 @@ class ModelWeights:
         """All figures as JSON values: of the whole model, by kind, by layer, by matrix."""
         return {
             "all": magnitudes_json(combine(self.tallies)),
-            "kinds": {kind: magnitudes_json(found) for kind, found in self.by_kind.items()},
-            "layers": {layer: magnitudes_json(found) for layer, found in self.by_layer.items()},
+            "kinds": {kind: magnitudes_json(magnitudes) for kind, magnitudes in self.by_kind.items()},
+            "layers": {layer: magnitudes_json(magnitudes) for layer, magnitudes in self.by_layer.items()},
             "matrices": [tally.to_json() for tally in self.tallies],
         }
 
@@ -220,7 +218,7 @@ def weight_statistics(lm: LanguageModel, track: Track = silent) -> ModelWeights:
     sites = list({id(site.parameter): site for site in reversed(lm.sites(("all",)))}.values())[::-1]
     # Singular values take most of the time, and a word embedding more of it than a whole block.
     work = [float(max(site.shape)) * min(site.shape) ** 2 for site in sites]
-    tallies = [_site_stats(lm, site, labels) for site in track(sites, "Looking at the weights", work)]
+    tallies = [_site_stats(lm, site, labels) for site in track(sites, "Measuring the weights", work)]
     return ModelWeights(tallies=(*tallies, *_vector_stats(lm, labels)), layers=tuple(labels.values()))
 
 
@@ -262,10 +260,10 @@ def _site_stats(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Wei
 
 def _vector_stats(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[WeightStats]:
     """Statistics of all other parameters: norms, biases, position embeddings."""
-    places = [place for site in lm.sites(("all",)) for place in site.places]
-    held = {f"{place.name}.{name}" for place in places for name in _matrix_names(place.module)}
+    modules = {place.name: place.module for site in lm.sites(("all",)) for place in site.places}
+    matrices = {f"{path}.{name}" for path, module in modules.items() for name in _matrix_names(module)}
     for name, parameter in lm.model.named_parameters():
-        if name in held or not parameter.is_floating_point():
+        if name in matrices or not parameter.is_floating_point():
             continue
         bias = name.rpartition(".")[2] in ("bias", "shift")
         block = next((path for path in labels if name.startswith(f"{path}.")), None)

@@ -1,16 +1,27 @@
-"""Select the charts of a study and their data; `scatter` draws them.
+"""Select the charts of a study and their data. The module `scatter` draws them.
 
 A chart shows one measure of quality of one model against one cost: the size of the file, the time of a forward pass, or
 a numeric axis. Colours distinguish families of methods, or methods if there is only one family. If groups of layers
 were compressed separately, there is a second version of each chart with a colour for each group.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from laconic.evaluate.paired import Verdict
-from laconic.report.study.groups import Group, Names, group_cells, verdict_of
-from laconic.report.study.measures import SIZE, Measure, amount_measures, quality_measures, time_measures
+from laconic.report.study.groups import (
+    KL,
+    SIZE,
+    CellGroup,
+    GroupNames,
+    Measure,
+    amount_measures,
+    group_cells,
+    quality_measures,
+    time_measures,
+    verdict_of,
+)
 from laconic.report.study.results import Results
 
 
@@ -30,12 +41,12 @@ def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: boo
     """
     sign = -1 if higher_is_better else 1
     best = float("inf")
-    found: list[int] = []
-    for index in sorted(range(len(points)), key=lambda at: (points[at][0], sign * points[at][1], at)):
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda index: (points[index][0], sign * points[index][1], index)):
         if sign * points[index][1] < best:
             best = sign * points[index][1]
-            found.append(index)
-    return found
+            front.append(index)
+    return front
 
 
 TARGETS = "targets"
@@ -53,7 +64,6 @@ class Dot:
         colour: the value that its colour represents, such as the family or the method.
         shape: the value that its marker represents, such as the method.
         line: dots with the same value are joined by a line.
-        order: place on that line.
         compression: the method and other settings of the group, in words.
         amount: the amount of compression, such as "keep 0.5".
         title: the name of the group with its values.
@@ -68,7 +78,6 @@ class Dot:
     colour: str
     shape: str
     line: str
-    order: float
     compression: str
     amount: str
     title: str
@@ -109,11 +118,11 @@ class Chart:
         text = f"{self.title}: {self.quality.name} against {self.cost.name}; {better} is better."
         if not self.conclusive:
             return f"{text} There are too few rows to tell any of these from the original."
-        best: dict[str, list[str]] = {}
+        front: dict[str, list[str]] = {}
         for dot in sorted((dot for dot in self.dots if dot.on_front), key=lambda dot: dot.at[0]):
-            best.setdefault(dot.compression, []).append(dot.amount)
-        found = [f"{name} ({_join_amounts(amounts)})" if any(amounts) else name for name, amounts in best.items()]
-        return f"{text} On the Pareto front: {'; '.join(found)}." if found else text
+            front.setdefault(dot.compression, []).append(dot.amount)
+        models = [f"{name} ({_join_amounts(amounts)})" if any(amounts) else name for name, amounts in front.items()]
+        return f"{text} On the Pareto front: {'; '.join(models)}." if models else text
 
 
 def charts(results: Results) -> list[Chart]:
@@ -122,7 +131,7 @@ def charts(results: Results) -> list[Chart]:
     Args:
         results: the table of the study.
     """
-    names, groups = Names(results), group_cells(results)
+    names, groups = GroupNames(results), group_cells(results)
     subjects = list(dict.fromkeys(names.subject(group) for group in groups if not group.baseline))
     targets = results.axes.get(TARGETS)
     colourings: list[tuple[str, str | None]] = [("", None)]
@@ -133,106 +142,110 @@ def charts(results: Results) -> list[Chart]:
         *(("time", time) for time in time_measures(results)),
         *(("amount", amount) for amount in amount_measures(results)),
     ]
-    found: list[Chart] = []
-    for kind, cost in costs:
-        for quality in quality_measures(results):
-            for subject in subjects:
-                here = [group for group in groups if names.subject(group) == subject]
-                for suffix, column in colourings:
-                    drawn = _ChartBuilder(names, cost, quality, kind, column)
-                    found += drawn.chart(here, f"{names.title(subject, quality.column)}{suffix}")
-    return found
+    builders = [
+        (_ChartBuilder(names, cost, quality, kind, column), subject, suffix)
+        for kind, cost in costs
+        for quality in quality_measures(results)
+        for subject in subjects
+        for suffix, column in colourings
+    ]
+    all_charts = (
+        builder.chart(
+            [group for group in groups if names.subject(group) == subject],
+            f"{names.title(subject, builder.quality.column)}{suffix}",
+        )
+        for builder, subject, suffix in builders
+    )
+    return [chart for chart in all_charts if chart is not None]
 
 
 @dataclass(frozen=True)
 class _ChartBuilder:
-    """Makes one chart of groups of cells."""
+    """Makes one chart of groups of cells.
 
-    names: Names
+    Args:
+        names: names of the groups.
+        cost: measure on the horizontal axis.
+        quality: measure on the vertical axis.
+        kind: section of the report.
+        column: the column that colours stand for; None for families or methods.
+    """
+
+    names: GroupNames
     cost: Measure
     quality: Measure
     kind: str
     column: str | None
 
-    def chart(self, groups: Sequence[Group], title: str) -> Iterator[Chart]:
-        """The chart; nothing if no group has both measures."""
-        compressed = [group for group in groups if not group.baseline and self._place(group)]
-        if not compressed:
-            return
-        if self.kind == "amount" and len({group.mean(self.cost.column) for group in compressed}) < 2:
-            return
+    def chart(self, groups: Sequence[CellGroup], title: str) -> Chart | None:
+        """The chart; None if no group has both measures, or all have the same amount."""
+        placed = [(group, point) for group in groups if not group.baseline and (point := self._place(group))]
+        if not placed or (self.kind == "amount" and len({point[0] for _, point in placed}) < 2):
+            return None
         original = self._original(groups)
-        dots = [self._dot(group, self._colour(compressed)) for group in compressed]
-        edge: list[tuple[float, float]] = []
-        conclusive = self._is_conclusive(compressed)
+        colour = self._colour([group for group, _ in placed])
+        dots = [self._dot(group, point, colour) for group, point in placed]
+        # Some comparison with the original had enough rows, or there was none.
+        verdicts = {verdict_of(row, self.quality) for group, _ in placed for row in group.done} - {None}
+        conclusive = verdicts != {Verdict.CANNOT_TELL}
+        front: list[tuple[float, float]] = []
         if self.kind != "amount" and conclusive:
-            every = [dot.at for dot in dots]
+            points = [point for _, point in placed]
             if original[0] is not None and original[1] is not None:
-                every.append((original[0], original[1]))
-            best = pareto_front(every, higher_is_better=self.quality.higher_is_better)
-            edge = [every[index] for index in best]
+                points.append((original[0], original[1]))
+            best = pareto_front(points, higher_is_better=self.quality.higher_is_better)
+            front = [points[index] for index in best]
             # Equal points are all on the front.
-            dots = [replace(dot, on_front=dot.at in edge) for dot in dots]
-        yield Chart(
+            dots = [replace(dot, on_front=dot.at in front) for dot in dots]
+        return Chart(
             stem=_stem(f"{self.quality.column} against {self.cost.column} {title}"),
             kind=self.kind, title=title, cost=self.cost, quality=self.quality, dots=tuple(dots), original=original,
-            front=tuple(edge), conclusive=conclusive,
+            front=tuple(front), conclusive=conclusive,
         )  # fmt: skip
 
-    def _is_conclusive(self, groups: Sequence[Group]) -> bool:
-        """Whether some comparison with the original had enough rows, or there was none."""
-        found = {verdict_of(row, self.quality) for group in groups for row in group.done} - {None}
-        return found != {Verdict.CANNOT_TELL}
-
-    def _place(self, group: Group) -> tuple[float, float] | None:
+    def _place(self, group: CellGroup) -> tuple[float, float] | None:
         cost, quality = group.mean(self.cost.column), group.mean(self.quality.column)
         return None if cost is None or quality is None else (cost * self.cost.scale, quality)
 
-    def _original(self, groups: Sequence[Group]) -> tuple[float | None, float | None]:
+    def _original(self, groups: Sequence[CellGroup]) -> tuple[float | None, float | None]:
         base = next((group for group in groups if group.baseline), None)
         if base is None:
             return None, None
         cost = None if self.kind == "amount" else base.mean(self.cost.column)
         # The KL of the original to itself is 0.
-        quality = 0.0 if self.quality.column == "kl" else base.mean(self.quality.column)
+        quality = 0.0 if self.quality == KL else base.mean(self.quality.column)
         return (None if cost is None else cost * self.cost.scale), quality
 
-    def _colour(self, groups: Sequence[Group]) -> Callable[[Group], str]:
+    def _colour(self, groups: Sequence[CellGroup]) -> Callable[[CellGroup], str]:
         if self.column is not None:
             column = self.column
             return lambda group: str(group.axes[column] or "all")
         if len({group.family for group in groups}) > 1:
             return lambda group: group.family
-        # Markers tell the groups of layers of one method apart.
+        # Markers distinguish the groups of layers of one method.
         return lambda group: self.names.compression(group, self.names.groups)
 
-    def _dot(self, group: Group, colour: Callable[[Group], str]) -> Dot:
-        at = self._place(group)
-        assert at is not None
+    def _dot(self, group: CellGroup, point: tuple[float, float], colour: Callable[[CellGroup], str]) -> Dot:
         without = () if self.column is None else (self.column,)
-        along = self.cost.column if self.kind == "amount" else self.names.first_amount(group)
+        line_axis = self.cost.column if self.kind == "amount" else self.names.first_amount(group)
         compression = self.names.compression(group)
-        low, high = (group.mean(self._bound(end)) for end in ("low", "high"))
-        x, y = self.cost.written(at[0] / self.cost.scale), self.quality.written(at[1])
-        return Dot(
-            at=at, low=low, high=high, cells=self._cells(group), colour=colour(group),
-            shape=self.names.compression(group, without),
-            line=f"{compression}, {self.names.amount(group, without=along)}", order=at[0],
-            compression=compression, amount=self.names.amount(group),
-            title=f"{self.names.full_name(group)}: {y} at {x}", keys=group.keys,
-        )  # fmt: skip
-
-    def _bound(self, end: str) -> str:
-        return f"kl_{end}" if self.quality.column == "kl" else f"{self.quality.column} {end}"
-
-    def _cells(self, group: Group) -> tuple[tuple[float, float], ...]:
-        places = [
+        # The bounds of the KL have underscores in their columns.
+        bound = "kl_" if self.quality == KL else f"{self.quality.column} "
+        cells = [
             (float(cost) * self.cost.scale, float(quality))
             for row in group.done
             if isinstance(cost := row[self.cost.column], (int, float))
             and isinstance(quality := row[self.quality.column], (int, float))
         ]
-        return tuple(places) if len(places) > 1 else ()
+        x, y = self.cost.to_text(point[0] / self.cost.scale), self.quality.to_text(point[1])
+        return Dot(
+            at=point, low=group.mean(f"{bound}low"), high=group.mean(f"{bound}high"),
+            cells=tuple(cells) if len(cells) > 1 else (), colour=colour(group),
+            shape=self.names.compression(group, without),
+            line=f"{compression}, {self.names.amount(group, without=line_axis)}",
+            compression=compression, amount=self.names.amount(group),
+            title=f"{self.names.full_name(group)}: {y} at {x}", keys=group.keys,
+        )  # fmt: skip
 
 
 def _join_amounts(amounts: Sequence[str]) -> str:
@@ -243,7 +256,6 @@ def _join_amounts(amounts: Sequence[str]) -> str:
     return f"{axes.pop()} {', '.join(amount.rpartition(' ')[2] for amount in amounts)}"
 
 
-def _stem(said: str) -> str:
+def _stem(text: str) -> str:
     """A name for files: letters, digits and single dashes."""
-    kept = "".join(character if character.isalnum() and character.isascii() else "-" for character in said.lower())
-    return "-".join(filter(None, kept.split("-")))
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,49 +1,108 @@
-"""Group the cells that differ only in their seed: means over seeds, names of groups, and their changes in words."""
+"""Measures of quality and cost in a study, and groups of cells that differ only in their seed.
 
+A measure is a column of the results with its format and its better direction. A group has means over seeds, a name, and
+its change against the original in words.
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, stdev
 
 from laconic.evaluate.paired import Verdict, verdict
-from laconic.report.study.measures import Measure, amount_measures
-from laconic.report.study.results import DONE, MODEL, SEED, Results, Row
-from laconic.report.tables import Value
+from laconic.report.study.results import DONE, MODEL, SEED, ResultRow, Results, measure_name, pass_name
+from laconic.report.tables import MEGABYTE, Spread, Value
+
+LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss", "nll", "brier_score", "error", "ter")
+"""Metrics, or words in their names, for which lower is better."""
+PERCENT_METRICS = ("accuracy", "acc", "f1", "p@", "exact_match", "agreement", "em")
+"""Beginnings of the names of metrics that are shown in percent."""
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and spread over the seeds of a group; formats as `mean ± deviation`.
+class Measure:
+    """A measure of quality or cost: a column of the results, and how it is shown.
 
     Args:
-        mean: over the cells.
-        deviation: sample standard deviation; None for one cell.
-        count: number of cells.
+        column: name of the column.
+        name: shown to readers.
+        form: format string of the scaled value.
+        unit: the unit of the scaled value; "" if it has none.
+        scale: factor from the value in the column to the unit.
+        higher_is_better: whether higher values are better.
 
     Example:
-        >>> f"{Spread.of([0.5, 0.7]):.2f}"
-        '0.60 ± 0.14'
+        >>> SIZE.to_text(12_500_000)
+        '12.50 MB'
     """
 
-    mean: float
-    deviation: float | None
-    count: int
+    column: str
+    name: str
+    form: str
+    unit: str = ""
+    scale: float = 1.0
+    higher_is_better: bool = False
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.unit}" if self.unit else self.name
 
-    def __mul__(self, scale: float) -> "Spread":
-        return Spread(self.mean * scale, None if self.deviation is None else self.deviation * scale, self.count)
+    def to_text(self, value: float) -> str:
+        return self.form.format(value * self.scale) + (f" {self.unit}" if self.unit else "")
 
-    def __format__(self, form: str) -> str:
-        mean = format(self.mean, form)
-        # Without a deviation the value does not depend on the seed.
-        return f"{mean} ± {format(self.deviation, form.replace('+', ''))}" if self.deviation else mean
+
+KL = Measure("kl", "KL to the original", "{:.4f}", "nats")
+SIZE = Measure("file_bytes", "saved weights", "{:,.2f}", "MB", 1 / MEGABYTE)
+
+
+def quality_measure(task: str, metric: str) -> Measure:
+    """The measure of a metric of a task.
+
+    Example:
+        >>> quality_measure("glue/sst2", "accuracy").to_text(0.875)
+        '87.5%'
+        >>> quality_measure("perplexity:a.txt", "perplexity").higher_is_better
+        False
+    """
+    # A metric of a subset has the name of the subset after its own.
+    bare = metric.partition("/")[0].partition(",")[0]
+    form = "{:.1%}" if bare.startswith(PERCENT_METRICS) else "{:.4g}" if _lower_is_better(bare) else "{:.3f}"
+    return Measure(measure_name(task, metric), f"{task} {metric}", form, higher_is_better=not _lower_is_better(bare))
+
+
+def _lower_is_better(metric: str) -> bool:
+    return metric in LOWER_IS_BETTER or any(word in LOWER_IS_BETTER for word in metric.split("_"))
+
+
+def quality_measures(results: Results) -> list[Measure]:
+    """Measures of quality: the first metric of each task, and the KL where it was measured."""
+    first: dict[str, str] = {}
+    for task, metric in results.measures:
+        first.setdefault(task, metric)
+    measures = [quality_measure(task, metric) for task, metric in first.items()]
+    return [*measures, KL] if results.values(KL.column) else measures
+
+
+def time_measures(results: Results) -> list[Measure]:
+    """Measures of time: every forward pass that was timed."""
+    return [
+        Measure(pass_name(batch, length), f"time of {batch} × {length} tokens", "{:,.1f}", "ms", 1e3)
+        for batch, length in results.passes
+    ]
+
+
+def amount_measures(results: Results) -> list[Measure]:
+    """Axes of numbers with several values, such as keep, sparsity or bits, as measures of cost."""
+    columns = [column for name, column in results.axes.items() if name != SEED]
+    return [
+        Measure(column, column, "{:g}")
+        for column in columns
+        if results.kind(column) in (int, float) and len(results.values(column)) > 1
+    ]
 
 
 @dataclass(frozen=True)
-class Group:
+class CellGroup:
     """Cells that differ in their seed alone.
 
     Args:
@@ -52,10 +111,10 @@ class Group:
     """
 
     axes: Mapping[str, Value]
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
 
     @cached_property
-    def done(self) -> tuple[Row, ...]:
+    def done(self) -> tuple[ResultRow, ...]:
         return tuple(row for row in self.rows if row["state"] == DONE)
 
     @property
@@ -81,27 +140,27 @@ class Group:
         return Spread.of(numbers) if numbers else None
 
     def mean(self, column: str) -> float | None:
-        found = self.spread(column)
-        return found and found.mean
+        spread = self.spread(column)
+        return spread and spread.mean
 
 
-def group_cells(results: Results) -> list[Group]:
+def group_cells(results: Results) -> list[CellGroup]:
     """The groups of a study: originals first, then in the order of the first cell of each."""
     axes = [column for name, column in results.axes.items() if name != SEED]
-    found: dict[tuple[Value, ...], list[Row]] = {}
+    members: dict[tuple[Value, ...], list[ResultRow]] = {}
     for row in results.rows:
-        found.setdefault((row["baseline"], *(row[column] for column in axes)), []).append(row)
-    groups = [Group(dict(zip(axes, key[1:], strict=True)), tuple(rows)) for key, rows in found.items()]
+        members.setdefault((row["baseline"], *(row[column] for column in axes)), []).append(row)
+    groups = [CellGroup(dict(zip(axes, key[1:], strict=True)), tuple(rows)) for key, rows in members.items()]
     return sorted(groups, key=lambda group: not group.baseline)
 
 
-SUBJECT = (MODEL, "task")
+SUBJECT_AXES = (MODEL, "task")
 """The axes that name the model and the task of a group, and not its compression."""
-NOTHING_MORE = ("then", "nothing")
-HOW = ("method", "recipe")
+NO_STEP = ("then", "nothing")
+METHOD_AXES = ("method", "recipe")
 
 
-class Names:
+class GroupNames:
     """Names of the groups of one study, by those axes that have several values.
 
     Args:
@@ -111,54 +170,55 @@ class Names:
     def __init__(self, results: Results) -> None:
         self._axis_of = {column: name for name, column in results.axes.items()}
         self._numbers = [measure.column for measure in amount_measures(results)]
-        columns = list(results.axes.values())
+        axes = results.axes.items()
         self.subjects = [
             column
-            for column in columns
-            if self._axis_of[column] in SUBJECT and (self._axis_of[column] == MODEL or len(results.values(column)) > 1)
+            for name, column in axes
+            if name == MODEL or (name in SUBJECT_AXES and len(results.values(column)) > 1)
         ]
-        self.texts = [
+        self.groups = [column for name, column in axes if name == "targets"]
+        compressed = [row for row in results.rows if not row["baseline"]]
+        self._settings = [
             column
-            for column in columns
-            if self._axis_of[column] not in (*SUBJECT, SEED) and column not in self._numbers
+            for name, column in axes
+            if name in METHOD_AXES
+            or (
+                name not in (*SUBJECT_AXES, SEED)
+                and column not in self._numbers
+                and len({row[column] for row in compressed}) > 1
+            )
         ]
-        self.groups = [column for column in columns if self._axis_of[column] == "targets"]
-        self.varying = [column for column in self.texts if self._varies(results, column)]
 
-    def subject(self, group: Group) -> str:
-        """The model, and the task if the study has several."""
+    def subject(self, group: CellGroup) -> str:
+        """The model of a group, and its task if the study has several."""
         return ", ".join(str(group.axes[column]) for column in self.subjects if group.axes[column] is not None)
 
     def title(self, subject: str, quality: str) -> str:
         """The subject without the task, if the column `quality` names the task already."""
         return ", ".join(part for part in subject.split(", ") if not quality.startswith(f"{part} "))
 
-    def compression(self, group: Group, without: Sequence[str] = ()) -> str:
-        """How the group was compressed, without the amount and without these columns."""
-        parts = [self._said(column, group.axes[column]) for column in self.varying if column not in without]
+    def compression(self, group: CellGroup, without: Sequence[str] = ()) -> str:
+        """The method and other settings of a group in words, without the amount and without these columns."""
+        parts = [self._axis_text(column, group.axes[column]) for column in self._settings if column not in without]
         return ", ".join(filter(None, parts)) or group.family
 
-    def amount(self, group: Group, without: str = "") -> str:
-        """How much the group was compressed, by those axes of numbers that vary."""
-        found = [(column, group.axes[column]) for column in self._numbers if column != without]
-        return ", ".join(f"{column} {_short(value)}" for column, value in found if value is not None)
+    def amount(self, group: CellGroup, without: str = "") -> str:
+        """The amount of compression of a group in words: its values on the axes of numbers that vary."""
+        values = [(column, group.axes[column]) for column in self._numbers if column != without]
+        return ", ".join(f"{column} {_short(value)}" for column, value in values if value is not None)
 
-    def first_amount(self, group: Group) -> str:
+    def first_amount(self, group: CellGroup) -> str:
         """The first axis of numbers that has a value for the group; empty if there is none."""
         return next((column for column in self._numbers if group.axes[column] is not None), "")
 
-    def full_name(self, group: Group) -> str:
-        """How the group was compressed, and how much."""
+    def full_name(self, group: CellGroup) -> str:
+        """The method, the other settings and the amount of a group in words."""
         return ", ".join(filter(None, (self.compression(group), self.amount(group))))
 
-    def _varies(self, results: Results, column: str) -> bool:
-        found = {row[column] for row in results.rows if not row["baseline"]}
-        return len(found) > 1 or self._axis_of[column] in HOW
-
-    def _said(self, column: str, value: Value) -> str:
-        if value is None or (self._axis_of[column], value) == NOTHING_MORE:
+    def _axis_text(self, column: str, value: Value) -> str:
+        if value is None or (self._axis_of[column], value) == NO_STEP:
             return ""
-        return str(value) if self._axis_of[column] in (*HOW, "targets") else f"{column} {_short(value)}"
+        return str(value) if self._axis_of[column] in (*METHOD_AXES, "targets") else f"{column} {_short(value)}"
 
 
 def cell_name(axes: Mapping[str, Value]) -> str:
@@ -169,7 +229,7 @@ def cell_name(axes: Mapping[str, Value]) -> str:
         'minilm, svd, keep 0.5'
     """
     return ", ".join(
-        str(value) if name in (*SUBJECT, *HOW) else f"{name} {value}"
+        str(value) if name in (*SUBJECT_AXES, *METHOD_AXES) else f"{name} {value}"
         for name, value in axes.items()
         if value is not None
     )
@@ -179,7 +239,7 @@ def _short(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def describe_change(group: Group, measures: Sequence[Measure]) -> str:
+def describe_change(group: CellGroup, measures: Sequence[Measure]) -> str:
     """The change of a group against the original in words.
 
     Args:
@@ -191,20 +251,18 @@ def describe_change(group: Group, measures: Sequence[Measure]) -> str:
     """
     if group.baseline:
         return "the original"
-    found = [(measure, _describe_measure(group.done, measure)) for measure in measures]
-    compared = [(measure, words) for measure, words in found if words]
-    different = {words for _, words in compared}
-    if len(different) == 1:
-        parts = [f"{next(iter(different))} (all {len(compared)} tasks)"] if len(compared) > 1 else list(different)
+    changes = {measure.name: text for measure in measures if (text := _describe_measure(group.done, measure))}
+    if len(changes) > 1 and len(set(changes.values())) == 1:
+        parts = [f"{next(iter(changes.values()))} (all {len(changes)} tasks)"]
     else:
-        parts = [f"{measure.name}: {words}" for measure, words in compared]
+        parts = [f"{name}: {text}" if len(changes) > 1 else text for name, text in changes.items()]
     failed = sum(row["state"] != DONE for row in group.rows)
     if failed:
         parts.append("failed" if len(group.rows) == 1 else f"{failed} of {len(group.rows)} cells failed")
     return ", ".join(parts)
 
 
-def verdict_of(row: Row, measure: Measure) -> Verdict | None:
+def verdict_of(row: ResultRow, measure: Measure) -> Verdict | None:
     """The verdict on the change of a cell; None if it was not compared."""
     p, least = row.get(f"{measure.column} p"), row.get(f"{measure.column} least p")
     if not isinstance(p, (int, float)):
@@ -212,19 +270,21 @@ def verdict_of(row: Row, measure: Measure) -> Verdict | None:
     return verdict(p, least if isinstance(least, (int, float)) else 0.0)
 
 
-def _describe_measure(rows: Sequence[Row], measure: Measure) -> str:
-    verdicts = [(row, found) for row in rows if (found := verdict_of(row, measure)) is not None]
-    counts = {kind: sum(found is kind for _, found in verdicts) for kind in Verdict}
-    directions = {_direction(row, measure) for row, found in verdicts if found is Verdict.CHANGE}
-    words = {**{kind: kind.value for kind in Verdict}, Verdict.CHANGE: "change"}
-    if len(directions) == 1:
-        words[Verdict.CHANGE] = directions.pop()
-    present = [kind for kind in Verdict if counts[kind]]
-    others = (f"{words[kind]} in {counts[kind]} of {len(verdicts)} seeds" for kind in present[1:])
-    return "; ".join([words[present[0]], *others]) if present else ""
+def is_gain(row: ResultRow, measure: Measure) -> bool:
+    """Whether a cell is better than the original in a measure."""
+    change = row.get(f"{measure.column} change")
+    return isinstance(change, (int, float)) and (change > 0) == measure.higher_is_better
 
 
-def _direction(row: Row, measure: Measure) -> str:
-    change = row[f"{measure.column} change"]
-    better = isinstance(change, (int, float)) and (change > 0) == measure.higher_is_better
-    return "gain" if better else "loss"
+def _describe_measure(rows: Sequence[ResultRow], measure: Measure) -> str:
+    counts = Counter(verdict_of(row, measure) for row in rows)
+    del counts[None]
+    directions = {is_gain(row, measure) for row in rows if verdict_of(row, measure) is Verdict.CHANGE}
+    change = "change" if len(directions) > 1 else "gain" if True in directions else "loss"
+    kinds = [kind for kind in Verdict if counts[kind]]
+    texts = [
+        (change if kind is Verdict.CHANGE else kind.value)
+        + (f" in {counts[kind]} of {counts.total()} seeds" if kind is not kinds[0] else "")
+        for kind in kinds
+    ]
+    return "; ".join(texts)

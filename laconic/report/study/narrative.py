@@ -4,11 +4,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from laconic.evaluate.paired import MIN_DISCORDANT, Verdict
-from laconic.report.study.groups import Group, Names, group_cells, verdict_of
-from laconic.report.study.measures import KL, SIZE, Measure, quality_measures
+from laconic.report.study.groups import (
+    KL,
+    SIZE,
+    CellGroup,
+    GroupNames,
+    Measure,
+    group_cells,
+    is_gain,
+    quality_measures,
+    verdict_of,
+)
 from laconic.report.study.results import DONE, SEED, Record, Results
 
-MANY = 8
+MAX_LISTED = 8
 """The number of values of an axis above which only some are named."""
 
 
@@ -19,56 +28,57 @@ def paragraphs(records: Sequence[Record], results: Results) -> list[str]:
         records: the records of the cells.
         results: the same as a table.
     """
-    return list(
-        filter(
-            None,
-            (
-                _cells(results),
-                _evaluated_on(records),
-                _calibrated_on(records),
-                _machines(records),
-                _timing_warning(results),
-            ),
-        )
+    texts = (
+        _cells(results),
+        _evaluated_on(records),
+        _calibrated_on(records),
+        _machines(records),
+        _timing_warning(results),
     )
+    return [text for text in texts if text]
 
 
 def findings(results: Results) -> list[str]:
     """For each model and task, a sentence on the smallest model that is not significantly worse than the original."""
-    names, groups = Names(results), group_cells(results)
-    found: list[str] = []
-    for measure in (one for one in quality_measures(results) if one != KL):
+    names, groups = GroupNames(results), group_cells(results)
+    sentences: list[str] = []
+    for measure in quality_measures(results):
         for subject in dict.fromkeys(names.subject(group) for group in groups if not group.baseline):
-            here = [group for group in groups if names.subject(group) == subject and not group.baseline]
-            compared = [group for group in here if any(verdict_of(row, measure) is not None for row in group.done)]
-            if compared:
-                base = next((one for one in groups if one.baseline and names.subject(one) == subject), None)
-                found.append(_finding(names, compared, base, measure, subject))
-    return found
+            members = [group for group in groups if names.subject(group) == subject]
+            compared = [
+                group
+                for group in members
+                if not group.baseline and any(verdict_of(row, measure) is not None for row in group.done)
+            ]
+            if compared and measure != KL:
+                original = next((group for group in members if group.baseline), None)
+                place = f"{names.title(subject, measure.column)}, {measure.name}"
+                sentences.append(f"{place}: {_finding(names, compared, original, measure)}")
+    return sentences
 
 
 def failures(results: Results) -> dict[str, list[str]]:
     """The failed cells by cause."""
-    found: dict[str, list[str]] = {}
+    causes: dict[str, list[str]] = {}
     for row in results.rows:
         if row["state"] != DONE:
-            where = ", ".join(
-                f"{name} {row[column]}" for name, column in results.axes.items() if row[column] is not None
+            axes = [f"{name} {row[column]}" for name, column in results.axes.items() if row[column] is not None]
+            causes.setdefault(str(row["error"] or "No cause was recorded."), []).append(
+                f"{row['key']} ({', '.join(axes)})"
             )
-            found.setdefault(str(row["error"] or "No cause was recorded."), []).append(f"{row['key']} ({where})")
-    return found
+    return causes
 
 
-def listed(values: Iterable[object]) -> str:
+def to_list_text(values: Iterable[object]) -> str:
     """The values as a list in words. Of more than eight values, the first six and the number of the others.
 
     Example:
-        >>> listed(["a", "b", 0.5])
+        >>> to_list_text(["a", "b", 0.5])
         'a, b and 0.5'
     """
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    if len(texts) > MANY:
-        return f"{', '.join(texts[: MANY - 2])} and {len(texts) - MANY + 2} more"
+    if len(texts) > MAX_LISTED:
+        return f"{', '.join(texts[: MAX_LISTED - 2])} and {len(texts) - MAX_LISTED + 2} more"
     return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 
@@ -77,9 +87,11 @@ def _cells(results: Results) -> str:
     failed = sum(row["state"] != DONE for row in results.rows)
     axes: list[str] = []
     for name, column in results.axes.items():
-        values = list(dict.fromkeys(row[column] for row in compressed if row[column] is not None))
+        values: list[Any] = list(dict.fromkeys(row[column] for row in compressed if row[column] is not None))
+        if all(isinstance(value, (int, float)) for value in values):
+            values.sort()
         if values:
-            axes.append(f"{name} {listed(_sorted(values))}")
+            axes.append(f"{name} {to_list_text(values)}")
     originals = len(results.rows) - len(compressed)
     against = f" and {_count(originals, 'original')}" if originals else ""
     seeds = len(results.values(results.axes[SEED])) if SEED in results.axes else 1
@@ -88,27 +100,22 @@ def _cells(results: Results) -> str:
     return f"{_count(len(compressed), 'compressed model')}{against}: {'; '.join(axes)}.{repeated}{ended}"
 
 
-def _sorted(values: list[Any]) -> list[Any]:
-    return sorted(values) if all(isinstance(value, (int, float)) for value in values) else values
-
-
 def _evaluated_on(records: Sequence[Record]) -> str:
     tasks: dict[str, None] = {}
     overlaps: dict[str, None] = {}
     for record in records:
         for task, settings in ((record.get("evaluation") or {}).get("settings") or {}).items():
             context = f", {settings['context']} tokens of each at most" if settings.get("context") else ""
-            tasks[f"{task} ({settings.get('rows', '?')} rows of the {settings.get('split', 'dev')} split{context})"] = (
-                None
-            )
-            for source, rows in (settings.get("calibration_rows") or {}).items():
-                if rows:
-                    overlaps[f"{rows} rows of {task} are also in {source}, the calibration data"] = None
+            rows, split = settings.get("rows", "?"), settings.get("split", "dev")
+            tasks[f"{task} ({rows} rows of the {split} split{context})"] = None
+            for source, shared in (settings.get("calibration_rows") or {}).items():
+                if shared:
+                    overlaps[f"{shared} rows of {task} are also in {source}, the calibration data"] = None
     if not tasks:
         return ""
     warning = f" Note that {'; '.join(overlaps)}." if overlaps else ""
     intervals = "Intervals are 95 % confidence intervals from a bootstrap over these rows."
-    return f"Evaluated on {listed(tasks)}. {intervals}{warning}"
+    return f"Evaluated on {to_list_text(tasks)}. {intervals}{warning}"
 
 
 def _calibrated_on(records: Sequence[Record]) -> str:
@@ -119,7 +126,7 @@ def _calibrated_on(records: Sequence[Record]) -> str:
         if recipe.get("data") and not record.get("baseline"):
             rows, tokens = recipe.get("samples"), recipe.get("max_length")
             sources[f"{recipe['data']} ({rows} texts of {tokens} tokens at most)"] = None
-    return f"Calibrated on {listed(sources)}." if sources else ""
+    return f"Calibrated on {to_list_text(sources)}." if sources else ""
 
 
 def _machines(records: Sequence[Record]) -> str:
@@ -128,9 +135,9 @@ def _machines(records: Sequence[Record]) -> str:
         ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items()) for record in records
     )
     versions_text = "; or ".join(filter(None, versions))
-    where = f"Measured on {'; and on '.join(machines)}." if machines else ""
-    unlike = " Times of different machines cannot be compared." if len(machines) > 1 else ""
-    return f"{where}{unlike} {f'Versions: {versions_text}.' if versions_text else ''}".strip()
+    measured_on = f"Measured on {'; and on '.join(machines)}." if machines else ""
+    warning = " Times of different machines cannot be compared." if len(machines) > 1 else ""
+    return f"{measured_on}{warning} {f'Versions: {versions_text}.' if versions_text else ''}".strip()
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
@@ -149,37 +156,36 @@ def _timing_warning(results: Results) -> str:
     )
 
 
-def _finding(names: Names, groups: Sequence[Group], base: Group | None, measure: Measure, subject: str) -> str:
+def _finding(names: GroupNames, groups: Sequence[CellGroup], original: CellGroup | None, measure: Measure) -> str:
     """One sentence on the smallest model that is not significantly worse than the original."""
-    where = f"{names.title(subject, measure.column)}, {measure.name}"
     if all(verdict_of(row, measure) in (None, Verdict.CANNOT_TELL) for group in groups for row in group.done):
         return (
-            f"{where}: cannot tell whether any compressed model is as good as the original, as no change can be "
+            "cannot tell whether any compressed model is as good as the original, as no change can be "
             f"significant on so few rows; evaluate on {MIN_DISCORDANT} rows at least, and on hundreds to see small "
             "changes."
         )
     # A failed cell has no result, so its group is left out.
-    quiet = [
-        group
+    as_good = [
+        (size, group)
         for group in groups
-        if len(group.done) == len(group.rows) and all(_is_no_loss(row, measure) for row in group.done)
+        if len(group.done) == len(group.rows)
+        and all(_is_no_loss(row, measure) for row in group.done)
+        and (size := group.mean(SIZE.column)) is not None
     ]
-    sized = [(size, group) for group in quiet if (size := group.mean(SIZE.column)) is not None]
-    if not sized:
-        return f"{where}: every compressed model is significantly worse than the original for at least one seed."
-    size, group = min(sized, key=lambda pair: pair[0])
-    whole = base and base.mean(SIZE.column)
-    of = f" of {SIZE.written(whole)}" if whole else ""
-    figures = [figure for figure in (group.spread(measure.column), base and base.spread(measure.column)) if figure]
-    against = " against ".join(measure.form.format(figure * measure.scale) for figure in figures)
+    if not as_good:
+        return "every compressed model is significantly worse than the original for at least one seed."
+    size, group = min(as_good, key=lambda pair: pair[0])
+    original_size = original and original.mean(SIZE.column)
+    of_size = f" of {SIZE.to_text(original_size)}" if original_size else ""
+    figures = [group.spread(measure.column), original and original.spread(measure.column)]
+    against = " against ".join(measure.form.format(figure * measure.scale) for figure in figures if figure)
     return (
-        f"{where}: the smallest model that is not significantly worse than the original (p ≥ 0.05 for every seed) "
-        f"is {names.full_name(group)}: "
-        f"{SIZE.written(size)}{of}, {against}.{_detectable_change(group, measure)}"
+        "the smallest model that is not significantly worse than the original (p ≥ 0.05 for every seed) is "
+        f"{names.full_name(group)}: {SIZE.to_text(size)}{of_size}, {against}.{_detectable_change(group, measure)}"
     )
 
 
-def _detectable_change(group: Group, measure: Measure) -> str:
+def _detectable_change(group: CellGroup, measure: Measure) -> str:
     """A sentence on the smallest change that the rows can show: noise is no proof of equality."""
     detectable = group.mean(f"{measure.column} detectable")
     if detectable is None:
@@ -190,9 +196,8 @@ def _detectable_change(group: Group, measure: Measure) -> str:
 
 def _is_no_loss(row: Mapping[str, Any], measure: Measure) -> bool:
     """Whether the change is noise, or a gain; False where the rows cannot tell, or nothing was compared."""
-    found, change = verdict_of(row, measure), row.get(f"{measure.column} change")
-    gains = isinstance(change, (int, float)) and (change > 0) == measure.higher_is_better
-    return found is Verdict.NOISE or (found is Verdict.CHANGE and gains)
+    judgement = verdict_of(row, measure)
+    return judgement is Verdict.NOISE or (judgement is Verdict.CHANGE and is_gain(row, measure))
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,31 +8,20 @@ has the columns `prefill BATCHxPROMPT` and `decode BATCHxPROMPT`, in tokens per 
 followed by `seconds`: until the first new token, or for each further token.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from laconic.evaluate.paired import min_attainable_p
 from laconic.report.tables import Value
 
+Record = Mapping[str, Any]
+ResultRow = Mapping[str, Value]
 Shape = tuple[int, int]
 """Rows of a batch, and tokens of each."""
 
-
-def forward_shapes(records: Sequence[Mapping[str, Any]]) -> tuple[Shape, ...]:
-    """(batch, length) of every forward pass that was timed, sorted."""
-    return tuple(
-        sorted({(latency["batch"], latency["length"]) for record in records for latency in _latencies(record)})
-    )
-
-
-def generation_shapes(records: Sequence[Mapping[str, Any]]) -> tuple[Shape, ...]:
-    """(batch, prompt) of every generation that was timed, sorted."""
-    return tuple(
-        sorted(
-            {(generation["batch"], generation["prompt"]) for record in records for generation in _generations(record)}
-        )
-    )
+PASS_FIELDS = {"": "median", " lower": "lower_quartile", " upper": "upper_quartile", " peak_bytes": "peak_bytes"}
+"""The fields of a timed forward pass in a record, by what follows the name of the pass in the name of a column."""
 
 
 def pass_name(batch: int, length: int) -> str:
@@ -55,56 +44,45 @@ def joules_name(batch: int, length: int) -> str:
     return f"{pass_name(batch, length)} joules"
 
 
-def cost_columns(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The names of the columns of cost that any of the records has."""
-    counted = any("joules" in latency for record in records for latency in _latencies(record))
-    for shape in forward_shapes(records):
-        name = pass_name(*shape)
-        yield from (name, f"{name} lower", f"{name} upper", f"{name} peak_bytes")
-        if counted:
-            yield joules_name(*shape)
-    for shape in generation_shapes(records):
-        for name in (prefill_name(*shape), decode_name(*shape)):
-            yield from (name, f"{name} seconds")
-
-
-def cost_row(record: Mapping[str, Any]) -> dict[str, Value]:
+def _cost_fields(record: Record) -> dict[str, Value]:
     """The values of a record in the columns of cost."""
     row: dict[str, Value] = {}
-    for one in _latencies(record):
-        name = pass_name(one["batch"], one["length"])
-        row |= {name: one["median"], f"{name} lower": one.get("lower_quartile")}
-        row |= {f"{name} upper": one.get("upper_quartile"), f"{name} peak_bytes": one.get("peak_bytes")}
-        row[joules_name(one["batch"], one["length"])] = one.get("joules")
-    for one in _generations(record):
-        prefill, decode = (name(one["batch"], one["prompt"]) for name in (prefill_name, decode_name))
-        row |= {prefill: one["prefill_tokens_per_second"], f"{prefill} seconds": one["prefill"]["median"]}
-        row |= {decode: one["decode_tokens_per_second"], f"{decode} seconds": one["step"]["median"]}
+    for latency in _timings(record, "latency"):
+        shape = latency["batch"], latency["length"]
+        row |= {f"{pass_name(*shape)}{suffix}": latency.get(field) for suffix, field in PASS_FIELDS.items()}
+        row[joules_name(*shape)] = latency.get("joules")
+    for generation in _timings(record, "generation"):
+        prefill, decode = (name(generation["batch"], generation["prompt"]) for name in (prefill_name, decode_name))
+        row |= {prefill: generation["prefill_tokens_per_second"], f"{prefill} seconds": generation["prefill"]["median"]}
+        row |= {decode: generation["decode_tokens_per_second"], f"{decode} seconds": generation["step"]["median"]}
     return row
 
 
-def _latencies(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(_cost(record).get("latency") or [])
+def _timings(record: Record, section: str) -> list[Mapping[str, Any]]:
+    """The timings of a record: of forward passes (`latency`) or of generation."""
+    return ((record.get("evaluation") or {}).get("cost") or {}).get(section) or []
 
 
-def _generations(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(_cost(record).get("generation") or [])
+def _shapes(records: Sequence[Record], section: str, tokens: str) -> tuple[Shape, ...]:
+    """Batch and number of tokens of everything that was timed, sorted."""
+    return tuple(
+        sorted({(timing["batch"], timing[tokens]) for record in records for timing in _timings(record, section)})
+    )
 
-
-def _cost(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    return (record.get("evaluation") or {}).get("cost") or {}
-
-
-Record = Mapping[str, Any]
-Row = Mapping[str, Value]
 
 DONE = "done"
 MODEL, SEED = "model", "seed"
-ORDER = (MODEL, "task", "recipe", "method", "targets", "allocate", "keep", "then", SEED)
+AXIS_ORDER = (MODEL, "task", "recipe", "method", "targets", "allocate", "keep", "then", SEED)
 """The order of axes in tables; parameters of methods stand before `then`."""
-FIXED = ("key", "state", "baseline", "family", "bytes", "dense_bytes", "file_bytes", "kept", "parameters",
-         "memory_bytes", "kl", "kl_low", "kl_high", "top1_agreement", "cosine", "seconds", "compress_seconds",
-         "evaluate_seconds", "statistics", "workers", "output", "finished", "error_kind", "error")  # fmt: skip
+CELL_COLUMNS = (
+    "key", "state", "baseline", "family", "bytes", "dense_bytes", "file_bytes", "kept", "parameters", "memory_bytes",
+    "kl", "kl_low", "kl_high", "top1_agreement", "cosine", "seconds", "compress_seconds", "evaluate_seconds",
+    "statistics", "workers", "output", "finished", "error_kind", "error",
+)  # fmt: skip
+"""Columns that every study has."""
+TIME_COLUMNS = CELL_COLUMNS.index("seconds")
+"""The index of the first of these columns that stands behind the measurements."""
+MEASURE_SUFFIXES = ("", " low", " high", " change", " p", " least p", " detectable")
 FIDELITY = ("kl", "kl_low", "kl_high", "top1_agreement", "cosine")
 
 
@@ -118,15 +96,15 @@ class Results:
         axes: for each axis of the study, the name of its column.
         measures: (task, metric) of every measure of quality, in the order of their first appearance.
         passes: (batch, length) of every forward pass that was timed.
-        writings: (batch, prompt) of every generation that was timed.
+        generations: (batch, prompt) of every generation that was timed.
     """
 
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ResultRow, ...]
     axes: Mapping[str, str]
     measures: tuple[tuple[str, str], ...]
     passes: tuple[Shape, ...]
-    writings: tuple[Shape, ...]
+    generations: tuple[Shape, ...]
 
     def kind(self, column: str) -> type[str] | type[int] | type[float] | type[bool]:
         """The type of the values of a column; `str` where they have several types."""
@@ -141,22 +119,18 @@ class Results:
         """The distinct values of a column without None, in the order of their first appearance."""
         return list(dict.fromkeys(row[column] for row in self.rows if row.get(column) is not None))
 
-    @property
-    def done(self) -> list[Row]:
-        return [row for row in self.rows if row["state"] == DONE]
-
 
 def sort_records(records: Sequence[Record]) -> list[Record]:
     """The records, originals first, then by their axes: the order does not depend on when cells were finished."""
     names = _axis_names(records)
 
-    def place(record: Record) -> tuple[Any, ...]:
+    def order(record: Record) -> tuple[Any, ...]:
         values = [record["axes"].get(name) for name in names]
         # None sorts before numbers, and numbers before text.
-        along = [(value is not None, isinstance(value, str), 0 if value is None else value) for value in values]
-        return not record.get("baseline"), *along, str(record["key"])
+        keys = [(value is not None, isinstance(value, str), 0 if value is None else value) for value in values]
+        return not record.get("baseline"), *keys, str(record["key"])
 
-    return sorted(records, key=place)
+    return sorted(records, key=order)
 
 
 def results_table(records: Sequence[Record]) -> Results:
@@ -171,15 +145,30 @@ def results_table(records: Sequence[Record]) -> Results:
     records = sort_records(records)
     if not any(MODEL in record["axes"] for record in records):
         records = [_add_model_axis(record) for record in records]
-    axes = {name: f"axis {name}" if name in FIXED else name for name in _axis_names(records)}
-    raw = [
-        {**_cell_fields(record), **_axes(record, axes), **_measured_fields(record), **cost_row(record)}
-        for record in records
-    ]
+    axes = {name: f"axis {name}" if name in CELL_COLUMNS else name for name in _axis_names(records)}
+    passes, generations = _shapes(records, "latency", "length"), _shapes(records, "generation", "prompt")
+    metered = any("joules" in latency for record in records for latency in _timings(record, "latency"))
     measures = tuple(dict.fromkeys(measure for record in records for measure in _measures(record)))
-    columns = tuple(_columns(axes.values(), measures, cost_columns(records)))
-    rows = tuple({column: row.get(column) for column in columns} for row in raw)
-    return Results(columns, rows, axes, measures, forward_shapes(records), generation_shapes(records))
+    columns = (
+        *CELL_COLUMNS[:3],
+        *axes.values(),
+        *CELL_COLUMNS[3:TIME_COLUMNS],
+        *(f"{measure_name(*measure)}{suffix}" for measure in measures for suffix in MEASURE_SUFFIXES),
+        *(f"{pass_name(*shape)}{suffix}" for shape in passes for suffix in (*PASS_FIELDS, *[" joules"] * metered)),
+        *(
+            f"{name(*shape)}{suffix}"
+            for shape in generations
+            for name in (prefill_name, decode_name)
+            for suffix in ("", " seconds")
+        ),
+        *CELL_COLUMNS[TIME_COLUMNS:],
+    )
+    rows = []
+    for record in records:
+        settings = {axes[name]: value for name, value in record["axes"].items()}
+        row = {**_cell_fields(record), **settings, **_measured_fields(record), **_cost_fields(record)}
+        rows.append({column: row.get(column) for column in columns})
+    return Results(columns, tuple(rows), axes, measures, passes, generations)
 
 
 def measure_name(task: str, metric: str) -> str:
@@ -196,45 +185,18 @@ def _add_model_axis(record: Record) -> Record:
 def _axis_names(records: Sequence[Record]) -> list[str]:
     names = list(dict.fromkeys(name for record in records for name in record["axes"]))
     # Parameters of methods come after `keep`.
-    places = {name: (ORDER.index(name) if name in ORDER else ORDER.index("keep") + 0.5) for name in names}
-    return sorted(names, key=lambda name: places[name])
-
-
-def _columns(axes: Iterable[str], measures: Iterable[tuple[str, str]], costs: Iterable[str]) -> Iterator[str]:
-    yield from FIXED[:3]
-    yield from axes
-    yield from FIXED[3 : FIXED.index("seconds")]
-    for measure in measures:
-        name = measure_name(*measure)
-        yield from (name, f"{name} low", f"{name} high", f"{name} change")
-        yield from (f"{name} p", f"{name} least p", f"{name} detectable")
-    yield from costs
-    yield from FIXED[FIXED.index("seconds") :]
-
-
-def _axes(record: Record, axes: Mapping[str, str]) -> dict[str, Value]:
-    return {axes[name]: value for name, value in record["axes"].items()}
+    return sorted(
+        names, key=lambda name: AXIS_ORDER.index(name) if name in AXIS_ORDER else AXIS_ORDER.index("keep") + 0.5
+    )
 
 
 def _cell_fields(record: Record) -> dict[str, Value]:
     seconds, error = record.get("seconds") or {}, record.get("error") or {}
-    taken = (
-        "key",
-        "state",
-        "family",
-        "bytes",
-        "dense_bytes",
-        "file_bytes",
-        "statistics",
-        "workers",
-        "output",
-        "finished",
-    )
-    left, dense = record.get("bytes"), record.get("dense_bytes")
+    nbytes, dense = record.get("bytes"), record.get("dense_bytes")
     return {
-        **{name: record.get(name) for name in taken},
+        **{name: record.get(name) for name in CELL_COLUMNS},
         "baseline": bool(record.get("baseline")),
-        "kept": None if left is None or not dense else left / dense,
+        "kept": None if nbytes is None or not dense else nbytes / dense,
         "seconds": seconds.get("total"),
         "compress_seconds": seconds.get("compress"),
         "evaluate_seconds": seconds.get("evaluate"),
@@ -249,13 +211,15 @@ def _measured_fields(record: Record) -> dict[str, Value]:
     row: dict[str, Value] = {name: fidelity.get(name) for name in FIDELITY}
     row |= {"parameters": cost.get("parameters"), "memory_bytes": cost.get("memory_bytes")}
     for task, metric in _measures(record):
-        name = measure_name(task, metric)
-        found = evaluation["results"][task][metric]
+        figure = evaluation["results"][task][metric]
         change = (evaluation.get("difference") or {}).get(task, {}).get(metric, {})
-        row |= {name: found["value"], f"{name} low": found.get("low"), f"{name} high": found.get("high")}
-        row |= {f"{name} change": change.get("value"), f"{name} p": change.get("p")}
-        row[f"{name} least p"] = _least_p(evaluation, task, metric)
-        row[f"{name} detectable"] = (evaluation.get("detectable") or {}).get(task, {}).get(metric)
+        detectable = (evaluation.get("detectable") or {}).get(task, {}).get(metric)
+        values = (figure["value"], figure.get("low"), figure.get("high"), change.get("value"), change.get("p"),
+                  _least_p(evaluation, task, metric), detectable)  # fmt: skip
+        row |= {
+            f"{measure_name(task, metric)}{suffix}": value
+            for suffix, value in zip(MEASURE_SUFFIXES, values, strict=True)
+        }
     return row
 
 

@@ -25,10 +25,9 @@ from laconic.files import expand_user, replacing
 from laconic.markdown import plain
 from laconic.report.plots import png, standalone_svg
 from laconic.report.study.charts import charts
-from laconic.report.study.page import Picture, study_page
+from laconic.report.study.page import Picture, mean_table, study_page
 from laconic.report.study.results import Results, results_table, sort_records
 from laconic.report.study.scatter import chart_svg, draw_chart
-from laconic.report.study.tables import mean_table
 from laconic.report.tables import Column, Table, Value
 
 TYPES = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
@@ -69,22 +68,11 @@ def as_arrow(results: Results) -> pyarrow.Table:
     columns = {}
     for name in results.columns:
         kind = results.kind(name)
-        values = [_cast(row[name], kind) for row in results.rows]
+        values = [row[name] for row in results.rows]
+        if kind is str:
+            values = [None if value is None else _to_text(value) for value in values]
         columns[name] = pyarrow.array(values, TYPES[kind])
     return pyarrow.table(columns)
-
-
-def as_parquet(results: Results) -> bytes:
-    """The results as the content of a Parquet file."""
-    sink = io.BytesIO()
-    parquet.write_table(as_arrow(results), sink)
-    return sink.getvalue()
-
-
-def _cast(value: Value, kind: type) -> Value:
-    if value is None or kind is bool:
-        return value
-    return _to_text(value) if kind is str else kind(value)
 
 
 def _to_text(value: Value) -> str:
@@ -119,11 +107,11 @@ def write_figures(folder: Path, contents: Mapping[str, bytes]) -> None:
 def _read_written(folder: Path) -> dict[str, str]:
     """Names and hashes of the files that an earlier call wrote; names that lead out of the folder are left out."""
     try:
-        said = json.loads((folder / WRITTEN).read_bytes())
+        hashes = json.loads((folder / WRITTEN).read_bytes())
     except (OSError, ValueError):
         return {}
-    named = said.items() if isinstance(said, dict) else ()
-    return {name: str(hashed) for name, hashed in named if Path(name).name == name}
+    entries = hashes.items() if isinstance(hashes, dict) else ()
+    return {name: str(digest) for name, digest in entries if Path(name).name == name}
 
 
 def _hash(content: bytes) -> str:
@@ -179,8 +167,10 @@ def write_report(
         pictures.append(Picture(chart.kind, chart_svg(chart, figure), chart.caption, chart.stem))
     write_figures(folder / FIGURES, files)
     write_file(folder / CSV, as_csv(results))
-    write_file(folder / PARQUET, as_parquet(results))
-    write_file(folder / MARKDOWN, f"# {plain(title)}\n\n{mean_table(results, study_charts).plain().to_markdown()}")
+    buffer = io.BytesIO()
+    parquet.write_table(as_arrow(results), buffer)
+    write_file(folder / PARQUET, buffer.getvalue())
+    write_file(folder / MARKDOWN, f"# {plain(title)}\n\n{mean_table(results, study_charts).to_markdown()}")
     write_file(
         folder / PAGE, study_page(records, results, study_charts, pictures, title, models=_link_prefix(folder, study))
     )
@@ -189,7 +179,7 @@ def write_report(
 
 
 def _link_prefix(folder: Path, study: Path | str | None) -> str:
-    """What stands before the path of a model in a link: the path from the page to the study."""
+    """The prefix of the path of a model in a link: the path from the page to the study."""
     if study is None:
         return ""
     if "://" in str(study):
@@ -225,15 +215,19 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
             # DuckDB would return only the result of the last statement.
             if len(connection.extract_statements(sql)) != 1:
                 raise must_be("The query", f"one statement, like SELECT * FROM {TABLE}", sql)
-            found = connection.execute(sql)
-            names = [column[0] for column in found.description or ()]
-            rows = found.fetchall()
+            answer = connection.execute(sql)
+            names = [column[0] for column in answer.description or ()]
+            rows = answer.fetchall()
         except duckdb.Error as error:
             raise UserError(f"The query cannot be answered: {reason_of(error)}.") from error
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise UserError(f"The query gives two columns the name '{twice[0]}'; name one otherwise, by AS.")
-    columns = tuple(_column(name, [row[at] for row in rows]) for at, name in enumerate(names))
-    return Table(columns, tuple(tuple(_plain(value) for value in row) for row in rows))
+    columns = tuple(_column(name, [row[index] for row in rows]) for index, name in enumerate(names))
+    cells = (
+        (value if value is None or isinstance(value, (str, int, float)) else str(value) for value in row)
+        for row in rows
+    )
+    return Table(columns, tuple(map(tuple, cells)))
 
 
 def _read_results(folder: Path) -> Any:
@@ -251,7 +245,3 @@ def _column(name: str, values: Sequence[object]) -> Column:
     if kinds == {int}:
         return Column(name, "{:d}")
     return Column(name, "{:.6g}" if kinds and kinds <= {int, float} else "{}")
-
-
-def _plain(value: object) -> Value:
-    return value if value is None or isinstance(value, (str, int, float)) else str(value)

@@ -28,7 +28,7 @@ def test_names_are_those_of_the_harness():
     [
         ("harness/bolq", r"The harness has no task 'bolq': did you mean 'harness/boolq'\? `lm_eval ls subtasks` lists"),
         ("harness/", "The harness has no task ''"),
-        ("harness/mmlu", "'harness/mmlu' is a group of the harness's tasks; name those of them"),
+        ("harness/mmlu", "'harness/mmlu' is a group of the harness's tasks; name single tasks of it"),
         ("harness/humaneval", "'harness/humaneval' runs code that the model writes"),
         ("harness/mmmu_val_art", "'harness/mmmu_val_art' shows pictures or sounds"),
         ("harness/hellaswag", "The data 'Rowan/hellaswag' is no local file and cannot be had from the hub"),

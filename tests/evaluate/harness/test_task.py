@@ -216,5 +216,5 @@ def test_real_models_on_real_rows(
 def test_a_task_that_lets_the_model_write_needs_torch(data: Path):
     check_tasks(["harness/boolq"], None, compared=False, runtime="onnx")
     check_tasks(["harness/boolq-seq2seq"], None, compared=False)
-    with pytest.raises(UserError, match="lets the model write, which it cannot in the runtime 'onnx'"):
+    with pytest.raises(UserError, match="lets the model generate text, which it cannot in the runtime 'onnx'"):
         check_tasks(["harness/boolq-seq2seq"], None, compared=False, runtime="onnx")

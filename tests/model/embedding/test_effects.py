@@ -11,14 +11,14 @@ from laconic.calibrate.batching import batches
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.compress.solver_cache import key_of
 from laconic.errors import UserError
-from laconic.evaluate import evaluate, fidelity
+from laconic.evaluate import Reference, compare_to_reference, evaluate
 from laconic.evaluate.cost import measure_cost, stored_bytes
 from laconic.evaluate.score_cache import fingerprint
 from laconic.evaluate.similarity import neighbour_agreement
 from laconic.model import LanguageModel, ModelTask, divergence, load, load_empty, predict
 from laconic.model.embedding_modules import POOLING_MASK
 from laconic.recover import Student
-from laconic.report.anatomy import inspect
+from laconic.report.inspection.parts import measure_parts
 from laconic.store import file_bytes, save
 from laconic.store import skeleton as compressed_skeleton
 from tests.architectures import BY_NAME, WIDTH, compress_everything, outputs
@@ -38,7 +38,7 @@ def cls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fidelity_is_between_the_vectors_that_are_declared(cls: Path, tmp_path: Path) -> None:
     original, lm = load(str(cls)), compress_everything(load(str(cls)), rank=8)
     save(lm, tmp_path / "out")
-    found = fidelity(load(str(tmp_path / "out")), original, CORPUS)
+    found = compare_to_reference(load(str(tmp_path / "out")), Reference(original, CORPUS))
     one, other = encoded(cls), encoded(tmp_path / "out")
     assert found.kl == pytest.approx(0.5 * (one - other).square().sum(-1).mean().item(), rel=1e-4)
     assert found.cosine == pytest.approx(torch.cosine_similarity(one, other).mean().item(), rel=1e-5)
@@ -52,16 +52,16 @@ def test_what_is_declared_nowhere_is_said(cls: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "modules.json").unlink()
     plain = load(str(tmp_path / "out"))
     with pytest.raises(UserError, match="their predictions have the shapes"):
-        fidelity(plain, load(str(cls)), CORPUS)
+        compare_to_reference(plain, Reference(load(str(cls)), CORPUS))
     said = evaluate(plain, ["fidelity:builtin:pydoc"], limit=2, cost=False, against=plain).to_json()["fidelity"]
     assert said["vectors"] == "mean pooling, unit length (none is declared: there is no modules.json)"
-    assert inspect(plain).vectors == said["vectors"]
+    assert measure_parts(plain).vectors == said["vectors"]
 
 
 def test_models_that_pool_otherwise_are_compared_and_both_named(tmp_path: Path) -> None:
     one = sentence_folder(tmp_path / "one", [pooling("cls"), NORMALIZE])
     other = sentence_folder(tmp_path / "other", [pooling("mean"), NORMALIZE])
-    found = fidelity(load(str(one)), load(str(other)), CORPUS)
+    found = compare_to_reference(load(str(one)), Reference(load(str(other)), CORPUS))
     assert found.kl > 0.01 and found.vectors == "cls pooling, unit length; of the original: mean pooling, unit length"
 
 
@@ -82,7 +82,7 @@ def test_the_nearest_is_found_by_the_similarity_that_is_declared(similarity: str
         return [max((n for n in rows if n != at), key=lambda n: score(vectors[at], vectors[n])) for at in rows]
 
     same = [a == b for a, b in zip(nearest(one), nearest(other), strict=True)]
-    assert fidelity(lm, original, CORPUS).top1_agreement == pytest.approx(sum(same) / len(same))
+    assert compare_to_reference(lm, Reference(original, CORPUS)).top1_agreement == pytest.approx(sum(same) / len(same))
 
 
 def test_fisher_information_is_of_the_vector(cls: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_prompt_stands_before_every_text(tmp_path: Path) -> None:
 
 
 def test_prompts_that_stand_nowhere_are_said(cls: Path) -> None:
-    assert inspect(load(str(cls))).prompts == "query; none stands before a text"
+    assert measure_parts(load(str(cls))).prompts == "query; none stands before a text"
 
 
 def test_texts_are_cut_where_the_folder_says(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """What the page says in sentences, and what became of the matrices."""
 
 from laconic.report.study.charts import charts
-from laconic.report.study.narrative import failures, findings, listed, paragraphs
+from laconic.report.study.narrative import failures, findings, paragraphs, to_list_text
+from laconic.report.study.page import condense_plan, group_plans, mean_table
 from laconic.report.study.results import results_table
-from laconic.report.study.tables import condense_plan, group_plans, mean_table
 from tests.report.study.records import TASK, Record, baseline, cell, failed, study
 
 AXES = {"model": "minilm-sst2", "method": "svd", "keep": 0.5, "seed": 0}
@@ -69,7 +69,9 @@ def test_nothing_is_recommended_of_rows_that_can_show_nothing() -> None:
     records = [few_rows(baseline("minilm-sst2")), *(few_rows(cell({**AXES, "keep": keep})) for keep in (0.9, 0.1))]
     (sentence,) = findings(results_table(records))
     assert "cannot tell whether any compressed model is as good" in sentence and "keep" not in sentence
-    assert {row["remark"] for row in mean_table(results_table(records)).rows} == {"the original", "cannot tell"}
+    table = mean_table(results_table(records))
+    remark = [column.name for column in table.columns].index("remark")
+    assert {row[remark] for row in table.rows} == {"the original", "cannot tell"}
     of_accuracy = [chart for chart in charts(results_table(records)) if chart.quality.column == f"{TASK} accuracy"]
     assert of_accuracy and not any(chart.front or any(dot.on_front for dot in chart.dots) for chart in of_accuracy)
     assert all("too few rows to tell" in chart.caption for chart in of_accuracy)
@@ -100,9 +102,9 @@ def test_a_way_of_which_a_seed_failed_is_never_the_smallest_that_is_no_worse() -
 
 
 def test_many_values_are_cut_short() -> None:
-    assert listed([1]) == "1" and listed([]) == ""
-    assert listed([0.5, 0.25]) == "0.5 and 0.25"
-    assert listed(range(20)) == "0, 1, 2, 3, 4, 5 and 14 more"
+    assert to_list_text([1]) == "1" and to_list_text([]) == ""
+    assert to_list_text([0.5, 0.25]) == "0.5 and 0.25"
+    assert to_list_text(range(20)) == "0, 1, 2, 3, 4, 5 and 14 more"
 
 
 def test_matrices_that_differ_in_their_layer_are_one_line() -> None:

@@ -1,20 +1,19 @@
-"""The anatomy of a model: its stacks of blocks, the matrices that can be compressed, and the bytes of each part."""
+"""The parts of a model: its stacks of blocks, the matrices that can be compressed, and the bytes of each part."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from laconic.compress.checks import DENSE, dense_share
-from laconic.evaluate.footprint import ORDER, OTHER
+from laconic.evaluate.footprint import OTHER, PART_ORDER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, ModelTask, Site
 from laconic.model.anatomy.infer import uncalled_stacks
-from laconic.report.costs import MEGABYTE
-from laconic.report.tables import Column, Table
+from laconic.report.tables import MEGABYTE, Column, Table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class PartSize:
     """One part of a model, such as attention or the head.
 
     Args:
@@ -35,7 +34,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matrix:
+class MatrixSize:
     """One matrix that can be compressed.
 
     Args:
@@ -54,7 +53,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspection:
+class ModelParts:
     """The parts of a model. Sizes are in the stored dtype; shared parameters count once.
 
     Args:
@@ -82,10 +81,10 @@ class Inspection:
     vectors: str | None
     prompts: str | None
     dense: Mapping[str, Any] | None
-    parts: tuple[Part, ...]
+    parts: tuple[PartSize, ...]
     parameters: int
     nbytes: int
-    sites: tuple["Matrix", ...]
+    sites: tuple["MatrixSize", ...]
 
     def to_json(self) -> dict[str, Any]:
         """The JSON that `laconic inspect --json` prints."""
@@ -97,7 +96,7 @@ class Inspection:
         }
 
     def embedding_notes(self) -> tuple[tuple[str, str], ...]:
-        """How an encoder without a head makes embeddings: pairs of a heading and a text; empty for other models."""
+        """Notes on the embeddings of an encoder without a head: pairs of heading and text. Empty for other models."""
         notes = (("Vectors", self.vectors), ("Prompts", self.prompts))
         return tuple((name, words) for name, words in notes if words)
 
@@ -110,39 +109,47 @@ class Inspection:
 
     def table(self) -> Table:
         """A table of the size of each part."""
-        columns = (
-            Column("part"),
-            Column("matrices", "{:d}"),
-            Column("shapes (out × in)"),
-            Column("parameters", "{:,d}"),
-            Column("zeros", "{:.1%}"),
-            Column("MB", "{:,.2f}"),
-            Column("share", "{:.1%}"),
+        table = Table.of(
+            self.parts,
+            (Column("part"), lambda part: part.name),
+            (Column("matrices", "{:d}"), lambda part: part.sites),
+            (Column("shapes (out × in)"), lambda part: ", ".join(part.shapes)),
+            (Column("parameters", "{:,d}"), lambda part: part.parameters),
+            (Column("zeros", "{:.1%}"), lambda part: part.sparsity),
+            (Column("MB", "{:,.2f}"), lambda part: part.nbytes / MEGABYTE),
+            (Column("share", "{:.1%}"), lambda part: part.nbytes / self.nbytes),
         )
-        rows = tuple(
-            (part.name, part.sites, ", ".join(part.shapes), part.parameters, part.sparsity, part.nbytes / MEGABYTE,
-             part.nbytes / self.nbytes)
-            for part in self.parts
-        )  # fmt: skip
-        every = ("all", sum(part.sites for part in self.parts), "", self.parameters, None, self.nbytes / MEGABYTE, 1.0)
-        return Table(columns, (*rows, every))
+        total = ("all", len(self.sites), "", self.parameters, None, self.nbytes / MEGABYTE, 1.0)
+        return Table(table.columns, (*table.rows, total))
 
 
-def inspect(lm: LanguageModel) -> Inspection:
+def measure_parts(lm: LanguageModel) -> ModelParts:
     """Collect the sizes and parts of a model. The model is not run.
 
     Args:
         lm: the model, with weights.
     """
-    matrices = [(site, _matrix(site, lm)) for site in lm.sites(("all",))]
-    seen: set[int] = set()
+    matrices: list[tuple[Site, MatrixSize]] = []
+    for site in lm.sites(("all",)):
+        sparsity = 1 - int(site.parameter.count_nonzero()) / max(site.parameter.numel(), 1)
+        group, nbytes = site.group.value, lm.site_nbytes(site)
+        matrix = MatrixSize(name=site.name, group=group, shape=site.shape, nbytes=nbytes, sparsity=sparsity)
+        matrices.append((site, matrix))
+    counted: set[int] = set()
     parts = [
-        _part(group, [(site, matrix) for site, matrix in matrices if site.group is group], seen) for group in ORDER
+        _part_size(group, [(site, matrix) for site, matrix in matrices if site.group is group], counted)
+        for group in PART_ORDER
     ]
     parameters, nbytes = lm.size()
-    rest = parameters - sum(part.parameters for part in parts), nbytes - sum(part.nbytes for part in parts)
-    parts.append(Part(name=OTHER, sites=0, shapes=(), parameters=rest[0], nbytes=rest[1], sparsity=None))
-    return Inspection(
+    other = PartSize(
+        name=OTHER,
+        sites=0,
+        shapes=(),
+        parameters=parameters - sum(part.parameters for part in parts),
+        nbytes=nbytes - sum(part.nbytes for part in parts),
+        sparsity=None,
+    )
+    return ModelParts(
         model=lm.source,
         architecture=f"{lm.model.config.model_type} ({type(lm.model).__name__})",
         task=lm.task.value,
@@ -152,36 +159,34 @@ def inspect(lm: LanguageModel) -> Inspection:
         vectors=lm.embedding_pipeline.describe() if lm.task is ModelTask.EMBEDDING else None,
         prompts=lm.embedding_pipeline.describe_prompts(),
         dense=dense_share(lm.coverage(("blocks",))).get(DENSE),
-        parts=tuple(part for part in parts if part.sites or part.parameters),
+        parts=tuple(part for part in (*parts, other) if part.sites or part.parameters),
         parameters=parameters,
         nbytes=nbytes,
         sites=tuple(matrix for _, matrix in matrices),
     )
 
 
-def _matrix(site: Site, lm: LanguageModel) -> Matrix:
-    held = site.parameter
-    sparsity = 1 - int(held.count_nonzero()) / max(held.numel(), 1)
-    group, nbytes = site.group.value, lm.site_nbytes(site)
-    return Matrix(name=site.name, group=group, shape=site.shape, nbytes=nbytes, sparsity=sparsity)
+def _part_size(group: Group, matrices: Sequence[tuple[Site, MatrixSize]], counted: set[int]) -> PartSize:
+    """The size of the matrices of a group.
 
-
-def _part(group: Group, matrices: Sequence[tuple[Site, Matrix]], seen: set[int]) -> Part:
-    every = {id(site.parameter): (site, matrix) for site, matrix in matrices}
-    own = [both for place, both in every.items() if place not in seen]
-    seen.update(every)
-    numbers = [site.shape[0] * site.shape[1] for site, _ in every.values()]
-    zeros = sum(matrix.sparsity * n for (_, matrix), n in zip(every.values(), numbers, strict=True))
-    return Part(
+    Args:
+        group: the group.
+        matrices: its matrices.
+        counted: ids of the parameters that count elsewhere; those of this group are added.
+    """
+    unique = {id(site.parameter): (site, matrix) for site, matrix in matrices}
+    uncounted = [unique[key] for key in unique if key not in counted]
+    counted.update(unique)
+    entries = sum(site.shape[0] * site.shape[1] for site, _ in unique.values())
+    zeros = sum(matrix.sparsity * site.shape[0] * site.shape[1] for site, matrix in unique.values())
+    return PartSize(
         name=group.value,
         sites=len(matrices),
         shapes=tuple(dict.fromkeys("{} × {}".format(*matrix.shape) for _, matrix in matrices)),
-        parameters=sum(_n_stored(site) for site, _ in own),
-        nbytes=sum(matrix.nbytes for _, matrix in own),
-        sparsity=zeros / sum(numbers) if numbers else None,
+        # A format knows how many values it stores; pruned weights are not stored.
+        parameters=sum(
+            site.module.count if isinstance(site.module, Format) else site.parameter.numel() for site, _ in uncounted
+        ),
+        nbytes=sum(matrix.nbytes for _, matrix in uncounted),
+        sparsity=zeros / entries if entries else None,
     )
-
-
-def _n_stored(site: Site) -> int:
-    """The number of stored values of the matrix."""
-    return site.module.count if isinstance(site.module, Format) else site.parameter.numel()
