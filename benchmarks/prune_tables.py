@@ -50,7 +50,7 @@ def everything(name: str, mine: list[dict]) -> str:
         "",
         *across(mine, PATTERNS, str),
         "",
-        f"| zeros | method | KL, nats | {METRICS[name]} | most zeros in one | matrices, MB | file, MB | seconds |",
+        f"| zeros | method | KL, nats | {METRICS[name]} | most zeros in a matrix | matrices, MB | file, MB | seconds |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for size in (*SPARSITIES, *PATTERNS):

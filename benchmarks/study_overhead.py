@@ -91,7 +91,7 @@ def describe(result: dict) -> str:
         f"between two cells: leases and records, {1e3 * result['between'] / cells:.1f} ms each": result["between"],
         "the report": result["report"],
         f"**outside of the cells, {1e3 * outside / cells:.0f} ms each**": outside,
-        f"within the cells, beside compressing and judging: saving, {1e3 * beside / cells:.0f} ms each": beside,
+        f"within the cells, beside compression and evaluation: saving, {1e3 * beside / cells:.0f} ms each": beside,
         "the same command with nothing left to do": result["again"],
     }
     return "\n".join(

@@ -23,11 +23,11 @@ MORE_ROWS = 512
 DRAWN = ("svd", "wlra", "drone", "kfac-svd", "kfac-svd + spectrum", "… + anchored")
 PREDICTION = """## How well the loss is predicted
 
-`python -m benchmarks loss_prediction` replaces one matrix of minilm-sst2 at a time (by `drone`, at 30 % of its bytes)
-and ranks the true KL on the development set against the prediction from 128 training rows. Spearman's correlation
+`python -m benchmarks loss_prediction` replaces one matrix of minilm-sst2 at a time (by `drone`, at 30 % of its bytes).
+It compares the true KL on the development set with the prediction from 128 training rows. Spearman's correlation
 over the {matrices} matrices is **{predicted:.2f}** for ½ tr(F E C Eᵀ), and {output_error:.2f} for ½ tr(E C Eᵀ), the
-error of the layer's own output, which knows no gradients. The prediction orders the matrices; it is no forecast in
-nats, because it leaves out how errors at different tokens of a text add up: at the median the true KL is {ratio:.1f}
+error of the layer's own output, which uses no gradients. The prediction ranks the matrices. It is no forecast in
+nats, because it leaves out that errors at different tokens of a text add up: at the median the true KL is {ratio:.1f}
 times as large.
 """
 BEGIN, END = "<!-- made by `python -m benchmarks tables` -->", "<!-- end of what was made -->"
@@ -86,7 +86,7 @@ def everything(name: str, mine: list[dict], timing: list[dict]) -> str:
             lines.append(f"| {keep} | {variant} | {kls} | {metrics} | {mean(c['bytes'] for c in here) / 1e6:.2f} |")
     lines += [
         "",
-        f"Bytes and time depend on the ranks alone: *uniform* stands for `{TIMED[0]}` and every other way without "
+        f"Bytes and time depend on the ranks alone: *uniform* stands for `{TIMED[0]}` and every other line without "
         f"`spectrum`, *spectrum* for `{TIMED[1]}`.",
         "",
         "| keep | ranks | file, MB | ms | dense, ms | speed-up |",

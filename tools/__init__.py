@@ -1,1 +1,1 @@
-"""What makes the documentation: the generated reference pages, the check of docstrings, the hooks of mkdocs."""
+"""Tools of the documentation: generated reference pages, the check of docstrings, the hooks of mkdocs."""

@@ -1,6 +1,6 @@
 """Public names without a docstring, found by reading the source; nothing is imported.
 
-`python -m tools.docstrings` prints them, one per line, and exits with 1 where there are any.
+`python -m tools.docstrings` prints them, one per line, and exits with 1 if there are any.
 """
 
 import sys

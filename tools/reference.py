@@ -1,6 +1,6 @@
 """The reference pages of the command line and of methods and steps, made from the program and its catalogue.
 
-`python -m tools.reference` writes them; a test compares the files with what it would write.
+`python -m tools.reference` writes them. A test fails if a page is out of date.
 """
 
 from collections.abc import Iterator
@@ -108,7 +108,7 @@ def _text(help_text: str | None) -> str:
 
 
 def _value(metavar: str) -> str:
-    """What an option takes. A bar inside of code would end the cell of a table."""
+    """The value of an option, for a cell of a Markdown table; a bar inside of code would end the cell."""
     return " or ".join(f"`{value}`" for value in metavar.strip("<>").split("|"))
 
 

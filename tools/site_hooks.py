@@ -16,7 +16,7 @@ INCLUDED = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"
 _CELL = re.compile(
     r"<td([^>]*)>((?:<strong>)?[-–+]?\d[\d.,e+]*[ ×%]*(?:(?:±|/|–|\[|\(|,) ?[-\d][^<A-Z]*)?(?:</strong>)?)</td>"
 )
-"""A cell that holds figures alone, such as `0.0905 / 0.851`."""
+"""A cell that has only numbers, such as `0.0905 / 0.851`."""
 
 
 def on_config(config: Any) -> Any:
@@ -29,7 +29,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The text of a page that shows a file of the repository: its links into docs/ start at the page itself."""
+    """The text of a page that shows a file of the repository, with its links into docs/ made relative to the page."""
     name = INCLUDED.get(page.file.src_uri)
     if name is None:
         return markdown
@@ -37,9 +37,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, **_: Any) -> str:
-    """Put each `<img class="inline" src="NAME.svg">` itself into the page, and keep the figures of a cell on one line.
+    """Replace each `<img class="inline" src="NAME.svg">` by the drawing, and keep the numbers of a cell on one line.
 
-    A drawing in the page follows the colours of the page.
+    A drawing inside of the page uses the colours of the page.
     """
     folder = Path(config["docs_dir"])
 

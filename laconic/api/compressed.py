@@ -122,7 +122,7 @@ class CompressResult(Result):
         same = sum(method is None for method in changes.plan.values())
         return (
             f"{changes.matrices} matrices: {changes.dense_nbytes / MEGABYTE:.2f} MB → {changes.nbytes / MEGABYTE:.2f} "
-            f"MB ({_kept(changes.nbytes, changes.dense_nbytes)}; {same} left as they were)"
+            f"MB ({_kept(changes.nbytes, changes.dense_nbytes)}; {same} not compressed)"
         )
 
     def _notes(self) -> Sequence[str]:

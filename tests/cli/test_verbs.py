@@ -101,7 +101,7 @@ def test_bytes_that_a_tied_matrix_shared_are_no_fraction(capsys: Output, tmp_pat
     letters("start").save_pretrained(tmp_path / "tied")
     command = ["compress", str(tmp_path / "tied"), "--method", "rtn:bits=4", "--targets", "embedding"]
     assert status([*command, "-o", str(tmp_path / "out")]) == 0
-    assert "(they shared the bytes of matrices that stay; 0 left as they were)" in capsys.readouterr().out
+    assert "(they shared the bytes of matrices that stay; 0 not compressed)" in capsys.readouterr().out
 
 
 def test_how_it_is_calibrated_and_in_which_order_is_in_the_recipe(
