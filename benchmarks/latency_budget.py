@@ -24,7 +24,7 @@ from benchmarks.common import (
     write_json,
 )
 from laconic.calibrate import collect_stats
-from laconic.calibrate.passes import forward, machine, random_batch, seconds_of
+from laconic.calibrate.passes import describe_machine, forward, random_batch, time_call
 from laconic.compress import Compress
 from laconic.methods import KfacSvd
 from laconic.model import LanguageModel
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
             f" [{row['quartiles'][0]:.3f}, {row['quartiles'][1]:.3f}]  off by {row['measured'] / row['keep'] - 1:+.1%}"
             f"  bytes {row['bytes'] / row['dense_bytes']:.3f}  KL {row['kl']:.5f}"
         )
-    machinery = machine(torch.device("cpu"))
+    machinery = describe_machine(torch.device("cpu"))
     print(f"written to {write_json('latency_budget', {'batch': BATCH, 'length': LENGTH, **machinery, 'rows': rows})}")
 
 
@@ -91,7 +91,7 @@ def ratios(models: Sequence[LanguageModel]) -> list[list[float]]:
     inputs = random_batch(models[0], BATCH, LENGTH)
     rounds = []
     for number in track(range(WARM_UP + ROUNDS), "Timing"):
-        times = [seconds_of(lambda lm=lm: forward(lm, inputs), lm.device) for lm in models]
+        times = [time_call(lambda lm=lm: forward(lm, inputs), lm.device) for lm in models]
         if number >= WARM_UP:
             rounds.append([taken / times[0] for taken in times[1:]])
     return torch.tensor(rounds).quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0).T.tolist()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from laconic.cache import machine_file, read_measurements, write_measurements
-from laconic.calibrate.passes import machine, now, seconds_of
+from laconic.calibrate.passes import describe_machine, read_clock, time_call
 from laconic.system import processor
 
 WARM_UP = 2
@@ -121,7 +121,7 @@ def knots(product: Product) -> tuple[Product, Product]:
 
 def product_times(device: torch.device) -> ProductTimes:
     """Return the table of this machine for `device`, with the present number of threads, in float32."""
-    depends_on = {"processor": processor(), **machine(device), "dtype": "float32"}
+    depends_on = {"processor": processor(), **describe_machine(device), "dtype": "float32"}
     file = machine_file("products", depends_on)
     return ProductTimes(lambda products: time_products(products, device), file, depends_on)
 
@@ -142,15 +142,15 @@ def time_products(products: Sequence[Product], device: torch.device) -> list[lis
 
     def run() -> list[float]:
         return [
-            seconds_of(lambda layer=layer, x=inputs[product.rows, product.in_features]: layer(x), device)
+            time_call(lambda layer=layer, x=inputs[product.rows, product.in_features]: layer(x), device)
             for product, layer in layers.items()
         ]
 
     for _ in range(WARM_UP):
         run()
     rounds: list[list[float]] = []
-    start = now(device)
-    while len(rounds) < MIN_ROUNDS or (len(rounds) < ROUNDS and now(device) - start < MAX_SECONDS):
+    start = read_clock(device)
+    while len(rounds) < MIN_ROUNDS or (len(rounds) < ROUNDS and read_clock(device) - start < MAX_SECONDS):
         rounds.append(run())
     return rounds
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.api.arguments import check_kinds, to_counts, to_model_input, to_tasks
 from laconic.api.results import Part, Result
 from laconic.calibrate.batching import tokenizer_of
-from laconic.calibrate.classes import sharing_order
+from laconic.calibrate.classes import share_label_order
 from laconic.evaluate import Conditions, Cost, Evaluation, Fidelity, calibration_sources, check_comparable, check_tasks
 from laconic.evaluate import evaluate as evaluate_model
 from laconic.evaluate.metrics import Interval
@@ -173,7 +173,7 @@ def evaluate(
         lm = stack.enter_context(model_input.open_model(restore=False))
         reference = None
         if original is not None:
-            reference = sharing_order(stack.enter_context(original.open_model(restore=False)), lm)
+            reference = share_label_order(stack.enter_context(original.open_model(restore=False)), lm)
         resume = model_input.loaded is None and (original is None or original.loaded is None)
         found = evaluate_model(lm, names, limit=limit, against=reference, cost=conditions, resume=resume, track=track)
     return EvaluateResult(found.results, found.cost, found.fidelity, found.difference, found)

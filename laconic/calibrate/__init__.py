@@ -4,9 +4,8 @@ Methods declare which of the statistics they need. The page on methods of your o
 import; everything else is internal and may change with any version.
 """
 
-from laconic.calibrate.calibration import Calibration, Labels
-from laconic.calibrate.collect_stats import collect_stats
-from laconic.calibrate.layer_stats import LayerStats, Means, Problem, merge, stack, stacked
+from laconic.calibrate.collect_stats import Calibration, Labels, collect_stats
+from laconic.calibrate.layer_stats import LayerStats, Means, Problem, concatenate_problems, concatenate_stats, merge
 from laconic.calibrate.sequential import SequentialConfig, sequential_calibrate
 from laconic.calibrate.statistics import (
     STATISTICS,
@@ -39,8 +38,8 @@ __all__ = [
     "SequentialConfig",
     "Statistic",
     "collect_stats",
+    "concatenate_problems",
+    "concatenate_stats",
     "merge",
     "sequential_calibrate",
-    "stack",
-    "stacked",
 ]

@@ -11,26 +11,20 @@ approximating W, and the errors of earlier layers are taken into account (AA-SVD
 there are too few tokens for a reliable fit. It is chosen by two-fold cross-validation over the batches, starting from a
 large λ; if no λ beats W itself, W* = W.
 
-This module also computes how far the residual stream has drifted from the dense model's, so that a layer that writes to
-the stream can compensate. A block adds the outputs of its writers (the output projections) to the stream. Before the
-first writer the stream is the block's input. Before a later writer it is the running sum if the block normalises inside
-its sublayers (pre-LN), and the input of the sublayer if it normalises between them (post-LN). `find_residual` tells the
-two apart from the activations. For any other block (such as one that normalises the output of a sublayer) no drift is
-computed.
+The functions at the end split calibration rows: into folds, and into rows to fit on and rows held out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.layer_stats import LayerStats, Means, Problem
 from laconic.calibrate.statistics import InputCovariance
-from laconic.model import Stack
+from laconic.errors import UserError
+from laconic.model import Batch
 from laconic.numerics.moments import add_gram, check_finite, root_factor, symmetrize
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
@@ -80,20 +74,20 @@ class Anchor:
         self._folds = [_Sums(in_features, outputs, device) for _ in range(FOLDS)]
 
     def update(
-        self, number: int, x: Float[Tensor, "tokens in"], wanted: Mapping[str, Float[Tensor, "tokens out"]]
+        self, number: int, x: Float[Tensor, "tokens in"], outputs: Mapping[str, Float[Tensor, "tokens out"]]
     ) -> None:
         """Add the tokens of one call.
 
         Args:
             number: number of the batch, which decides the cross-validation fold.
             x: the inputs in the partly compressed model, (tokens, in).
-            wanted: outputs to reach, (tokens, out), by layer name.
+            outputs: outputs to reach, (tokens, out), by layer name.
         """
         fold = self._folds[number % FOLDS]
         fold.count += len(x)
         fold.x += x.sum(0, dtype=torch.float64)
         add_gram(fold.gram, x)
-        for name, y in wanted.items():
+        for name, y in outputs.items():
             fold.y[name] += y.sum(0, dtype=torch.float64)
             fold.products[name] += y.T @ x
 
@@ -134,8 +128,8 @@ class Anchor:
         """
         whole, folds = self.moments(site, centred)
         ridge = choose_ridge(W.double(), folds)
-        target = W if ridge is None else wanted(W.double(), whole, ridge).to(W.dtype)
-        gram = InputCovariance.of(whole.C, whole.count)
+        target = W if ridge is None else solve_anchored(W.double(), whole, ridge).to(W.dtype)
+        gram = InputCovariance.from_moment(whole.C, whole.count)
         return Problem(
             weight=target, stats=stats | LayerStats([gram]), means=Means(whole.x, whole.y) if centred else None
         )
@@ -152,7 +146,7 @@ def _compute_moments(folds: Sequence[_Sums], site: str, centred: bool) -> Moment
     return Moments(x, y, C, D, count)
 
 
-def wanted(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[Tensor, "out in"]:
+def solve_anchored(W: Float[Tensor, "out in"], moments: Moments, ridge: float) -> Float[Tensor, "out in"]:
     """Return W* = (D + λ W)(C + λ I)^{-1} with λ = ridge · mean(diag C), or W itself if all inputs are zero.
 
     Args:
@@ -184,7 +178,8 @@ def choose_ridge(W: Float[Tensor, "out in"], folds: Sequence[Moments]) -> float 
     best, least = None, sum(squared_error(W, fold) for fold in folds)
     for ridge in RIDGES:
         error = sum(
-            squared_error(wanted(W, fold, ridge), other) for fold, other in zip(folds, reversed(folds), strict=True)
+            squared_error(solve_anchored(W, fold, ridge), other)
+            for fold, other in zip(folds, reversed(folds), strict=True)
         )
         if not error < least:
             break
@@ -202,94 +197,65 @@ def squared_error(W: Float[Tensor, "out in"], moments: Moments) -> float:
     return (W * (W @ moments.C - 2 * moments.D)).sum().item()
 
 
-TOLERANCE = 1e-3
-"""Two activations count as equal if their relative difference is at most this."""
-
-
-class Residual(Enum):
-    """How to obtain the residual stream that a writer's output is added to."""
-
-    SUM = "the block's input and the outputs written so far"
-    READ = "what the sublayer reads"
-    UNKNOWN = "not told"
-
-
-@dataclass(frozen=True)
-class Sublayer:
-    """One attention or feed-forward sublayer.
+def split_held_out(batches: Sequence[Batch], held_out: float, seed: int, step: str) -> tuple[list[Batch], list[Batch]]:
+    """Split rows into those to fit on and those held out.
 
     Args:
-        reader: path of the first projection that reads the residual stream (the query or fused projection of an
-            attention, the first inner projection of a feed-forward).
-        writer: path of the output projection, whose output is added to the stream.
-    """
-
-    reader: str
-    writer: str
-
-
-def find_sublayers(stack: Stack, block: str, exists: Callable[[str], bool]) -> list[Sublayer]:
-    """Return the sublayers of one block, in forward order.
-
-    Args:
-        stack: describes the parts of the blocks.
-        block: path of the block.
-        exists: whether the model has a module at a path; a sublayer whose reader or writer is missing is left out.
-    """
-    ends = [(attention.query or attention.fused, attention.output) for attention in stack.attentions]
-    ends += [(feed_forward.inner[0], feed_forward.output) for feed_forward in stack.feed_forward]
-    paths = [(f"{block}.{reader}", f"{block}.{writer}") for reader, writer in ends if reader is not None]
-    return [Sublayer(*pair) for pair in paths if all(exists(path) for path in pair)]
-
-
-def captured_paths(block: str, parts: Sequence[Sublayer]) -> list[str]:
-    """Return the paths of the modules whose activations `find_residual` and `residual_before` read."""
-    return [block, *(path for part in parts for path in (part.reader, part.writer))]
-
-
-def find_residual(tap: ActivationCapture, block: str, parts: Sequence[Sublayer]) -> Residual:
-    """Find out from captured activations how a block makes up its residual stream.
-
-    Args:
-        tap: captured activations at `captured_paths(block, parts)`.
-        block: path of the block.
-        parts: its sublayers.
+        batches: the rows.
+        held_out: fraction of the rows to hold out; at least one row is held out.
+        seed: seed of the split.
+        step: name of the step, for the error.
 
     Returns:
-        `SUM` if the block's output is its input plus all writers' outputs (pre-LN), `READ` if instead the first
-        sublayer reads the block's input directly (post-LN), else `UNKNOWN`.
+        The batches to fit on, at least as many as cross-validation has folds, and the held-out batches.
+
+    Raises:
+        UserError: there are too few rows.
     """
-    entered, left = tap.inputs[block][0], tap.outputs[block][0]
-    written = [tap.outputs[part.writer][0].reshape(entered.shape) for part in parts]
-    if _same(sum(written, entered), left):
-        return Residual.SUM
-    return Residual.READ if parts and _same(tap.inputs[parts[0].reader][0], entered) else Residual.UNKNOWN
+    judging = held_out_count(batches, held_out, step)
+    sizes = [len(batch["input_ids"]) for batch in batches]
+    count = sum(sizes)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    held = torch.zeros(count, dtype=torch.bool)
+    held[order[:judging]] = True
+    masks = held.split(sizes)
+    return split_for_folds(list(_rows(batches, [~mask for mask in masks]))), list(_rows(batches, masks))
 
 
-def residual_before(
-    tap: ActivationCapture, block: str, parts: Sequence[Sublayer], writer: str, kind: Residual, call: int
-) -> Tensor:
-    """Return the residual stream that the output of `writer` is added to.
+def split_for_folds(batches: list[Batch]) -> list[Batch]:
+    """Return the same rows in at least one batch per cross-validation fold, if there are enough rows."""
+    if len(batches) >= FOLDS:
+        return batches
+    (batch,) = batches
+    every = torch.arange(len(batch["input_ids"]))
+    folds = [every % FOLDS == fold for fold in range(FOLDS)]
+    return [{name: tensor[mask] for name, tensor in batch.items()} for mask in folds if mask.any()]
+
+
+def held_out_count(batches: Sequence[Batch], held_out: float, step: str) -> int:
+    """Return the number of rows to hold out, at least one.
 
     Args:
-        tap: captured activations at `captured_paths(block, parts)`.
-        block: path of the block.
-        parts: its sublayers.
-        writer: path of the writer.
-        kind: result of `find_residual`; not `UNKNOWN`.
-        call: number of the call within the capture.
+        batches: the rows.
+        held_out: fraction of the rows to hold out.
+        step: name of the step, for the error.
 
-    Returns:
-        The stream, in the shape of the writer's output.
+    Raises:
+        UserError: too few rows would be left to fit on.
     """
-    index = next(i for i, part in enumerate(parts) if part.writer == writer)
-    # OPT flattens sequences and tokens into one dimension before its feed-forward.
-    shape = tap.outputs[writer][call].shape
-    if kind is Residual.READ:
-        return tap.inputs[parts[index].reader][call].reshape(shape)
-    written = [tap.outputs[part.writer][call].reshape(shape) for part in parts[:index]]
-    return sum(written, tap.inputs[block][call].reshape(shape))
+    count = count_rows(batches)
+    judging = max(1, round(held_out * count))
+    if count - judging < FOLDS:
+        raise UserError(f"The step '{step}' needs at least {FOLDS + 1} rows of data, some held out; got {count}.")
+    return judging
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).norm() <= TOLERANCE * b.norm())
+def count_rows(batches: Sequence[Batch]) -> int:
+    """The number of rows of all batches."""
+    return sum(len(batch["input_ids"]) for batch in batches)
+
+
+def _rows(batches: Sequence[Batch], masks: Sequence[torch.Tensor]) -> Iterator[Batch]:
+    for batch, mask in zip(batches, masks, strict=True):
+        if mask.any():
+            yield {name: tensor[mask] for name, tensor in batch.items()}

@@ -2,8 +2,6 @@
 
 Masked language models get the 15 % masking of Devlin et al. 2019 (https://arxiv.org/abs/1810.04805); every chosen token
 is replaced by the mask token. Rows keep their order; a row that is too short for the task is left out.
-
-`check_readable` checks with the first rows that a model can read a corpus, without its weights.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from laconic.calibrate.corpus import Corpus, Example
-from laconic.calibrate.labels import Target, labels_of
+from laconic.calibrate.labels import Target, convert_labels
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.model.embedding_modules import POOLING_MASK
@@ -71,12 +69,11 @@ def batches(
         UserError: the model has no tokenizer, or a masked language model's tokenizer has no mask token; no row has
             tokens; or `labelled` is set and a label is missing or is none of the model's classes.
     """
-    rows = rows_of(lm, corpus, max_length=max_length, seed=seed, labelled=labelled)
-    size = at_once(lm, batch_size)
-    return [collate(lm, rows[start : start + size]) for start in range(0, len(rows), size)]
+    rows = tokenize_corpus(lm, corpus, max_length=max_length, seed=seed, labelled=labelled)
+    return _collate_all(lm, rows, batch_size)
 
 
-def rows_of(
+def tokenize_corpus(
     lm: LanguageModel, corpus: Corpus, *, max_length: int = 128, seed: int = 0, labelled: bool = False
 ) -> list[Row]:
     """Tokenize a corpus without collating it; the arguments are those of `batches`.
@@ -90,15 +87,15 @@ def rows_of(
     return rows
 
 
-def at_once(lm: LanguageModel, wanted: int) -> int:
+def limit_batch_size(lm: LanguageModel, batch_size: int) -> int:
     """Return the allowed number of rows of a batch.
 
     Args:
         lm: the model.
-        wanted: the number for models that can read padded batches; a classifier without a pad token gets 1.
+        batch_size: the number for models that can read padded batches; a classifier without a pad token gets 1.
     """
     # A decoder classifier finds the last token of each row by the pad token, so without one it reads single rows only.
-    return 1 if lm.task.is_sequence_classification and pad_token_id(lm) is None else wanted
+    return 1 if lm.task.is_sequence_classification and pad_token_id(lm) is None else batch_size
 
 
 def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
@@ -114,13 +111,13 @@ def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
 
 def pad_token(lm: LanguageModel) -> int:
     """Return the token id to pad with: the declared pad token, else the end token, else 0; padding is masked out."""
-    known = vocabulary_size(lm.model)
+    size = vocabulary_size(lm.model)
     own = () if lm.tokenizer is None else (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id)
     candidates = (pad_token_id(lm), *own, 0)
-    return next(token for token in candidates if isinstance(token, int) and 0 <= token < known)
+    return next(token for token in candidates if isinstance(token, int) and 0 <= token < size)
 
 
-def positions(lm: LanguageModel) -> int | None:
+def max_positions(lm: LanguageModel) -> int | None:
     """Return the longest input, in tokens, that the model has positions for; None if the length is not limited."""
     for name, module in lm.model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
@@ -128,9 +125,9 @@ def positions(lm: LanguageModel) -> int | None:
             if padding is not None:
                 # RoBERTa starts its positions after its padding index.
                 return int(module.num_embeddings) - padding - 1
-    most: object = getattr(text_config(lm.model.config), "max_position_embeddings", None)
+    declared: object = getattr(text_config(lm.model.config), "max_position_embeddings", None)
     # XLNet has −1 here, which means any length.
-    return most if isinstance(most, int) and most > 0 else None
+    return declared if isinstance(declared, int) and declared > 0 else None
 
 
 def tokenize_rows(
@@ -138,20 +135,17 @@ def tokenize_rows(
 ) -> Iterator[Row]:
     """Yield the rows of the corpus that have tokens, with the labels of the model's task.
 
-    Args:
-        lm: the model whose tokenizer and task are used; its weights need not be loaded.
-        corpus: the rows.
-        max_length: largest number of tokens of a row, reduced to what the model can read.
-        seed: seed of the masking.
-        labelled: read the labels of the data, for sequence classification.
+    The arguments are those of `batches`. The weights of the model need not be loaded.
 
     Raises:
         UserError: for the same reasons as `batches`, except that an empty result is no error.
     """
     tokenizer = tokenizer_of(lm)
-    longest = min(max_length, positions(lm) or max_length, _declared_length(lm, tokenizer) or max_length)
+    # The length that a sentence-transformers configuration declares.
+    declared = None if lm.pipeline is None else lm.pipeline.settings.max_length or tokenizer.model_max_length
+    longest = min(max_length, max_positions(lm) or max_length, declared or max_length)
     if lm.task.is_sequence_classification:
-        labels = labels_of(lm, corpus) if labelled else [None] * len(corpus.examples)
+        labels = convert_labels(lm, corpus) if labelled else [None] * len(corpus.examples)
         return _with_labels(_encode(lm, tokenizer, corpus.examples, longest), labels)
     if lm.task is ModelTask.CAUSAL:
         # A causal model needs two tokens for one prediction.
@@ -164,30 +158,21 @@ def tokenize_rows(
     return _encode_prompted(lm, tokenizer, corpus.examples, longest)
 
 
-def _declared_length(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest input in tokens that a sentence-transformers configuration declares; None without one."""
-    if lm.pipeline is None:
-        return None
-    return lm.pipeline.settings.max_length or tokenizer.model_max_length
-
-
 def _encode_prompted(
     lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
 ) -> Iterator[Row]:
     """One row for each text, preceded by the model's default prompt, if it declares one."""
     prompt = lm.embedding_pipeline.settings.default_prompt
-    unpooled = 0 if lm.embedding_pipeline.pools_prompts or not prompt else _prompt_length(tokenizer, prompt, longest)
+    unpooled = 0
+    if prompt and not lm.embedding_pipeline.pools_prompts:
+        # As sentence-transformers counts them: with a start token, without an end token.
+        ids = tokenizer(prompt, truncation=True, max_length=longest)["input_ids"]
+        unpooled = len(ids) - (ids[-1] in tokenizer.all_special_ids)
     texts = (text for example in examples for text in (example.text, example.pair) if text is not None)
     for row in _encode(lm, tokenizer, [Example(prompt + text) for text in texts], longest):
         if row.input_ids:
             row.unpooled = unpooled
             yield row
-
-
-def _prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str, longest: int) -> int:
-    """Number of prompt tokens as sentence-transformers counts them: with a start token, without an end token."""
-    ids = tokenizer(prompt, truncation=True, max_length=longest)["input_ids"]
-    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 
 def _encode(
@@ -256,8 +241,8 @@ def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
     check_decoder_start(lm)
     labels = [row.labels for row in rows if isinstance(row.labels, list)]
     # The original tokens at masked positions are only in the labels.
-    told = (token for tokens in labels for token in tokens if token != IGNORED)
-    check_token_ids(lm, told, targets=lm.task is ModelTask.SEQ2SEQ)
+    label_tokens = (token for tokens in labels for token in tokens if token != IGNORED)
+    check_token_ids(lm, label_tokens, targets=lm.task is ModelTask.SEQ2SEQ)
     batch = {
         "input_ids": _pad([row.input_ids for row in rows], pad_token(lm)),
         "attention_mask": _pad([[1] * len(row.input_ids) for row in rows], 0),
@@ -272,6 +257,11 @@ def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
     elif rows[0].labels is not None:
         batch["labels"] = torch.tensor([row.labels for row in rows])
     return batch
+
+
+def _collate_all(lm: LanguageModel, rows: Sequence[Row], batch_size: int) -> list[Batch]:
+    size = limit_batch_size(lm, batch_size)
+    return [collate(lm, rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -306,7 +296,4 @@ def check_readable(lm: LanguageModel, corpus: Corpus, max_length: int = 128) -> 
             gives tokens that the model has no embeddings for; or the configuration of a sequence-to-sequence model has
             no start token for the decoder.
     """
-    rows = list(tokenize_rows(lm, corpus.first(PROBED), max_length, seed=0))
-    size = at_once(lm, PROBED)
-    for start in range(0, len(rows), size):
-        collate(lm, rows[start : start + size])
+    _collate_all(lm, list(tokenize_rows(lm, corpus.first(PROBED), max_length, seed=0)), PROBED)

@@ -30,22 +30,22 @@ SYNONYMS = (
 OPPOSITES = {"unacceptable": "acceptable", "ungrammatical": "grammatical"}
 NEGATIONS = ("not", "non", "no")
 FILLERS = {"a", "an", "the", "is"}
-FEWEST = 10
+MOST_NAMES = 10
 """Largest number of names that an error message lists."""
 
 _STANDARD = {name: names[0] for names in SYNONYMS for name in names}
 _NUMBER = re.compile(r"(?:label|class)[-_\s]?(\d+)|([-+]?\d+)", re.ASCII)
 
 
-def number_of(name: str) -> int | None:
+def class_number(name: str) -> int | None:
     """Return the number in a name like `LABEL_1`, `class 1` or `-1`; None for any other name."""
     found = _NUMBER.fullmatch(name.strip().casefold())
     return None if found is None else int(found[1] or found[2])
 
 
-def meaning(name: str) -> str:
+def canonical_name(name: str) -> str:
     """Return a canonical name, the same for every spelling and synonym of a class."""
-    number = number_of(name)
+    number = class_number(name)
     if number is not None:
         return str(number)
     words = [word for word in re.split(r"[-_\s]+", name.casefold()) if word]
@@ -60,16 +60,16 @@ def meaning(name: str) -> str:
     return ("not " if negated else "") + _STANDARD.get(joined, joined)
 
 
-def place_of(name: str, names: Sequence[str]) -> int | None:
+def find_class(name: str, names: Sequence[str]) -> int | None:
     """Return the index in `names` of the class that `name` means; None if there is no match or more than one."""
-    for key in (_spelling, meaning):
+    for key in (_spelling, canonical_name):
         places = [place for place, other in enumerate(names) if key(other) == key(name)]
         if len(places) == 1:
             return places[0]
     return None
 
 
-def places_of(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
+def match_classes(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
     """Map the classes of one side to those of the other.
 
     Classes are matched by name. If no name matches and one side names its classes by number, they are matched by
@@ -83,14 +83,14 @@ def places_of(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
         For each of `names` its index in `among`; None if the class is missing there, or if several of `names` match
         the same class.
     """
-    found = [place_of(name, among) for name in names]
+    found = [find_class(name, among) for name in names]
     if all(place is None for place in found):
         found = _by_number(names, among)
     return [None if place is not None and found.count(place) > 1 else place for place in found]
 
 
 def _by_number(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
-    ours, theirs = numbers_of(names), numbers_of(among)
+    ours, theirs = class_numbers(names), class_numbers(among)
     if theirs is not None and ours is None:
         return [theirs.index(number) if number in theirs else None for number in range(len(names))]
     if ours is not None and theirs is None:
@@ -98,9 +98,9 @@ def _by_number(names: Sequence[str], among: Sequence[str]) -> list[int | None]:
     return [None] * len(names)
 
 
-def numbers_of(names: Sequence[str]) -> list[int] | None:
+def class_numbers(names: Sequence[str]) -> list[int] | None:
     """Return the numbers of names like `LABEL_0`, `LABEL_1`; None unless they are a permutation of 0, …, n − 1."""
-    numbers = [number for name in names if (number := number_of(name)) is not None]
+    numbers = [number for name in names if (number := class_number(name)) is not None]
     return numbers if sorted(numbers) == list(range(len(names))) else None
 
 
@@ -116,41 +116,43 @@ def class_names(lm: LanguageModel) -> tuple[str, ...]:
     """
     if lm.label_order is None:
         _check_consistent(lm)
-        return names_in(lm.model.config)
+        return config_class_names(lm.model.config)
     count, order = lm.model.config.num_labels, lm.label_order
     if len(order) != count or len({_spelling(name) for name in order}) != count:
         raise UserError(
-            f"label_order must name each of the {count} outputs of {called(lm)} once, in their order; "
-            f"got {listed(order)}."
+            f"label_order must name each of the {count} outputs of {quote_model(lm)} once, in their order; "
+            f"got {join_names(order)}."
         )
     return order
 
 
-def names_in(config: PreTrainedConfig) -> tuple[str, ...]:
+def config_class_names(config: PreTrainedConfig) -> tuple[str, ...]:
     """Return the names in id2label; an output without a name is called `LABEL_i`, as in transformers."""
     names = cast(Mapping[int, str], config.id2label or {})
     return tuple(str(names.get(number, f"LABEL_{number}")) for number in range(config.num_labels or 0))
 
 
 def _check_consistent(lm: LanguageModel) -> None:
-    names, numbers = names_in(lm.model.config), lm.model.config.label2id or {}
+    names, numbers = config_class_names(lm.model.config), lm.model.config.label2id or {}
     # transformers keeps the default label2id (LABEL_0, LABEL_1) if only id2label is changed; that is no contradiction.
     wrong = [name for name in names if set(numbers) == set(names) and str(numbers[name]) != str(names.index(name))]
-    for name in wrong:
+    if wrong:
+        name = wrong[0]
         raise UserError(
-            f"The config.json of {called(lm)} contradicts itself: by id2label '{name}' is output {names.index(name)}, "
-            f"and by label2id {numbers[name]}; mend it, or give the names in the order of the outputs as label_order."
+            f"The config.json of {quote_model(lm)} contradicts itself: by id2label '{name}' is output "
+            f"{names.index(name)}, and by label2id {numbers[name]}; mend it, or give the names in the order of the "
+            "outputs as label_order."
         )
 
 
-def sharing_order(lm: LanguageModel, other: LanguageModel) -> LanguageModel:
+def share_label_order(lm: LanguageModel, other: LanguageModel) -> LanguageModel:
     """Return `lm` with the `label_order` of `other`, if it has none itself and both have the same names in id2label."""
-    if lm.label_order is not None or names_in(lm.model.config) != names_in(other.model.config):
+    if lm.label_order is not None or config_class_names(lm.model.config) != config_class_names(other.model.config):
         return lm
     return replace(lm, label_order=other.label_order)
 
 
-def output_places(lm: LanguageModel, other: LanguageModel, classes: Sequence[str] = ()) -> list[int] | None:
+def match_outputs(lm: LanguageModel, other: LanguageModel, classes: Sequence[str] = ()) -> list[int] | None:
     """Match the outputs of two classifiers.
 
     Classes are matched by name. If no name of `lm` is known to `other`, both are matched with the `classes` of the
@@ -173,31 +175,33 @@ def output_places(lm: LanguageModel, other: LanguageModel, classes: Sequence[str
     counts = [model.model.config.num_labels for model in (lm, other)]
     if counts[0] != counts[1]:
         raise UserError(
-            f"{called(lm)} has {counts[0]} outputs and {called(other)} {counts[1]}, so that they cannot be compared; "
-            "take models of the same classes."
+            f"{quote_model(lm)} has {counts[0]} outputs and {quote_model(other)} {counts[1]}, so that they cannot be "
+            "compared; take models of the same classes."
         )
     if counts[0] == 1:
         return None
-    ours, theirs = (class_names(sharing_order(*pair)) for pair in ((lm, other), (other, lm)))
-    places = _met(ours, theirs, classes)
+    ours, theirs = (class_names(share_label_order(*pair)) for pair in ((lm, other), (other, lm)))
+    places = _match_through_data(ours, theirs, classes)
     if None in places:
         # label_order has the class names of the data, which the other model need not use; compare those in config.json.
-        places = [place_of(name, names_in(other.model.config)) for name in names_in(lm.model.config)]
+        places = [
+            find_class(name, config_class_names(other.model.config)) for name in config_class_names(lm.model.config)
+        ]
     found = [place for place in places if place is not None]
     if len(set(found)) < len(ours):
-        raise mismatch(lm, theirs, called(other))
+        raise class_mismatch(lm, theirs, quote_model(other))
     return None if found == list(range(len(found))) else found
 
 
-def _met(ours: Sequence[str], theirs: Sequence[str], classes: Sequence[str]) -> list[int | None]:
-    if all(place_of(name, theirs) is None for name in ours):
-        known, known_too = places_of(ours, classes), places_of(theirs, classes)
-        if None not in known and None not in known_too:
-            return [known_too.index(number) if number in known_too else None for number in known]
-    return places_of(ours, theirs)
+def _match_through_data(ours: Sequence[str], theirs: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+    if all(find_class(name, theirs) is None for name in ours):
+        our_numbers, their_numbers = match_classes(ours, classes), match_classes(theirs, classes)
+        if None not in our_numbers and None not in their_numbers:
+            return [their_numbers.index(number) if number in their_numbers else None for number in our_numbers]
+    return match_classes(ours, theirs)
 
 
-def mismatch(lm: LanguageModel, classes: Sequence[str], whose: str) -> UserError:
+def class_mismatch(lm: LanguageModel, classes: Sequence[str], whose: str) -> UserError:
     """Return the error for classes that do not match by name.
 
     Args:
@@ -206,19 +210,22 @@ def mismatch(lm: LanguageModel, classes: Sequence[str], whose: str) -> UserError
         whose: how the message calls that data set or model.
     """
     ours = class_names(lm)
-    owner = "label_order" if lm.label_order is not None else f"The model {called(lm)}" if lm.source else "The model"
+    owner = (
+        "label_order" if lm.label_order is not None else f"The model {quote_model(lm)}" if lm.source else "The model"
+    )
     return UserError(
-        f"{owner} has the classes {listed(ours)}, and {whose} has {listed(classes)}, which do not match by name; give "
-        "label_order (--label-order on the command line): the latter names in the order of the model's outputs."
+        f"{owner} has the classes {join_names(ours)}, and {whose} has {join_names(classes)}, which do not match by "
+        "name; give label_order (--label-order on the command line): the latter names in the order of the model's "
+        "outputs."
     )
 
 
-def called(lm: LanguageModel) -> str:
+def quote_model(lm: LanguageModel) -> str:
     """Return the name of the model for an error message."""
     return f"'{lm.source}'" if lm.source else "the model"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Join the names for an error message; after the first ten, only the number of the others is given."""
-    more = f" and {len(names) - FEWEST} more" if len(names) > FEWEST else ""
-    return ", ".join(names[:FEWEST]) + more
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more

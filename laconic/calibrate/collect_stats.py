@@ -13,8 +13,9 @@ E|∂L/∂ξ| is approximated by a mean over the columns of L.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from laconic import processes
 from laconic.calibrate.batching import to_device
-from laconic.calibrate.calibration import Calibration, Labels
+from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.layer_stats import LayerStats, gather
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
@@ -32,14 +33,59 @@ from laconic.errors import UserError, must_be
 from laconic.model import Batch, LanguageModel, Predictions, Site, predict
 from laconic.model.prunable_group import PrunableGroup
 from laconic.numerics.moments import check_finite
-from laconic.processes import sync_errors
+from laconic.progress import Track, silent
+
+Labels = Literal["auto", "sampled", "enumerated", "data"]
+"""Where the labels of the Fisher information come from: the predictions of the model, or the data."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration batches and their settings.
+
+    Args:
+        batches: batches on the CPU.
+        labels: labels of the Fisher information. `sampled` draws them from the model (an unbiased estimate),
+            `enumerated` weights all classes by their probability (exact), `data` takes the labels of the data (the
+            empirical Fisher). `auto` enumerates up to four classes and samples otherwise.
+        seed: seed of all random draws.
+        track: shows progress.
+        corpus: all rows of the split, for steps that train on more than the batches; None if the batches are all.
+        max_length: largest number of tokens of a row.
+        batch_size: largest number of rows of a batch.
+        samples: number of rows drawn from the corpus; None if it is the number of rows of the batches.
+    """
+
+    batches: list[Batch]
+    labels: Labels = "auto"
+    seed: int = 0
+    track: Track = silent
+    corpus: Corpus | None = None
+    max_length: int = 128
+    batch_size: int = 16
+    samples: int | None = None
+
+    def share(self, label: str) -> Iterator[tuple[Batch, torch.Generator]]:
+        """Yield this process's share of the batches, each with its own random generator.
+
+        The generator of a batch depends only on `seed` and the position of the batch, so the draws are the same for any
+        number of processes.
+
+        Args:
+            label: the text of the progress bar.
+        """
+        seeds = torch.randint(2**32, (len(self.batches),), generator=torch.Generator().manual_seed(self.seed))
+        mine = processes.shard(list(zip(self.batches, seeds.tolist(), strict=True)))
+        for batch, seed in self.track(mine, label):
+            yield batch, torch.Generator().manual_seed(seed)
+
 
 ENUMERATED_UP_TO = 4
 DRAWS = 4
 """Labels sampled for each row with one prediction; a row with a prediction for each token gets one label per token."""
 
 
-def scores(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
+def fisher_losses(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield the losses of one batch whose gradients have the Fisher information as their second moment.
 
     Args:
@@ -51,36 +97,24 @@ def scores(predictions: Predictions, labels: Labels, generator: torch.Generator)
         UserError: a prediction is not finite; `labels` is "data" and the data has none; or `labels` is "enumerated"
             and a row has several predictions, for which enumeration is not exact.
     """
-    check_finite(predictions.values, "The model's predictions are not finite; check the model and the data.")
+    values, distribution = predictions.values, predictions.distribution
+    check_finite(values, "The model's predictions are not finite; check the model and the data.")
     # Predictions of one row share hidden states. With enumeration their gradients would not be independent, as they
     # are with sampled labels, and F would contain cross terms.
-    alone = len(predictions.rows.unique()) == len(predictions.rows)
-    few = predictions.values.shape[-1] <= ENUMERATED_UP_TO
-    if labels == "enumerated" and not alone:
+    single = len(predictions.rows.unique()) == len(predictions.rows)
+    few = values.shape[-1] <= ENUMERATED_UP_TO
+    if labels == "enumerated" and not single:
         raise must_be("labels", "'sampled' or 'data' for a model with several predictions per row", labels)
     if labels == "data":
-        yield _data_loss(predictions)
-    elif labels == "enumerated" or (labels == "auto" and few and alone):
-        yield from _enumerated_losses(predictions)
+        if predictions.labels is None:
+            raise must_be("labels", "'sampled' or 'enumerated' for this data, which has no labels", "data")
+        yield distribution.loss(values, predictions.labels).sum()
+    elif labels == "enumerated" or (labels == "auto" and few and single):
+        yield from ((values * axis).sum() for axis in distribution.fisher_factor(values))
     else:
-        draws = DRAWS if alone else 1
-        yield from (_sampled_loss(predictions, generator) / draws**0.5 for _ in range(draws))
-
-
-def _enumerated_losses(predictions: Predictions) -> Iterator[Tensor]:
-    values = predictions.values
-    yield from ((values * axis).sum() for axis in predictions.distribution.fisher_factor(values))
-
-
-def _sampled_loss(predictions: Predictions, generator: torch.Generator) -> Tensor:
-    values, distribution = predictions.values, predictions.distribution
-    return distribution.loss(values, distribution.draw(values, generator)).sum()
-
-
-def _data_loss(predictions: Predictions) -> Tensor:
-    if predictions.labels is None:
-        raise must_be("labels", "'sampled' or 'enumerated' for this data, which has no labels", "data")
-    return predictions.distribution.loss(predictions.values, predictions.labels).sum()
+        draws = DRAWS if single else 1
+        for _ in range(draws):
+            yield distribution.loss(values, distribution.draw(values, generator)).sum() / draws**0.5
 
 
 def collect_stats(
@@ -105,30 +139,26 @@ def collect_stats(
     if not needs:
         return {site.name: LayerStats(support=site.support) for site in sites}
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)
-    trainable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
-    was_training = lm.model.training
-    lm.model.eval().requires_grad_(False)
-    try:
-        with sync_errors(), Recorder(lm, sites, needs) as recorder, torch.set_grad_enabled(with_gradients):
-            for batch, generator in data.share("Measuring the layers"):
-                recorder.batch = to_device(batch, lm.device)
-                predictions, _ = predict(lm, recorder.batch)
-                if with_gradients:
-                    _backpropagate(list(scores(predictions, data.labels, generator)))
-                    recorder.count_predictions(len(predictions.values))
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_()
-        lm.model.train(was_training)
+    with (
+        evaluating(lm),
+        _frozen(lm),
+        processes.sync_errors(),
+        Recorder(lm, sites, needs) as recorder,
+        torch.set_grad_enabled(with_gradients),
+    ):
+        for batch, generator in data.share("Measuring the layers"):
+            inputs = to_device(batch, lm.device)
+            recorder.start(inputs)
+            predictions, _ = predict(lm, inputs)
+            if with_gradients:
+                losses = list(fisher_losses(predictions, data.labels, generator))
+                for number, loss in enumerate(losses, start=1):
+                    loss.backward(retain_graph=number < len(losses))
+                recorder.count_predictions(len(predictions.values))
     stats = recorder.stats()
     gather(stats)
     check_stats(stats, needs)
     return stats
-
-
-def _backpropagate(losses: list[torch.Tensor]) -> None:
-    for i, loss in enumerate(losses):
-        loss.backward(retain_graph=i + 1 < len(losses))
 
 
 def check_stats(stats: Mapping[str, LayerStats], needs: Collection[type[Statistic]]) -> None:
@@ -155,13 +185,13 @@ class GateGradients:
     squared: Float[Tensor, " parts"]
 
 
-def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[PrunableGroup]) -> dict[str, GateGradients]:
+def gate_gradients(lm: LanguageModel, data: Calibration, groups: Sequence[PrunableGroup]) -> dict[str, GateGradients]:
     """Run every batch forward and backward and average the gradients of the gates.
 
     Args:
         lm: the model.
         data: the calibration data.
-        inners: groups of heads or channels; groups with the same `coupling`, which are pruned together, share gates.
+        groups: groups of heads or channels; those with the same `coupling`, which are pruned together, share gates.
 
     Returns:
         The gradients by `PrunableGroup.coupling`.
@@ -171,19 +201,19 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Prunab
     """
     if not data.batches:
         raise UserError("The calibration data is empty; give a source with at least one row of text.")
-    counts = {inner.coupling: inner.count for inner in inners}
+    counts = {group.coupling: group.count for group in groups}
     found = {key: GateGradients(*torch.zeros(2, count, dtype=torch.float64)) for key, count in counts.items()}
     texts = 0
     with processes.sync_errors(), evaluating(lm), _frozen(lm):
         for batch, generator in data.share("Measuring the gates"):
-            moved = to_device(batch, lm.device)
-            texts += len(moved["input_ids"])
-            every = list(_gradients(lm, moved, inners, counts, data, generator))
-            for gradients in every:
+            inputs = to_device(batch, lm.device)
+            texts += len(inputs["input_ids"])
+            by_loss = list(_gradients(lm, inputs, groups, counts, data, generator))
+            for gradients in by_loss:
                 for key, gradient in gradients.items():
                     # The squared gradients of the losses sum to one expectation, so their absolute values are divided
                     # by the square root of the number of losses.
-                    found[key].absolute += gradient.abs().sum(0) / len(every) ** 0.5
+                    found[key].absolute += gradient.abs().sum(0) / len(by_loss) ** 0.5
                     found[key].squared += gradient.square().sum(0)
     texts = int(processes.all_reduce_sum(torch.tensor(texts)))
     for key, gates in found.items():
@@ -198,7 +228,7 @@ def gate_gradients(lm: LanguageModel, data: Calibration, inners: Sequence[Prunab
 def _gradients(
     lm: LanguageModel,
     batch: Batch,
-    inners: Sequence[PrunableGroup],
+    groups: Sequence[PrunableGroup],
     counts: Mapping[str, int],
     data: Calibration,
     generator: torch.Generator,
@@ -206,33 +236,31 @@ def _gradients(
     """Yield ∂L/∂ξ, (texts, parts) by coupling, for each loss of one batch."""
     texts = len(batch["input_ids"])
     gates = {key: torch.ones(texts, count, device=lm.device, requires_grad=True) for key, count in counts.items()}
-    with _apply_gates(inners, gates):
+    with _apply_gates(groups, gates):
         predictions, _ = predict(lm, batch)
-    for loss in scores(predictions, data.labels, generator):
+    for loss in fisher_losses(predictions, data.labels, generator):
         gradients = torch.autograd.grad(loss, list(gates.values()), retain_graph=True)
         yield {key: gradient.double().cpu() for key, gradient in zip(gates, gradients, strict=True)}
 
 
 @contextmanager
-def _apply_gates(inners: Sequence[PrunableGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
+def _apply_gates(groups: Sequence[PrunableGroup], gates: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the context the input of each output projection is multiplied by the gates of its heads or channels."""
 
-    def hook_of(inner: PrunableGroup) -> RemovableHandle:
-        gate = gates[inner.coupling].repeat_interleave(inner.size, dim=1)
+    def hook_of(group: PrunableGroup) -> RemovableHandle:
+        gate = gates[group.coupling].repeat_interleave(group.size, dim=1)
 
         def multiply(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             # Some models flatten texts and tokens into one dimension.
-            lines = args[0].reshape(len(gate), -1, gate.shape[1])
-            return ((lines * gate[:, None].to(lines.dtype)).view_as(args[0]), *args[1:])
+            rows = args[0].reshape(len(gate), -1, gate.shape[1])
+            return ((rows * gate[:, None].to(rows.dtype)).view_as(args[0]), *args[1:])
 
-        return inner.writer.module.register_forward_pre_hook(multiply)
+        return group.writer.module.register_forward_pre_hook(multiply)
 
-    handles = [hook_of(inner) for inner in inners]
-    try:
+    with ExitStack() as hooks:
+        for group in groups:
+            hooks.callback(hook_of(group).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

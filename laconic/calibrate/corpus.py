@@ -30,7 +30,7 @@ class Example:
         label: a class, several classes, or a score on the scale that models are trained on (STS-B divided by 5); None
             if there is no label.
         target: the text to generate, for sequence-to-sequence models.
-        also: other correct targets.
+        other_targets: further correct targets.
         group: group of rows whose scores are averaged first, before the mean over groups, such as a relation or a
             linguistic phenomenon; nested groups are separated by slashes.
         place: file and line of the row, for error messages; if empty, its number in the corpus is used.
@@ -47,7 +47,7 @@ class Example:
     pair: str | None = None
     label: Label | None = None
     target: str | None = None
-    also: tuple[str, ...] = ()
+    other_targets: tuple[str, ...] = ()
     group: str = ""
     place: str = field(default="", repr=False, compare=False)
 
@@ -133,7 +133,7 @@ LABELS = ("label", "labels", "answer")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
-def content(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Read a UTF-8 file; line ends become \\n.
 
     Raises:
@@ -148,7 +148,7 @@ def content(path: Path) -> str:
         raise UserError(f"The file '{path}' cannot be read: {error.strerror}.") from error
 
 
-def json_of(text: str, place: str) -> Any:
+def parse_json(text: str, place: str) -> Any:
     """Parse JSON.
 
     Args:
@@ -191,7 +191,7 @@ def as_json(value: Any) -> object:
     return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else _Json(value)
 
 
-def example(record: Any, place: str) -> Example:
+def to_example(record: Any, place: str) -> Example:
     """Convert one row of a file or hub data set.
 
     Args:

@@ -30,7 +30,7 @@ class LayerStats:
     Example:
         >>> import torch
         >>> from laconic.calibrate import InputCovariance
-        >>> stats = LayerStats([InputCovariance.of(torch.eye(2), count=8)])
+        >>> stats = LayerStats([InputCovariance.from_moment(torch.eye(2), count=8)])
         >>> stats[InputCovariance].matrix.diagonal().tolist()
         [1.0, 1.0]
     """
@@ -40,7 +40,7 @@ class LayerStats:
         self.support = support
         self.solutions: dict[str, tuple[Tensor, ...]] = {}
 
-    def once(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def get_or_compute(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Return the result of `compute`, cached under `name`.
 
         Args:
@@ -51,8 +51,8 @@ class LayerStats:
             self.solutions[name] = compute()
         return self.solutions[name]
 
-    def forget_results(self) -> None:
-        """Clear the cache of `once`; the statistics stay."""
+    def clear_solutions(self) -> None:
+        """Clear the cache of `get_or_compute`; the statistics stay."""
         self.solutions.clear()
 
     def __getitem__(self, kind: type[S]) -> S:
@@ -72,21 +72,19 @@ class LayerStats:
         return LayerStats(merged.values(), self.support if other.support is None else other.support)
 
 
-def stacked(parts: Sequence[LayerStats]) -> LayerStats:
+def concatenate_stats(parts: Sequence[LayerStats]) -> LayerStats:
     """Return the statistics of several matrices with the same input, concatenated along their rows to (Σ out, in)."""
     if len(parts) == 1:
         return parts[0]
-    support = None if parts[0].support is None else torch.cat([_support(part) for part in parts])
-    statistics = [
-        type(first).stacked([part[type(first)] for part in parts]) if isinstance(first, GradientStatistic) else first
-        for first in parts[0]
-    ]
+    supports = [part.support for part in parts if part.support is not None]
+    assert len(supports) in (0, len(parts)), "all parts were pruned, or none"
+    support = torch.cat(supports) if supports else None
+    statistics: list[Statistic] = []
+    for kind in map(type, parts[0]):
+        # Input statistics are the same for all parts.
+        own = [part[kind] for part in parts]
+        statistics.append(kind.concatenate(own) if issubclass(kind, GradientStatistic) else own[0])
     return LayerStats(statistics, support)
-
-
-def _support(stats: LayerStats) -> Bool[Tensor, "out in"]:
-    assert stats.support is not None, "all parts were pruned, or none"
-    return stats.support
 
 
 def merge(into: Mapping[str, LayerStats], other: Mapping[str, LayerStats]) -> None:
@@ -164,13 +162,13 @@ class Problem:
         return None if self.means is None else self.means.y - approximation.double() @ self.means.x
 
 
-def stack(problems: Sequence[Problem]) -> Problem:
+def concatenate_problems(problems: Sequence[Problem]) -> Problem:
     """Return the problem of several matrices with the same input, concatenated along their rows to (Σ out, in)."""
     if len(problems) == 1:
         return problems[0]
     means = [problem.means for problem in problems if problem.means is not None]
     return Problem(
         weight=torch.cat([problem.weight for problem in problems]),
-        stats=stacked([problem.stats for problem in problems]),
+        stats=concatenate_stats([problem.stats for problem in problems]),
         means=Means(means[0].x, torch.cat([mean.y for mean in means])) if len(means) == len(problems) else None,
     )

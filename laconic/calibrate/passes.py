@@ -6,7 +6,7 @@ the whole model, so that other load on the machine slows both and their ratio st
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from laconic.calibrate.batching import positions, to_device
+from laconic.calibrate.batching import max_positions, to_device
 from laconic.model import Batch, LanguageModel, ModelTask, Site, first_token_mask
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.stock import text_config
@@ -42,14 +42,14 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
         seed: seed of the tokens.
     """
     generator = torch.Generator().manual_seed(seed)
-    length = min(length, positions(lm) or length)
-    config, known = lm.model.config, vocabulary_size(lm.model)
+    length = min(length, max_positions(lm) or length)
+    config, vocabulary = lm.model.config, vocabulary_size(lm.model)
     padding = special_token_ids(config, "pad_token_id") or (LENT_PADDING,)
     ends = special_token_ids(config, "eos_token_id")
     # Pad and end tokens would change how the model reads a row.
-    words = [token for token in range(known) if token not in (*padding, *ends)] or list(range(known))
+    words = [token for token in range(vocabulary) if token not in (*padding, *ends)] or list(range(vocabulary))
     ids = torch.tensor(words)[torch.randint(len(words), (batch, length), generator=generator)]
-    if ends and 0 <= ends[0] < known and ends[0] not in padding:
+    if ends and 0 <= ends[0] < vocabulary and ends[0] not in padding:
         # Encoder-decoder classifiers (BART) read the hidden state at the end token, and need exactly one in each row.
         ids[:, -1] = ends[0]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -71,7 +71,7 @@ def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
         UserError: the forward pass fails.
     """
     caching = {"use_cache": False} if lm.task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ) else {}
-    with _lent_padding(lm), report_run_errors(lm, inputs["input_ids"]):
+    with _temporary_padding(lm), report_run_errors(lm, inputs["input_ids"]):
         return check_named(lm, lm.model(**inputs, **caching))
 
 
@@ -85,21 +85,21 @@ def check_runs(lm: LanguageModel) -> None:
     forward(lm, random_batch(lm, 1, SHORT))
 
 
-def now(device: torch.device) -> float:
+def read_clock(device: torch.device) -> float:
     """Return a clock reading in seconds, after all kernels that were launched on `device` have finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+def time_call(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that a call of `work` takes on `device`."""
-    start = now(device)
+    start = read_clock(device)
     work()
-    return now(device) - start
+    return read_clock(device) - start
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return everything that a timing on `device` depends on: device, threads, instruction set and torch version."""
     on_gpu = device.type == "cuda"
     return {
@@ -124,18 +124,18 @@ def evaluating(*models: LanguageModel) -> Iterator[None]:
 
 
 @contextmanager
-def _lent_padding(lm: LanguageModel) -> Iterator[None]:
+def _temporary_padding(lm: LanguageModel) -> Iterator[None]:
     """Within the context a classifier without a pad token has one; without it, it accepts only one row at a time."""
     config = text_config(lm.model.config)
     if not lm.task.is_sequence_classification or special_token_ids(config, "pad_token_id"):
         yield
         return
-    said = "pad_token_id" in vars(config)
+    declared = "pad_token_id" in vars(config)
     config.pad_token_id = LENT_PADDING
     try:
         yield
     finally:
-        if said:
+        if declared:
             config.pad_token_id = None
         else:
             vars(config).pop("pad_token_id")
@@ -169,12 +169,12 @@ class Workload(metaclass=Typed):
     length: Positive = 128
 
 
-USUAL = Workload()
+DEFAULT_WORKLOAD = Workload()
 
 
 @dataclass(frozen=True)
-class Use:
-    """How one forward pass uses a matrix.
+class LayerTiming:
+    """The calls of one matrix in a forward pass.
 
     Args:
         rows: number of input rows (tokens) of each call.
@@ -191,11 +191,11 @@ class Profile:
 
     Args:
         seconds: median time of a pass.
-        uses: calls and time share of each matrix, by layer name.
+        layers: calls and time share of each matrix, by layer name.
     """
 
     seconds: float
-    uses: Mapping[str, Use]
+    layers: Mapping[str, LayerTiming]
 
 
 def profile(lm: LanguageModel, sites: Sequence[Site], workload: Workload, track: Track = silent) -> Profile:
@@ -211,7 +211,7 @@ def profile(lm: LanguageModel, sites: Sequence[Site], workload: Workload, track:
         Medians over the passes.
     """
     inputs = random_batch(lm, workload.batch, workload.length)
-    wholes: list[float] = []
+    totals: list[float] = []
     shares: dict[str, list[float]] = {site.name: [] for site in sites}
     with evaluating(lm), torch.inference_mode(), _stopwatches(lm, sites) as watches:
         for _ in range(WARM_UP):
@@ -219,15 +219,15 @@ def profile(lm: LanguageModel, sites: Sequence[Site], workload: Workload, track:
         for _ in track(range(RUNS), "Timing the model"):
             for watch in watches.values():
                 watch.reset()
-            start = now(lm.device)
+            start = read_clock(lm.device)
             forward(lm, inputs)
-            wholes.append(now(lm.device) - start)
+            totals.append(read_clock(lm.device) - start)
             for name, watch in watches.items():
-                shares[name].append(watch.seconds / wholes[-1])
-            if len(wholes) >= FEWEST_RUNS and sum(wholes) > PATIENCE:
+                shares[name].append(watch.seconds / totals[-1])
+            if len(totals) >= FEWEST_RUNS and sum(totals) > PATIENCE:
                 break
         rows = {name: tuple(watch.rows) for name, watch in watches.items()}
-    return Profile(median(wholes), {name: Use(rows[name], median(shares[name])) for name in shares})
+    return Profile(median(totals), {name: LayerTiming(rows[name], median(shares[name])) for name in shares})
 
 
 class _Stopwatch:
@@ -243,25 +243,19 @@ class _Stopwatch:
         self.rows: list[int] = []
 
     def on_call(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._start = now(self._device)
+        self._start = read_clock(self._device)
 
     def on_return(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self.seconds += now(self._device) - self._start
+        self.seconds += read_clock(self._device) - self._start
         self.rows.append(output.numel() // output.shape[-1])
 
 
 @contextmanager
 def _stopwatches(lm: LanguageModel, sites: Sequence[Site]) -> Iterator[dict[str, _Stopwatch]]:
     watches = {site.name: _Stopwatch(lm.device) for site in sites}
-    hooks = []
-    for site in sites:
-        for module in dict.fromkeys(place.module for place in site.places):
-            if not site.is_lookup:
-                watch = watches[site.name]
-                hooks.append(module.register_forward_pre_hook(watch.on_call))
-                hooks.append(module.register_forward_hook(watch.on_return))
-    try:
+    with ExitStack() as hooks:
+        for site in sites:
+            for module in {} if site.is_lookup else dict.fromkeys(place.module for place in site.places):
+                hooks.callback(module.register_forward_pre_hook(watches[site.name].on_call).remove)
+                hooks.callback(module.register_forward_hook(watches[site.name].on_return).remove)
         yield watches
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -20,8 +20,8 @@ Mask = Bool[Tensor, "sequences tokens"]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Which rows of a layer's input are tokens, and which are padding.
+class TokenRows:
+    """Marks the rows of a layer's input that are tokens; the others are padding.
 
     Args:
         counted: (sequences, tokens), True at tokens, False at padding.
@@ -38,10 +38,10 @@ class Rows:
 
     @cached_property
     def complete(self) -> bool:
-        """True if there is no padding, so that `of` need not copy."""
+        """True if there is no padding, so that `without_padding` need not copy."""
         return bool(self.counted.all())
 
-    def of(self, lines: Tensor) -> Tensor:
+    def without_padding(self, lines: Tensor) -> Tensor:
         """Return the rows without padding.
 
         Args:
@@ -57,7 +57,7 @@ class Rows:
         return x.reshape(self.counted.shape)
 
 
-def rows_of(shape: Sequence[int], reads: InputTokens, tokens_first: bool, source: Mask, target: Mask) -> Rows:
+def token_rows(shape: Sequence[int], reads: InputTokens, tokens_first: bool, source: Mask, target: Mask) -> TokenRows:
     """Find out which rows of a layer's input are padding.
 
     Args:
@@ -71,7 +71,7 @@ def rows_of(shape: Sequence[int], reads: InputTokens, tokens_first: bool, source
     if reads is InputTokens.EITHER:
         reads = InputTokens.TARGET if _fits(leading, target) or not _fits(leading, source) else InputTokens.SOURCE
     mask = target if reads is InputTokens.TARGET else source
-    return Rows(_every(leading, mask) if reads is InputTokens.OWN else _counted(leading, mask), tokens_first)
+    return TokenRows(_every(leading, mask) if reads is InputTokens.OWN else _counted(leading, mask), tokens_first)
 
 
 def _fits(shape: tuple[int, ...], mask: Mask) -> bool:
@@ -98,8 +98,8 @@ def _every(shape: tuple[int, ...], mask: Mask) -> Mask:
 class Recorder(ExitStack):
     """A context manager that updates input statistics in forward passes and gradient statistics in backward passes.
 
-    Layers that read the same tensor share their input statistics. `batch` must be set before each forward pass, because
-    its masks say which tokens are padding.
+    Layers that read the same tensor share their input statistics. `start` must be called before each forward pass,
+    because the masks of the batch say which tokens are padding.
 
     Args:
         lm: the model.
@@ -141,16 +141,9 @@ class Recorder(ExitStack):
                 self.callback(self._hook(site, module, tuple(reads), reads_first).remove)
         return self
 
-    @property
-    def batch(self) -> Batch:
-        """The batch that the next forward pass runs on."""
-        return self._batch
-
-    @batch.setter
-    def batch(self, batch: Batch) -> None:
-        """Set the batch before each forward pass."""
-        self._batch = batch
-        self._calls = Counter()
+    def start(self, batch: Batch) -> None:
+        """Set the batch that the next forward pass runs on."""
+        self._batch, self._calls = batch, Counter()
 
     def stats(self) -> dict[str, LayerStats]:
         """The statistics collected so far, by layer name."""
@@ -165,9 +158,9 @@ class Recorder(ExitStack):
             for statistic in statistics:
                 statistic.count += number
 
-    def rows(self, shape: Sequence[int], reads: InputTokens, tokens_first: bool) -> Rows:
-        """Return which rows of a layer's input are padding in the present batch; see `rows_of` for the arguments."""
-        return rows_of(shape, reads, tokens_first, *self._masks())
+    def rows(self, shape: Sequence[int], reads: InputTokens, tokens_first: bool) -> TokenRows:
+        """Return which rows of a layer's input are padding in the present batch; see `token_rows` for the arguments."""
+        return token_rows(shape, reads, tokens_first, *self._masks())
 
     def _hook(
         self, site: Site, module: nn.Module, reads: tuple[InputTokens, ...], reads_first: bool
@@ -178,18 +171,18 @@ class Recorder(ExitStack):
         keeps_inputs = any(statistic.reads_inputs for statistic in gradients)
         tokens_first = site.places[0].tokens_first
 
-        def read(args: tuple[Tensor, ...]) -> tuple[Rows, Tensor] | None:
+        def read(args: tuple[Tensor, ...]) -> tuple[TokenRows, Tensor] | None:
             shape = args[0].shape if site.is_lookup else args[0].shape[:-1]
-            whose = reads[self._calls[module] % len(reads)]
+            kind = reads[self._calls[module] % len(reads)]
             source, target = self._masks()
-            if site.is_lookup and shape[-1] < (target if whose is InputTokens.TARGET else source).shape[-1]:
+            if site.is_lookup and shape[-1] < (target if kind is InputTokens.TARGET else source).shape[-1]:
                 # LED looks up the embedding of its own padding in a separate call.
                 return None
-            rows = self.rows(shape, whose, tokens_first)
+            rows = self.rows(shape, kind, tokens_first)
             self._calls[module] += 1
             x = rows.tokens(args[0]) if site.is_lookup else rows.lines(args[0].detach())
             if reads_first:
-                counted = rows.of(x)
+                counted = rows.without_padding(x)
                 for statistic in self._inputs[site.input]:
                     statistic.update(counted)
             return rows, x
@@ -198,25 +191,25 @@ class Recorder(ExitStack):
             read(args)
 
         def on_return(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            heard = read(args)
-            if heard is None or not torch.is_grad_enabled():
+            inputs = read(args)
+            if inputs is None or not torch.is_grad_enabled():
                 return output
-            rows, x = heard
-            kept = x if keeps_inputs else None
-            watched = output if output.requires_grad else output.detach().requires_grad_()
-            watched.register_hook(lambda g: _update(gradients, kept, g.detach(), rows))
+            rows, x = inputs
+            stored = x if keeps_inputs else None
+            leaf = output if output.requires_grad else output.detach().requires_grad_()
+            leaf.register_hook(lambda g: _update(gradients, stored, g.detach(), rows))
             # Some models scale their queries in place; a clone keeps the hook on the unscaled output.
-            return watched.clone()
+            return leaf.clone()
 
         return module.register_forward_hook(on_return) if gradients else module.register_forward_pre_hook(on_call)
 
     def _masks(self) -> tuple[Tensor, Tensor]:
         """Masks of the source and target tokens, (rows, tokens) each, True where there is no padding."""
-        source = self.batch["attention_mask"].bool()
-        return source, self.batch["labels"] != -100 if self._seq2seq else source
+        source = self._batch["attention_mask"].bool()
+        return source, self._batch["labels"] != -100 if self._seq2seq else source
 
 
-def _update(statistics: list[GradientStatistic], x: Tensor | None, g: Tensor, rows: Rows) -> None:
+def _update(statistics: list[GradientStatistic], x: Tensor | None, g: Tensor, rows: TokenRows) -> None:
     g = rows.lines(g) if rows.complete else rows.lines(g) * rows.counted[..., None]
     for statistic in statistics:
         statistic.update(x, g)

@@ -20,26 +20,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from laconic.calibrate.activation_capture import ActivationCapture, RunUntil
-from laconic.calibrate.anchor import (
-    Anchor,
+from laconic.calibrate.activation_capture import (
+    ActivationCapture,
     Residual,
+    RunUntil,
     Sublayer,
-    captured_paths,
     find_residual,
     find_sublayers,
+    paths_to_capture,
     residual_before,
 )
+from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.batching import to_device
-from laconic.calibrate.calibration import Calibration
-from laconic.calibrate.collect_stats import check_stats, collect_stats
+from laconic.calibrate.collect_stats import Calibration, check_stats, collect_stats
 from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.statistics import GradientStatistic, InputCovariance, InputStatistic, Statistic
 from laconic.calibrate.stream import Stream
 from laconic.model import Group, LanguageModel, Site
 
-Step = list[tuple[Site, Problem]]
+LayerProblems = list[tuple[Site, Problem]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,14 @@ class _Piece:
     sublayers: tuple[Sublayer, ...] = ()
     residual: Residual = Residual.UNKNOWN
 
-    def steps(self, by_input: bool) -> list[list[Site]]:
+    def run(self, stream: Stream, number: int) -> None:
+        """Run this part of the model on one batch."""
+        if self.block is None:
+            stream.run_whole(number)
+        else:
+            stream.run(number)
+
+    def groups(self, by_input: bool) -> list[list[Site]]:
         """Groups of layers that are measured together: those with the same input, or all of them."""
         if not by_input:
             return [self.sites] if self.sites else []
@@ -81,14 +88,14 @@ def sequential_calibrate(
     sites: Sequence[Site],
     config: SequentialConfig | None = None,
     gradient_stats: Mapping[str, LayerStats] | None = None,
-) -> Iterator[Step]:
+) -> Iterator[LayerProblems]:
     """Yield the layers of each block with their problems, in forward order; embeddings first, heads last.
 
     The caller replaces the layers it got before it asks for the next ones, so that later layers are measured on the
     compressed model.
 
     Args:
-        lm: the model; the caller changes it between two steps.
+        lm: the model; the caller replaces layers between two items.
         data: the calibration data.
         needs: the types of statistics to collect.
         sites: the layers, in forward order.
@@ -102,7 +109,7 @@ def sequential_calibrate(
     Raises:
         UserError: there is no batch, or activations, predictions or gradients are not finite.
     """
-    yield from _SequentialPass(lm, data, needs, sites, config or SequentialConfig()).steps(gradient_stats)
+    yield from _SequentialPass(lm, data, needs, sites, config or SequentialConfig()).problems(gradient_stats)
 
 
 class _SequentialPass:
@@ -120,13 +127,14 @@ class _SequentialPass:
         batches = [to_device(batch, lm.device) for batch in data.batches]
         self.now = Stream(lm, batches)
         self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if config.anchored else None
+        self.streams = [self.now] if self.dense is None else [self.now, self.dense]
         self.gradients: dict[str, LayerStats] = {}
         self.done: set[str] = set()
 
-    def steps(self, gradient_stats: Mapping[str, LayerStats] | None) -> Iterator[Step]:
+    def problems(self, gradient_stats: Mapping[str, LayerStats] | None) -> Iterator[LayerProblems]:
         self.gradients = dict(gradient_stats) if gradient_stats is not None else self._collect_gradients(self.sites)
         for piece in self._pieces():
-            for sites in piece.steps(by_input=self.dense is not None):
+            for sites in piece.groups(by_input=self.dense is not None):
                 yield self._measure(piece, sites)
                 self.done |= {site.name for site in sites}
 
@@ -135,57 +143,41 @@ class _SequentialPass:
 
     def _pieces(self) -> Iterator[_Piece]:
         yield _Piece([site for site in self.sites if site.group is Group.EMBEDDING])
-        walked = 0
+        entered = 0
         for stack, blocks in self.lm.stacks():
             paths = [path for path, _ in blocks]
-            here = [site for site in self.sites if site.block in paths]
-            if not here:
+            sites = [site for site in self.sites if site.block in paths]
+            if not sites:
                 continue
-            if not self._enter(paths):
+            # Not a generator: both streams have to enter.
+            if not all([stream.enter([_module(stream, path) for path in paths]) for stream in self.streams]):
                 for path in paths:
-                    yield _Piece([site for site in here if site.block == path])
+                    yield _Piece([site for site in sites if site.block == path])
                 continue
             # Blocks after the last one that has sites need not run.
-            last = max(paths.index(site.block) for site in here if site.block is not None)
+            last = max(paths.index(site.block) for site in sites if site.block is not None)
             for number, path in enumerate(self.data.track(paths[: last + 1], f"Walking the {stack.blocks}")):
-                if number:
-                    self._advance()
-                if self.refresh is not None and walked and walked % self.refresh == 0:
+                for stream in self.streams if number else ():
+                    stream.advance()
+                if self.refresh is not None and entered and entered % self.refresh == 0:
                     self.gradients |= self._collect_gradients(
                         [site for site in self.sites if site.name not in self.done]
                     )
                 yield self._block(
-                    path, [site for site in here if site.block == path], find_sublayers(stack, path, self._has)
+                    path, [site for site in sites if site.block == path], find_sublayers(stack, path, self.lm.model)
                 )
-                walked += 1
+                entered += 1
         yield _Piece([site for site in self.sites if site.group is Group.HEAD])
-
-    def _streams(self) -> list[Stream]:
-        return [self.now] if self.dense is None else [self.now, self.dense]
-
-    def _advance(self) -> None:
-        for stream in self._streams():
-            stream.advance()
-
-    def _enter(self, paths: list[str]) -> bool:
-        return all([stream.enter([_module(stream, path) for path in paths]) for stream in self._streams()])
-
-    def _has(self, path: str) -> bool:
-        try:
-            self.lm.model.get_submodule(path)
-        except AttributeError:
-            return False
-        return True
 
     def _block(self, path: str, sites: list[Site], parts: list[Sublayer]) -> _Piece:
         residual = Residual.UNKNOWN
         if self.dense is not None and sites:
-            with ActivationCapture(self.dense.lm.model, captured_paths(path, parts)) as tap:
+            with ActivationCapture(self.dense.lm.model, paths_to_capture(path, parts)) as capture:
                 self.dense.run(0)
-            residual = find_residual(tap, path, parts)
+            residual = find_residual(capture, path, parts)
         return _Piece(sites, path, tuple(parts), residual)
 
-    def _measure(self, piece: _Piece, sites: list[Site]) -> Step:
+    def _measure(self, piece: _Piece, sites: list[Site]) -> LayerProblems:
         """Run the piece over every batch, collect statistics of `sites`, and return their problems."""
         outputs, in_features = {site.name: site.shape[0] for site in sites}, sites[0].shape[1]
         lookup = any(site.is_lookup for site in sites)
@@ -208,29 +200,29 @@ class _SequentialPass:
 
     def _run_batches(self, piece: _Piece, sites: list[Site], recorder: Recorder) -> None:
         """Run every batch, up to the last call of `sites`."""
-        with RunUntil(_modules(sites)) as until:
+        with RunUntil(place.module for site in sites for place in site.places) as until:
             for number, batch in enumerate(self.now.batches):
-                recorder.batch = batch
+                recorder.start(batch)
                 with until.run():
-                    _run(self.now, piece, number)
+                    piece.run(self.now, number)
 
     @torch.no_grad()
     def _compare(self, piece: _Piece, sites: list[Site], anchor: Anchor, recorder: Recorder) -> None:
-        """Run every batch through both models, and add each layer's inputs and wanted outputs to `anchor`."""
+        """Run every batch through both models, and add each layer's inputs and the outputs to reach to `anchor`."""
         assert self.dense is not None
         follows = piece.block is not None and piece.residual is not Residual.UNKNOWN
         names = [site.name for site in sites]
-        paths = [*(captured_paths(piece.block, piece.sublayers) if piece.block and follows else ()), *names]
+        paths = [*(paths_to_capture(piece.block, piece.sublayers) if piece.block and follows else ()), *names]
         place = sites[0].places[0]
-        with ExitStack() as listening:
+        with ExitStack() as hooks:
             if piece.block is not None:
-                listening.enter_context(self.now.decode_codes())
-            heard = [listening.enter_context(_PieceCapture(stream, piece, paths, names)) for stream in self._streams()]
-            now, dense = (one.tap for one in heard)
+                hooks.enter_context(self.now.decode_codes())
+            runs = [hooks.enter_context(_PieceCapture(stream, piece, paths, names)) for stream in self.streams]
+            now, dense = (run.activations for run in runs)
             for number, batch in enumerate(self.now.batches):
-                recorder.batch = batch
-                for one in heard:
-                    one.run(number)
+                recorder.start(batch)
+                for run in runs:
+                    run(number)
                 for call, x in enumerate(now.inputs[names[0]]):
                     rows = recorder.rows(x.shape[:-1], place.reads[call % len(place.reads)], place.tokens_first)
                     drifts = {name: _drift(piece, now, dense, name, call) if follows else 0.0 for name in names}
@@ -245,13 +237,13 @@ class _PieceCapture(ExitStack):
     def __init__(self, stream: Stream, piece: _Piece, paths: list[str], names: list[str]) -> None:
         super().__init__()
         self._stream, self._piece = stream, piece
-        self.tap = self.enter_context(ActivationCapture(stream.lm.model, paths))
+        self.activations = self.enter_context(ActivationCapture(stream.lm.model, paths))
         self._until = self.enter_context(RunUntil([_module(stream, name) for name in names], returned=True))
 
-    def run(self, number: int) -> None:
-        self.tap.clear()
+    def __call__(self, number: int) -> None:
+        self.activations.clear()
         with self._until.run():
-            _run(self._stream, self._piece, number)
+            self._piece.run(self._stream, number)
 
 
 def _drift(piece: _Piece, now: ActivationCapture, dense: ActivationCapture, site: str, call: int) -> Tensor | float:
@@ -261,19 +253,10 @@ def _drift(piece: _Piece, now: ActivationCapture, dense: ActivationCapture, site
     writer = next((part.writer for part in piece.sublayers if site in (part.writer, f"{part.writer}.left")), None)
     if writer is None:
         return 0.0
-    before = (residual_before(tap, piece.block, piece.sublayers, writer, piece.residual, call) for tap in (dense, now))
-    return next(before) - next(before)
-
-
-def _run(stream: Stream, piece: _Piece, number: int) -> None:
-    if piece.block is None:
-        stream.run_whole(number)
-    else:
-        stream.run(number)
-
-
-def _modules(sites: Sequence[Site]) -> list[nn.Module]:
-    return [place.module for site in sites for place in site.places]
+    theirs, ours = (
+        residual_before(capture, piece.block, piece.sublayers, writer, piece.residual, call) for capture in (dense, now)
+    )
+    return theirs - ours
 
 
 def _module(stream: Stream, path: str) -> nn.Module:

@@ -43,7 +43,7 @@ class Statistic:
         self.count = 0
 
     @classmethod
-    def restored(cls: type[Kind], total: Tensor, count: int) -> Kind:
+    def from_total(cls: type[Kind], total: Tensor, count: int) -> Kind:
         """Build a statistic from a sum and its count."""
         statistic = cls(total)
         statistic.count = count
@@ -111,7 +111,7 @@ class GradientStatistic(Statistic, ABC):
 
     @classmethod
     @abstractmethod
-    def stacked(cls, parts: "Sequence[GradientStatistic]") -> "GradientStatistic":
+    def concatenate(cls, parts: "Sequence[GradientStatistic]") -> "GradientStatistic":
         """Combine the statistics of matrices with the same input to that of the matrices concatenated along rows."""
 
 
@@ -130,14 +130,14 @@ class InputCovariance(InputStatistic):
     """
 
     @classmethod
-    def of(cls, moment: InputMoment, count: int) -> "InputCovariance":
+    def from_moment(cls, moment: InputMoment, count: int) -> "InputCovariance":
         """Return the statistic with a given second moment.
 
         Args:
             moment: C, (in, in), or its diagonal (in,).
             count: number of tokens that it was averaged over.
         """
-        return cls.restored(moment * count, count)
+        return cls.from_total(moment * count, count)
 
     @classmethod
     def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "InputCovariance":
@@ -235,12 +235,12 @@ class GradCovariance(GradientStatistic):
             add_gram(self.total, g)
 
     @classmethod
-    def stacked(cls, parts: Sequence[GradientStatistic]) -> "GradCovariance":
+    def concatenate(cls, parts: Sequence[GradientStatistic]) -> "GradCovariance":
         # Gradients of different matrices are taken as uncorrelated: one block each.
         totals = [part.total for part in parts]
         diagonal = any(total.ndim == 1 for total in totals)
         blocks = [total.diagonal() if diagonal and total.ndim == 2 else total for total in totals]
-        return cls.restored(torch.cat(blocks) if diagonal else torch.block_diag(*blocks), parts[0].count)
+        return cls.from_total(torch.cat(blocks) if diagonal else torch.block_diag(*blocks), parts[0].count)
 
     @property
     def matrix(self) -> OutputMoment:
@@ -278,8 +278,8 @@ class Fisher(GradientStatistic):
         self.total[:, seen] += gradient.T.square().to(self.total)
 
     @classmethod
-    def stacked(cls, parts: Sequence[GradientStatistic]) -> "Fisher":
-        return cls.restored(torch.cat([part.total for part in parts]), parts[0].count)
+    def concatenate(cls, parts: Sequence[GradientStatistic]) -> "Fisher":
+        return cls.from_total(torch.cat([part.total for part in parts]), parts[0].count)
 
     @property
     def matrix(self) -> Float[Tensor, "out in"]:

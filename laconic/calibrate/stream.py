@@ -87,7 +87,7 @@ def capture_inputs(
 
 @dataclass(frozen=True)
 class BlocksToRun:
-    """Which blocks must run for the arguments of all blocks to be captured correctly.
+    """The blocks that must run so that the arguments of all blocks are captured correctly.
 
     Args:
         count: number of blocks, from the first, that must run.
@@ -110,10 +110,10 @@ def blocks_to_run(lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch) 
         None if the blocks do not form a chain, in which each runs once and reads the output of the one before it.
     """
     row = {name: tensor[:1] for name, tensor in batch.items()}
-    really = _record_calls(lm, blocks, row)
-    if really is None:
+    full_run = _record_calls(lm, blocks, row)
+    if full_run is None:
         return None
-    calls, outputs = really
+    calls, outputs = full_run
     if len({_tuple_length(output) for output in outputs}) == 1:
         # If a block returns more than hidden states, the first block may compute an argument of the others.
         for count in (0, 1) if _tuple_length(outputs[0]) in (None, 1) else (1,):
@@ -182,18 +182,18 @@ def _tuple_length(output: Any) -> int | None:
     return len(output) if isinstance(output, tuple) else None
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(first: Any, second: Any) -> bool:
     """Whether two arguments are equal; containers and tensors are compared by value."""
-    match one, other:
+    match first, second:
         case Tensor(), Tensor():
-            return one.shape == other.shape and torch.equal(one, other)
+            return first.shape == second.shape and torch.equal(first, second)
         case (list() | tuple(), list() | tuple()):
-            return len(one) == len(other) and all(map(_equal, one, other))
+            return len(first) == len(second) and all(map(_equal, first, second))
         case dict(), dict():
-            return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+            return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
         case Call(), Call():
-            return _equal((one.args, one.kwargs), (other.args, other.kwargs))
-    return one is other or bool(one == other)
+            return _equal((first.args, first.kwargs), (second.args, second.kwargs))
+    return first is second or bool(first == second)
 
 
 class Stream:

@@ -10,7 +10,7 @@ import torch
 from laconic.allocate import Currency, Plan
 from laconic.allocate.uniform import CLOSE
 from laconic.calibrate import GradientStatistic, InputStatistic, SequentialConfig, Statistic
-from laconic.calibrate.passes import USUAL, Workload
+from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload
 from laconic.compress.solve_groups import LayerSet, SolveGroup, methods_by_group, split_budget
 from laconic.errors import Notice, UserError, must_be
 from laconic.formats import PackedCodes, PackedEmbedding
@@ -81,7 +81,7 @@ def check_unused(size_spec: SizeSpec) -> None:
 
 def check_workload(size_spec: SizeSpec) -> None:
     """Raise UserError if a workload is given although nothing is timed."""
-    if size_spec.workload != USUAL:
+    if size_spec.workload != DEFAULT_WORKLOAD:
         raise must_be("workload", "left out unless currency is latency or allocate is threshold", size_spec.workload)
 
 

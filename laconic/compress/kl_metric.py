@@ -10,7 +10,7 @@ from torch import Tensor
 
 from laconic import processes
 from laconic.calibrate.batching import to_device
-from laconic.calibrate.classes import output_places
+from laconic.calibrate.classes import match_outputs
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
 MAX_CACHED_LOGITS = 2**26
@@ -114,7 +114,7 @@ class KLMetric:
         Args:
             changed: a model of the same task; its outputs are matched by class name.
         """
-        places = output_places(self.original, changed)
+        places = match_outputs(self.original, changed)
         totals, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
         for number, batch in enumerate(self.batches):
             predictions, _ = predict(changed, batch)

@@ -19,7 +19,7 @@ from laconic.calibrate import (
     collect_stats,
     sequential_calibrate,
 )
-from laconic.calibrate.passes import USUAL, Workload, evaluating
+from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload, evaluating
 from laconic.compress import solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
 from laconic.compress.checks import check_dense, check_layers, check_sequential, dense_share, shortfall
@@ -86,7 +86,7 @@ class Compress(Step):
     targets: tuple[str, ...] = DEFAULT_TARGETS
     currency: Currency = "bytes"
     error: Annotated[float, Field(gt=0)] | None = None
-    workload: Workload = USUAL
+    workload: Workload = DEFAULT_WORKLOAD
     share_inputs: bool = False
     sequential: bool = False
     anchored: bool = False

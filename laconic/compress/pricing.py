@@ -22,7 +22,16 @@ from laconic import processes
 from laconic.allocate import Alternatives, Budget, Currency, budget_for, choose_candidates
 from laconic.allocate.gemm_timings import Product, ProductTimes, knots, product_times
 from laconic.calibrate import Problem
-from laconic.calibrate.passes import Profile, Workload, evaluating, forward, now, profile, random_batch, seconds_of
+from laconic.calibrate.passes import (
+    Profile,
+    Workload,
+    evaluating,
+    forward,
+    profile,
+    random_batch,
+    read_clock,
+    time_call,
+)
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, sets_by_parameter
 from laconic.compress.solving import finite_weight, replace_layers
 from laconic.errors import UserError, must_be
@@ -196,7 +205,7 @@ class Prices:
             UserError: the targeted matrices take no time.
         """
         of_matrices = budget_for(priced, keep, "latency")
-        share = sum(use.share for use in self.profile.uses.values())
+        share = sum(use.share for use in self.profile.layers.values())
         if not share:
             raise must_be(
                 "targets", "matrices that take time where currency is latency; a look-up takes none", "embedding"
@@ -229,7 +238,7 @@ class Prices:
 
         In a group of several layers the shared input factor is applied once, and each layer has its own output factor.
         """
-        for rows, calls in Counter(self.profile.uses[group.sites[0].name].rows).items():
+        for rows, calls in Counter(self.profile.layers[group.sites[0].name].rows).items():
             for out_features, in_features in candidate.products:
                 for part in group.rows if out_features == sum(group.rows) else (out_features,):
                     yield calls, Product(rows, part, in_features)
@@ -256,13 +265,13 @@ def relative_latency(pricing: LatencyPricing, groups: Sequence[SolveGroup], chos
     inputs = random_batch(lm, pricing.workload.batch, pricing.workload.length)
     ratios: list[float] = []
     with evaluating(lm, small), torch.inference_mode():
-        start = now(lm.device)
+        start = read_clock(lm.device)
         for number in pricing.track(range(WARM_UP + ROUNDS), "Timing the plan"):
             dense, compressed = (
-                seconds_of(lambda model=model: forward(model, inputs), lm.device) for model in (lm, small)
+                time_call(lambda model=model: forward(model, inputs), lm.device) for model in (lm, small)
             )
             if number >= WARM_UP:
                 ratios.append(compressed / dense)
-            if len(ratios) >= FEWEST_ROUNDS and now(lm.device) - start > PATIENCE:
+            if len(ratios) >= FEWEST_ROUNDS and read_clock(lm.device) - start > PATIENCE:
                 break
     return median(ratios)

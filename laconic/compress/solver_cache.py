@@ -134,7 +134,7 @@ def _describe(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -
 def _restore(lists: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> LayerStats:
     kinds = {kind.__name__: kind for kind in STATISTICS}
     stats = LayerStats(
-        kinds[str(name)].restored(tensor(str(key)), int(str(count))) for name, key, count in lists["statistics"]
+        kinds[str(name)].from_total(tensor(str(key)), int(str(count))) for name, key, count in lists["statistics"]
     )
     for name, parts in lists["worked_out"]:
         stats.solutions[str(name)] = tuple(tensor(str(key)) for key in list(parts))

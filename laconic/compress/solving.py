@@ -13,8 +13,8 @@ from laconic.calibrate import (
     Calibration,
     LayerStats,
     Problem,
-    stack,
-    stacked,
+    concatenate_problems,
+    concatenate_stats,
 )
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups
 from laconic.formats import Format, LowRank, split_rows
@@ -72,7 +72,9 @@ def find_problems(lm: LanguageModel, layer_sets: Sequence[LayerSet], stats: Mapp
     """
     groups = {group.name: group for group in all_groups(layer_sets)}
     stats_by_group = {
-        name: stacked(_add_supports(group.sites, [stats.get(site.name, LayerStats()) for site in group.sites]))
+        name: concatenate_stats(
+            _add_supports(group.sites, [stats.get(site.name, LayerStats()) for site in group.sites])
+        )
         for name, group in groups.items()
     }
     return Problems(lm.dtype, groups, stats_by_group)
@@ -111,7 +113,7 @@ def iterate_problems(
 def join_problems(group: SolveGroup, problems: Sequence[Problem]) -> Problem:
     """Join the problems of the layers of a group, with their present pruning masks."""
     stats = _add_supports(group.sites, [problem.stats for problem in problems])
-    return stack([replace(problem, stats=own) for problem, own in zip(problems, stats, strict=True)])
+    return concatenate_problems([replace(problem, stats=own) for problem, own in zip(problems, stats, strict=True)])
 
 
 def _add_supports(sites: Sequence[Site], stats: Sequence[LayerStats]) -> list[LayerStats]:

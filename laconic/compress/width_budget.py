@@ -9,7 +9,7 @@ from statistics import fmean, pstdev
 from typing import Literal
 
 from laconic.allocate.uniform import CLOSE
-from laconic.calibrate.passes import USUAL
+from laconic.calibrate.passes import DEFAULT_WORKLOAD
 from laconic.compress.width_parts import RemovalOrder
 from laconic.errors import must_be
 from laconic.model.prunable_group import CoupledGroups
@@ -32,7 +32,7 @@ def price_function(currency: Currency) -> Price:
         stored = sum(group.parameters for group in coupled)
         if currency == "bytes" or coupled[0].group is Group.FFN:
             return stored
-        return stored + sum(2 * group.size * USUAL.length for group in coupled)
+        return stored + sum(2 * group.size * DEFAULT_WORKLOAD.length for group in coupled)
 
     return price
 

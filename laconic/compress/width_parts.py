@@ -155,7 +155,7 @@ def _output_problem(group: PrunableGroup, stats: LayerStats, add_bias: bool) -> 
         return Problem(weight=weight, stats=stats)
     gram, mean = stats[InputCovariance], stats[Mean].vector
     means = Means(mean, weight.double() @ mean + (0 if bias is None else bias.detach().double()))
-    centred = InputCovariance.of(gram.matrix - torch.outer(mean, mean), gram.count)
+    centred = InputCovariance.from_moment(gram.matrix - torch.outer(mean, mean), gram.count)
     return Problem(weight=weight, stats=stats | LayerStats([centred]), means=means)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from laconic.calibrate.batching import IGNORED, Row, positions, tokenizer_of
+from laconic.calibrate.batching import IGNORED, Row, max_positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, unknown
@@ -214,7 +214,7 @@ def log_probabilities(
         Salazar et al. 2020, equation 1, https://arxiv.org/abs/1910.14659.
     """
     rows = list(_causal_rows(lm, sentences) if lm.task is ModelTask.CAUSAL else _masked_rows(lm, sentences))
-    longest = positions(lm)
+    longest = max_positions(lm)
     rows = [(index, row) for index, row in rows if longest is None or len(row.input_ids) <= longest]
     parts, data = batch_by_length(lm, [row for _, row in rows], BATCH)
     sums = torch.zeros(len(sentences), dtype=torch.float64)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from laconic.calibrate.corpus import Corpus
-from laconic.calibrate.sources import file_of, is_builtin, read
+from laconic.calibrate.sources import is_builtin, read, source_file
 from laconic.errors import UserError
 from laconic.store.folder import RECIPE
 from laconic.yaml_loader import read_yaml
@@ -60,9 +60,9 @@ def check_disjoint(sources: Iterable[tuple[str, str]], calibration: Sequence[str
     Raises:
         UserError: a task does.
     """
-    files = {file: source for source in calibration if (file := file_of(source, "train")) is not None}
+    files = {file: source for source in calibration if (file := source_file(source, "train")) is not None}
     for name, source in sources:
-        file = file_of(source, "dev")
+        file = source_file(source, "dev")
         if file in files:
             raise UserError(
                 f"The task '{name}' would evaluate the model on rows that it was calibrated on: '{file}' serves both "
@@ -82,7 +82,7 @@ def count_shared_rows(corpus: Corpus, calibration: Sequence[str]) -> dict[str, i
     """
     counts: dict[str, int] = {}
     for source in calibration:
-        if is_builtin(source) or file_of(source, "train") is not None:
+        if is_builtin(source) or source_file(source, "train") is not None:
             texts = {example.joined.strip() for example in read(source, "train").examples}
             counts[source] = sum(example.joined.strip() in texts for example in corpus.examples)
     return counts

@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from laconic.calibrate.batching import positions
-from laconic.calibrate.passes import evaluating, forward, machine, random_batch
+from laconic.calibrate.batching import max_positions
+from laconic.calibrate.passes import describe_machine, evaluating, forward, random_batch
 from laconic.errors import must_be
 from laconic.evaluate.footprint import bytes_by_part, count_macs, find_meter, measure_joules, peak_bytes, weight_bytes
 from laconic.evaluate.timing import Generation, Latency, generates_text, latency, measure_generation
@@ -158,7 +158,7 @@ def measure_cost(
         track: reports progress.
     """
     service = serve(lm) if service is None else service
-    longest = positions(lm)
+    longest = max_positions(lm)
     # Lengths that are reduced to the same maximum are measured once.
     lengths = tuple(dict.fromkeys(length if longest is None else min(length, longest) for length in lengths))
     grid = [(batch, length) for length in lengths for batch in batch_sizes]
@@ -177,7 +177,7 @@ def measure_cost(
         generations=generations,
         missing=(NO_CACHE,) if generates_text(lm) and service.runtime == EAGER and not generations else (),
         runtime=service.describe(),
-        machine={**machine(lm.device), **_count_kernels(lm)},
+        machine={**describe_machine(lm.device), **_count_kernels(lm)},
     )
 
 

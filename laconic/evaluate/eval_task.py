@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate.batching import check_readable
-from laconic.calibrate.classes import called
-from laconic.calibrate.corpus import Corpus, as_json, content, json_of
+from laconic.calibrate.classes import quote_model
+from laconic.calibrate.corpus import Corpus, as_json, parse_json, read_text
 from laconic.calibrate.sources import check_source, read
 from laconic.errors import UserError, must_be, quote
 from laconic.evaluate.metrics import Metric, Scores
@@ -176,8 +176,8 @@ class EvalTask(ABC):
             example = EXAMPLE_TASKS.get(lm.task)
             remedy = f"name a task for such models, like {example}, or " if example else ""
             raise UserError(
-                f"The task '{self.name}' needs {kinds} model; {called(lm)} is {with_article(lm.task.value)} model; "
-                f"{remedy}compare it with its original: laconic evaluate MODEL --against ORIGINAL --tasks "
+                f"The task '{self.name}' needs {kinds} model; {quote_model(lm)} is {with_article(lm.task.value)} "
+                f"model; {remedy}compare it with its original: laconic evaluate MODEL --against ORIGINAL --tasks "
                 "fidelity:SOURCE."
             )
         check_decoder_start(lm)
@@ -251,9 +251,9 @@ def read_objects(path: Path) -> Iterator[tuple[str, JsonObject]]:
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object.
     """
-    for number, line in enumerate(content(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            row = json_of(line, f"{path}:{number}")
+            row = parse_json(line, f"{path}:{number}")
             if not isinstance(row, Mapping):
                 raise must_be(f"{path}:{number}", "an object of named fields", as_json(row))
             yield f"{path}:{number}", row

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from laconic.calibrate.batching import positions, rows_of
-from laconic.calibrate.classes import called, output_places
+from laconic.calibrate.batching import max_positions, tokenize_corpus
+from laconic.calibrate.classes import match_outputs, quote_model
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
@@ -48,8 +48,8 @@ class Reference:
 
     def __init__(self, original: LanguageModel, corpus: Corpus, *, seed: int = 0, limit: int = CACHE_BYTES) -> None:
         self.original, self.corpus, self.seed = original, corpus, seed
-        self.context = min(positions(original) or CONTEXT, CONTEXT)
-        rows = rows_of(original, corpus, max_length=self.context, seed=seed)
+        self.context = min(max_positions(original) or CONTEXT, CONTEXT)
+        rows = tokenize_corpus(original, corpus, max_length=self.context, seed=seed)
         self.parts, self.batches = batch_by_length(original, rows, BATCH)
         self._cache: dict[int, tuple[Predictions, Tensor]] = {}
         self._room = limit
@@ -116,10 +116,10 @@ def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequen
     ours, theirs = _vocabulary_size(lm), _vocabulary_size(original)
     if ours != theirs:
         raise UserError(
-            f"The models cannot be compared: {called(lm)} has a vocabulary of {ours} tokens, and {called(original)} "
-            f"one of {theirs}; name the model that it was made from."
+            f"The models cannot be compared: {quote_model(lm)} has a vocabulary of {ours} tokens, and "
+            f"{quote_model(original)} one of {theirs}; name the model that it was made from."
         )
-    return output_places(original, lm, classes)
+    return match_outputs(original, lm, classes)
 
 
 def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
@@ -133,11 +133,11 @@ def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
         UserError: a token id is another token in the tokenizer of `lm`, or the rows are too long for `lm`.
     """
     original = reference.original
-    longest, length = positions(lm), max(batch["input_ids"].shape[1] for batch in reference.batches)
+    longest, length = max_positions(lm), max(batch["input_ids"].shape[1] for batch in reference.batches)
     if longest is not None and length > longest:
         raise UserError(
-            f"The models cannot be compared: {called(lm)} reads {longest} tokens at most, and {called(original)} reads "
-            f"rows of {length}; name the model that it was made from."
+            f"The models cannot be compared: {quote_model(lm)} reads {longest} tokens at most, and "
+            f"{quote_model(original)} reads rows of {length}; name the model that it was made from."
         )
     if lm.tokenizer is None or original.tokenizer is None:
         return
@@ -148,8 +148,8 @@ def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
     for token, (ours, theirs) in zip(used, names, strict=True):
         if ours != theirs:
             raise UserError(
-                f"The models cannot be compared: token {token} is {_quote(ours)} to the tokenizer of {called(lm)} and "
-                f"{_quote(theirs)} to that of {called(original)}; name the model that it was made from."
+                f"The models cannot be compared: token {token} is {_quote(ours)} to the tokenizer of {quote_model(lm)} "
+                f"and {_quote(theirs)} to that of {quote_model(original)}; name the model that it was made from."
             )
 
 

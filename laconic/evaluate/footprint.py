@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from laconic.calibrate.passes import evaluating, forward, now
+from laconic.calibrate.passes import evaluating, forward, read_clock
 from laconic.formats import Format, PackedCodes, weight_macs
 from laconic.model import Batch, Group, LanguageModel
 
@@ -269,9 +269,9 @@ def measure_joules(work: Callable[[], object], device: torch.device, meter: Mete
         device: the device on which it runs.
         meter: the counter of that device.
     """
-    start, before, passes = now(device), meter.joules(), 0
-    while passes < MIN_PASSES or now(device) - start < METER_SECONDS:
+    start, before, passes = read_clock(device), meter.joules(), 0
+    while passes < MIN_PASSES or read_clock(device) - start < METER_SECONDS:
         work()
         passes += 1
-    now(device)
+    read_clock(device)
     return (meter.joules() - before) / passes

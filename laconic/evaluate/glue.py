@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-from laconic.calibrate.batching import rows_of
-from laconic.calibrate.classes import called, class_names, mismatch, places_of
+from laconic.calibrate.batching import tokenize_corpus
+from laconic.calibrate.classes import class_mismatch, class_names, match_classes, quote_model
 from laconic.calibrate.corpus import Corpus
-from laconic.calibrate.labels import labels_of
+from laconic.calibrate.labels import convert_labels
 from laconic.calibrate.sources import TASKS, GlueTask, glue_task
 from laconic.errors import UserError, unknown
 from laconic.evaluate.eval_task import EvalTask, TaskResult, tokenizer_name, with_article
@@ -150,19 +150,19 @@ class Glue(EvalTask):
         outputs, needed = lm.model.config.num_labels, max(1, len(self.task.classes))
         if outputs != needed:
             raise UserError(
-                f"The task '{self.source}' needs a model with num_labels {needed}; {called(lm)} has {outputs}; name "
-                "another task, or a model that was trained for this one."
+                f"The task '{self.source}' needs a model with num_labels {needed}; {quote_model(lm)} has {outputs}; "
+                "name another task, or a model that was trained for this one."
             )
         kind = ModelTask.CLASSIFICATION if self.task.classes else ModelTask.REGRESSION
         if lm.task is not kind:
             raise UserError(
-                f"The task '{self.source}' needs {with_article(kind.value)} model; {called(lm)} is "
+                f"The task '{self.source}' needs {with_article(kind.value)} model; {quote_model(lm)} is "
                 f"{with_article(lm.task.value)} model, by the problem_type in its config.json."
             )
         self._class_numbers(lm)
 
     def check_corpus(self, lm: LanguageModel, corpus: Corpus) -> None:
-        labels_of(lm, self._with_classes(corpus))
+        convert_labels(lm, self._with_classes(corpus))
         super().check_corpus(lm, corpus)
 
     def _with_classes(self, corpus: Corpus) -> Corpus:
@@ -178,7 +178,7 @@ class Glue(EvalTask):
         if self._scores_similarity(lm):
             return self._evaluate_similarity(lm, corpus, track)
         classes = torch.tensor(self._class_numbers(lm))
-        rows = rows_of(lm, self._with_classes(corpus), max_length=CONTEXT, labelled=True)
+        rows = tokenize_corpus(lm, self._with_classes(corpus), max_length=CONTEXT, labelled=True)
         parts, data = batch_by_length(lm, rows, BATCH)
         lines: list[torch.Tensor] = []
         for _, (values, _, labels, _) in predict_batches(lm, data, track, self.source):
@@ -200,7 +200,7 @@ class Glue(EvalTask):
         return lm.task is ModelTask.EMBEDDING and not self.task.classes
 
     def _evaluate_similarity(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
-        labels = torch.tensor(labels_of(lm, corpus), dtype=torch.float64)
+        labels = torch.tensor(convert_labels(lm, corpus), dtype=torch.float64)
         scores = similarities(lm, corpus, track, self.source, max_length=CONTEXT)
         settings = {
             "context": CONTEXT,
@@ -216,9 +216,9 @@ class Glue(EvalTask):
         Raises:
             UserError: the names of the classes do not match.
         """
-        numbers = places_of(class_names(lm), self.task.classes) if self.task.classes else []
+        numbers = match_classes(class_names(lm), self.task.classes) if self.task.classes else []
         if None in numbers:
-            raise mismatch(lm, self.task.classes, f"'{self.source}'")
+            raise class_mismatch(lm, self.task.classes, f"'{self.source}'")
         return [number for number in numbers if number is not None]
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from laconic.calibrate.batching import IGNORED, Row, collate, positions, tokenizer_of
+from laconic.calibrate.batching import IGNORED, Row, collate, max_positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
@@ -121,7 +121,7 @@ class Perplexity(EvalTask):
         return METRICS
 
     def _window(self, lm: LanguageModel) -> tuple[int, int]:
-        longest = positions(lm)
+        longest = max_positions(lm)
         context = self.context or min(longest or MAX_CONTEXT, MAX_CONTEXT)
         if context < 2 or (longest is not None and context > longest):
             raise must_be("The context", f"2 to {longest or 'any number of'} tokens for '{lm.source}'", context)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from laconic.calibrate.batching import IGNORED, Row, at_once, collate, to_device
+from laconic.calibrate.batching import IGNORED, Row, collate, limit_batch_size, to_device
 from laconic.calibrate.passes import evaluating
 from laconic.model import Batch, LanguageModel, ModelTask, Predictions, predict
 from laconic.model.predictions import gather_predictions, run_model
@@ -104,7 +104,7 @@ def rows_per_batch(lm: LanguageModel, length: int, most: int) -> int:
         most: the largest number of rows.
     """
     if lm.task not in (ModelTask.CAUSAL, ModelTask.MASKED, ModelTask.SEQ2SEQ):
-        return at_once(lm, most)
+        return limit_batch_size(lm, most)
     return max(1, min(most, MAX_LOGITS // (length * vocabulary_size(lm.model))))
 
 

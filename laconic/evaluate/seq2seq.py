@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import Row, collate, positions, to_device, tokenizer_of
+from laconic.calibrate.batching import Row, collate, max_positions, to_device, tokenizer_of
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
@@ -72,7 +72,7 @@ class Seq2Seq(EvalTask):
         """
         self.check_model(lm)
         self.check_corpus(lm, corpus)
-        context = min(positions(lm) or CONTEXT, CONTEXT)
+        context = min(max_positions(lm) or CONTEXT, CONTEXT)
         rows = _rows(lm, corpus, context)
         indices, size = list(rows), rows_per_batch(lm, context, BATCH)
         parts = [indices[start : start + size] for start in range(0, len(indices), size)]
@@ -117,7 +117,7 @@ def generate(lm: LanguageModel, batch: Batch) -> list[str]:
     inputs = to_device({name: batch[name] for name in ("input_ids", "attention_mask")}, lm.device)
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token_mask(inputs["input_ids"])
-    longest = min(batch["labels"].shape[1] + 1, (positions(lm) or CONTEXT) - 1)
+    longest = min(batch["labels"].shape[1] + 1, (max_positions(lm) or CONTEXT) - 1)
     generate_ids: Any = lm.model.generate
     # One token more than the target shows that a text does not end where it should.
     with report_run_errors(lm, inputs["input_ids"], writes=True):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from laconic.calibrate.batching import rows_of
+from laconic.calibrate.batching import tokenize_corpus
 from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError
 from laconic.evaluate.prediction import batch_by_length, predict_batches, restore_order
@@ -37,7 +37,7 @@ def similarities(
     Raises:
         UserError: a row has no second text, a text has no tokens, or an embedding is NaN or infinite.
     """
-    rows = rows_of(lm, corpus, max_length=max_length)
+    rows = tokenize_corpus(lm, corpus, max_length=max_length)
     if len(rows) != 2 * len(corpus.examples):
         raise UserError(
             f"'{label}' compares two texts in each row, and the {len(corpus.examples)} rows of '{corpus.source}' have "

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from laconic.calibrate.batching import positions
-from laconic.calibrate.passes import evaluating, forward, now, random_batch, seconds_of
+from laconic.calibrate.batching import max_positions
+from laconic.calibrate.passes import evaluating, forward, random_batch, read_clock, time_call
 from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.tokens import special_token_ids, target_vocabulary_size
@@ -104,7 +104,7 @@ def latency(
     with evaluating(lm), fixed_threads(threads), torch.inference_mode():
 
         def run() -> list[float]:
-            return [seconds_of(lambda: forward(lm, inputs), lm.device)]
+            return [time_call(lambda: forward(lm, inputs), lm.device)]
 
         warm_up = [run() for _ in track(range(WARM_UP_RUNS), f"Warming up for {rows}")]
         seconds = _repeat(run, min(warm_up), (min(runs, MIN_RUNS), runs), track, f"Timing {rows}")
@@ -211,7 +211,7 @@ def measure_generation(
     Returns:
         The times; None for a model that does not generate text or has no key-value cache.
     """
-    longest = positions(lm)
+    longest = max_positions(lm)
     if not generates_text(lm) or (longest is not None and longest < MIN_TOKENS):
         return None
     new = new if longest is None else min(new, max(MIN_TOKENS, longest // 2))
@@ -244,7 +244,7 @@ def _has_cache(lm: LanguageModel, inputs: Batch) -> bool:
 
 def _token_seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float]:
     """Yield the seconds for the first token, then for each further one."""
-    start = now(lm.device)
+    start = read_clock(lm.device)
     step_inputs, token = _prompt_inputs(lm, inputs)
     cache = None
     for _ in range(new):
@@ -252,7 +252,7 @@ def _token_seconds(lm: LanguageModel, inputs: Batch, new: int) -> Iterator[float
         cache, token = output["past_key_values"], output["logits"][:, -1:].argmax(-1)
         if lm.task is ModelTask.CAUSAL:
             step_inputs["attention_mask"] = torch.cat((step_inputs["attention_mask"], torch.ones_like(token)), dim=1)
-        end = now(lm.device)
+        end = read_clock(lm.device)
         yield end - start
         start = end
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import batches, positions
+from laconic.calibrate.batching import batches, max_positions
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.calibrate.sources import read
 from laconic.errors import UserError
@@ -133,7 +133,7 @@ def _outputs(lm: LanguageModel, batch: Batch, signature: Signature) -> dict[str,
 
 
 def _batches(lm: LanguageModel) -> Iterator[Batch]:
-    longest = positions(lm)
+    longest = max_positions(lm)
     for seed, (rows, length) in enumerate(SHAPES):
         batch = random_batch(lm, rows, length if longest is None else min(length, longest), seed)
         yield _pad(batch)

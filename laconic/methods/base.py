@@ -102,7 +102,7 @@ class Method(ABC, metaclass=Typed):
     """
 
     name: ClassVar[str]
-    """What recipes and the command line call it."""
+    """Its name in recipes and on the command line."""
     family: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[frozenset[type[Statistic]]]
@@ -111,7 +111,7 @@ class Method(ABC, metaclass=Typed):
     """True where `compress` returns a `LowRank`, so that matrices with one input can share its right factor."""
 
     caches_solution: ClassVar[bool] = False
-    """True where what `LayerStats.once` keeps serves every size, so that the statistics can be dropped."""
+    """True if results cached by `LayerStats.get_or_compute` serve every size, so that the statistics can be dropped."""
 
     example: ClassVar[str] = ""
     """Parameters of the example in the command line's help."""
@@ -220,7 +220,7 @@ def statistics_for(methods: Iterable[Method], predict_loss: bool) -> frozenset[t
 
 
 def digest(weight: Float[Tensor, "out in"]) -> str:
-    """A hash of a matrix's content, for keys of `LayerStats.once` and for seeds.
+    """A hash of a matrix's content, for keys of `LayerStats.get_or_compute` and for seeds.
 
     Example:
         >>> digest(torch.zeros(1, 1))
@@ -283,7 +283,7 @@ def predict_candidates(
         lookup = torch.tensor(stats[InputCovariance].matrix.ndim == 1)
         return predicted_losses(weight, stats, results), sizes, lookup
 
-    losses, sizes, lookup = stats.once(f"losses and sizes of {methods} of {digest(weight)}", predict)
+    losses, sizes, lookup = stats.get_or_compute(f"losses and sizes of {methods} of {digest(weight)}", predict)
     products = () if lookup else ((weight.shape[0], weight.shape[1]),)
     dense = dense_candidate(weight, stats.support, products)
     smaller = [

@@ -1,4 +1,8 @@
-"""Plus: few bits or few weights everywhere, and a low-rank matrix for what they get wrong."""
+"""Plus: Ŵ = S + A B, a quantized or pruned matrix S and a low-rank correction A B of its error.
+
+Both parts minimise ½ tr(F E C E^T), E = W − S − A B, in turn: C. Zhang et al., "QERA", ICLR 2025, arXiv 2410.06040; R.
+Saha et al., "CALDERA", NeurIPS 2024, arXiv 2405.18886.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -58,7 +62,7 @@ class Plus(Method):
 
     Example:
         >>> from laconic.methods import Svd
-        >>> C, F = InputCovariance.of(torch.eye(4), count=1), GradCovariance.restored(torch.eye(4), count=1)
+        >>> C, F = InputCovariance.from_moment(torch.eye(4), count=1), GradCovariance.from_total(torch.eye(4), count=1)
         >>> stats = LayerStats([C, F])
         >>> method = Plus(base=Rtn(bits=2), residual=Svd(rank=1), factor_bits=None)
         >>> layer = method.compress(torch.eye(4), stats)
@@ -150,7 +154,7 @@ class Plus(Method):
             lookup = torch.tensor(stats[InputCovariance].matrix.ndim == 1)
             return predicted_losses(weight, stats, results), sizes, lookup
 
-        losses, sizes, lookup = stats.once(f"losses and sizes of {offered} of {digest(weight)}", predict)
+        losses, sizes, lookup = stats.get_or_compute(f"losses and sizes of {offered} of {digest(weight)}", predict)
         whole = () if lookup else (shape,)
         candidates = [dense := dense_candidate(weight, stats.support, whole)]
         for method, loss, (nbytes, numbers) in zip(offered, losses.tolist(), sizes.tolist(), strict=True):
@@ -176,7 +180,7 @@ class Plus(Method):
         return list(pairs.values())
 
     def _rank_in(self, nbytes: float, shape: tuple[int, int], dtype: torch.dtype) -> int:
-        """The largest rank whose factors fit into `nbytes`; 0 where none does."""
+        """The largest rank whose factors fit into `nbytes`; 0 if none fits."""
         m, n = shape
         if self.factor_bits is None:
             return min(int(nbytes / ((m + n) * dtype.itemsize)), m, n)

@@ -81,7 +81,7 @@ def attention_mse(
         >>> attention_mse(torch.ones(1, 2, 1, 1), torch.zeros(1, 4, 1, 1), torch.ones(1, 1, dtype=torch.bool))
         tensor(1.)
     """
-    teacher, student = _headed_alike(teacher, student)
+    teacher, student = _match_heads(teacher, student)
     seen = pair_mask(mask)[:, None].expand_as(teacher)
     return (teacher - student)[seen].square().mean()
 
@@ -96,7 +96,7 @@ def attention_cross_entropy(
         >>> attention_cross_entropy(A, A, torch.ones(1, 2, dtype=torch.bool))
         tensor(0.6931)
     """
-    teacher, student = _headed_alike(teacher, student)
+    teacher, student = _match_heads(teacher, student)
     entropies = -(teacher * student.clamp(min=torch.finfo(student.dtype).tiny).log()).sum(-1)
     return entropies.mT[mask].mean()
 
@@ -149,7 +149,7 @@ def pair_mask(mask: Mask) -> Bool[Tensor, "rows tokens tokens"]:
     return mask[:, :, None] & mask[:, None]
 
 
-def _headed_alike(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+def _match_heads(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     if teacher.shape[1] == student.shape[1]:
         return teacher, student
     return teacher.mean(1, keepdim=True), student.mean(1, keepdim=True)

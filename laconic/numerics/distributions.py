@@ -1,9 +1,9 @@
-"""What the outputs of a model mean: logits of a categorical, of independent Bernoullis, or the mean of a Gaussian.
+"""Distributions that the outputs of a model parametrize: a categorical, independent Bernoullis, or a Gaussian.
 
 Outputs z, (predictions, k), are parameters of a distribution p(y | z):
 
     Categorical   logits of k classes, one of which is y            p = softmax(z)
-    Bernoulli     logits of k labels, which y has or has not, independently     p = sigmoid(z)
+    Bernoulli     logits of k independent labels, each 0 or 1 in y              p = sigmoid(z)
     Gaussian      the mean of k real numbers                        y ~ N(z, I)
 
 Each has a KL divergence in nats, a loss −log p(y | z), and a Fisher information F(z) = E_y[∇ log p ∇ log p^T]:
@@ -66,7 +66,7 @@ class Distribution(ABC):
 
     @abstractmethod
     def describe(self, size: int) -> str:
-        """What `size` outputs predict, in a few words."""
+        """A description of `size` outputs in a few words, for messages: "one of 3 classes or tokens"."""
 
 
 class Categorical(Distribution):
@@ -92,7 +92,7 @@ class Categorical(Distribution):
         p = values.detach().double().softmax(-1)
         variances, directions = torch.linalg.eigh(p.diag_embed() - p[:, :, None] * p[:, None, :])
         L = (directions * variances.clamp(min=0).sqrt()[:, None, :]).to(values)
-        # F's null vector is the constant, whose eigenvalue, the least, comes first.
+        # The null vector of F is constant. Its eigenvalue, 0, comes first.
         yield from L.unbind(-1)[1:]
 
     def same_decision(self, reference: Values, other: Values) -> Bool[Tensor, " n"]:
@@ -113,13 +113,13 @@ class Bernoulli(Distribution):
 
     def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
         a, b = reference / temperature, other / temperature
-        there = a.sigmoid() * (functional.logsigmoid(a) - functional.logsigmoid(b))
-        not_there = (-a).sigmoid() * (functional.logsigmoid(-a) - functional.logsigmoid(-b))
-        return temperature**2 * (there + not_there).sum(-1)
+        positive = a.sigmoid() * (functional.logsigmoid(a) - functional.logsigmoid(b))
+        negative = (-a).sigmoid() * (functional.logsigmoid(-a) - functional.logsigmoid(-b))
+        return temperature**2 * (positive + negative).sum(-1)
 
     def loss(self, values: Values, labels: Tensor) -> Float[Tensor, " n"]:
-        wanted = labels.to(values).view_as(values)
-        return functional.binary_cross_entropy_with_logits(values, wanted, reduction="none").sum(-1)
+        targets = labels.to(values).view_as(values)
+        return functional.binary_cross_entropy_with_logits(values, targets, reduction="none").sum(-1)
 
     def draw(self, values: Values, generator: torch.Generator) -> Tensor:
         return torch.bernoulli(values.detach().float().sigmoid().cpu(), generator=generator).to(values)

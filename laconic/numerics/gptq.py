@@ -4,13 +4,13 @@ E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: Accurate Post-Training 
 Transformers", ICLR 2023, arXiv 2210.17323, equations 2 and 3, algorithm 1. With H^{-1} = U^T U, U upper triangular,
 column q is rounded to its grid, and (w_q − ŵ_q) / U_qq times row q of U is subtracted from the columns to the right.
 
-A row loses ½ Σ_q ((w_q − ŵ_q) / U_qq)², w_q being the weight when the sweep meets it. Compensation has spread the
-weights by then, and ranges that are fitted to the matrix itself clip too much of that. So the grids are fitted again to
-what the first sweep met, an error in column q counting 1 / U_qq², the sweep is repeated, and every row keeps the sweep
-in which it lost less.
+The loss of a row is ½ Σ_q ((w_q − ŵ_q) / U_qq)², where w_q is the weight at the moment it is rounded. Compensation has
+increased the range of the weights by then, so grids fitted to the original matrix clip too much. Therefore the grids
+are fitted a second time, to the compensated weights of the first sweep, with 1 / U_qq² as the importance of column q.
+The sweep is repeated, and every row keeps the sweep with the lower loss.
 
-A pruned weight has zero as its only value; if it was not zero, or earlier columns compensated into it, that is passed
-on to later columns. So one sweep prunes and rounds (E. Frantar, D. Alistarh, "SparseGPT", ICML 2023, section 3.5).
+A pruned weight has zero as its only value. If it is not zero when its column is rounded, later columns compensate for
+the difference, so one sweep prunes and rounds (E. Frantar, D. Alistarh, "SparseGPT", ICML 2023, section 3.5).
 
 Notation: W (m, n); H (n, n), positive definite. Inside a sweep everything is transposed, (n, m), so that a column is
 contiguous, and in the order of the sweep.
@@ -101,7 +101,7 @@ class WeightGrids(NamedTuple):
         Args:
             grid: the grids of the matrix.
             columns: numbers of the columns.
-            mask: False where a weight is to be 0, in the order of the matrix; None where none is.
+            mask: False at weights that are to be 0, in the order of the matrix; None to prune none.
         """
         scale, zero = (part.double() for part in grid.scale_and_zero(columns))
         if mask is not None:
@@ -111,18 +111,18 @@ class WeightGrids(NamedTuple):
     @property
     def T(self) -> "WeightGrids":
         """The transpose, contiguous."""
-        return self._each(lambda part: part.T.contiguous())
+        return self._map(lambda part: part.T.contiguous())
 
     def take_rows(self, rows: Integer[Tensor, " some"] | slice) -> "WeightGrids":
         """Some rows of the matrix."""
-        return self._each(lambda part: part[rows] if len(part) > 1 else part)
+        return self._map(lambda part: part[rows] if len(part) > 1 else part)
 
-    def expanded(self, rows: int) -> "WeightGrids":
-        """With a row of its own for each of `rows` rows, where all have the same."""
-        return self._each(lambda part: part.expand(rows, -1))
+    def expand_rows(self, rows: int) -> "WeightGrids":
+        """The same grids with `rows` rows, where one row stood for all."""
+        return self._map(lambda part: part.expand(rows, -1))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "WeightGrids":
-        return WeightGrids(change(self.scale), change(self.inverse), change(self.zero), self.bits)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "WeightGrids":
+        return WeightGrids(function(self.scale), function(self.inverse), function(self.zero), self.bits)
 
 
 def gptq(
@@ -140,7 +140,7 @@ def gptq(
         W: the matrix.
         order: the order of the columns, with the curvature.
         spec: bits, group and kind of the grids.
-        mask: False where a weight is to be zero; None where none is.
+        mask: False at weights that are to be zero; None to prune none.
 
     Example:
         >>> order = ColumnOrder.from_hessian(torch.eye(4, dtype=torch.float64))
@@ -150,29 +150,29 @@ def gptq(
     if not order.by_activity and spec.group is not None:
         return _from_left_to_right(W, order, spec, mask)
     grid = fit_grid(W, spec, order.importance, mask)
-    best, met = _sweep(W, order, grid, mask)
+    best, compensated = _sweep(W, order, grid, mask)
     for _ in range(SWEEPS - 1 if spec.clip else 0):
-        grid = fit_grid(met, spec, order.remaining_importance, mask)
-        found, met = _sweep(W, order, grid, mask)
-        best = best.or_better(found)
+        grid = fit_grid(compensated, spec, order.remaining_importance, mask)
+        sweep, compensated = _sweep(W, order, grid, mask)
+        best = best.take_better(sweep)
     return QuantizedWeight(best.codes.T[:, order.inverse].contiguous(), best.grid)
 
 
 class _Sweep(NamedTuple):
-    """Codes in the order of the sweep, the grids, and what each row lost."""
+    """Codes in the order of the sweep, the grids, and the loss of each row."""
 
     codes: UInt8[Tensor, "in out"]
     grid: Grid
     losses: Float[Tensor, " out"]
 
-    def or_better(self, other: "_Sweep") -> "_Sweep":
+    def take_better(self, other: "_Sweep") -> "_Sweep":
         """Take the sweep with the lower loss, for each row, or for the whole matrix where all rows share a grid."""
         if self.grid.group is None:
             return other if other.losses.sum() < self.losses.sum() else self
-        less = other.losses < self.losses
-        scale = torch.where(less[:, None], other.grid.scale, self.grid.scale)
-        zero = torch.where(less[:, None], other.grid.zero, self.grid.zero)
-        codes = torch.where(less, other.codes, self.codes)
+        lower = other.losses < self.losses
+        scale = torch.where(lower[:, None], other.grid.scale, self.grid.scale)
+        zero = torch.where(lower[:, None], other.grid.zero, self.grid.zero)
+        codes = torch.where(lower, other.codes, self.codes)
         return _Sweep(codes, self.grid._replace(scale=scale, zero=zero), torch.minimum(self.losses, other.losses))
 
 
@@ -180,10 +180,10 @@ def _sweep(
     W: Float[Tensor, "out in"], order: ColumnOrder, grid: Grid, mask: Bool[Tensor, "out in"] | None
 ) -> tuple[_Sweep, Float[Tensor, "out in"]]:
     """One sweep through the whole matrix. Also returns each weight as it was when it was rounded."""
-    met, values = W.double()[:, order.columns].T.contiguous(), WeightGrids.from_grid(grid, order.columns, mask).T
-    codes = sweep_columns(met, order.U, values)
-    errors = (met - (codes - values.zero) * values.scale) / order.U.diagonal()[:, None]
-    return _Sweep(codes, grid, errors.square().sum(0)), met.T[:, order.inverse]
+    Wt, values = W.double()[:, order.columns].T.contiguous(), WeightGrids.from_grid(grid, order.columns, mask).T
+    codes = sweep_columns(Wt, order.U, values)
+    errors = (Wt - (codes - values.zero) * values.scale) / order.U.diagonal()[:, None]
+    return _Sweep(codes, grid, errors.square().sum(0)), Wt.T[:, order.inverse]
 
 
 def _from_left_to_right(

@@ -12,15 +12,15 @@ error is taken, and then, with its codes fixed, the s of least error (clipping: 
     Σ h_j e_j² + (a − 1) (Σ h_j e_j w_j)² / Σ h_j w_j²,    where it is not and ranges are searched: a = 2, h_j = 1, but
                                                            with 2 bits h_j = |w_j| + the root mean square of the group.
 
-With h = 1 the squares alone are the output error for inputs with the same second moment in every direction. They prefer
-to clip, and a clipped weight shrinks: its error lies along w. But a trained row lies where its inputs are active, so
-along w they have a second moment a times that of others, and a matrix that shrinks as a whole gives outputs that are
-too small. With 2 bits most of a range is clipped, unless large weights count for more, as in llama.cpp's format Q2_K,
-which takes h_j = |w_j|.
+With h = 1 and without the second term this is the output error for inputs with the same second moment in every
+direction. It favours clipping. Clipped weights shrink, so their error points along w. In a trained layer the inputs are
+most active along w: their second moment there is taken to be a times as large as in other directions. Without the
+second term matrices would shrink as a whole, and their outputs would be too small. With 2 bits most of the range would
+be clipped, so large weights get a larger h_j, as in llama.cpp's format Q2_K, which takes h_j = |w_j|.
 
-Where inputs are not known, a narrower range of 4 bits or more is taken only if it saves a share m = 0.3 of the error of
-the whole range. What it saves is spread over many weights, while its cost falls on the few largest ones, whose inputs
-were not measured. With 2 and 3 bits steps are so wide that the saving outweighs that.
+If the inputs are unknown and there are 4 bits or more, the range is narrowed only if that saves a fraction m = 0.3 of
+the error of the whole range. Clipping helps many weights a little, and hurts the few largest ones, whose inputs were
+not measured. With 2 and 3 bits the steps are so wide that clipping pays in any case.
 
 Notation: W (m, n); h importance, (n,) or (m, n); b bits; s, z (m, k), or (1, 1) where the whole matrix is one group.
 """
@@ -53,7 +53,7 @@ BLOCK = 2**22
 
 
 class GridSpec(NamedTuple):
-    """What the grids of one matrix are to be.
+    """Specification of the grids of one matrix.
 
     Args:
         bits: b, bits of a code.
@@ -79,7 +79,7 @@ class Grid(NamedTuple):
         scale: s of each group of each row, (1, 1) where the whole matrix is one group.
         zero: z, of the same shape.
         bits: b.
-        group: columns of a row that share a grid; None where the whole matrix is one group.
+        group: columns of a row that share a grid; None if the whole matrix is one group.
 
     Example:
         >>> grid = Grid(torch.tensor([[0.5, 2.0]]), torch.zeros(1, 2), bits=2, group=3)
@@ -123,8 +123,8 @@ def fit_grid(
     Args:
         W: the matrix.
         spec: bits, group and kind of the grids.
-        importance: h of each column or of each weight; None where the inputs are not known.
-        keep: False where a weight is zero by choice and does not count; None where all count.
+        importance: h of each column or of each weight; None if the inputs are unknown.
+        keep: False at pruned weights, which do not count; None if nothing was pruned.
 
     Example:
         >>> grid = fit_grid(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), GridSpec(bits=2, group=4, clip=False))

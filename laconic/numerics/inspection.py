@@ -1,7 +1,7 @@
 """Figures about weights and representations: magnitudes of entries, singular values, similarity of representations.
 
-Magnitudes are counted in a hundred classes for each factor of ten. Counts add up over matrices, of which one at a time
-is in memory, and are exact at powers of ten and within 1.2 % of a magnitude elsewhere.
+Magnitudes are counted in a hundred classes for each factor of ten. Counts add up over matrices, so only one matrix has
+to be in memory at a time. They are exact at powers of ten, and within 1.2 % of a magnitude elsewhere.
 
 Effective rank: O. Roy & M. Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, eq. 4:
 exp H(p) with p_i = σ_i / Σσ, H the entropy in nats. It is k for k equal singular values and 1 for a matrix of rank one.
@@ -10,6 +10,9 @@ CKA: S. Kornblith et al., "Similarity of Neural Network Representations Revisite
 HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)) with the linear kernels K = X Xᵀ and L = Y Yᵀ. HSIC is the unbiased estimate of
 L. Song et al., JMLR 2012, eq. 5; with fewer rows than features the biased one calls everything similar (T. Nguyen et
 al., ICLR 2021).
+
+Notation: W (m, n) a matrix with entries w and singular values σ (`s` in the code); X and Y (rows, features) hidden
+states on the same rows.
 """
 
 from collections.abc import Sequence
@@ -100,7 +103,7 @@ class Magnitudes:
 
     @property
     def kurtosis(self) -> float | None:
-        """E[(w − μ)⁴] / σ⁴: 3 for a Gaussian, more with outliers; None where all entries are equal."""
+        """E[(w − μ)⁴] / σ⁴: 3 for a Gaussian, more with outliers; None if all entries are equal."""
         if self.deviation == 0:
             return None
         m1, m2, m3, m4 = (self.powers / self.number).tolist()
@@ -123,10 +126,10 @@ class Magnitudes:
 
     def top_share(self, fraction: float) -> float:
         """The share of Σ|w| that the largest `fraction` of the entries has."""
-        wanted = fraction * self.number
+        target = fraction * self.number
         counts, sums = self.counts.flip(0), self.sums.flip(0)
         # In the class where the count is reached, the remaining entries count the mean of the class.
-        taken = (wanted - (counts.cumsum(0) - counts)).clamp(min=0).minimum(counts)
+        taken = (target - (counts.cumsum(0) - counts)).clamp(min=0).minimum(counts)
         held = (sums * taken / counts.clamp(min=1)).sum()
         return float(held / self.sums.sum().clamp(min=torch.finfo(torch.float64).tiny))
 

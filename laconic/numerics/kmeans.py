@@ -10,8 +10,8 @@ which inputs couple the weights. With the codes fixed, a row of Ŵ is T c, c (k,
 weight has, and ½ (w − T c) C (w − T c)^T is least at T (c C c^T) = w C c^T. Rows that share a table add up their
 equations, weighted by F.
 
-Starts have a density ∝ f^p, f being that of the weighted numbers: p = 1/3 is best for many values (P. Panter, W. Dite,
-Proc. IRE 39, 1951), 0 spaces them evenly, and 2/3 lies where most of the weight is.
+The start values have a density ∝ f^p, where f is the density of the weighted numbers. p = 1/3 is best for many values
+(P. Panter, W. Dite, Proc. IRE 39, 1951), p = 0 spaces them evenly, and p = 2/3 puts them where most of the weight is.
 
 Notation: W (rows, n); h ≥ 0, (rows, n); V (rows, k) the values, ascending; C (n, n) moment of the inputs.
 """
@@ -115,13 +115,13 @@ def _start_values(rows: _Rows, k: int, power: float) -> Float[Tensor, "rows k"]:
     gaps = torch.gradient(v, dim=1)[0] if v.shape[1] > 1 else torch.ones_like(v)
     # The density f of a number is its weight over its distance to the neighbours.
     mass = (h.pow(power) * gaps.pow(1 - power)).cumsum(1)
-    wanted = (torch.arange(k, dtype=v.dtype, device=v.device) + 0.5) / k
-    places = torch.searchsorted(mass, mass[:, -1:] * wanted)
+    quantiles = (torch.arange(k, dtype=v.dtype, device=v.device) + 0.5) / k
+    places = torch.searchsorted(mass, mass[:, -1:] * quantiles)
     return v.gather(1, places.clamp(max=v.shape[1] - 1))
 
 
 def _edges(rows: _Rows, V: Tensor) -> Integer[Tensor, "rows edges"]:
-    """Where the stretch of each value begins, and where the last one ends."""
+    """Indices in the sorted row at which the stretch of each value begins, and the end of the last one."""
     middles = ((V[:, 1:] + V[:, :-1]) / 2).contiguous()
     inner = torch.searchsorted(rows.v, middles)
     return pad(pad(inner, (1, 0)), (0, 1), value=rows.v.shape[1])

@@ -71,54 +71,55 @@ def ldlq(
     down, along = _reach(R_O), _reach(R_I)
     # The padding of the last tiles is zero and has a scale of 0, so it has no error to pass on.
     parts = [part.double().expand(m, n) for part in (W, values.scale, values.inverse, values.zero)]
-    wanted = torch.stack([_to_tiles(pad(part, (0, right, 0, low))) for part in parts])
-    E, Y, codes = (torch.zeros_like(wanted[0]) for _ in range(3))
+    inputs = torch.stack([_to_tiles(pad(part, (0, right, 0, low))) for part in parts])
+    E, Y, codes = (torch.zeros_like(inputs[0]) for _ in range(3))
     for diagonal in range(rows + columns - 1):
         places = [(i, diagonal - i) for i in range(max(0, diagonal - columns + 1), min(diagonal, rows - 1) + 1)]
         at = torch.tensor(places, device=W.device).T
         left = torch.stack([_sum(E[i, :j], R_I[: j * TILE, j * TILE :][:, :TILE]) for i, j in places])
         above = torch.stack([_sum(Y[:i, j].mT, R_O[: i * TILE, i * TILE :][:, :TILE]) for i, j in places])
-        feedback = [_pad_steps(_to_askew(part)) for part in (left, above)]
-        found = _round_tiles(
-            _to_askew(wanted[:, at[0], at[1]]), feedback, (along[..., at[1]], down[..., at[0]]), 2**values.bits - 1
+        # Zeros are appended for what the last steps would add.
+        feedback = [pad(_to_askew(part), (0, 0, 0, 0, 0, TILE - 1)) for part in (left, above)]
+        results = _round_tiles(
+            _to_askew(inputs[:, at[0], at[1]]), feedback, (along[..., at[1]], down[..., at[0]]), 2**values.bits - 1
         )
-        codes[*at], E[*at], Y[*at] = _from_askew(found)
+        codes[*at], E[*at], Y[*at] = _from_askew(results)
     return codes.transpose(1, 2).reshape(rows * TILE, -1)[:m, :n].to(torch.uint8)
 
 
 def _round_tiles(
-    wanted: Float[Tensor, "4 steps t tiles"],
+    inputs: Float[Tensor, "4 steps t tiles"],
     feedback: list[Tensor],
     reach: tuple[Tensor, Tensor],
-    most: int,
+    max_code: int,
 ) -> Float[Tensor, "3 steps t tiles"]:
     """Round tiles that do not depend on each other, anti-diagonal by anti-diagonal.
 
     Args:
-        wanted: weights, scales, inverse scales and zero points, askew.
+        inputs: weights, scales, inverse scales and zero points, askew.
         feedback: the terms from the left and from above, added to in place.
         reach: the factors by which an error is passed along the row and down the column.
-        most: the largest code.
+        max_code: the largest code.
 
     Returns:
         Codes, E and Y, askew.
     """
-    W, scale, inverse, zero = wanted
+    W, scale, inverse, zero = inputs
     left, above = feedback
     along, down = reach
-    found = torch.zeros_like(wanted[:3])
+    results = torch.zeros_like(inputs[:3])
     for s in range(2 * TILE - 1):
         # The rows of this anti-diagonal; its columns are the same numbers in reverse order.
         here = slice(max(0, s - TILE + 1), min(s, TILE - 1) + 1)
         from_left = left[s, here]
         w = W[s, here] + from_left + above[s, here].flip(0)
-        codes = (w * inverse[s, here]).add_(zero[s, here]).round_().clamp_(0, most)
+        codes = (w * inverse[s, here]).add_(zero[s, here]).round_().clamp_(0, max_code)
         e = W[s, here] - (codes - zero[s, here]).mul_(scale[s, here])
         y = e + from_left
-        found[0, s, here], found[1, s, here], found[2, s, here] = codes, e, y
+        results[0, s, here], results[1, s, here], results[2, s, here] = codes, e, y
         left[s + 1 : s + TILE, here].addcmul_(along[s, :, here], e[None])
         above[s + 1 : s + TILE, here].addcmul_(down[s, :, here], y.flip(0)[None])
-    return found
+    return results
 
 
 def _to_tiles(X: Float[Tensor, "height width"]) -> Float[Tensor, "rows columns t t"]:
@@ -141,11 +142,6 @@ def _from_askew(X: Float[Tensor, "some steps t tiles"]) -> Float[Tensor, "some t
     """The inverse of `_to_askew`."""
     i = torch.arange(TILE, device=X.device)
     return X[:, i[:, None] + i, i[:, None]].permute(0, 3, 1, 2)
-
-
-def _pad_steps(X: Float[Tensor, "steps t tiles"]) -> Float[Tensor, "longer t tiles"]:
-    """Padded by zeros for what the last steps would add."""
-    return pad(X, (0, 0, 0, 0, 0, TILE - 1))
 
 
 def _reach(R: Float[Tensor, "size size"]) -> Float[Tensor, "steps reach t blocks"]:
@@ -186,8 +182,8 @@ class TwoSidedRounding:
     """Rounding for ½ tr(F E H E^T), with compensation along every side whose moment is not diagonal.
 
     Args:
-        rows: the factors of F; None where F is diagonal.
-        columns: the factors of H; None where H is diagonal.
+        rows: the factors of F; None if F is diagonal.
+        columns: the factors of H; None if H is diagonal.
 
     Example:
         >>> from laconic.numerics.grid import GridSpec
@@ -212,7 +208,7 @@ class TwoSidedRounding:
         Args:
             W: the matrix.
             spec: bits, group and kind of the grids.
-            mask: False where a weight is to be zero; None where none is.
+            mask: False at weights that are to be zero; None to prune none.
         """
         if self.columns is not None and self.rows is None:
             return gptq(W, self.columns.order, spec, mask)
@@ -232,7 +228,7 @@ class TwoSidedRounding:
         first = rows.order.columns
         if self.columns is None:
             every = torch.arange(W.shape[1], device=W.device)
-            values = WeightGrids.from_grid(grid, every, mask).expanded(len(W)).take_rows(first)
+            values = WeightGrids.from_grid(grid, every, mask).expand_rows(len(W)).take_rows(first)
             return sweep_columns(W.double()[first], rows.order.U, values)[rows.order.inverse]
         order = self.columns.order
         values = WeightGrids.from_grid(grid, order.columns, mask).take_rows(first)

@@ -220,7 +220,7 @@ def affine_moment(
 
     Args:
         W: the matrix.
-        b: the bias; None for none.
+        b: the bias; None without one.
         C: E[x x^T].
         mean: E[x].
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 def zero_count(sparsity: float, size: int) -> int:
-    """How many of `size` weights are zero at a sparsity: round(sparsity · size), as in torch.nn.utils.prune.
+    """Number of zeros among `size` weights at a sparsity: round(sparsity · size), as in torch.nn.utils.prune.
 
     Example:
         >>> zero_count(0.5, 9)
@@ -35,7 +35,7 @@ def exclude_pruned(scores: Float[Tensor, "out in"], support: Bool[Tensor, "out i
 
     Args:
         scores: the score of each weight.
-        support: False where a weight is zero; None where none is.
+        support: False at weights that are zero; None if nothing was pruned.
 
     Example:
         >>> exclude_pruned(torch.tensor([[1.0, 2.0]]), torch.tensor([[False, True]]))
@@ -52,7 +52,7 @@ def keep_in_matrix(scores: Float[Tensor, "out in"], sparsity: float) -> Bool[Ten
         sparsity: the fraction of zeros.
 
     Returns:
-        True where a weight is kept.
+        True at kept weights.
 
     Example:
         >>> keep_in_matrix(torch.tensor([[1.0, 4.0], [3.0, 2.0]]), 0.5)
@@ -71,7 +71,7 @@ def keep_in_rows(scores: Float[Tensor, "out in"], sparsity: float) -> Bool[Tenso
         sparsity: the fraction of zeros.
 
     Returns:
-        True where a weight is kept.
+        True at kept weights.
 
     Example:
         >>> keep_in_rows(torch.tensor([[1.0, 4.0], [3.0, 2.0]]), 0.5)
@@ -91,14 +91,14 @@ def keep_in_groups(scores: Float[Tensor, "out in"], pattern: tuple[int, int]) ->
         pattern: (N, M).
 
     Returns:
-        True where a weight is kept.
+        True at kept weights.
 
     Example:
         >>> keep_in_groups(torch.tensor([[4.0, 3.0, 1.0, 2.0]]), (1, 2))
         tensor([[ True, False, False,  True]])
     """
-    kept, of = pattern
-    groups = scores.reshape(-1, of)
+    kept, size = pattern
+    groups = scores.reshape(-1, size)
     return keep_largest(groups, torch.full((len(groups),), kept, device=scores.device)).view(scores.shape)
 
 
@@ -110,7 +110,7 @@ def keep_largest(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) ->
         kept: how many to keep in each row.
 
     Returns:
-        True where a score is kept.
+        True at kept scores.
 
     Example:
         >>> keep_largest(torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([1]))
@@ -126,7 +126,7 @@ def keep_largest(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) ->
 
 
 def _last_kept(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) -> Float[Tensor, "rows 1"]:
-    """The lowest score that is kept in each row; +∞ where none is."""
+    """The lowest score that is kept in each row; +∞ if none is kept."""
     n = scores.shape[1]
     if len(scores) == 1:
         # Selecting one value is ten times faster than sorting all.
@@ -152,7 +152,7 @@ class ScoredMatrix:
         floor: weights that are pruned whatever their score, even if that is more than the cap.
 
     Example:
-        >>> ScoredMatrix(lambda: [torch.rand(10)], cap=5, floor=1).clipped(8)
+        >>> ScoredMatrix(lambda: [torch.rand(10)], cap=5, floor=1).clip(8)
         5
     """
 
@@ -160,13 +160,13 @@ class ScoredMatrix:
     cap: int
     floor: int = 0
 
-    def clipped(self, count: int) -> int:
+    def clip(self, count: int) -> int:
         """`count`, clipped to [floor, cap]."""
         return max(min(count, self.cap), self.floor)
 
 
 def count_pruned(matrices: Sequence[ScoredMatrix], k: int) -> list[int]:
-    """How many weights each matrix loses if the k lowest scores of all are pruned.
+    """Number of weights that each matrix loses if the k lowest scores of all matrices are pruned.
 
     Args:
         matrices: the matrices; of scores equal to the threshold, those of earlier matrices are pruned first.
@@ -207,7 +207,7 @@ def ordered_integers(scores: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
 
 
 def _count_digits(matrix: ScoredMatrix, prefix: int | None) -> Int[Tensor, " digits"]:
-    """How many scores have each upper 16 bits; with a `prefix`, each lower 16 bits after these upper ones."""
+    """Histogram of the upper 16 bits of the scores; with a `prefix`, of the lower 16 bits after these upper ones."""
     total = torch.zeros(DIGIT, dtype=torch.long)
     for piece in matrix.scores():
         for chunk in piece.detach().flatten().split(CHUNK):
@@ -232,10 +232,10 @@ def _first_reaching(
 
 def _distribute(matrices: Sequence[ScoredMatrix], below: Sequence[int], equal: Sequence[int], k: int) -> list[int]:
     """Weights that each matrix loses: all `below` the threshold, then those `equal` to it until there are k."""
-    lost = [matrix.clipped(count) for matrix, count in zip(matrices, below, strict=True)]
+    lost = [matrix.clip(count) for matrix, count in zip(matrices, below, strict=True)]
     missing = k - sum(lost)
     for index, matrix in enumerate(matrices):
-        more = min(matrix.clipped(below[index] + equal[index]) - lost[index], missing)
+        more = min(matrix.clip(below[index] + equal[index]) - lost[index], missing)
         lost[index] += more
         missing -= more
     return lost

@@ -9,6 +9,9 @@ K-FAC factorisation of the Hessian of KL(dense ‖ compressed) (Martens & Grosse
     ΔKL ≈ ½ vec(E)^T (F ⊗ C) vec(E) = ½ tr(F E C E^T)    nats per prediction,
 
 the one loss by which sizes of different methods are compared.
+
+Notation: W (m, n) with m = out, n = in, Ŵ its approximation; C (n, n), F (m, m), and S (n, n) any moment; x (n,) inputs
+and g (m,) gradients; A (m, k) and B (k, n) factors with columns a_i and rows b_i.
 """
 
 import torch

@@ -3,19 +3,22 @@
 `prune_columns` is algorithm 1 of E. Frantar, D. Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned
 in One-Shot", ICML 2023, arXiv 2301.00774. With the Hessian H of a row, removing w_q costs ½ w_q² / [H^{-1}]_qq and
 moves the others by −(w_q / [H^{-1}]_qq) H^{-1}_{:,q} (B. Hassibi, D. Stork, "Second order derivatives for network
-pruning", NeurIPS 1992). U is upper triangular with H^{-1} = U^T U: row q of U is that of the inverse of the Hessian of
-columns q, q + 1, …, divided by its root, all that columns to the right of q need to know.
+pruning", NeurIPS 1992). U is upper triangular with H^{-1} = U^T U. Row q of U is the first row of the inverse Hessian
+of columns q, q + 1, …, divided by the root of its first entry. This is all that the update of columns right of q needs.
 
 `residual_curvature` is for scores of single weights. With the curvature A = F ⊗ H, removing the weight in row i and
 column j costs ½ w² / [A^{-1}]_(ij)(ij) if all others compensate, and ½ w² F_ii H_jj if none does. In between, let each
-of the others be missing with probability s, and count 1 / (1 − s) times if it is not. Their second moment is then A + γ
-diag A in expectation, γ = s / (1 − s), as in dropout (S. Wager, S. Wang, P. Liang, "Dropout Training as Adaptive
+of the others be missing with probability s, and be scaled by 1 / (1 − s) otherwise. The expectation of their second
+moment is then A + γ diag A, γ = s / (1 − s), as in dropout (S. Wager, S. Wang, P. Liang, "Dropout Training as Adaptive
 Regularization", NeurIPS 2013), and the least expected cost is ½ w² v_ij with the Schur complement
 
     v_ij = 1 / [(A + γ diag A)^{-1}]_(ij)(ij) − γ F_ii H_jj.
 
 With the correlations U Λ U^T of F and V M V^T of H that is F_ii H_jj (1 / Σ_ab U_ia² V_jb² / (λ_a μ_b + γ) − γ), two
 matrix products once the eigenvectors are known.
+
+Notation: W (m, n) with m = out, n = in, and one weight w of it in row i and column j; H (n, n) damped moment of the
+inputs, F (m, m) moment of the output gradients; A (mn, mn) their Kronecker product.
 """
 
 from collections.abc import Callable
@@ -39,7 +42,7 @@ class PrunedWeight(NamedTuple):
 
     Args:
         W: the matrix with its zeros.
-        mask: True where a weight was kept.
+        mask: True at kept weights.
     """
 
     W: Float[Tensor, "out in"]

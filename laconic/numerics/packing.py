@@ -170,25 +170,25 @@ def index_bits(pattern: tuple[int, int]) -> int:
         >>> index_bits((2, 4))
         3
     """
-    kept, of = pattern
-    return (math.comb(of, kept) - 1).bit_length()
+    kept, size = pattern
+    return (math.comb(size, kept) - 1).bit_length()
 
 
 def follows_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int]) -> bool:
     """Whether a mask keeps exactly N of every M consecutive inputs, with ranks that can be packed.
 
     Args:
-        mask: True where a weight is kept.
+        mask: True at kept weights.
         pattern: (N, M).
 
     Example:
         >>> follows_pattern(torch.tensor([[True, False, False, True]]), (1, 2))
         True
     """
-    kept, of = pattern
-    if not 0 < kept < of or mask.shape[1] % of or index_bits(pattern) > MAX_BITS:
+    kept, size = pattern
+    if not 0 < kept < size or mask.shape[1] % size or index_bits(pattern) > MAX_BITS:
         return False
-    return bool((mask.view(-1, of).sum(1) == kept).all())
+    return bool((mask.view(-1, size).sum(1) == kept).all())
 
 
 def rank_combinations(groups: Bool[Tensor, "n M"]) -> Int64[Tensor, " n"]:
@@ -228,19 +228,19 @@ def unrank_combinations(numbers: Integer[Tensor, " n"], pattern: tuple[int, int]
         pattern: (N, M).
 
     Returns:
-        True where a weight is kept.
+        True at kept weights.
 
     Example:
         >>> unrank_combinations(torch.tensor([2]), (2, 3))
         tensor([[False,  True,  True]])
     """
-    kept, of = pattern
-    if len(numbers) > math.comb(of, kept):
-        return unrank_combinations(torch.arange(math.comb(of, kept), device=numbers.device), pattern)[numbers.int()]
-    table = _binomials(of, kept, numbers.device)
+    kept, size = pattern
+    if len(numbers) > math.comb(size, kept):
+        return unrank_combinations(torch.arange(math.comb(size, kept), device=numbers.device), pattern)[numbers.int()]
+    table = _binomials(size, kept, numbers.device)
     left, count = numbers.long(), torch.full_like(numbers, kept, dtype=torch.int64)
-    groups = torch.zeros(len(numbers), of, dtype=torch.bool, device=numbers.device)
-    for place in reversed(range(of)):
+    groups = torch.zeros(len(numbers), size, dtype=torch.bool, device=numbers.device)
+    for place in reversed(range(size)):
         worth = table[place, count]
         groups[:, place] = (left >= worth) & (count > 0)
         left = torch.where(groups[:, place], left - worth, left)
@@ -265,6 +265,6 @@ def as_bytes(values: Tensor) -> UInt8[Tensor, " bytes"]:
     return values.half().contiguous().view(-1).view(torch.uint8)
 
 
-def from_bytes(empty_bytes: UInt8[Tensor, " bytes"]) -> Float[Tensor, " n"]:
+def from_bytes(stream: UInt8[Tensor, " bytes"]) -> Float[Tensor, " n"]:
     """The numbers that `as_bytes` stored, in fp32."""
-    return empty_bytes.view(torch.float16).float()
+    return stream.view(torch.float16).float()

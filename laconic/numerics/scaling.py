@@ -1,14 +1,13 @@
 """Scales of a quantized matrix: those of its input columns, chosen before rounding, and those of its groups, refitted.
 
 Columns: W x = (W diag s)(diag s)^{-1} x. Rounding errs by as much in every column of a group, so a column that is
-    scaled up before, and whose input is scaled down, errs less. J. Lin et al., "AWQ", MLSys 2024, arXiv 2306.00978,
-    equations 4 and
-5: s_j = (mean |x_j|)^a, with a the best of 20 values in [0, 1).
+scaled up before, and whose input is scaled down, errs less. J. Lin et al., "AWQ", MLSys 2024, arXiv 2306.00978,
+equations 4 and 5: s_j = (mean |x_j|)^a, with a the best of 20 values in [0, 1).
 
 Groups: a scale is shared by several weights, and so is an entry of a table. Each weight is one of the shared numbers p
-    times a factor, w_ij = f_ij p[k_ij], so the weights are linear in p, W = L p, and the least tr((W* − L p) H (W* − L
-    p)^T) solves L^T (L p H) = L^T (W* H). `refit_tied` finds it by conjugate gradients from the present p,
-    preconditioned by the diagonal of L^T (L · H); every step lowers the loss.
+times a factor, w_ij = f_ij p[k_ij], so the weights are linear in p, W = L p, and the least tr((W* − L p) H (W* − L
+p)^T) solves L^T (L p H) = L^T (W* H). `refit_tied` finds it by conjugate gradients from the present p, preconditioned
+by the diagonal of L^T (L · H); every step lowers the loss.
 
 Notation: W (m, n) the matrix, W* (m, n) the target, C and H (n, n) moments of the inputs, F (m, m) of the output
 gradients, E the error; k (m, n) indices into p, f (m, n) factors.
@@ -37,7 +36,7 @@ class ScaledMatrix(NamedTuple):
         W: the matrix.
         F: moment of the output gradients.
         C: moment of the inputs.
-        keep: False where a weight is zero by choice; None where all are kept.
+        keep: False at pruned weights; None if nothing was pruned.
     """
 
     W: Float[Tensor, "out in"]
@@ -66,9 +65,9 @@ def search_scales(
         >>> s.shape
         torch.Size([2])
     """
-    tried = [activation_powers(activity, power) for power in POWERS]
-    losses = [sum(_loss(reader, s, spec, weighted) for reader in readers) for s in tried]
-    return tried[losses.index(min(losses))]
+    candidates = [activation_powers(activity, power) for power in POWERS]
+    losses = [sum(_loss(reader, s, spec, weighted) for reader in readers) for s in candidates]
+    return candidates[losses.index(min(losses))]
 
 
 def quantize_scaled(reader: ScaledMatrix, s: Float[Tensor, " in"], spec: GridSpec, weighted: bool) -> QuantizedWeight:
@@ -117,14 +116,14 @@ def _loss(reader: ScaledMatrix, s: Float[Tensor, " in"], spec: GridSpec, weighte
 
 
 TOLERANCE = 1e-3
-"""Done once the residual, in the norm of the preconditioner, is below this fraction of what it was at first."""
+"""The iteration ends once the residual, in the norm of the preconditioner, is below this fraction of the first one."""
 
 STEPS = 30
 """At most this many; the remaining error is smaller than that of rounding p to 16 bits."""
 
 
 class TiedWeights(NamedTuple):
-    """Which of the shared numbers each weight is, and the factor it is multiplied by.
+    """Weights that are shared numbers times factors: w_ij = f_ij p[k_ij].
 
     Args:
         indices: the index of each weight's number.
@@ -184,7 +183,7 @@ def grid_indices(shape: tuple[int, int], group: int | None, device: torch.device
 
     Args:
         shape: (out, in).
-        group: columns of a row that share a scale; None where all weights share one.
+        group: columns of a row that share a scale; None if all weights share one.
         device: where to create the result.
 
     Example:

@@ -21,11 +21,12 @@ from torch import Tensor
 from laconic.numerics.moments import root_factor
 
 DAMPING = 0.2
-"""Of the mean diagonal. Calibration texts have a few thousand tokens, a feed-forward about as many channels: with less,
-the refit learns the noise of H."""
+"""λ as a fraction of the mean diagonal. Calibration texts have a few thousand tokens, and a feed-forward about as many
+channels; with less damping the refit fits the noise of H."""
 
 FLOOR = 1e-6
-"""The same of a column with less than that: one that was never other than zero costs next to nothing."""
+"""λ, as a fraction of the mean diagonal, of a column whose own diagonal is below this fraction. Removing an input that
+was always zero then costs next to nothing."""
 
 PENDING = 64
 """Removed columns after which P and G are updated, for all of them in one product."""
@@ -78,8 +79,8 @@ class Elimination:
         """Remove one part and refit the others."""
         columns = slice(part * self._size, (part + 1) * self._size)
         L = torch.linalg.cholesky(self._blocks[part])
-        U = _over(self._P[:, columns] - self._U @ self._U[columns].T, L)
-        V = _over(self._G[:, columns] - self._V @ self._U[columns].T, L)
+        U = _divide(self._P[:, columns] - self._U @ self._U[columns].T, L)
+        V = _divide(self._G[:, columns] - self._V @ self._U[columns].T, L)
         self._gone[part] = True
         self._update_blocks(U, V)
         self._blocks[part] = self._identity
@@ -182,6 +183,6 @@ def _times_transposed(a: Float[Tensor, "parts d d"], b: Float[Tensor, "parts d d
     return a * b if a.shape[1] == 1 else a @ b.mT
 
 
-def _over(X: Float[Tensor, "k d"], L: Float[Tensor, "d d"]) -> Float[Tensor, "k d"]:
+def _divide(X: Float[Tensor, "k d"], L: Float[Tensor, "d d"]) -> Float[Tensor, "k d"]:
     """X L^{-T}."""
     return torch.linalg.solve_triangular(L, X.T, upper=False).T

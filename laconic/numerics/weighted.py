@@ -8,6 +8,9 @@ ICML 2003; weights that spread over decades then leave most entries nearly unmov
 Alternating least squares (section 3 there) has X = U V^T and solves for the rows of U and of V in turn, u_i = (V^T
 diag(w_i) V)^{-1} V^T diag(w_i) a_i. Here a ridge on the *change* of u_i keeps every system regular and, since no change
 is always allowed, never raises the error. One sweep takes m n r² operations.
+
+Notation: W (m, n) the matrix, Φ (m, n) its non-negative weights; A and w (m, n) the scaled matrix and weights, U (m, r)
+and V (n, r) the factors; p and q the scales of rows and columns.
 """
 
 from typing import Literal, NamedTuple
@@ -22,8 +25,8 @@ from laconic.numerics.weighted_em import (
     Descent,
     ExpectationMaximization,
     Nesterov,
-    Problem,
     Scales,
+    WeightedProblem,
     descend,
     has_converged,
     raise_floor,
@@ -42,7 +45,7 @@ LEAST_DIAGONAL = 1e-9
 AT_ONCE = 2**23
 
 
-def alternating_least_squares(problem: Problem, start: Components, sweeps: int) -> Descent:
+def alternating_least_squares(problem: WeightedProblem, start: Components, sweeps: int) -> Descent:
     """Update both factors in turn.
 
     Args:
@@ -51,7 +54,7 @@ def alternating_least_squares(problem: Problem, start: Components, sweeps: int) 
         sweeps: at most this many updates of both factors; fewer at convergence.
 
     Example:
-        >>> problem = Problem(torch.diag(torch.tensor([3.0, 1.0])), torch.ones(2, 2))
+        >>> problem = WeightedProblem(torch.diag(torch.tensor([3.0, 1.0])), torch.ones(2, 2))
         >>> start = Components(torch.ones(2, 1), torch.ones(1, 2))
         >>> alternating_least_squares(problem, start, sweeps=20).errors[-1] < 1.1
         True
@@ -167,7 +170,7 @@ def weighted_low_rank(
     return _solution(descent, bound, unit)
 
 
-def _solve(problem: Problem, start: Components, solver: SolverName, iterations: int) -> Descent:
+def _solve(problem: WeightedProblem, start: Components, solver: SolverName, iterations: int) -> Descent:
     match solver:
         case "als":
             return alternating_least_squares(problem, start, iterations)

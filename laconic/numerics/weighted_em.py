@@ -35,7 +35,7 @@ class Scales(NamedTuple):
     q: Float[Tensor, " in"]
 
 
-class Problem(NamedTuple):
+class WeightedProblem(NamedTuple):
     """min Σ_ij w_ij (A − X)_ij² over X of some rank.
 
     Args:
@@ -43,7 +43,7 @@ class Problem(NamedTuple):
         w: weights in [0, 1].
 
     Example:
-        >>> problem = Problem(torch.tensor([[2.0]]), torch.tensor([[0.5]]))
+        >>> problem = WeightedProblem(torch.tensor([[2.0]]), torch.tensor([[0.5]]))
         >>> problem.evaluate(torch.zeros(1, 1))
         State(error=2.0, completed=tensor([[1.]]))
     """
@@ -119,11 +119,11 @@ def uniform_bound(Phi: Float[Tensor, "out in"]) -> Scales:
     return Scales(Phi.max().sqrt().expand(Phi.shape[0]), Phi.new_ones(Phi.shape[1]))
 
 
-def scale_problem(W: Float[Tensor, "out in"], Phi: Float[Tensor, "out in"], bound: Scales) -> Problem:
+def scale_problem(W: Float[Tensor, "out in"], Phi: Float[Tensor, "out in"], bound: Scales) -> WeightedProblem:
     """The problem with weights divided by `bound`. In fp64."""
     scale = torch.outer(bound.p, bound.q)
     # Rounding may leave the largest weight just above 1, where the iterations may no longer descend.
-    return Problem(W.double() * scale, (Phi / scale.square()).clamp(max=1))
+    return WeightedProblem(W.double() * scale, (Phi / scale.square()).clamp(max=1))
 
 
 def rank_one_weighted(W: Float[Tensor, "out in"], scales: Scales, rank: int) -> Components:
@@ -247,7 +247,7 @@ class Anderson(Extrapolation):
         self.Y = G
 
 
-def descend(problem: Problem, start: Components, extrapolation: Extrapolation, iterations: int) -> Descent:
+def descend(problem: WeightedProblem, start: Components, extrapolation: Extrapolation, iterations: int) -> Descent:
     """Iterate from a start.
 
     Args:
@@ -257,7 +257,7 @@ def descend(problem: Problem, start: Components, extrapolation: Extrapolation, i
         iterations: at most this many; fewer at convergence.
 
     Example:
-        >>> problem = Problem(torch.diag(torch.tensor([3.0, 1.0])), torch.ones(2, 2))
+        >>> problem = WeightedProblem(torch.diag(torch.tensor([3.0, 1.0])), torch.ones(2, 2))
         >>> descend(problem, Components(torch.ones(2, 1), torch.ones(1, 2)), Nesterov(), iterations=5).errors[-1]
         1.0
     """
@@ -285,7 +285,7 @@ def has_converged(errors: list[float]) -> bool:
     return len(errors) > PATIENCE and errors[-1 - PATIENCE] - errors[-1] <= CONVERGED * errors[-1 - PATIENCE]
 
 
-def _step(problem: Problem, state: State, extrapolation: Extrapolation, rank: int) -> tuple[Components, State]:
+def _step(problem: WeightedProblem, state: State, extrapolation: Extrapolation, rank: int) -> tuple[Components, State]:
     """Truncate the proposal if that lowers the error, else the completed matrix."""
     G = state.completed
     proposal = extrapolation.propose(G)

@@ -11,9 +11,9 @@ from functools import partial
 
 from laconic.calibrate import sources
 from laconic.calibrate.batching import check_readable, tokenizer_of
-from laconic.calibrate.classes import called, class_names, output_places
+from laconic.calibrate.classes import class_names, match_outputs, quote_model
 from laconic.calibrate.corpus import Corpus, sample
-from laconic.calibrate.labels import labels_of
+from laconic.calibrate.labels import convert_labels
 from laconic.compress import Step
 from laconic.errors import UserError, add_place
 from laconic.evaluate import calibration_sources, check_tasks
@@ -65,7 +65,7 @@ def check_recipe(
         check_readable(model, read(recipe.data, "train"), recipe.sampling.max_length)
     check_labels(structures, recipe.steps, places, recipe.sampling, lambda: read(recipe.data, "train"))
     if compared:
-        output_places(compressed, model)
+        match_outputs(compressed, model)
     if recipe.evaluate is not None:
         if not recipe.evaluate.tasks and not recipe.evaluate.cost:
             raise UserError(
@@ -165,7 +165,7 @@ def check_labels(
     if sampling.labels == FROM_DATA and any(step.needs_data for step in steps):
         for lm in structures:
             if lm.task.is_sequence_classification:
-                labels_of(lm, sample(read(), sampling.samples, sampling.seed))
+                convert_labels(lm, sample(read(), sampling.samples, sampling.seed))
     check_label_order(*structures)
 
 
@@ -184,7 +184,7 @@ def check_label_order(*models: LanguageModel) -> None:
     heads = [model for model in models if model.task.is_sequence_classification]
     if not heads:
         raise UserError(
-            f"label_order applies to models that classify texts, and {called(first)} is of the kind "
+            f"label_order applies to models that classify texts, and {quote_model(first)} is of the kind "
             f"{first.task.value}; leave it out."
         )
     if all(model.model.config.num_labels != len(first.label_order) for model in heads):

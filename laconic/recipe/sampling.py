@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from laconic.calibrate import Calibration, Labels
+from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.batching import batches
-from laconic.calibrate.calibration import count_rows
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.errors import must_be
 from laconic.model import LanguageModel

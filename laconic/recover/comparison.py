@@ -12,10 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.anchor import Anchor, Residual, captured_paths, find_residual, residual_before
+from laconic.calibrate.activation_capture import (
+    ActivationCapture,
+    Residual,
+    find_residual,
+    paths_to_capture,
+    residual_before,
+)
+from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.batching import to_device
-from laconic.calibrate.recorder import Rows, rows_of
+from laconic.calibrate.recorder import TokenRows, token_rows
 from laconic.calibrate.stream import Stream
 from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.recover.layer_pairs import Pair, Piece, head_piece, pair_stacks, shape_of
@@ -73,7 +79,7 @@ class Comparison:
     def _compare(self, piece: Piece) -> Iterator[Step]:
         residual = Residual.UNKNOWN
         if piece.original is not None:
-            with ActivationCapture(self.original.model, captured_paths(piece.original, piece.origins)) as tap:
+            with ActivationCapture(self.original.model, paths_to_capture(piece.original, piece.origins)) as tap:
                 self.original_stream.run(0)
             residual = find_residual(tap, piece.original, piece.origins)
         self._kept.clear()
@@ -93,7 +99,7 @@ class Comparison:
     @torch.no_grad()
     def _measure(self, piece: Piece, residual: Residual, pairs: list[Pair]) -> Anchor:
         follows = piece.block is not None and piece.original is not None and residual is not Residual.UNKNOWN
-        paths = [pair.name for pair in pairs] + (captured_paths(str(piece.block), piece.parts) if follows else [])
+        paths = [pair.name for pair in pairs] + (paths_to_capture(str(piece.block), piece.parts) if follows else [])
         anchor: Anchor | None = None
         for number, batch in enumerate(self.batches):
             with ActivationCapture(self.lm.model, paths) as now:
@@ -109,8 +115,8 @@ class Comparison:
                 if anchor is None:
                     sizes = {name: y.shape[-1] for name, y in targets.items()}
                     anchor = Anchor(x.shape[-1], sizes, self.lm.device)
-                lines = {name: rows.of(rows.lines(y)) for name, y in targets.items()}
-                anchor.update(number, rows.of(rows.lines(x)), lines)
+                lines = {name: rows.without_padding(rows.lines(y)) for name, y in targets.items()}
+                anchor.update(number, rows.without_padding(rows.lines(x)), lines)
         assert anchor is not None
         return anchor
 
@@ -122,7 +128,9 @@ class Comparison:
         for number, batch in enumerate(self.batches):
             now, targets = self.stream.run(number), self.original_stream.run(number, piece.spans)
             rows = self._rows(batch, norm, 0, now)
-            anchor.update(number, rows.of(rows.lines(now)), {norm.name: rows.of(rows.lines(targets))})
+            anchor.update(
+                number, rows.without_padding(rows.lines(now)), {norm.name: rows.without_padding(rows.lines(targets))}
+            )
         return anchor
 
     def _run_original(self, piece: Piece, number: int) -> ActivationCapture:
@@ -131,18 +139,18 @@ class Comparison:
             return self._kept[number]
         paths = [pair.original for step in piece.steps for pair in step]
         if piece.original is not None:
-            paths += captured_paths(piece.original, piece.origins)
+            paths += paths_to_capture(piece.original, piece.origins)
         with ActivationCapture(self.original.model, dict.fromkeys(paths)) as tap:
             _run(self.original_stream, piece, number)
         if sum(map(_numbers, self._kept.values())) + _numbers(tap) <= KEPT_NUMBERS:
             self._kept[number] = tap
         return tap
 
-    def _rows(self, batch: Batch, pair: Pair, call: int, x: Tensor) -> Rows:
+    def _rows(self, batch: Batch, pair: Pair, call: int, x: Tensor) -> TokenRows:
         source = batch["attention_mask"].bool()
         target = batch["labels"] != -100 if self.lm.task is ModelTask.SEQ2SEQ else source
         reads = pair.place.reads
-        return rows_of(x.shape[:-1], reads[call % len(reads)], pair.place.tokens_first, source, target)
+        return token_rows(x.shape[:-1], reads[call % len(reads)], pair.place.tokens_first, source, target)
 
 
 def _run(stream: Stream, piece: Piece, number: int) -> None:

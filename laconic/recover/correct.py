@@ -23,8 +23,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.anchor import FOLDS, Moments, choose_ridge, squared_error, wanted
-from laconic.calibrate.calibration import held_out_count, split_held_out
+from laconic.calibrate.anchor import (
+    FOLDS,
+    Moments,
+    choose_ridge,
+    held_out_count,
+    solve_anchored,
+    split_held_out,
+    squared_error,
+)
 from laconic.calibrate.passes import evaluating
 from laconic.compress import Outcome, Step
 from laconic.compress.kl_metric import Divergences, KLMetric
@@ -191,7 +198,7 @@ def refit(lm: LanguageModel, layer: nn.Module, whole: Moments, folds: Sequence[M
         return
     if isinstance(layer, Format):
         ridge *= FORMAT_RIDGE
-    target, level = wanted(present, whole, ridge), ridge * whole.C.diagonal().mean()
+    target, level = solve_anchored(present, whole, ridge), ridge * whole.C.diagonal().mean()
     if isinstance(layer, Format):
         layer.refit(target, whole.C + level * torch.eye(len(whole.C), dtype=target.dtype, device=target.device))
     else:

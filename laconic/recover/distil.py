@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from laconic.calibrate.batching import to_device
-from laconic.calibrate.classes import output_places
+from laconic.calibrate.classes import match_outputs
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel, ModelTask, load, load_empty
 from laconic.recover.distillation_loss import TERMS, Terms, WeightSchedule
@@ -124,7 +124,7 @@ class Distil(Training):
         Raises:
             UserError: the two models have different classes.
         """
-        places = output_places(lm, teacher, classes) if self.logits else None
+        places = match_outputs(lm, teacher, classes) if self.logits else None
         return None if places is None else tuple(places)
 
     def _spread(self, lm: LanguageModel, teacher: LanguageModel, batch: DistillationBatch) -> list[Match]:

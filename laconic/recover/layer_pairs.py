@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from laconic.calibrate.anchor import Sublayer, find_sublayers
+from laconic.calibrate.activation_capture import Sublayer, find_sublayers
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, Site
@@ -109,8 +109,8 @@ def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
                     block=path,
                     original=original_block,
                     spans=following - number,
-                    parts=tuple(find_sublayers(stack, path, lambda name: has_module(lm.model, name))),
-                    origins=tuple(find_sublayers(stack, original_block, lambda name: has_module(original.model, name))),
+                    parts=tuple(find_sublayers(stack, path, lm.model)),
+                    origins=tuple(find_sublayers(stack, original_block, original.model)),
                     norm=_closing_norm(lm, stack, path, original_block),
                 )
             )

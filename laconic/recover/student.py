@@ -15,7 +15,7 @@ from pydantic import Field
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.classes import listed, sharing_order
+from laconic.calibrate.classes import join_names, share_label_order
 from laconic.calibrate.passes import check_runs
 from laconic.compress import Outcome, Shorten, Step
 from laconic.errors import UserError, must_be, quote, reason_of, unknown
@@ -81,7 +81,7 @@ class Student(Step):
     def __post_init__(self) -> None:
         names = self.classes if isinstance(self.classes, tuple) else ()
         if len(set(map(str, names))) < len(names):
-            raise must_be("classes", "names that differ", listed([*map(str, names)]))
+            raise must_be("classes", "names that differ", join_names([*map(str, names)]))
         if self.problem_type is not None and self.classes is None:
             raise must_be("problem_type", "left out where classes are not given, as the head stays", self.problem_type)
         if self.problem_type == SINGLE_LABEL and (self.classes == 1 or len(names) == 1):
@@ -233,7 +233,7 @@ class Student(Step):
         The label_order of `lm` is kept if both models have the same class names.
         """
         assert self.model is not None
-        other = sharing_order(other, lm)
+        other = share_label_order(other, lm)
         if other.pipeline is not None or other.task is not lm.task:
             return other
         own = load_pipeline(self.model)

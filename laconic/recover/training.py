@@ -15,7 +15,7 @@ from pydantic import Field
 
 from laconic.calibrate import Calibration
 from laconic.calibrate.corpus import Corpus
-from laconic.calibrate.labels import labels_of
+from laconic.calibrate.labels import convert_labels
 from laconic.compress import Outcome, Step
 from laconic.compress.solver_cache import key_of
 from laconic.errors import UserError, install, must_be
@@ -148,7 +148,7 @@ class Training(Step):
     def check_labels(self, lm: LanguageModel, corpus: Corpus, seed: int) -> None:
         if lm.task.is_sequence_classification:
             for part in split(Calibration([], seed=seed, corpus=corpus), self.rows, self.held_out):
-                labels_of(lm, part)
+                convert_labels(lm, part)
 
     def _require_data(self, data: Calibration | None) -> Calibration:
         if data is None:

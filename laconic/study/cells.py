@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from laconic.calibrate.passes import machine as describe_device
+from laconic.calibrate.passes import describe_machine as describe_device
 from laconic.compress import Step
 from laconic.errors import LONGEST_SENTENCE, truncate
 from laconic.evaluate.score_cache import versions

@@ -214,7 +214,7 @@ class Worker:
         without_size = tuple(method.without_size() for method in methods)
         if self._methods != without_size:
             for layer in stats.values():
-                layer.forget_results()
+                layer.clear_solutions()
         self._methods = without_size
 
     def _evaluate(self, cell: Cell, lm: LanguageModel, original: LanguageModel | None) -> dict[str, Any]:

@@ -12,17 +12,14 @@ from laconic.calibrate import (
     collect_stats,
     sequential_calibrate,
 )
-from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.anchor import (
-    Anchor,
-    Moments,
+from laconic.calibrate.activation_capture import (
+    ActivationCapture,
     Residual,
-    captured_paths,
-    choose_ridge,
     find_residual,
     find_sublayers,
-    wanted,
+    paths_to_capture,
 )
+from laconic.calibrate.anchor import Anchor, Moments, choose_ridge, solve_anchored
 from laconic.calibrate.sequential import SequentialConfig
 from laconic.compress import Compress
 from laconic.methods import Drone, KfacSvd
@@ -51,20 +48,20 @@ def test_without_ridge_it_is_the_least_squares_solution():
     W, _, drifted, y = streams()
     centred = drifted - drifted.mean(0)
     expected = torch.linalg.lstsq(centred, y - y.mean(0)).solution.T
-    assert torch.allclose(wanted(W, moments(drifted, y), 1e-12), expected, atol=1e-6)
+    assert torch.allclose(solve_anchored(W, moments(drifted, y), 1e-12), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 1.0, 100.0])
 def test_inputs_that_have_not_drifted_leave_the_matrix_as_it_is(ridge):
     W, x, _, y = streams()
-    assert torch.allclose(wanted(W, moments(x, y), ridge), W, atol=1e-9)
+    assert torch.allclose(solve_anchored(W, moments(x, y), ridge), W, atol=1e-9)
 
 
 def test_a_large_ridge_holds_it_to_the_matrix_and_nothing_seen_leaves_it():
     W, _, drifted, y = streams()
-    assert torch.allclose(wanted(W, moments(drifted, y), 1e9), W, atol=1e-6)
+    assert torch.allclose(solve_anchored(W, moments(drifted, y), 1e9), W, atol=1e-6)
     nothing = moments(torch.zeros(3, IN).double(), torch.zeros(3, OUT).double())
-    assert torch.equal(wanted(W, nothing, 0.1), W)
+    assert torch.equal(solve_anchored(W, nothing, 0.1), W)
 
 
 def test_the_ridge_is_small_where_there_are_tokens_and_large_where_there_are_none():
@@ -117,11 +114,10 @@ def test_an_anchor_gives_the_problem_around_the_wanted_matrix(centred):
 )
 def test_what_the_residual_stream_is_shows_in_the_numbers(name, kind):
     lm = BY_NAME[name].lm()
-    modules = dict(lm.model.named_modules())
     for stack, blocks in lm.stacks():
         path = blocks[0][0]
-        parts = find_sublayers(stack, path, modules.__contains__)
-        with ActivationCapture(lm.model, captured_paths(path, parts)) as tap, torch.no_grad():
+        parts = find_sublayers(stack, path, lm.model)
+        with ActivationCapture(lm.model, paths_to_capture(path, parts)) as tap, torch.no_grad():
             predict(lm, labelled_batches(lm, 1)[0])
         assert find_residual(tap, path, parts) is kind
 

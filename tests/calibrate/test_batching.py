@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laconic.calibrate.batching import batches, pad_token, positions
+from laconic.calibrate.batching import batches, max_positions, pad_token
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
 from laconic.model import LanguageModel, predict
@@ -58,11 +58,11 @@ def _ids(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_positions_of_roberta_start_behind_its_padding():
     lm = lm_of("roberta-masked")
-    assert positions(lm) == 40 - 1 - 1
+    assert max_positions(lm) == 40 - 1 - 1
     [batch] = batches(lm, corpus_of(Example("a" * 100)), max_length=100)
     assert batch["input_ids"].shape == (1, 38)
     predict(lm, batch)
-    assert positions(lm_of("t5")) is None
+    assert max_positions(lm_of("t5")) is None
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end():

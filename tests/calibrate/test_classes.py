@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from laconic.calibrate.classes import (
+    canonical_name,
     class_names,
-    meaning,
-    number_of,
-    output_places,
-    place_of,
-    places_of,
-    sharing_order,
+    class_number,
+    find_class,
+    match_classes,
+    match_outputs,
+    share_label_order,
 )
 from laconic.calibrate.sources import TASKS
 from laconic.errors import UserError
@@ -41,14 +41,14 @@ SAME = (
 
 
 def test_every_spelling_of_a_class_has_one_meaning_and_no_other_class_has_it() -> None:
-    meanings = [{meaning(name) for name in names} for names in SAME]
+    meanings = [{canonical_name(name) for name in names} for names in SAME]
     assert [len(found) for found in meanings] == [1] * len(SAME)
     assert len(set.union(*meanings)) == len(SAME)
 
 
 def test_numbers() -> None:
     names = ("LABEL_12", "class_3", "7", "-1", "label", "1.5", "LABEL_-1", "1st", "LABEL_x")
-    assert [number_of(name) for name in names] == [12, 3, 7, -1, None, None, None, None, None]
+    assert [class_number(name) for name in names] == [12, 3, 7, -1, None, None, None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_numbers() -> None:
     ],
 )
 def test_where_classes_are(names: tuple[str, ...], among: tuple[str, ...], places: list[int | None]) -> None:
-    assert places_of(names, among) == places
+    assert match_classes(names, among) == places
 
 
 def test_one_class_among_others() -> None:
-    assert place_of("pos", ("negative", "positive")) == 1
-    assert place_of("good", ("negative", "positive")) is None
+    assert find_class("pos", ("negative", "positive")) == 1
+    assert find_class("good", ("negative", "positive")) is None
 
 
 def test_the_classes_of_every_glue_task_are_its_names_on_the_hub() -> None:
@@ -105,22 +105,22 @@ def named(*names: str) -> LanguageModel:
 
 def test_outputs_of_two_models_meet_by_name() -> None:
     lm = named("POSITIVE", "NEGATIVE", "NEUTRAL")
-    assert output_places(lm, named("neg", "neu", "pos")) == [2, 0, 1]
-    assert output_places(lm, named("pos", "neg", "neutral")) is None
-    assert output_places(lm, classifier(3)) is None
-    assert output_places(lm, named("LABEL_2", "LABEL_0", "LABEL_1")) == [1, 2, 0]
+    assert match_outputs(lm, named("neg", "neu", "pos")) == [2, 0, 1]
+    assert match_outputs(lm, named("pos", "neg", "neutral")) is None
+    assert match_outputs(lm, classifier(3)) is None
+    assert match_outputs(lm, named("LABEL_2", "LABEL_0", "LABEL_1")) == [1, 2, 0]
     scores = classifier(2, ("valence", "arousal"), "regression")
-    assert output_places(scores, classifier(2, ("arousal", "valence"), "regression")) == [1, 0]
+    assert match_outputs(scores, classifier(2, ("arousal", "valence"), "regression")) == [1, 0]
     labels = classifier(2, ("joy", "anger"), MULTI_LABEL)
-    assert output_places(labels, classifier(2, ("anger", "joy"), MULTI_LABEL)) == [1, 0]
+    assert match_outputs(labels, classifier(2, ("anger", "joy"), MULTI_LABEL)) == [1, 0]
     # One output has no order.
-    assert output_places(classifier(1, ("score",)), classifier(1)) is None
+    assert match_outputs(classifier(1, ("score",)), classifier(1)) is None
 
 
 def test_numbers_and_names_meet_by_what_the_data_calls_its_classes() -> None:
     swapped, numbered = named("POSITIVE", "NEGATIVE"), classifier(2)
-    assert output_places(numbered, swapped, ("negative", "positive")) == [1, 0]
-    assert output_places(swapped, numbered, ("negative", "positive")) == [1, 0]
+    assert match_outputs(numbered, swapped, ("negative", "positive")) == [1, 0]
+    assert match_outputs(swapped, numbered, ("negative", "positive")) == [1, 0]
     step = Distil(teacher="swapped")
     assert step.loss_terms(numbered, swapped, {}, ("negative", "positive")).places == (1, 0)
     # Of data that does not say, numbers are those of the outputs.
@@ -130,26 +130,26 @@ def test_numbers_and_names_meet_by_what_the_data_calls_its_classes() -> None:
 def test_an_order_that_another_model_does_not_know_is_not_guessed_by_number() -> None:
     lm = classifier(2).with_label_order(("x", "y"))
     with pytest.raises(UserError, match="label_order has the classes x, y, and 'tiny' has good, bad"):
-        output_places(lm, named("good", "bad"))
-    assert output_places(classifier(2).with_label_order(("bad", "good")), named("good", "bad")) == [1, 0]
+        match_outputs(lm, named("good", "bad"))
+    assert match_outputs(classifier(2).with_label_order(("bad", "good")), named("good", "bad")) == [1, 0]
 
 
 def test_outputs_that_do_not_match_are_one_sentence() -> None:
     with pytest.raises(UserError, match=r"'tiny' has the classes pos, neg, and 'tiny' has good, bad, .* label_order"):
-        output_places(named("pos", "neg"), named("good", "bad"))
+        match_outputs(named("pos", "neg"), named("good", "bad"))
     with pytest.raises(UserError, match="'tiny' has 2 outputs and 'tiny' 3, so that they cannot be compared"):
-        output_places(classifier(2), classifier(3))
+        match_outputs(classifier(2), classifier(3))
 
 
 def test_an_order_that_is_given_counts_and_is_that_of_every_model_of_the_same_names() -> None:
     lm = named("good", "bad").with_label_order(("pos", "neg"))
     assert class_names(lm) == ("pos", "neg")
-    assert output_places(lm, named("negative", "positive")) == [1, 0]
-    assert output_places(lm, named("good", "bad")) is None
+    assert match_outputs(lm, named("negative", "positive")) == [1, 0]
+    assert match_outputs(lm, named("good", "bad")) is None
     # Another model may be called as config.json has it, and not as the data does.
-    assert output_places(lm, named("bad", "good")) == [1, 0]
-    assert sharing_order(named("good", "bad"), lm).label_order == ("pos", "neg")
-    assert sharing_order(named("bad", "good"), lm).label_order is None
+    assert match_outputs(lm, named("bad", "good")) == [1, 0]
+    assert share_label_order(named("good", "bad"), lm).label_order == ("pos", "neg")
+    assert share_label_order(named("bad", "good"), lm).label_order is None
     assert class_names(classifier(2).with_label_order([True, False])) == ("True", "False")
 
 

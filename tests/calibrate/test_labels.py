@@ -6,7 +6,7 @@ import pytest
 
 from laconic.calibrate.batching import batches
 from laconic.calibrate.corpus import Corpus, Example, label_from
-from laconic.calibrate.labels import labels_of
+from laconic.calibrate.labels import convert_labels
 from laconic.errors import UserError
 from tests.architectures import BY_NAME
 from tests.problems import MULTI_LABEL, classifier
@@ -49,15 +49,15 @@ STARS = ("1", "2", "3")
 )
 def test_classes(names: tuple[str, ...] | None, classes: tuple[str, ...], labels: tuple[Any, ...], expected: list[int]):
     lm = classifier(2 if names is None else len(names), names)
-    assert labels_of(lm, corpus(*labels, classes=classes)) == expected
+    assert convert_labels(lm, corpus(*labels, classes=classes)) == expected
 
 
 def test_an_order_that_is_given_says_what_the_data_calls_the_outputs() -> None:
-    assert labels_of(classifier(2).with_label_order(("good", "bad")), corpus("bad", "good")) == [1, 0]
-    assert labels_of(classifier(2).with_label_order((1, 0)), corpus(0, 1)) == [1, 0]
-    assert labels_of(classifier(2).with_label_order((1, 0)), corpus(0, 1, classes=SENTIMENT)) == [1, 0]
+    assert convert_labels(classifier(2).with_label_order(("good", "bad")), corpus("bad", "good")) == [1, 0]
+    assert convert_labels(classifier(2).with_label_order((1, 0)), corpus(0, 1)) == [1, 0]
+    assert convert_labels(classifier(2).with_label_order((1, 0)), corpus(0, 1, classes=SENTIMENT)) == [1, 0]
     named = classifier(2, ("a", "b")).with_label_order(("positive", "negative"))
-    assert labels_of(named, corpus(0, 1, classes=SENTIMENT)) == [1, 0]
+    assert convert_labels(named, corpus(0, 1, classes=SENTIMENT)) == [1, 0]
 
 
 NAMED = ("negative", "positive")
@@ -122,7 +122,7 @@ NAMED = ("negative", "positive")
 def test_what_is_no_class_is_named(names, classes: tuple[str, ...], labels: tuple[Any, ...], sentence: str) -> None:
     lm = classifier(2, names)
     with pytest.raises(UserError, match=sentence):
-        labels_of(lm, corpus(*labels, classes=classes))
+        convert_labels(lm, corpus(*labels, classes=classes))
 
 
 EMOTIONS = ("anger", "joy", "fear")
@@ -141,7 +141,7 @@ EMOTIONS = ("anger", "joy", "fear")
     ],
 )
 def test_several_labels(classes: tuple[str, ...], labels: tuple[Any, ...], expected: list[tuple[float, ...]]) -> None:
-    assert labels_of(classifier(3, EMOTIONS, MULTI_LABEL), corpus(*labels, classes=classes)) == expected
+    assert convert_labels(classifier(3, EMOTIONS, MULTI_LABEL), corpus(*labels, classes=classes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,15 @@ def test_several_labels(classes: tuple[str, ...], labels: tuple[Any, ...], expec
 )
 def test_what_is_none_of_several_labels_is_named(labels: tuple[Any, ...], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        labels_of(classifier(3, EMOTIONS, MULTI_LABEL), corpus(*labels))
+        convert_labels(classifier(3, EMOTIONS, MULTI_LABEL), corpus(*labels))
 
 
 def test_scores() -> None:
-    assert labels_of(classifier(1), corpus(0.5, "-1", [3])) == [0.5, -1.0, 3.0]
-    assert labels_of(classifier(2, problem_type="regression"), corpus([0.5, -1], [1, 2])) == [(0.5, -1.0), (1.0, 2.0)]
+    assert convert_labels(classifier(1), corpus(0.5, "-1", [3])) == [0.5, -1.0, 3.0]
+    assert convert_labels(classifier(2, problem_type="regression"), corpus([0.5, -1], [1, 2])) == [
+        (0.5, -1.0),
+        (1.0, 2.0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -187,12 +190,12 @@ def test_scores() -> None:
 def test_what_is_no_score_is_named(outputs: int, label: Any, sentence: str) -> None:
     lm = classifier(outputs, problem_type="regression")
     with pytest.raises(UserError, match=sentence):
-        labels_of(lm, corpus(0.5 if outputs == 1 else [0.5, 0.5], label))
+        convert_labels(lm, corpus(0.5 if outputs == 1 else [0.5, 0.5], label))
 
 
 def test_a_row_without_a_place_is_called_by_its_number() -> None:
     with pytest.raises(UserError, match="Row 2 of 'memory' has no label"):
-        labels_of(classifier(2), Corpus("memory", "train", (Example("a", label=0.0), Example("b"))))
+        convert_labels(classifier(2), Corpus("memory", "train", (Example("a", label=0.0), Example("b"))))
 
 
 def test_labels_are_read_where_they_are_asked_for_alone() -> None:

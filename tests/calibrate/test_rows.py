@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats
-from laconic.calibrate.recorder import rows_of
+from laconic.calibrate.recorder import token_rows
 from laconic.model import InputTokens, predict
 from tests.architectures import BY_NAME
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -31,7 +31,7 @@ TARGET = torch.tensor([[1, 1], [1, 0]]).bool()
     ],
 )
 def test_rows(shape: tuple[int, ...], reads: InputTokens, tokens_first: bool, counted: list[list[int]]) -> None:
-    rows = rows_of(shape, reads, tokens_first, SOURCE, TARGET)
+    rows = token_rows(shape, reads, tokens_first, SOURCE, TARGET)
     assert rows.counted.int().tolist() == counted
     x = torch.arange(torch.Size(shape).numel()).reshape(*shape, 1)
     lines = rows.lines(x)

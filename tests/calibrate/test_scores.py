@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.calibrate.collect_stats import scores
+from laconic.calibrate.collect_stats import fisher_losses
 from laconic.errors import UserError
 from laconic.model import Predictions
 from laconic.numerics.distributions import BERNOULLI, CATEGORICAL, GAUSSIAN
@@ -15,7 +15,7 @@ def moment_of_gradients(values: torch.Tensor, mode: str, distribution=CATEGORICA
     leaf = values.clone().requires_grad_()
     predictions = Predictions(leaf, torch.zeros(1, dtype=torch.long), labels, distribution)
     total = torch.zeros(values.shape[1], values.shape[1])
-    for score in scores(predictions, mode, generator):
+    for score in fisher_losses(predictions, mode, generator):
         (g,) = torch.autograd.grad(score, leaf, retain_graph=True)
         total += g.T @ g
     return total
@@ -30,7 +30,7 @@ def test_enumerating_classes_gives_the_exact_fisher_of_a_softmax():
 def test_sampling_agrees_with_enumerating_on_average():
     logits = torch.tensor([[0.3, -1.0, 2.0]]).repeat(20_000, 1).requires_grad_()
     predictions = Predictions(logits, torch.arange(len(logits)), None, CATEGORICAL)
-    drawn = list(scores(predictions, "sampled", torch.Generator().manual_seed(0)))
+    drawn = list(fisher_losses(predictions, "sampled", torch.Generator().manual_seed(0)))
     assert len(drawn) == 4
     g = torch.cat([torch.autograd.grad(score, logits, retain_graph=True)[0] for score in drawn])
     p = logits[0].softmax(-1)
@@ -45,7 +45,7 @@ def test_a_gaussian_has_unit_fisher():
 def test_a_wide_gaussian_is_sampled():
     values = torch.zeros(5_000, 6, requires_grad=True)
     predictions = Predictions(values, torch.arange(5_000), None, GAUSSIAN)
-    drawn = list(scores(predictions, "auto", torch.Generator().manual_seed(0)))
+    drawn = list(fisher_losses(predictions, "auto", torch.Generator().manual_seed(0)))
     g = torch.cat([torch.autograd.grad(score, values, retain_graph=True)[0] for score in drawn])
     assert torch.allclose(g.T @ g / len(values), torch.eye(6), atol=0.1)
 
@@ -53,7 +53,7 @@ def test_a_wide_gaussian_is_sampled():
 def test_a_text_of_many_predictions_is_drawn_once():
     values = torch.zeros(6, 9, requires_grad=True)
     predictions = Predictions(values, torch.tensor([0, 0, 0, 1, 1, 1]), None, CATEGORICAL)
-    assert len(list(scores(predictions, "sampled", torch.Generator().manual_seed(0)))) == 1
+    assert len(list(fisher_losses(predictions, "sampled", torch.Generator().manual_seed(0)))) == 1
 
 
 def test_the_datas_labels_give_the_empirical_fisher():
@@ -80,7 +80,7 @@ def test_several_scores_have_each_their_error():
 def test_enumerating_is_refused_where_it_would_not_be_exact():
     predictions = Predictions(torch.zeros(4, 3), torch.tensor([0, 0, 1, 1]), None, CATEGORICAL)
     with pytest.raises(UserError, match="labels must be 'sampled' or 'data'"):
-        list(scores(predictions, "enumerated", torch.Generator()))
+        list(fisher_losses(predictions, "enumerated", torch.Generator()))
 
 
 def test_missing_labels_are_one_sentence():

@@ -36,7 +36,7 @@ def test_a_bias_is_the_exact_mean(name: str) -> None:
         for batch in data.batches:
             found = stack_hidden_states(model, batch, all_cuts(model, "blocks"))
             points, rows = found[layers.name]
-            total, count = total + rows.of(points[-1]).double().sum(0), count + int(rows.counted.sum())
+            total, count = total + rows.without_padding(points[-1]).double().sum(0), count + int(rows.counted.sum())
         means.append(total / count)
     assert torch.allclose(*means, atol=1e-4)
 

@@ -7,7 +7,8 @@ import pytest
 
 from laconic.allocate.gemm_timings import Product, ProductTimes
 from laconic.calibrate import LayerStats, collect_stats
-from laconic.calibrate.passes import Profile, Use, Workload
+from laconic.calibrate.layer_stats import concatenate_problems
+from laconic.calibrate.passes import LayerTiming, Profile, Workload
 from laconic.compress import Compress, pricing
 from laconic.compress.pricing import Prices, relative_latency
 from laconic.compress.solve_groups import all_groups, find_layer_sets
@@ -36,15 +37,15 @@ def times(tmp_path: Path) -> ProductTimes:
 def profile_of(lm: LanguageModel, calls: int = 1) -> Profile:
     dense = {site.name: calls * nanoseconds(Product(ROWS, *site.shape)) for site in lm.sites()}
     whole = sum(dense.values()) / (1 - FIXED)
-    return Profile(whole * 1e-9, {name: Use((ROWS,) * calls, time / whole) for name, time in dense.items()})
+    return Profile(whole * 1e-9, {name: LayerTiming((ROWS,) * calls, time / whole) for name, time in dense.items()})
 
 
 def ladders_of(lm: LanguageModel, known: dict[str, LayerStats], share: bool = False) -> dict[str, Candidates]:
-    from laconic.calibrate import Problem, stack
+    from laconic.calibrate import Problem
 
     single = {site.name: Problem(weight=site.weight(), stats=known[site.name]) for site in lm.sites()}
     groups = all_groups(find_layer_sets(lm.sites(), share))
-    problems = {group.name: stack([single[site.name] for site in group.sites]) for group in groups}
+    problems = {group.name: concatenate_problems([single[site.name] for site in group.sites]) for group in groups}
     return {name: KfacSvd(multiple=1).candidates(problem.weight, problem.stats) for name, problem in problems.items()}
 
 
@@ -155,12 +156,12 @@ def test_a_plan_is_timed_beside_the_original_and_leaves_it_alone(monkeypatch: py
     problems = {site.name: Problem(weight=site.weight(), stats=known[site.name]) for site in lm.sites()}
     seen: list[int] = []
 
-    def seconds_of(work, device):
+    def time_call(work, device):
         work()
         # The compressed model comes second.
         return 8.0 if len(seen) % 2 else 2.0
 
-    monkeypatch.setattr(pricing, "seconds_of", seconds_of)
+    monkeypatch.setattr(pricing, "time_call", time_call)
     monkeypatch.setattr(pricing, "forward", lambda model, inputs: seen.append(sum(1 for _ in model.model.modules())))
     timed = pricing.LatencyPricing(lm, Workload(batch=1, length=4), problems, silent)
     assert relative_latency(timed, groups, chosen) == 0.25

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.passes import Profile, Use
+from laconic.calibrate.passes import LayerTiming, Profile
 from laconic.compress import Compress, kl_metric
 from laconic.compress.allocators import threshold
 from laconic.compress.allocators.threshold import GRID, allot_error
@@ -25,7 +25,7 @@ ERROR = 1e-3
 def same_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every matrix takes as long as any other."""
     monkeypatch.setattr(
-        threshold, "profile", lambda lm, sites, *_: Profile(1.0, {site.name: Use((1,), 0.01) for site in sites})
+        threshold, "profile", lambda lm, sites, *_: Profile(1.0, {site.name: LayerTiming((1,), 0.01) for site in sites})
     )
 
 
@@ -93,14 +93,14 @@ def test_slow_modules_may_err_more(monkeypatch: pytest.MonkeyPatch) -> None:
     data = data_for(lm)
     groups = all_groups(find_layer_sets(lm.sites(), False))
     slow = groups[1].name
-    uses = {unit.name: Use((1,), 0.5 if unit.name == slow else 0.001) for unit in groups}
+    uses = {unit.name: LayerTiming((1,), 0.5 if unit.name == slow else 0.001) for unit in groups}
     parts = allot_error(ERROR, groups, Profile(1.0, uses))
     assert sum(parts.values()) == pytest.approx(ERROR)
     assert parts[slow] == pytest.approx(500 * parts[groups[0].name])
     even = search(Svd(multiple=1)).apply(twin(lm), data).after[slow]
     monkeypatch.setattr(threshold, "profile", lambda *_: Profile(1.0, uses))
     assert search(Svd(multiple=1)).apply(twin(lm), data).after[slow] < even
-    nothing = allot_error(ERROR, groups, Profile(1.0, dict.fromkeys(uses, Use((), 0.0))))
+    nothing = allot_error(ERROR, groups, Profile(1.0, dict.fromkeys(uses, LayerTiming((), 0.0))))
     assert set(nothing.values()) == {ERROR / len(groups)}
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from laconic.allocate import group_name, read_plan, site_names, write_plan
-from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats, stack
+from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats, concatenate_problems
 from laconic.calibrate.layer_stats import Problem
 from laconic.calibrate.passes import Workload
 from laconic.compress import Compress
@@ -64,7 +64,7 @@ def test_stacked_knowledge_is_that_of_the_stacked_matrix():
     lm = BY_NAME["bert-classifier"].lm()
     sites = lm.sites()[:3]
     known = collect_stats(lm, data_for(lm), {InputCovariance, GradCovariance, Fisher}, sites)
-    whole = stack([Problem(weight=site.weight(), stats=known[site.name]) for site in sites])
+    whole = concatenate_problems([Problem(weight=site.weight(), stats=known[site.name]) for site in sites])
     rows = sites[0].shape[0]
     assert whole.weight.shape == (3 * rows, sites[0].shape[1])
     assert whole.stats[InputCovariance] is known[sites[0].name][InputCovariance]

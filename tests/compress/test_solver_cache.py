@@ -120,7 +120,7 @@ class Own(TruncationMethod):
     name, paper, needs = "own", "none", frozenset({InputCovariance})
 
     def components(self, weight, known):
-        known.once(str(len(weight)), lambda: (weight,))
+        known.get_or_compute(str(len(weight)), lambda: (weight,))
         return svd_components(FACTOR * weight)
 """
 

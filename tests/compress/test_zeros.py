@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration, InputCovariance, SequentialConfig, collect_stats, sequential_calibrate
-from laconic.calibrate.passes import USUAL, profile
+from laconic.calibrate.passes import DEFAULT_WORKLOAD, profile
 from laconic.compress import Compress, ShrinkHeads
 from laconic.errors import UserError
 from laconic.formats import LowRank, Sparse, SparseEmbedding
@@ -73,7 +73,7 @@ def test_everything_that_measures_knows_the_zeros() -> None:
         walked = [pair for step in sequential_calibrate(lm, data, {InputCovariance}, sites, course) for pair in step]
         assert len(walked) == len(sites)
         assert all(problem.stats.support is supports[site.name] for site, problem in walked)
-    assert all(0 < use.share < 1 for use in profile(lm, sites, USUAL).uses.values())
+    assert all(0 < use.share < 1 for use in profile(lm, sites, DEFAULT_WORKLOAD).layers.values())
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,8 @@ def test_an_embedding_and_a_wide_head(kind: type[FeedbackQuantization]) -> None:
     """The moment of one-hot inputs is diagonal, and so is that of more outputs than fit."""
     matrix = case("full", (24, 40))
     F, C = matrix.stats[GradCovariance], matrix.stats[InputCovariance]
-    thin_F = GradCovariance.restored(F.total.diagonal().clone(), F.count)
-    thin_C = InputCovariance.restored(C.total.diagonal().clone(), C.count)
+    thin_F = GradCovariance.from_total(F.total.diagonal().clone(), F.count)
+    thin_C = InputCovariance.from_total(C.total.diagonal().clone(), C.count)
     for stats in (LayerStats([thin_C, F]), LayerStats([C, thin_F]), LayerStats([thin_C, thin_F])):
         here = Case("thin", matrix.weight, stats)
         result = loss(here, kind(bits=3, group_size=16))

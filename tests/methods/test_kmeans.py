@@ -58,9 +58,9 @@ def test_a_row_of_few_distinct_weights_is_exact() -> None:
 
 def test_a_matrix_that_was_never_used_is_kept_by_its_weights_alone() -> None:
     nothing = [
-        InputCovariance.restored(torch.zeros(40, 40).double(), 1),
-        GradCovariance.restored(torch.zeros(24, 24).double(), 1),
-        Fisher.restored(torch.zeros(24, 40).double(), 1),
+        InputCovariance.from_total(torch.zeros(40, 40).double(), 1),
+        GradCovariance.from_total(torch.zeros(24, 24).double(), 1),
+        Fisher.from_total(torch.zeros(24, 40).double(), 1),
     ]
     idle = replace(MATRIX, stats=LayerStats(nothing))
     alike = torch.ones(24, 40).double()

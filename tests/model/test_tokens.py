@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 
 from laconic.calibrate import LayerStats
-from laconic.calibrate.batching import at_once, batches, positions
+from laconic.calibrate.batching import batches, limit_batch_size, max_positions
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.passes import forward, random_batch
 from laconic.errors import UserError
@@ -78,7 +78,7 @@ def test_targets_are_checked_against_the_rows_of_the_decoder(tmp_path: Path) -> 
 def test_a_classifier_whose_pad_has_no_row_reads_one_row_at_a_time(tmp_path: Path, pad: object) -> None:
     model = hf.GPT2ForSequenceClassification(hf.GPT2Config(**GPT2, **SMALL, num_labels=3))
     lm = load(str(saved(tmp_path / "m", model, config={"pad_token_id": pad})))
-    assert pad_token_id(lm) is None and at_once(lm, 16) == 1
+    assert pad_token_id(lm) is None and limit_batch_size(lm, 16) == 1
     assert len(batches(lm, TEXTS)) == 2
     before = vars(lm.model.config).get("pad_token_id")
     forward(lm, random_batch(lm, 3, 5))
@@ -106,7 +106,7 @@ def test_a_position_limit_that_is_none() -> None:
     lm = BY_NAME["llama"].lm()
     for said in (-1, 0):
         lm.model.config.max_position_embeddings = said
-        assert positions(lm) is None
+        assert max_positions(lm) is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.calibration import split_held_out
+from laconic.calibrate.anchor import split_held_out
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError

@@ -36,9 +36,9 @@ def quantized(lm: LanguageModel, targets: tuple[str, ...], *methods: Method) -> 
     for site, method in zip(lm.sites(targets), itertools.cycle(methods), strict=False):
         alike = torch.ones(site.shape[1]).double()
         statistics = [
-            Fisher.restored(alike.expand(site.shape), 1),
-            InputCovariance.of(alike, 1),
-            AbsMean.restored(alike, 1),
+            Fisher.from_total(alike.expand(site.shape), 1),
+            InputCovariance.from_moment(alike, 1),
+            AbsMean.from_total(alike, 1),
         ]
         known = LayerStats(statistics, site.support)
         lm.replace(site, method.compress(site.weight().to(lm.dtype), known))

@@ -31,7 +31,7 @@ class Coala(TruncationMethod):
 
     Example:
         >>> weight, C = torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([1.0, 100.0]))
-        >>> stats = LayerStats([InputCovariance.of(C, count=10)])
+        >>> stats = LayerStats([InputCovariance.from_moment(C, count=10)])
         >>> Coala(rank=1, mu=0.01).compress(weight, stats).dense().diagonal().round(decimals=4)
         tensor([0., 1.])
         >>> Coala(rank=1, mu=100.0).compress(weight, stats).dense().diagonal().round(decimals=4)

@@ -35,7 +35,7 @@ def test_the_method_solves_the_regularized_problem() -> None:
     matrix = random_matrix("", (24, 40))
     W, C = matrix.weight.double(), matrix.stats[InputCovariance].matrix.double()
     mu = 0.3 * C.trace() / len(C)
-    stats = LayerStats([InputCovariance.of(C, count=1)])
+    stats = LayerStats([InputCovariance.from_moment(C, count=1)])
     A, B = Coala(mu=0.3).components(W, stats)
     A, B = A[:, :5].clone().requires_grad_(), B[:5].clone().requires_grad_()
     E = W - A @ B

@@ -19,9 +19,9 @@ from laconic.calibrate.sources.files import (
     TASKS,
     GlueTask,
     find_file,
+    find_glue_task,
     glue_file,
     glue_task,
-    glue_task_of,
     read_glue_file,
 )
 from laconic.calibrate.sources.hub import hub_examples, hub_glue
@@ -34,11 +34,11 @@ __all__ = [
     "GlueTask",
     "check_source",
     "data_folder",
-    "file_of",
-    "find",
+    "find_source",
     "glue_task",
     "is_builtin",
     "read",
+    "source_file",
 ]
 
 DATA_FOLDER = "LACONIC_DATA"
@@ -63,19 +63,14 @@ def pydoc(split: str) -> list[Example]:
 
 
 def _paragraphs(names: list[str]) -> dict[str, None]:
-    """The prose paragraphs of these topics; a dictionary, because it is an ordered set."""
-    blocks = (block for name in names for block in re.split(r"\n\s*\n", topics[name]))
-    return {text: None for block in blocks if not _CODE.search(block) and _is_prose(text := _clean(block))}
-
-
-def _clean(block: str) -> str:
-    """One line without list markers and emphasis."""
-    return _EMPHASIS.sub(r"\1", _BULLET.sub("", " ".join(block.split())))
-
-
-def _is_prose(text: str) -> bool:
-    letters = sum(character.isalpha() or character == " " for character in text)
-    return len(text) >= MIN_CHARACTERS and letters >= MIN_PROSE * len(text)
+    """The prose paragraphs of these topics, as keys in order: one line each, without list markers and emphasis."""
+    found: dict[str, None] = {}
+    for block in (block for name in names for block in re.split(r"\n\s*\n", topics[name])):
+        text = _EMPHASIS.sub(r"\1", _BULLET.sub("", " ".join(block.split())))
+        letters = sum(character.isalpha() or character == " " for character in text)
+        if not _CODE.search(block) and len(text) >= MIN_CHARACTERS and letters >= MIN_PROSE * len(text):
+            found[text] = None
+    return found
 
 
 BUILTINS: dict[str, Callable[[str], list[Example]]] = {"builtin:pydoc": pydoc}
@@ -102,7 +97,7 @@ def read(source: str, split: str = "train") -> Corpus:
         >>> read("builtin:pydoc", "dev").split
         'dev'
     """
-    examples, classes = find(source, split)()
+    examples, classes = find_source(source, split)()
     if not any(text and not text.isspace() for row in examples for text in (row.text, row.pair, row.target)):
         raise UserError(f"The {split} split of '{source}' has no rows of text; give a source that has some.")
     return Corpus(source, split, tuple(examples), classes)
@@ -110,7 +105,7 @@ def read(source: str, split: str = "train") -> Corpus:
 
 def check_source(source: str, split: str) -> None:
     """Raise UserError if the source, file, task or split does not exist; no row is read."""
-    find(source, split)
+    find_source(source, split)
 
 
 def is_builtin(source: str) -> bool:
@@ -118,7 +113,7 @@ def is_builtin(source: str) -> bool:
     return source in BUILTINS
 
 
-def find(source: str, split: str) -> Callable[[], Rows]:
+def find_source(source: str, split: str) -> Callable[[], Rows]:
     """Find a source and return a function that reads its rows.
 
     Args:
@@ -142,7 +137,7 @@ def find(source: str, split: str) -> Callable[[], Rows]:
     if path is not None:
         file = find_file(path, split)
         # A folder that is named like a GLUE task has the classes of the task.
-        folder_task = glue_task_of((path if path.is_dir() else path.parent).name)
+        folder_task = find_glue_task((path if path.is_dir() else path.parent).name)
         classes = () if folder_task is None else folder_task.classes
         return lambda: Rows(READERS[file.suffix.lower()](file), classes)
     is_path = source.startswith((".", "/", "~")) or Path(source).suffix.lower() in READERS
@@ -151,11 +146,11 @@ def find(source: str, split: str) -> Callable[[], Rows]:
     raise _not_found(source)
 
 
-def file_of(source: str, split: str) -> Path | None:
+def source_file(source: str, split: str) -> Path | None:
     """Return the local file that `split` is read from, with symbolic links resolved; None if there is no such file."""
     path = _local(source)
     if source.lower().startswith("glue/"):
-        task, folder = glue_task_of(source[len("glue/") :].rstrip("/")), data_folder()
+        task, folder = find_glue_task(source[len("glue/") :].rstrip("/")), data_folder()
         file = None if task is None or folder is None else glue_file(folder / "glue", task, split)
     else:
         try:

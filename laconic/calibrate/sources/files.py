@@ -15,8 +15,17 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from laconic.calibrate.classes import place_of
-from laconic.calibrate.corpus import Example, Label, as_json, check_fields, content, example, json_of, label_from
+from laconic.calibrate.classes import find_class
+from laconic.calibrate.corpus import (
+    Example,
+    Label,
+    as_json,
+    check_fields,
+    label_from,
+    parse_json,
+    read_text,
+    to_example,
+)
 from laconic.errors import UserError, must_be, unknown
 
 SPLIT_NAMES = {"train": ("train", "training"), "dev": ("dev", "valid", "validation", "test")}
@@ -24,43 +33,43 @@ SPLIT_NAMES = {"train": ("train", "training"), "dev": ("dev", "valid", "validati
 
 def read_txt(path: Path) -> list[Example]:
     """Read one row for each paragraph, or for each line if the file has no blank lines between lines of text."""
-    text = content(path).strip("\n")
+    text = read_text(path).strip("\n")
     parts = re.split(r"\n[ \t]*\n", text) if re.search(r"\n[ \t]*\n", text) else text.split("\n")
     return [Example(part.strip()) for part in parts if part.strip()]
 
 
 def read_tokens(path: Path) -> list[Example]:
     """Read one row for each wikitext article; a level-one heading ` = Title = ` starts an article."""
-    articles = re.split(r"^(?= = [^=].*[^=] = \n)", content(path), flags=re.MULTILINE)
+    articles = re.split(r"^(?= = [^=].*[^=] = \n)", read_text(path), flags=re.MULTILINE)
     return [Example(article.strip()) for article in articles if article.strip()]
 
 
 def read_jsonl(path: Path) -> list[Example]:
     """Read one row for each line, a JSON string or object."""
-    lines = enumerate(content(path).split("\n"), start=1)
-    return [example(json_of(line, f"{path}:{at}"), f"{path}:{at}") for at, line in lines if line.strip()]
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    return [to_example(parse_json(line, f"{path}:{at}"), f"{path}:{at}") for at, line in lines if line.strip()]
 
 
 def read_json(path: Path) -> list[Example]:
     """Read a JSON list of strings or objects, one for each row."""
-    rows = json_of(content(path), str(path))
+    rows = parse_json(read_text(path), str(path))
     if not isinstance(rows, list):
         raise must_be(str(path), "a list of texts or of objects", as_json(rows))
-    return [example(row, f"{path}[{at}]") for at, row in enumerate(rows)]
+    return [to_example(row, f"{path}[{at}]") for at, row in enumerate(rows)]
 
 
 def read_tsv(path: Path) -> list[Example]:
     """Read a table whose first line names the fields, without quoting; in a GLUE task's folder, GLUE's own layout."""
-    task = glue_task_of(path.parent.name)
+    task = find_glue_task(path.parent.name)
     if task is not None:
         return read_glue_file(path, task)
-    lines = enumerate(content(path).split("\n"), start=1)
+    lines = enumerate(read_text(path).split("\n"), start=1)
     return _table_examples(path, ((at, line.split("\t")) for at, line in lines if line.strip()))
 
 
 def read_csv(path: Path) -> list[Example]:
     """Read a table whose first line names the fields; quoted cells may hold commas and line ends."""
-    reader = csv.reader(StringIO(content(path), newline=""), strict=True)
+    reader = csv.reader(StringIO(read_text(path), newline=""), strict=True)
     try:
         return _table_examples(path, ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells))))
     except csv.Error as error:
@@ -77,7 +86,7 @@ def _table_examples(path: Path, rows: Iterator[tuple[int, Sequence[str]]]) -> li
     for at, cells in rows:
         if len(cells) != len(names):
             raise UserError(f"{path}:{at} has {len(cells)} columns, its header {len(names)}; mend the row.")
-        examples.append(example(dict(zip(names, cells, strict=True)), f"{path}:{at}"))
+        examples.append(to_example(dict(zip(names, cells, strict=True)), f"{path}:{at}"))
     return examples
 
 
@@ -161,7 +170,7 @@ class GlueTask:
         label = label_from(value)
         if label == HIDDEN:
             return None
-        number = place_of(label, self.classes) if isinstance(label, str) else None
+        number = find_class(label, self.classes) if isinstance(label, str) else None
         if number is not None:
             return float(number)
         return label / self.scale if isinstance(label, float) else label
@@ -219,7 +228,7 @@ TASKS: tuple[GlueTask, ...] = (
 )
 
 
-def glue_task_of(name: str) -> GlueTask | None:
+def find_glue_task(name: str) -> GlueTask | None:
     """Return the task with this name or folder, ignoring case (`sst2`, `SST-2`); None if there is none."""
     return next((task for task in TASKS if name.lower() in (task.name, task.folder.lower())), None)
 
@@ -230,7 +239,7 @@ def glue_task(name: str) -> GlueTask:
     Raises:
         UserError: there is no such task; the message suggests the nearest name.
     """
-    task = glue_task_of(name)
+    task = find_glue_task(name)
     if task is None:
         raise unknown("GLUE task", name, [task.name for task in TASKS])
     return task
@@ -264,7 +273,7 @@ def read_glue_file(path: Path, task: GlueTask) -> list[Example]:
     Raises:
         UserError: a column is missing, or a row is too short; the message has its line.
     """
-    lines = content(path).split("\n")
+    lines = read_text(path).split("\n")
     has_header = isinstance(task.label, str) or lines[0].startswith(TEST_HEADER)
     texts, label = _columns(path, task, lines[0].split("\t") if has_header else None)
     widest = max((*texts, label or 0))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from laconic.calibrate.corpus import LABELS, Example, Rows, example
+from laconic.calibrate.corpus import LABELS, Example, Rows, to_example
 from laconic.calibrate.sources.files import SPLIT_NAMES, GlueTask
 from laconic.errors import UserError, reason_of
 from laconic.hub import out_of_reach
@@ -31,7 +31,7 @@ def find_split(name: str, config: str | None, split_names: tuple[str, ...]) -> s
     """
     from datasets import get_dataset_split_names  # noqa: PLC0415 (slow to import)
 
-    splits = _ask_hub(name, lambda: get_dataset_split_names(name, config))
+    splits = _query_hub(name, lambda: get_dataset_split_names(name, config))
     for split in split_names:
         if split in splits:
             return split
@@ -41,7 +41,7 @@ def find_split(name: str, config: str | None, split_names: tuple[str, ...]) -> s
 def _load(name: str, config: str | None, split: str) -> "Dataset":
     from datasets import load_dataset  # noqa: PLC0415 (slow to import)
 
-    return _ask_hub(name, lambda: load_dataset(name, config, split=split))
+    return _query_hub(name, lambda: load_dataset(name, config, split=split))
 
 
 def hub_examples(source: str, split: str) -> Callable[[], Rows]:
@@ -51,7 +51,7 @@ def hub_examples(source: str, split: str) -> Callable[[], Rows]:
 
     def read() -> Rows:
         data = _load(name, config or None, hub_split)
-        return Rows([example(row, f"{name}[{at}]") for at, row in enumerate(data)], _class_names(data.features))
+        return Rows([to_example(row, f"{name}[{at}]") for at, row in enumerate(data)], _class_names(data.features))
 
     return read
 
@@ -91,15 +91,15 @@ def _class_names(features: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(feature.names or ()) if isinstance(feature, ClassLabel) else ()
 
 
-def _ask_hub(name: str, question: Callable[[], Any]) -> Any:
-    why = out_of_reach(name, "dataset")
-    if why is not None and not _is_cached(name):
+def _query_hub(name: str, query: Callable[[], Any]) -> Any:
+    reason = out_of_reach(name, "dataset")
+    if reason is not None and not _is_cached(name):
         raise UserError(
             f"The data '{name}' is no local file and cannot be had from the hub: its cache does not have it, and "
-            f"the hub cannot be asked ({why}); check the name and the network, or give a local file."
+            f"the hub cannot be asked ({reason}); check the name and the network, or give a local file."
         )
     try:
-        return question()
+        return query()
     except (OSError, ValueError) as error:
         raise UserError(
             f"The data '{name}' is no local file and cannot be had from the hub: {reason_of(error)}; "

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 from laconic.allocate import Plan
-from laconic.calibrate.calibration import count_rows
+from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.passes import evaluating
 from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator, uniform_plan
 from laconic.compress.checks import SizeSpec, check_size, check_workload

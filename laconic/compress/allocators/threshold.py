@@ -86,7 +86,7 @@ def allot_error(error: float, groups: Sequence[SolveGroup], profile: Profile) ->
     Returns:
         The part of each group, by name.
     """
-    times = {group.name: sum(profile.uses[site.name].share for site in group.sites) for group in groups}
+    times = {group.name: sum(profile.layers[site.name].share for site in group.sites) for group in groups}
     whole = sum(times.values())
     return {name: error * time / whole if whole else error / len(groups) for name, time in times.items()}
 

@@ -144,8 +144,8 @@ def fit_maps(
         M = present.outputs[place.path][0].reshape(stream.shape)
         Y = 0 if place.whole else stream - M
         rows = stack_rows(lm, batch, layers, stream)
-        targets = {path: rows.of(rows.lines(target.outputs[path][0] - Y)) for path in original.blocks}
-        anchor.update(number, rows.of(rows.lines(M)), targets)
+        targets = {path: rows.without_padding(rows.lines(target.outputs[path][0] - Y)) for path in original.blocks}
+        anchor.update(number, rows.without_padding(rows.lines(M)), targets)
     return [_solve_map(lm, anchor, place, path, linear) for path in original.blocks]
 
 
@@ -290,7 +290,7 @@ def mean_outputs(lm: LanguageModel, cuts: Sequence[Cut], data: Calibration) -> d
         for cut, writer in writers.items():
             hidden = capture.outputs[blocks[cut]][0]
             rows = stack_rows(lm, batch, stacks[cut.stack], hidden)
-            written = rows.of(rows.lines(capture.outputs[writer][0].reshape(hidden.shape)))
+            written = rows.without_padding(rows.lines(capture.outputs[writer][0].reshape(hidden.shape)))
             sums[cut] = sums.get(cut, 0) + written.sum(0, dtype=torch.float64)
             counts[cut] += len(written)
     return {cut: total / max(counts[cut], 1) for cut, total in sums.items()}

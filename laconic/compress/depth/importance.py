@@ -8,9 +8,9 @@ the text, so for other models the distance is averaged over all tokens. Padding 
 
 Gates: P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3.2, put a gate ξ = 1
 on a part of the network; its importance is (∂L/∂ξ)², averaged over the samples. Here a sample is a row, L is a loss of
-the Fisher information (`laconic.calibrate.collect_stats.scores`), and the gate of a block multiplies its update of the
-hidden states, h + ξ (f(h) − h). Then ½ E[(∂L/∂ξ)²] is the KL divergence that a second-order expansion predicts for
-dropping the block, in nats per prediction; the first-order term is zero.
+the Fisher information (`laconic.calibrate.collect_stats.fisher_losses`), and the gate of a block multiplies its update
+of the hidden states, h + ξ (f(h) − h). Then ½ E[(∂L/∂ξ)²] is the KL divergence that a second-order expansion predicts
+for dropping the block, in nats per prediction; the first-order term is zero.
 """
 
 from collections import Counter
@@ -25,11 +25,10 @@ from torch.nn import functional
 
 from laconic import processes
 from laconic.calibrate import Calibration
-from laconic.calibrate.activation_capture import ActivationCapture
-from laconic.calibrate.anchor import TOLERANCE
+from laconic.calibrate.activation_capture import TOLERANCE, ActivationCapture
 from laconic.calibrate.batching import to_device
-from laconic.calibrate.collect_stats import scores
-from laconic.calibrate.recorder import Rows, rows_of
+from laconic.calibrate.collect_stats import fisher_losses
+from laconic.calibrate.recorder import TokenRows, token_rows
 from laconic.compress.depth.cuts import Cut, subblock_at
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, ModelTask, predict
@@ -54,7 +53,7 @@ def influences(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]])
         for stack, (points, rows) in stack_hidden_states(lm, batch, cuts).items():
             counts[stack] += int(rows.counted.sum())
             for cut, before, after in zip(cuts[stack], points[:-1], points[1:], strict=True):
-                changes[cut] += (1 - _cosines(rows.of(before), rows.of(after))).sum().item()
+                changes[cut] += (1 - _cosines(rows.without_padding(before), rows.without_padding(after))).sum().item()
     return {cut: value / max(counts[cut.stack], 1) for cut, value in changes.items()}
 
 
@@ -83,7 +82,9 @@ def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], 
 
 
 @torch.no_grad()
-def stack_hidden_states(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]) -> dict[str, tuple[Points, Rows]]:
+def stack_hidden_states(
+    lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]
+) -> dict[str, tuple[Points, TokenRows]]:
     """Run one batch, and return for each stack the hidden states around its cuts.
 
     Args:
@@ -114,7 +115,7 @@ def stack_hidden_states(lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cu
     return states
 
 
-def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) -> Rows:
+def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) -> TokenRows:
     """Return which rows of the hidden states of a stack are padding.
 
     Args:
@@ -125,7 +126,7 @@ def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) 
     """
     source = batch["attention_mask"].bool()
     target = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else source
-    return rows_of(hidden.shape[:-1], layers.stack.reads, False, source, target)
+    return token_rows(hidden.shape[:-1], layers.stack.reads, False, source, target)
 
 
 def _points(capture: ActivationCapture, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None) -> Points:
@@ -198,7 +199,7 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
                 gates = torch.ones(len(cuts), len(batch["input_ids"]), device=lm.device, requires_grad=True)
                 with apply_gates(lm, cuts, gates), torch.enable_grad():
                     predictions, _ = predict(lm, batch)
-                    for score in scores(predictions, data.labels, generator):
+                    for score in fisher_losses(predictions, data.labels, generator):
                         (slopes,) = torch.autograd.grad(score, gates, retain_graph=True)
                         total += slopes.double().square().sum(1)
                 count += len(predictions.values)

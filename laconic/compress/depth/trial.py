@@ -16,8 +16,7 @@ from operator import add
 from typing import Literal
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.anchor import FOLDS
-from laconic.calibrate.calibration import count_rows, split_for_folds, split_held_out
+from laconic.calibrate.anchor import FOLDS, count_rows, split_for_folds, split_held_out
 from laconic.compress.depth.cuts import Cut, dropped_blocks, subblock_at
 from laconic.compress.depth.fitting import MapFitter, find_map_place, no_place_error
 from laconic.compress.depth.folding import check_foldable, fold

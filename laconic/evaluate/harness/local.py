@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from laconic.calibrate.corpus import content
+from laconic.calibrate.corpus import read_text
 from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, install, must_be
 from laconic.evaluate.eval_task import JsonObject, read_objects
@@ -134,7 +134,7 @@ def _read_piqa(folder: Path) -> Rows:
         {name: _text(row, name, place) for name in ("goal", "sol1", "sol2")}
         for place, row in read_objects(folder / "dev.jsonl")
     ]
-    labels = content(folder / "dev-labels.lst").split()
+    labels = read_text(folder / "dev-labels.lst").split()
     if len(labels) != len(rows):
         raise UserError(f"{folder / 'dev-labels.lst'} has {len(labels)} labels, dev.jsonl {len(rows)} rows; mend them.")
     for number, (row, label) in enumerate(zip(rows, labels, strict=True), start=1):

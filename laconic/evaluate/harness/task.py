@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laconic.calibrate.batching import positions, tokenizer_of
+from laconic.calibrate.batching import max_positions, tokenizer_of
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError, unknown
@@ -123,7 +123,7 @@ class Harness(EvalTask):
             )
         adapter, built, tokenizer = self._adapter(), self._load(), tokenizer_of(lm)
         with evaluating(lm), adapter.isolate_harness():
-            batch = rows_per_batch(lm, positions(lm) or CONTEXT, BATCH)
+            batch = rows_per_batch(lm, max_positions(lm) or CONTEXT, BATCH)
             scorer = adapter.HarnessModel(lm, batch, track, self.name)
             outcome = adapter.run_task(built.task, self.task, scorer, len(corpus.examples))
         table, widths = score_table(outcome["samples"][self.task])

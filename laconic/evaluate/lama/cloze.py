@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from laconic.calibrate.batching import IGNORED, Row, positions, tokenizer_of
+from laconic.calibrate.batching import IGNORED, Row, max_positions, tokenizer_of
 from laconic.calibrate.corpus import Example
 from laconic.errors import UserError
 from laconic.evaluate.lama.facts import MASK
@@ -208,7 +208,7 @@ def questions(
     Returns:
         The questions, and the number of facts that were left out, by reason.
     """
-    build, behind_sentinel, longest = row_builder(lm), uses_sentinels(lm), positions(lm)
+    build, behind_sentinel, longest = row_builder(lm), uses_sentinels(lm), max_positions(lm)
     rows: list[Question] = []
     left_out: Counter[str] = Counter()
     for index, fact in enumerate(facts):
@@ -229,7 +229,7 @@ def questions(
         elif longest is not None and _n_tokens(row) > longest:
             left_out["longer than the model reads"] += 1
         else:
-            others = {tokens[other] for other in fact.also if other in tokens} - {answer}
+            others = {tokens[other] for other in fact.other_targets if other in tokens} - {answer}
             rows.append(Question(index, row, boundary, answer, tuple(others)))
     return rows, dict(sorted(left_out.items()))
 

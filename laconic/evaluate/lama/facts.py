@@ -162,5 +162,5 @@ def _to_examples(name: str, facts: Sequence[Fact]) -> list[Example]:
         group = f"{name}/{fact.relation}" if by_relation and fact.relation else f"{name}/all"
         others = true[fact.relation, fact.subject] if fact.subject else {}
         also = tuple(other for other in others if other != fact.answer)
-        rows.append(Example(fact.sentence, target=fact.answer, also=also, group=group))
+        rows.append(Example(fact.sentence, target=fact.answer, other_targets=also, group=group))
     return rows

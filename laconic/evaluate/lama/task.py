@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from laconic.calibrate.batching import tokenizer_of
-from laconic.calibrate.corpus import Corpus, Example, content
+from laconic.calibrate.corpus import Corpus, Example, read_text
 from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, unknown
 from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, tokenizer_name
@@ -103,7 +103,7 @@ class Lama(EvalTask):
         The table has three columns: the rank of the answer, the weight of the row, and the index of the corpus.
         """
         self.check_model(lm)
-        answers = [answer for row in corpus.examples for answer in (row.target or "", *row.also)]
+        answers = [answer for row in corpus.examples for answer in (row.target or "", *row.other_targets)]
         words = None if self.vocabulary == ALL else corpus.classes
         vocabulary = Vocabulary.of(tokenizer_of(lm), answers, words)
         lama_questions, left_out = questions(lm, corpus.examples, vocabulary)
@@ -163,7 +163,7 @@ class Lama(EvalTask):
         if self.vocabulary == ANSWERS:
             return tuple(dict.fromkeys(example.target or "" for example in facts))
         path = _vocabulary_file(self.vocabulary)
-        words = tuple(dict.fromkeys(line.strip() for line in content(path).split("\n") if line.strip()))
+        words = tuple(dict.fromkeys(line.strip() for line in read_text(path).split("\n") if line.strip()))
         if not words:
             raise UserError(f"The vocabulary '{path}' has no words; give a file of one word a line.")
         return words

@@ -1,4 +1,4 @@
-"""ASVD: singular values of the matrix whose input features are scaled by the size of their activations."""
+"""ASVD: Ŵ = SVD_r(W S) S^{-1} with S = diag((E|x_j|)^α) (Z. Yuan et al., arXiv 2312.05821)."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -57,7 +57,7 @@ class Asvd(TruncationMethod):
     Example:
         >>> import torch
         >>> weight, activations = torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([1.0, 100.0])
-        >>> stats = LayerStats([AbsMean.restored(activations, count=1)])
+        >>> stats = LayerStats([AbsMean.from_total(activations, count=1)])
         >>> Asvd(rank=1).compress(weight, stats).dense().detach().diagonal().round(decimals=4)
         tensor([0., 1.])
     """

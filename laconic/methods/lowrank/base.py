@@ -1,4 +1,4 @@
-"""What low-rank methods share: the choice of a rank, and an expansion W = Σ_i a_i b_i^T whose first r terms are kept.
+"""Base classes of the low-rank methods: a choice of rank r, and the first r terms of an expansion W = Σ_i a_i b_i^T.
 
 Ranks chosen by `with_keep` and offered as candidates are multiples of `multiple`, which matrix kernels run fastest on.
 """
@@ -119,7 +119,7 @@ class LowRankMethod(Method):
         return Candidates((*smaller, dense))
 
     def cache_key(self, weight: Float[Tensor, "out in"]) -> str:
-        """A key for `LayerStats.once`: this method without its size, and the content of the matrix."""
+        """A key for `LayerStats.get_or_compute`: this method without its size, and the content of the matrix."""
         return f"{replace(self.without_size(), multiple=1)} of {digest(weight)}"
 
 
@@ -164,15 +164,16 @@ class TruncationMethod(LowRankMethod):
             C = stats[InputCovariance].matrix
             return truncation_losses(A, B, stats[GradCovariance].matrix, C), torch.tensor(C.ndim == 1)
 
-        losses, lookup = stats.once(f"losses of {self.cache_key(weight)}", predict)
+        losses, lookup = stats.get_or_compute(f"losses of {self.cache_key(weight)}", predict)
         m, n = weight.shape
         ranks = [rank for rank in self.offered_ranks((m, n)) if rank < len(losses)]
         return self.candidates_at({rank: losses[rank].item() for rank in ranks}, weight, lookup=bool(lookup))
 
     def expansion(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
         """The `components` in the dtype of `weight`, computed at the first call for these statistics only."""
-        name = f"expansion of {self.cache_key(weight)}"
-        if name not in stats.solutions:
+
+        def expand() -> tuple[Tensor, Tensor]:
             A, B = self.components(weight, stats)
-            stats.solutions[name] = A.to(weight.dtype), B.to(weight.dtype)
-        return Components(*stats.solutions[name])
+            return A.to(weight.dtype), B.to(weight.dtype)
+
+        return Components(*stats.get_or_compute(f"expansion of {self.cache_key(weight)}", expand))

@@ -1,4 +1,4 @@
-"""DRONE: the low rank that changes the outputs of the layer least on calibration inputs."""
+"""DRONE: min ‖(W − Ŵ) X‖_F over rank r, X the calibration inputs (P. Chen et al., NeurIPS 2021, theorem 1)."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class Drone(TruncationMethod):
         The second input is ten times as large, so the smaller weight is the one that is kept.
 
         >>> weight, C = torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([1.0, 100.0]))
-        >>> stats = LayerStats([InputCovariance.of(C, count=10)])
+        >>> stats = LayerStats([InputCovariance.from_moment(C, count=10)])
         >>> Drone(rank=1).compress(weight, stats).dense().detach().diagonal().round(decimals=4)
         tensor([0., 1.])
     """

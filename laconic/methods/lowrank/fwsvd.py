@@ -1,4 +1,7 @@
-"""FWSVD: singular values of the matrix whose input features are weighted by their Fisher information."""
+"""FWSVD: Ŵ = SVD_r(W D) D^{-1} with D = diag(√Î), Î_j the Fisher information of input j.
+
+Y.-C. Hsu et al., "Language model compression with weighted low-rank factorization", ICLR 2022, arXiv 2207.00112.
+"""
 
 from dataclasses import dataclass
 
@@ -55,7 +58,7 @@ class Fwsvd(TruncationMethod):
 
         >>> import torch
         >>> weight, Phi = torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-        >>> stats = LayerStats([Fisher.restored(Phi, count=1)])
+        >>> stats = LayerStats([Fisher.from_total(Phi, count=1)])
         >>> Fwsvd(rank=1).compress(weight, stats).dense().detach().diagonal().round(decimals=4)
         tensor([0., 1.])
     """

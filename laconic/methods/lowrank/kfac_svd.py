@@ -1,4 +1,7 @@
-"""KFAC-SVD: the low rank that changes the model's predictions least, to second order."""
+"""KFAC-SVD: min ½ tr(F E C E^T) over rank r, E = W − Ŵ, the second-order estimate of the KL divergence.
+
+Thoma et al., ICML 2026; the curvature F ⊗ C is that of J. Martens, R. Grosse, arXiv 1503.05671.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -34,8 +37,8 @@ class KfacSvd(TruncationMethod):
     Example:
         >>> import torch
         >>> weight, C = torch.diag(torch.tensor([3.0, 1.0])), torch.eye(2)
-        >>> F = GradCovariance.restored(torch.diag(torch.tensor([1.0, 100.0])), count=1)
-        >>> stats = LayerStats([InputCovariance.of(C, count=1), F])
+        >>> F = GradCovariance.from_total(torch.diag(torch.tensor([1.0, 100.0])), count=1)
+        >>> stats = LayerStats([InputCovariance.from_moment(C, count=1), F])
         >>> KfacSvd(rank=1, shrink=0.01).compress(weight, stats).dense().detach().diagonal().round(decimals=4)
         tensor([0., 1.])
     """

@@ -1,4 +1,4 @@
-"""Truncated SVD: the best approximation of rank r in the Frobenius norm."""
+"""Truncated SVD: Ŵ = U_r S_r V_r^T, the best rank r in the Frobenius norm (C. Eckart, G. Young, Psychometrika 1936)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,7 @@
-"""WLRA: the low rank in which every single weight counts by its Fisher information."""
+"""WLRA: min Σ_ij Φ_ij (W − Ŵ)_ij² over rank r, Φ the Fisher information of each weight.
+
+N. Srebro, T. Jaakkola, "Weighted Low-Rank Approximations", ICML 2003.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,8 +24,8 @@ OFFERED_RANKS = 8
 class Wlra(LowRankMethod):
     """Weighted low-rank approximation: each weight counts by its Fisher information.
 
-    Minimises Σ_ij Φ_ij (W − Ŵ)_ij² over rank r, which has no closed form. The solution of one rank says nothing about
-    the next, so every rank is solved on its own.
+    Minimises Σ_ij Φ_ij (W − Ŵ)_ij² over rank r, which has no closed form. The solutions of two ranks have
+    nothing in common, so every rank is solved on its own.
 
     Args:
         rank: rank of every matrix, at most its smaller side; in place of `keep`.
@@ -40,7 +43,7 @@ class Wlra(LowRankMethod):
     Example:
         >>> import torch
         >>> weight, Phi = torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([[0.01, 1.0], [1.0, 100.0]])
-        >>> stats = LayerStats([Fisher.restored(Phi, count=1)])
+        >>> stats = LayerStats([Fisher.from_total(Phi, count=1)])
         >>> Wlra(rank=1).compress(weight, stats).dense().detach().round(decimals=1)
         tensor([[0., 0.],
                 [0., 1.]])
@@ -70,6 +73,6 @@ class Wlra(LowRankMethod):
             results = (self.with_rank(rank).compress(weight, stats) for rank in ranks)
             return (predicted_losses(weight, stats, results),)
 
-        (losses,) = stats.once(f"losses at {ranks} of {self.cache_key(weight)}", predict)
+        (losses,) = stats.get_or_compute(f"losses at {ranks} of {self.cache_key(weight)}", predict)
         lookup = stats[InputCovariance].matrix.ndim == 1
         return self.candidates_at(dict(zip(ranks, losses.tolist(), strict=True)), weight, lookup=lookup)

@@ -1,8 +1,8 @@
 """Base classes of the pruning methods: the number of zeros, masks, and the sizes offered as candidates.
 
 Sparsity is the fraction of zeros in the whole matrix. Zeros of an earlier step (`LayerStats.support`) stay zero and
-count; if there are more of them than asked for, the matrix is returned unchanged, bit by bit. On disk the result is one
-bit for each weight and the values of the nonzero ones.
+count. If a matrix has more zeros than the sparsity demands, it is returned bit for bit unchanged. On disk the result is
+one bit for each weight and the values of the nonzero ones.
 """
 
 import re
@@ -60,7 +60,7 @@ class PruningMethod(Method):
 
     @abstractmethod
     def granularity(self, shape: tuple[int, int]) -> int:
-        """How many weights of a matrix of `shape` are pruned together: 1, or a row or column."""
+        """Number of weights of a matrix of `shape` (out, in) that are pruned together: 1, or a whole row or column."""
 
     @property
     def size(self) -> Size | None:
@@ -222,7 +222,7 @@ class UnstructuredPruning(PruningMethod):
         return pattern_error(self.name, self.size, shape[1], matrix) if isinstance(self.size, tuple) else None
 
     def mask_for(self, scores: Float[Tensor, "out in"], size: Size) -> Bool[Tensor, "out in"]:
-        """The mask that keeps the highest scores, True where a weight is kept.
+        """The mask that keeps the highest scores, True at kept weights.
 
         Args:
             scores: the score of each weight; −∞ for weights that are zero already.
@@ -265,7 +265,7 @@ def check_pattern(method: str, pattern: tuple[int, int], width: int) -> None:
 
 
 def pattern_error(method: str, pattern: tuple[int, int], width: int, matrix: str) -> UserError | None:
-    """The error of `check_pattern` for a matrix that is called `matrix`; None where the pattern fits.
+    """The error of `check_pattern` for a matrix that is called `matrix`; None if the pattern fits.
 
     Example:
         >>> pattern_error("wanda", (2, 4), width=8, matrix="fc") is None

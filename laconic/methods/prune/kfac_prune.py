@@ -65,8 +65,8 @@ class KfacPrune(UnstructuredPruning):
         Surgeon", ICLR 2024, arXiv 2312.17244.
 
     Example:
-        >>> F = GradCovariance.restored(torch.eye(1), count=1)
-        >>> stats = LayerStats([InputCovariance.of(torch.tensor([[1.0, 0.9], [0.9, 1.0]]), count=10), F])
+        >>> F = GradCovariance.from_total(torch.eye(1), count=1)
+        >>> stats = LayerStats([InputCovariance.from_moment(torch.tensor([[1.0, 0.9], [0.9, 1.0]]), count=10), F])
         >>> KfacPrune(sparsity=0.5).compress(torch.tensor([[1.0, 2.0]]), stats).dense().detach().round(decimals=1)
         tensor([[0.0000, 2.9000]])
     """
@@ -104,7 +104,7 @@ class KfacPrune(UnstructuredPruning):
         return solve
 
     def _fit(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Fit | None:
-        """The function that fits the kept weights; None where neither inputs nor outputs are correlated."""
+        """The function that fits the kept weights; None if neither inputs nor outputs are correlated."""
         F, H = self._moments(weight, stats)
         coupled = self.coupled and F.ndim == 2
         if H.ndim == 1:
@@ -131,8 +131,8 @@ class KfacPrune(UnstructuredPruning):
         if F.ndim == 2 and not self.coupled:
             F = F.diagonal()
         named = f"shrink {self.shrink}, gradients {self.gradients}, coupled {self.coupled}"
-        outputs = stats.once(f"correlations of outputs, {named}", lambda: correlations(F))
-        inputs = stats.once(f"correlations of inputs, damping {self.damping}", lambda: correlations(H))
+        outputs = stats.get_or_compute(f"correlations of outputs, {named}", lambda: correlations(F))
+        inputs = stats.get_or_compute(f"correlations of inputs, damping {self.damping}", lambda: correlations(H))
         return Correlations(*outputs), Correlations(*inputs)
 
     def _moments(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> tuple[OutputMoment, InputMoment]:

@@ -1,8 +1,11 @@
-"""SparseGPT: columns are pruned from left to right, and those to the right compensate for each removed weight.
+"""SparseGPT: prune columns from left to right; those to the right compensate for each removed weight.
 
-The paper prunes every block of 128 columns by the same fraction. Here a block loses as many weights as have the lowest
-scores of the whole matrix, or row, at the start. So counts are exact, zeros of an earlier step count, and inputs that
-are never active are pruned first, wherever they are.
+Removing w_q costs ½ w_q² / [H^{-1}]_qq and moves the others by −(w_q / [H^{-1}]_qq) H^{-1}_{:,q} (E. Frantar, D.
+Alistarh, ICML 2023, arXiv 2301.00774, algorithm 1).
+
+The paper prunes every block of 128 columns by the same fraction. Here a block loses as many weights as it has among the
+lowest scores of the whole matrix, or row, at the start. So counts are exact, zeros of an earlier step count, and inputs
+that are never active are pruned first, wherever they are.
 """
 
 from dataclasses import dataclass
@@ -48,7 +51,7 @@ class SparseGpt(UnstructuredPruning):
 
         >>> import torch
         >>> C = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
-        >>> stats = LayerStats([InputCovariance.of(C, count=10)])
+        >>> stats = LayerStats([InputCovariance.from_moment(C, count=10)])
         >>> SparseGpt(sparsity=0.5).compress(torch.tensor([[1.0, 2.0]]), stats).dense().detach().round(decimals=1)
         tensor([[0.0000, 2.9000]])
     """

@@ -1,4 +1,7 @@
-"""Wanda: a weight is worth its size times that of its input."""
+"""Wanda: prune by the score |w_ij| ‖x_j‖, a weight times the norm of its input.
+
+M. Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024, arXiv 2306.11695.
+"""
 
 from dataclasses import dataclass
 
@@ -33,7 +36,7 @@ class Wanda(UnstructuredPruning):
         The second input is ten times as large, so its smaller weight is kept.
 
         >>> import torch
-        >>> stats = LayerStats([InputCovariance.of(torch.diag(torch.tensor([1.0, 100.0])), count=10)])
+        >>> stats = LayerStats([InputCovariance.from_moment(torch.diag(torch.tensor([1.0, 100.0])), count=10)])
         >>> Wanda(sparsity=0.5).compress(torch.tensor([[3.0, 1.0]]), stats).dense().tolist()
         [[0.0, 1.0]]
     """

@@ -1,4 +1,8 @@
-"""AWQ: columns with active inputs are scaled up before they are rounded to nearest, and scaled down afterwards."""
+"""AWQ: Ŵ = Q(W diag s)(diag s)^{-1}, rounding to nearest with columns of active inputs scaled up by s_j = (mean
+|x_j|)^a.
+
+J. Lin et al., "AWQ: Activation-aware Weight Quantization", MLSys 2024, arXiv 2306.00978, equations 4 and 5.
+"""
 
 from dataclasses import dataclass
 
@@ -34,7 +38,7 @@ class Awq(AffineQuantization):
 
     Example:
         >>> activations = torch.tensor([1.0, 1.0, 1.0, 1.0])
-        >>> stats = LayerStats([AbsMean.restored(activations, 1), InputCovariance.of(torch.eye(4), count=1)])
+        >>> stats = LayerStats([AbsMean.from_total(activations, 1), InputCovariance.from_moment(torch.eye(4), count=1)])
         >>> weight = torch.tensor([[0.0, 1.1, 1.9, 3.0]])
         >>> Awq(bits=2, clip=False, gradients=False).compress(weight, stats).dense()
         tensor([[0., 1., 2., 3.]])

@@ -1,4 +1,4 @@
-"""What quantizing methods share: the number of bits, the groups of weights with a scale of their own, the candidates.
+"""Base classes of the quantizing methods: the number of bits, the groups that share a scale, and the candidates.
 
 `group_size` columns of a row share a scale; the last group of a row is shorter where the width is no multiple of it.
 Zeros of an earlier step (`LayerStats.support`) stay zero, and only the codes of the other weights are stored.
@@ -74,7 +74,7 @@ class QuantizationMethod(Method):
         return self.meta_format(shape).nbytes()
 
     def group_columns(self, width: int) -> int | None:
-        """Columns of a row that share a scale, in a matrix of `width` columns; None where all weights share one."""
+        """Columns of a row that share a scale, in a matrix of `width` columns; None if all weights share one."""
         if isinstance(self.group_size, int):
             return min(self.group_size, width)
         return width if self.group_size == "channel" else None
@@ -139,13 +139,13 @@ class AffineQuantization(QuantizationMethod):
         )
 
     def grid_spec(self, bits: int, width: int) -> GridSpec:
-        """What the grids of a matrix of `width` columns are to be."""
+        """The specification of the grids of a matrix of `width` columns."""
         return GridSpec(bits, self.group_columns(width), self.symmetric, self.clip)
 
     def to_quantized(
         self, result: QuantizedWeight, dtype: torch.dtype, support: Bool[Tensor, "out in"] | None
     ) -> Quantized:
-        """The format of codes on their grids; `support` is True where a weight is kept."""
+        """The format of codes on their grids; `support` is True at kept weights."""
         return Quantized.from_codes(result.codes, result.grid, self.symmetric, dtype, support)
 
 

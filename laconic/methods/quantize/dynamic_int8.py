@@ -1,4 +1,7 @@
-"""Dynamic int8: weights in int8 with a scale for each output, inputs rounded to 8 bits when they arrive."""
+"""Dynamic int8: y ≈ s_i s_x Σ_j c_ij c_j with int8 codes c of the weights, and of the inputs when they arrive.
+
+Each output has a scale s_i, each row of inputs a scale s_x (Z. Yao et al., "ZeroQuant", NeurIPS 2022, section 4.1).
+"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,8 @@
-"""GPTQ, and what it shares with YAQA: rounding in which later weights compensate for the errors of earlier ones."""
+"""GPTQ: round column by column; later columns compensate for each error by −(w_q − ŵ_q) / U_qq · U_q:, H^{-1} = U^T U.
+
+E. Frantar et al., "GPTQ", ICLR 2023, arXiv 2210.17323. `FeedbackQuantization` is the base class that GPTQ shares with
+YAQA: it may prune the matrix first.
+"""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -20,7 +24,7 @@ from laconic.numerics.masks import zero_count
 from laconic.numerics.obs import damp
 
 PrunedStart = tuple[Float[Tensor, "out in"], Bool[Tensor, "out in"] | None]
-"""A matrix to round, and the mask of its kept weights; None where all are kept."""
+"""A matrix to round, and the mask of its kept weights; None if all are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,7 @@ class FeedbackQuantization(AffineQuantization):
         return super().empty_codes(bits, shape, min(counts, default=None))
 
     def _kept(self, shape: tuple[int, int]) -> int | None:
-        """Weights that its own pruning keeps; None where it does not prune."""
+        """Weights that its own pruning keeps; None if it does not prune."""
         count = shape[0] * shape[1]
         if self.pattern is not None:
             n, m = parse_pattern(self.name, self.pattern)
@@ -113,7 +117,7 @@ class Gptq(FeedbackQuantization):
 
     Example:
         >>> import torch
-        >>> stats = LayerStats([InputCovariance.of(torch.eye(4), count=10)])
+        >>> stats = LayerStats([InputCovariance.from_moment(torch.eye(4), count=10)])
         >>> weight = torch.tensor([[0.0, 1.1, 1.9, 3.0]])
         >>> Gptq(bits=2, clip=False).compress(weight, stats).dense()
         tensor([[0., 1., 2., 3.]])

@@ -1,4 +1,7 @@
-"""k-means quantization: the best 2^bits values for the weights of each row, instead of an evenly spaced grid."""
+"""k-means quantization: each row has 2^b values of its own, min Σ_j Φ_ij (w_ij − Q(w_ij))², instead of an even grid.
+
+S. Kim et al., "SqueezeLLM", ICML 2024, arXiv 2306.07629, equation 4.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +47,7 @@ class KMeans(QuantizationMethod):
 
     Example:
         >>> weight = torch.tensor([[1.0, 7.0, 1.0, 7.0, 20.0, 20.0, 21.0, 21.0]])
-        >>> stats = LayerStats([Fisher.restored(torch.ones(1, 8), count=1)])
+        >>> stats = LayerStats([Fisher.from_total(torch.ones(1, 8), count=1)])
         >>> method = KMeans(bits=2, weights="fisher", refit=False)
         >>> method.compress(weight, stats).dense().tolist()
         [[1.0, 7.0, 1.0, 7.0, 20.0, 20.0, 21.0, 21.0]]

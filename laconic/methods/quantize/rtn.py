@@ -1,4 +1,7 @@
-"""RTN: every weight is rounded to the nearest value of its group's grid."""
+"""RTN: every weight is rounded to the nearest value s (c − z) of the grid of its group.
+
+The baseline of E. Frantar et al., "GPTQ", ICLR 2023, arXiv 2210.17323.
+"""
 
 from dataclasses import dataclass
 

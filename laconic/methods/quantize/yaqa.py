@@ -1,4 +1,7 @@
-"""YAQA: GPTQ's compensation along the rows and down the columns, so that outputs compensate for each other too."""
+"""YAQA: min ½ tr(F E H E^T) by rounding with compensation along rows and down columns.
+
+A. Tseng, Z. Sun, C. De Sa, "Model-Preserving Adaptive Rounding", ICML 2026, arXiv 2505.22988.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -41,7 +44,8 @@ class Yaqa(FeedbackQuantization):
 
     Example:
         >>> import torch
-        >>> stats = LayerStats([InputCovariance.of(torch.eye(4), count=10), GradCovariance.restored(torch.eye(1), 1)])
+        >>> F = GradCovariance.from_total(torch.eye(1), count=1)
+        >>> stats = LayerStats([InputCovariance.from_moment(torch.eye(4), count=10), F])
         >>> weight = torch.tensor([[0.0, 1.1, 1.9, 3.0]])
         >>> Yaqa(bits=2, clip=False).compress(weight, stats).dense()
         tensor([[0., 1., 2., 3.]])

@@ -12,7 +12,7 @@ from torch.nn import functional
 from laconic.calibrate import AbsMax, Calibration, InputStatistic, LayerStats, collect_stats
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.batching import to_device
-from laconic.calibrate.recorder import rows_of
+from laconic.calibrate.recorder import token_rows
 from laconic.compress.depth.cuts import Cut, all_cuts
 from laconic.compress.depth.importance import stack_hidden_states
 from laconic.errors import UserError
@@ -137,7 +137,7 @@ def collect_states(
         inputs = to_device(batch, lm.device)
         with ActivationCapture(lm.model, [site.name for site in writers]) as capture:
             for stack, (cut_states, rows) in stack_hidden_states(lm, inputs, cuts).items():
-                points = [rows.of(point).float() for point in cut_states]
+                points = [rows.without_padding(point).float() for point in cut_states]
                 cosines = [functional.cosine_similarity(a, b, dim=-1) for a, b in pairwise(points)]
                 changes = torch.stack([(1 - cosine).sum().cpu() for cosine in cosines]).double()
                 states.changes[stack] = states.changes.get(stack, 0) + changes
@@ -157,8 +157,8 @@ def _unpadded_rows(lm: LanguageModel, site: Site, batch: Batch, values: Tensor) 
     source = batch["attention_mask"].bool()
     target = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else source
     place = site.places[0]
-    rows = rows_of(values.shape[:-1], place.reads[0], place.tokens_first, source, target)
-    return rows.of(rows.lines(values))
+    rows = token_rows(values.shape[:-1], place.reads[0], place.tokens_first, source, target)
+    return rows.without_padding(rows.lines(values))
 
 
 class Powers(InputStatistic):

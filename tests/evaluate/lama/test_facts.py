@@ -61,7 +61,7 @@ def release(lama: Path, request: pytest.FixtureRequest) -> Path:
 
 def rows_of(name: str | None, limit: int | None = None) -> list[tuple[str, str, str, tuple[str, ...]]]:
     corpus = Lama(name).load_corpus(limit)
-    return [(row.group, row.text, row.target or "", row.also) for row in corpus.examples]
+    return [(row.group, row.text, row.target or "", row.other_targets) for row in corpus.examples]
 
 
 def test_the_release_is_asked_as_in_the_paper(release: Path):

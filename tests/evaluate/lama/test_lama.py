@@ -43,7 +43,7 @@ def facts(rows: int, seed: int = 0) -> Corpus:
             sentence.append("[MASK]")
         answer, *also = draw.sample(CITIES, draw.randint(1, 4))
         group = draw.choice(("trex/P36", "trex/P36", "trex/P20", "google_re/place_of_birth"))
-        examples.append(Example(" ".join(sentence), target=answer, also=tuple(also), group=group))
+        examples.append(Example(" ".join(sentence), target=answer, other_targets=tuple(also), group=group))
     return Corpus("lama", "test", tuple(examples), CITIES)
 
 
@@ -81,7 +81,7 @@ def reference(lm: LanguageModel, corpus: Corpus, every_token: bool) -> dict[int,
             continue
         scores = logits_at_the_gap(lm, fact.text).tolist()
         candidates = range(len(scores)) if every_token else [number[city] for city in CITIES if city in number]
-        right = {number[city] for city in fact.also if city in number}
+        right = {number[city] for city in fact.other_targets if city in number}
         ordered = sorted((token for token in candidates if token not in right), key=lambda token: -scores[token])
         ranks[at] = 1 + ordered.index(number[fact.target])
     return ranks
