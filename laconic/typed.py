@@ -201,7 +201,8 @@ def _out_of_bounds(hint: object, value: Any) -> Iterator[tuple[str, object, str]
 
 
 def _inside(place: str, hint: object, item: object) -> Iterator[tuple[str, object, str]]:
-    yield from ((f"{place}{inner}", *found) for inner, *found in _out_of_bounds(hint, item))
+    for inner, number, requirement in _out_of_bounds(hint, item):
+        yield f"{place}{inner}", number, requirement
 
 
 def _bounds_in(extras: tuple[object, ...]) -> list[Any]:

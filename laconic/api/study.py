@@ -251,7 +251,7 @@ def study(
     parsed = parse_study(document.text, document.path, document.overrides)
     cells = cells_of(parsed)
     if (parsed.save or parsed.prepare) and folder is None:
-        raise must_be("output", "a folder of this machine, because the study keeps models", place)
+        raise must_be("output", "a local folder, because the study saves models", place)
     if folder is not None and not dry_run:
         check_output(folder, *{cell.recipe.model for cell in cells}, exist_ok=True)
     check_logging(parsed.mlflow, place)

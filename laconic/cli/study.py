@@ -84,7 +84,7 @@ def report(
     place = local_folder("DIR", folder)
     target = place if output is None else expand_user(output)
     if target is None and query is None:
-        raise UserError("--output is missing: of a study at a URL the report is written to a folder of this machine.")
+        raise UserError("--output is missing: name a local folder for the report of a study at a URL.")
     silence_libraries()
     from laconic.report.study import query as select
     from laconic.report.study import write_report

@@ -92,7 +92,8 @@ class Distil(Training):
         teacher = lm.original if self.teacher is None else load_empty(self.teacher)
         if self.teacher is not None and teacher is not None and teacher.task is not lm.task:
             raise UserError(
-                f"The teacher '{self.teacher}' does {teacher.task}, and the model {lm.task}; take one that does."
+                f"The teacher '{self.teacher}' has the task {teacher.task}, and the model {lm.task}; "
+                "take one of the same task."
             )
         if teacher is not None:
             self._places(lm, teacher)

@@ -169,8 +169,7 @@ def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, C
     count = min(held_out, len(corpus.examples) // 10)
     if count < 1:
         raise UserError(
-            f"'{corpus.source}' has {len(corpus.examples)} rows, too few to train on some and judge by others; "
-            "give at least 10."
+            f"'{corpus.source}' has {len(corpus.examples)} rows, too few for training and evaluation; give at least 10."
         )
     rows_drawn = sample(corpus, count + (len(corpus.examples) if rows is None else rows), data.seed)
     if rows is not None and rows > len(rows_drawn.examples) - count:

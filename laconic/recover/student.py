@@ -83,15 +83,17 @@ class Student(Step):
         if len(set(map(str, names))) < len(names):
             raise must_be("classes", "names that differ", join_names([*map(str, names)]))
         if self.problem_type is not None and self.classes is None:
-            raise must_be("problem_type", "left out where classes are not given, as the head stays", self.problem_type)
+            raise must_be("problem_type", "left out without classes, as the head does not change", self.problem_type)
         if self.problem_type == SINGLE_LABEL and (self.classes == 1 or len(names) == 1):
             raise must_be("problem_type", "another where there is one class, which would always be right", SINGLE_LABEL)
         is_described = self.blocks is not None or bool(self.config) or self.classes is not None
         if self.model is not None and is_described:
-            raise must_be("model", "left out where blocks, config or classes say what the student is like", self.model)
+            raise must_be(
+                "model", "left out with blocks, config or classes, which describe another student", self.model
+            )
         if self.model is None and not is_described and self.weights == "blocks":
             raise UserError(
-                "The step 'student' needs to know the student: give blocks, config, classes, weights or model."
+                "The step 'student' has no description of the student: give blocks, config, classes, weights or model."
             )
 
     @property
@@ -124,7 +126,8 @@ class Student(Step):
             found = self._load_empty_student(lm)
             if found.task is not lm.task:
                 raise UserError(
-                    f"The student '{self.model}' does {found.task}, and the model {lm.task}; take one that does."
+                    f"The student '{self.model}' has the task {found.task}, and the model {lm.task}; "
+                    "take one of the same task."
                 )
             return
         for name in self.config:
@@ -137,7 +140,9 @@ class Student(Step):
         if self.blocks is not None:
             Shorten(blocks=self._dropped_blocks(lm)).check(lm)
         if self._has_random_weights and any(isinstance(module, Format) for module in lm.model.modules()):
-            raise UserError("A student with random weights, or with a new head, is a plain model; put it first.")
+            raise UserError(
+                "A student with random weights or a new head cannot be made of a compressed model; put the step first."
+            )
         if self._has_random_weights:
             self._make_student(lm.to_meta())
 

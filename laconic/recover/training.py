@@ -90,9 +90,9 @@ class Training(Step):
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.checkpoint == "last":
-            raise must_be("patience", "left out where the last numbers are kept, whatever their loss", self.patience)
+            raise must_be("patience", "left out with checkpoint: last, which ignores the loss", self.patience)
         if self.lora is not None and self.quantized != "frozen":
-            raise must_be("quantized", "frozen where lora is given, as nothing but adapters moves", self.quantized)
+            raise must_be("quantized", "frozen with lora, which trains only adapters", self.quantized)
 
     def updates(self, rows: int) -> tuple[int, int]:
         """The updates between two evaluations, and in total; the total is a multiple of the first number.

@@ -89,7 +89,7 @@ def axis_values(name: object, spelled: object, place: str, folder: Path) -> tupl
     labels = [value.label for value in values]
     for index, label in enumerate(labels):
         if label in labels[:index]:
-            raise must_be(f"{place}[{index}]", "a value that the axis has not yet", label)
+            raise must_be(f"{place}[{index}]", "a value that occurs once on the axis", label)
     return values
 
 

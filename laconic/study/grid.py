@@ -51,12 +51,12 @@ def cells_of(study: Study) -> list[Cell]:
         cell = _cell(study, point)
         cells.setdefault(cell.key, cell)
     if not cells:
-        raise UserError("study.exclude leaves no cell; leave out fewer of them.")
+        raise UserError("study.exclude excludes all cells; exclude fewer.")
     for name in study.axes:
         if name not in ("model", "task", "recipe", "method", "then", "seed") and all(
             cell.axes[name] is None for cell in cells.values()
         ):
-            raise UserError(f"study.axes.{name} means nothing for any of the methods; remove it.")
+            raise UserError(f"study.axes.{name} applies to none of the methods; remove it.")
     return _sort(list(cells.values()))
 
 

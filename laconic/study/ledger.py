@@ -220,8 +220,8 @@ def own_records(location: str) -> list[Record]:
     own = of_the_study(location, records)
     if others := len(records) - len(own):
         sentence = (
-            f"Records in {location} that are not reported: {others}, of cells that the study has no more; "
-            "run it with all that belongs together to have that in one report."
+            f"Records in {location} that are not reported: {others}, of cells that are no longer in the study; "
+            "run a study with all of these cells to have them in one report."
         )
         warnings.warn(sentence, Notice, stacklevel=3)
     return own

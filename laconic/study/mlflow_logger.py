@@ -53,7 +53,7 @@ def check_logging(target: bool | str, location: str) -> None:
     if target is False:
         return
     if target is True and "://" in location:
-        raise must_be("study.mlflow", "a tracking URI, where the study itself is at a URL", target)
+        raise must_be("study.mlflow", "a tracking URI for a study at a URL", target)
     if isinstance(target, str) and "://" not in target and not target.startswith("databricks"):
         raise must_be("study.mlflow", "true, or a tracking URI like http://localhost:5000", target)
     needed = LIBRARIES + (SQL_LIBRARIES if target is True or SQL.match(str(target)) else ())

@@ -117,7 +117,7 @@ def test_an_order_goes_on_to_a_head_that_it_fits() -> None:
     ("given", "sentence"),
     [
         ({"classes": ("a", "a")}, "classes must be names that differ; got 'a, a'"),
-        ({"problem_type": "regression", "blocks": (0,)}, "problem_type must be left out where classes are not given"),
+        ({"problem_type": "regression", "blocks": (0,)}, "problem_type must be left out without classes"),
         ({"classes": 1, "problem_type": "single_label_classification"}, "would always be right"),
     ],
 )
@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_named(step: Student, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("step", "sentence"),
     [
-        (Compress(method=Rtn(bits=8)), "put it first"),
+        (Compress(method=Rtn(bits=8)), "put the step first"),
         (Narrow(heads=0.5), "before what takes parts of"),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_new_head_is_put_on_a_plain_model(step: Step, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (Student, "needs to know the student"),
+        (Student, "has no description of the student"),
         (lambda: Student(model="x", blocks=(1,)), "model must be left out"),
         (lambda: Student(model="x", classes=2), "model must be left out"),
         (lambda: Student(classes=0), r"classes must be in \[1, ∞\); got 0"),

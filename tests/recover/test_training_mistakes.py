@@ -39,7 +39,7 @@ def test_a_model_of_which_nothing_moves_is_refused() -> None:
     [
         (Finetune(), {"corpus": None}, "needs the rows"),
         (Finetune(rows=100), {}, "rows must be at most 36"),
-        (Finetune(), {"corpus": corpus(5)}, "too few to train"),
+        (Finetune(), {"corpus": corpus(5)}, "too few for training"),
         (Finetune(freeze=("nothing*",)), {}, "matches no parameter"),
         (Distil(), {}, "has no teacher"),
         (Finetune(precision="fp16"), {}, r"finetune\.precision must be fp32 or bf16 on a CPU; got 'fp16'"),

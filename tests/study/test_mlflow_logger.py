@@ -166,7 +166,7 @@ def test_the_command_line_logs_where_the_study_says(
     ("where", "place", "sentence"),
     [
         ("runs", "study", r"study\.mlflow must be true, or a tracking URI like http://.*; got 'runs'"),
-        (True, "s3://bucket/study", r"study\.mlflow must be a tracking URI, where the study itself is at a URL"),
+        (True, "s3://bucket/study", r"study\.mlflow must be a tracking URI for a study at a URL"),
     ],
 )
 def test_where_nothing_can_be_logged_is_one_sentence(where: bool | str, place: str, sentence: str) -> None:
