@@ -138,10 +138,11 @@ def example_of(kind: type[Method] | type[Step]) -> str:
 
 
 def _paragraphs(text: str) -> dict[str, str]:
-    """The paragraphs of the form `name: meaning`, by name, from the `Args:` section or from the text itself."""
+    """The paragraphs of the form `name: meaning`, by name, from the text and from its `Args:` section."""
     section = _ARGS.search(text)
     if section is not None:
-        text = dedent(section[1])
+        # `Typed` adds the section with the fields of base classes, also to a docstring that has its own without one.
+        return _paragraphs(text[: section.start()]) | _paragraphs(dedent(section[1]))
     paragraphs: dict[str, list[str]] = {}
     last: list[str] | None = None
     for line in text.splitlines():
