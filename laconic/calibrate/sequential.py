@@ -156,7 +156,7 @@ class _SequentialPass:
                 continue
             # Blocks after the last one that has sites need not run.
             last = max(paths.index(site.block) for site in sites if site.block is not None)
-            for number, path in enumerate(self.data.track(paths[: last + 1], f"Walking the {stack.blocks}")):
+            for number, path in enumerate(self.data.track(paths[: last + 1], f"Compressing {stack.blocks} in order")):
                 for stream in self.streams if number else ():
                     stream.advance()
                 if self.refresh is not None and entered and entered % self.refresh == 0:
