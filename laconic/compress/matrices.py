@@ -102,7 +102,7 @@ class Compress(Step):
         if self.share_inputs and not self.method.shares_inputs:
             raise UserError(f"share_inputs must be left out: the method '{self.method.name}' makes no input factor.")
         if self.refresh is not None and not self.is_sequential:
-            raise UserError("refresh needs sequential or anchored, which compress one block after another.")
+            raise must_be("refresh", "left out without sequential or anchored", self.refresh)
         if self.is_sequential:
             check_sequential(self._config, self.needs, self.methods)
 

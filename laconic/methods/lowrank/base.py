@@ -171,9 +171,9 @@ class TruncationMethod(LowRankMethod):
 
     def expansion(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
         """The `components` in the dtype of `weight`, computed at the first call for these statistics only."""
-
-        def expand() -> tuple[Tensor, Tensor]:
+        name = f"expansion of {self.cache_key(weight)}"
+        # Not `get_or_compute`: two functions less between the method and its mathematics.
+        if name not in stats.solutions:
             A, B = self.components(weight, stats)
-            return A.to(weight.dtype), B.to(weight.dtype)
-
-        return Components(*stats.get_or_compute(f"expansion of {self.cache_key(weight)}", expand))
+            stats.solutions[name] = A.to(weight.dtype), B.to(weight.dtype)
+        return Components(*stats.solutions[name])
