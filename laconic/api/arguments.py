@@ -1,7 +1,7 @@
 """Check and convert the arguments of public functions before a model is loaded.
 
-A recipe and a command line are parsed by a schema. In Python a wrong value would raise an error much later, or none at
-all: the text "no" is true.
+A recipe and a command line are parsed by a schema. In Python, a wrong value would raise an error much later, or no
+error at all: for a boolean, the text "no" is true.
 """
 
 import re

@@ -67,7 +67,7 @@ def compress(
         seed: seed for all random numbers.
         max_length: maximum tokens of a row; longer rows are truncated.
         batch_size: rows in a batch.
-        sequential: compress block by block, each on the inputs that the compressed blocks before it give.
+        sequential: compress block by block, each on the outputs of the compressed blocks before it.
         anchored: compress layer by layer, and fit each to the outputs of the original model.
         allow_dense: continue if more than a tenth of the targeted parameters in the blocks cannot be compressed, such
             as the experts of a mixture.
@@ -140,8 +140,8 @@ def run(
     """Run a recipe.
 
     Args:
-        recipe: a YAML file, the name of a recipe that comes with laconic (`laconic run --list`), or a mapping as YAML
-            would give it.
+        recipe: a YAML file, the name of a recipe that comes with laconic (`laconic run --list`), or a mapping with the
+            same content as such a file.
         output: new folder for the model, written whole or not at all. None keeps the model in memory only; the recipe's
             `evaluate` is then skipped, because it measures the saved model.
         plan: a plan or the path of one. It replaces the budget of the recipe's compress step.

@@ -25,7 +25,7 @@ from laconic.report.tables import Table
 from laconic.runtime import check_runtime
 
 SHOWN = 4
-"""Figures in a headline."""
+"""The largest number of figures in a headline."""
 SIZES = ("parameters", "bytes", "memory_bytes")
 
 

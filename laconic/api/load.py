@@ -69,12 +69,12 @@ def load(model: str | PathLike[str], *, device: str = "cpu") -> LoadResult:
 
 
 def materialize(model: PreTrainedModel | str | PathLike[str], *, device: str = "cpu") -> PreTrainedModel:
-    """A dense copy of a compressed model, which needs no laconic.
+    """Make a dense copy of a compressed model, which loads without laconic.
 
     Every compressed layer becomes a dense matrix, and heads, channels and blocks get the shapes of the model's class.
 
     Args:
-        model: a loaded model, which stays as it is, or a folder or hub name.
+        model: a loaded model, which is not changed, or a folder or hub name.
         device: the device for a model that is given by its name.
 
     Raises:

@@ -97,7 +97,7 @@ class StudyResult(Result):
         output: the folder or URL of the study.
         records: a record for each cell that is done or failed, from this run or an earlier one.
         failed: the records of cells that failed.
-        page: the report; None if the study lies at a URL.
+        page: the report; None if the study is at a URL.
         summary: all other results of this run.
 
     Example:
@@ -209,8 +209,8 @@ def study(
     """Measure every cell of a study that has no record yet, and write its report.
 
     Args:
-        study: a YAML file, the name of a study that comes with laconic (`laconic study --list`), or a mapping as YAML
-            would give it.
+        study: a YAML file, the name of a study that comes with laconic (`laconic study --list`), or a mapping with the
+            same content as such a file.
         output: folder or URL of the study. Cells with a record there are not measured again.
         executor: `local` or `ray`.
         workers: number of cells to measure in parallel; they share the CPU cores.

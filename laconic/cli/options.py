@@ -28,7 +28,7 @@ RAW_VALUES = "laconic.raw_values"
 
 
 class Verb(TyperCommand):
-    """A command in which an option that takes one value may be given once; the parser alone would take the last one.
+    """A command that refuses an option of one value if it is given twice; typer would use the last value.
 
     An error about an argument of a Python function begins with its name, which becomes the option here.
     """

@@ -128,10 +128,10 @@ def silence_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # It logs every retry.
+    # huggingface_hub logs every retry.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("datasets").setLevel(logging.ERROR)
-    # It logs every table that it creates.
+    # MLflow logs every table that it creates.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 

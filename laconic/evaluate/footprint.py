@@ -265,7 +265,7 @@ def measure_joules(work: Callable[[], object], device: torch.device, meter: Mete
     """The energy of running a function once in joules: the mean over repetitions for at least a second.
 
     Args:
-        work: the function. On a GPU, its kernels are waited for.
+        work: the function. On a GPU, the measurement ends when its kernels have finished.
         device: the device on which it runs.
         meter: the counter of that device.
     """

@@ -101,7 +101,7 @@ def spearman(table: Scores) -> float:
 
 def _correlation(table: Scores, coefficient: Callable[..., Any]) -> float:
     truth, prediction = table.T
-    # Undefined for a constant column.
+    # The correlation is undefined for a constant column.
     if len(table) < 2 or np.ptp(truth) == 0 or np.ptp(prediction) <= 1e-12 * np.abs(prediction).max():
         return 0.0
     return float(coefficient(truth, prediction)[0])

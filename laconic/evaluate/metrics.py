@@ -207,7 +207,7 @@ def metrics_by_group(
         groups: the names of the groups, in the order of their numbers.
 
     Returns:
-        The metrics; those of a group have its name after their own and a slash.
+        The metrics by name; `NAME/GROUP` is the metric `NAME` over the rows of one group.
 
     Example:
         >>> list(metrics_by_group({"mean": lambda scores: scores[:, 0]}, 1, 2, ["a", "b"]))

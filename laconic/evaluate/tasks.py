@@ -84,7 +84,7 @@ def find_task(name: str) -> EvalTask | FidelityRows:
     """The task of this name.
 
     Args:
-        name: the prefix of a kind, then `/` or `:` and what the kind makes of the rest, like `glue/sst2`.
+        name: the prefix of a kind, then `/` or `:` and a part that `from_name` of the kind reads, like `glue/sst2`.
 
     Raises:
         UserError: no kind has this prefix, or the rest of the name is not valid for the kind.
@@ -117,7 +117,7 @@ class TaskSelection:
     """The tasks for a list of names.
 
     Args:
-        tasks: those that score a model by itself, by name.
+        tasks: the tasks that need no original to compare with, by name.
         fidelity: source of the rows on which two models are compared; None if no task names it.
     """
 
@@ -153,7 +153,7 @@ def select_tasks(names: Sequence[str], compared: bool) -> TaskSelection:
         compared: whether the model is compared with an original.
 
     Raises:
-        UserError: `find_task` does, or `fidelity` has no original to compare with, or is named twice.
+        UserError: as `find_task`; or `fidelity` has no original to compare with, or is named twice.
     """
     named = {name: find_task(name) for name in names}
     sources = {name: task.source for name, task in named.items() if isinstance(task, FidelityRows)}
@@ -203,11 +203,11 @@ def check_tasks(
         lm: the model, which may lack its weights; with None only the tasks and their data are checked.
         compared: whether the model is compared with an original.
         calibration: sources that the model was calibrated on.
-        runtime: what will run the model.
+        runtime: the runtime of the model.
         load: reads the rows of a task.
 
     Raises:
-        UserError: `select_tasks` does; a source does not exist; a task has its rows in a file that was calibrated on;
+        UserError: as `select_tasks`; a source does not exist; a task has its rows in a file that was calibrated on;
             a task generates text and `runtime` cannot; `lm` is not a model for a task, or cannot read its rows.
     """
     selection = select_tasks(names, compared)

@@ -69,7 +69,7 @@ def _shorten_lists(values: Values, count: int, kept: Sequence[int]) -> dict[str,
 
 
 def _expand_period(values: Values, count: int, kept: Sequence[int]) -> dict[str, Any]:
-    """RecurrentGemma's list is one period, repeated as often as there are layers."""
+    """The list of RecurrentGemma is one period of layers, which repeats over all layers."""
     period = values.get("block_types")
     if not isinstance(period, (list, tuple)) or not period:
         return {}

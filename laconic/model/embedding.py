@@ -1,4 +1,4 @@
-"""Compute one vector per text from the last hidden states, as the folder of a sentence-transformers model says."""
+"""Compute one vector per text from the last hidden states, with the sentence-transformers modules of a model."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +125,7 @@ class Pipeline(nn.Module):
         return f"{', '.join(names)}; {use}"
 
     def to_bytes(self) -> bytes:
-        """All files as bytes, to hash: they determine what it computes."""
+        """The contents of all files, for a hash: they determine the vectors."""
         numbers = [
             f"{path} {name} {tensor.dtype} {tuple(tensor.shape)}".encode()
             + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -67,6 +67,7 @@ class HeadedAttention:
 
     @property
     def sites(self) -> tuple[Site, ...]:
+        """The sites of the input projections, then of the output projection."""
         return (*self.inputs, self.output)
 
     def readers(self) -> list[HeadProjection]:
@@ -125,7 +126,7 @@ def resize_heads(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) 
 
 
 def zero_padding_maps(attention: HeadedAttention, size: int) -> HeadMaps:
-    """The maps that pad each head with zeros to `size`; the attention computes the same."""
+    """The maps that pad each head with zeros to `size`; they do not change the outputs of the attention."""
     identity = torch.eye(size, attention.size, dtype=torch.float64, device=attention.output.weight().device)
     rows = identity.expand(attention.count, -1, -1)
     return HeadMaps(query=rows, key=rows, value=rows, output=rows.mT)

@@ -116,7 +116,7 @@ class LanguageModel:
 
         Args:
             targets: as for `sites`.
-            sites: the result of `sites` for these targets, if it is at hand.
+            sites: the result of `sites` for these targets; None finds them.
 
         Raises:
             UserError: as `sites`.

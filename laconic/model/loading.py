@@ -111,7 +111,7 @@ def model_location(source: str) -> Location | None:
 
 
 def has_weights(source: str) -> bool:
-    """Whether there are weights at `source`; False for a configuration alone.
+    """Whether there are weights at `source`; False if there is only a configuration.
 
     Raises:
         UserError: there is no model.

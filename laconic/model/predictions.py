@@ -46,7 +46,7 @@ class ModelRunError(UserError):
 def report_run_errors(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, writes: bool = False) -> Iterator[None]:
     """A context in which `lm` runs; exceptions of its class become one sentence.
 
-    Exceptions of laconic's own code called by the model, as in a format or a hook, and a lack of memory pass unchanged.
+    Exceptions of laconic's own code inside the model (a format or a hook) and out-of-memory errors pass unchanged.
 
     Args:
         lm: the model.

@@ -115,7 +115,7 @@ class SizeAttribute(NamedTuple):
     Args:
         module: the module.
         attribute: its name.
-        each: its amount for one part.
+        each: the number that one part adds to it.
     """
 
     module: nn.Module
@@ -136,8 +136,8 @@ class PrunableGroup:
         counters: the attributes that count parts.
         vectors: paths of other parameters with numbers of each part, besides the biases of the readers.
         bias: path of the embedding with a column for each part, or None.
-        config: the keys of the configuration that count parts, each with its amount for one part; empty if the class
-            cannot build a model with fewer parts.
+        config: the keys of the configuration that count parts, each with the number that one part adds to it; empty if
+            the class cannot build a model with fewer parts.
         pinned: keys of the configuration that must be written with their present values when `config` changes.
         coupling: a key that is equal for all groups that must lose the same parts.
     """
@@ -179,7 +179,7 @@ def prunable_groups(lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTIO
 
     Args:
         lm: the model.
-        groups: which of the two.
+        groups: ATTENTION for attentions, FFN for feed-forwards.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel

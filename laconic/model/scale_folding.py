@@ -1,4 +1,4 @@
-"""Fold scales of inputs into the module before, so that the model computes the same.
+"""Fold scales of inputs into the preceding module, so that the outputs of the model do not change.
 
 Projections that read x can read x / s instead if their columns are multiplied by s. The module that computes x must
 absorb the division:
@@ -71,7 +71,7 @@ def find_absorbers(lm: LanguageModel) -> list[Absorber]:
 
 @torch.no_grad()
 def fold_scales(lm: LanguageModel, absorber: Absorber, scales: Float[Tensor, " scales"]) -> None:
-    """Multiply the columns of the readers by scales and divide the absorber by them, in layer.
+    """Multiply the columns of the readers by scales and divide the absorber by them, in place.
 
     Args:
         lm: the model.

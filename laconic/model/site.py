@@ -44,8 +44,8 @@ class InputTokens(StrEnum):
     """The tokens that the input rows of a matrix belong to, which decide the padding mask of these rows.
 
     SOURCE and TARGET are the tokens of the encoder and of the decoder. OWN has no mask: relative positions, or tokens
-    with global attention. EITHER is whichever of the two texts has as many rows; it is for a decoder whose
-    cross-attention is not known.
+    with global attention. EITHER is SOURCE or TARGET, whichever has as many tokens as the input; it is for a
+    decoder whose cross-attention is not known.
     """
 
     SOURCE = "source"
@@ -55,7 +55,7 @@ class InputTokens(StrEnum):
 
 
 def guess_group(path: str) -> Group:
-    """Guess the group of a matrix inside a block from its path alone.
+    """Guess the group of a matrix inside a block from its path.
 
     Example:
         >>> guess_group("layers.0.self_attn.q_proj").value, guess_group("layers.0.fc1").value

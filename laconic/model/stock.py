@@ -1,4 +1,4 @@
-"""Build a model from its configuration alone, and compare another model with it.
+"""Build a model from its configuration without weights, and compare another model with it.
 
 A checkpoint consists of tensors and a configuration. All other properties of a module (its class, a flag such as
 `is_sliding`, the scale of a residual) are computed by the class when the checkpoint is loaded. So a model can be saved
@@ -27,7 +27,7 @@ MODEL_ERRORS = (
     StrictDataclassError, re.error,
 )  # fmt: skip
 """Exceptions of transformers' classes, and of the libraries that they call, for a model that cannot be built, loaded or
-run. None of them documents which it raises."""
+run. Their documentation does not list these exceptions."""
 _PLAIN = (bool, int, float, str, type(None))
 
 

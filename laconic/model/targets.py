@@ -69,7 +69,7 @@ def matches(target: str, site: Targetable) -> bool:
 
     Args:
         target: a word of `TARGETS`, a glob, or `re:` and a regular expression.
-        site: a site, or a parameter that is in none.
+        site: a site, or a parameter that is in no site.
 
     Raises:
         UserError: the regular expression is invalid.

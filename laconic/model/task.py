@@ -57,7 +57,7 @@ TEXT_ENCODERS = (auto.AutoModelForTextEncoding, auto.MODEL_FOR_TEXT_ENCODING_MAP
 """Plain encoders of architectures whose `AutoModel` has a decoder too, such as T5."""
 
 VISION_LANGUAGE = (auto.AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
-"""Models of images and text. Decoders that can read text alone are causal models."""
+"""Models of images and text. Decoders that can read text without images are causal models."""
 
 SUPPORTED = (
     "supported are models for sequence classification and regression, causal (of images too), masked and "
@@ -192,7 +192,7 @@ def auto_classes() -> Iterator[tuple[ModelTask, type, Any]]:
 
 
 def _reads_text(mapping: Any, config: Any) -> bool:
-    """Whether the class of `mapping` for `config` can read text alone and predict the next token.
+    """Whether the class of `mapping` for `config` can read text without images and predict the next token.
 
     A model of images and text cannot if it is an encoder-decoder or requires images.
     """

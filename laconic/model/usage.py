@@ -31,7 +31,7 @@ METADATA = frozenset(
 ) | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.is_floating_point, torch.Tensor.element_size}
 """Functions of a weight that do not read its numbers; a format has a `weight` on the same device for them."""
 LENGTH = 8
-"""The number of tokens in the row."""
+"""The number of tokens in the row that is run."""
 ATTENTION, EXPERTS = "eager", "batched_mm"
 """The implementations of attention and experts in which no shape depends on numbers."""
 
@@ -80,7 +80,7 @@ def trace_usage(model: PreTrainedModel, *, globally: bool = False) -> Usage | No
 
     Args:
         model: a model in any state: compressed or not, with or without weights.
-        globally: it is run with global attention at all tokens.
+        globally: whether it is run with global attention at all tokens, as Longformer can be.
 
     Returns:
         The usage; None if the class cannot be run without its weights.
@@ -163,7 +163,7 @@ class _Watch(TorchFunctionMode):
 
     @property
     def usage_of_equals(self) -> Usage:
-        """The same, where a matrix counts as called if a path that differs only in numbers was called.
+        """The usage, if a matrix also counts as called when one was called whose path differs only in numbers.
 
         With weights of zero, the choice among experts is arbitrary.
         """

@@ -37,7 +37,7 @@ LOCK = ".lock"
 BEFORE = "before.safetensors"
 """The trainable parameters before the first update."""
 RUNNING = 2 * 3600.0
-"""A training that wrote a file within so many seconds is taken to be still running."""
+"""If a training wrote a file within this number of seconds, it counts as running."""
 
 
 @contextmanager

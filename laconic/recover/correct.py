@@ -70,7 +70,7 @@ class Correct(Step):
         return True
 
     def check(self, lm: LanguageModel) -> None:
-        """Accept every model; layers that cannot be corrected stay as they are."""
+        """Accept every model; `apply` does not change layers that it cannot correct."""
 
     def check_data(self, data: Calibration | None) -> None:
         held_out_count(self._require_data(data).batches, self.held_out, self.name)

@@ -2,7 +2,7 @@
 
 G. Hinton et al., 2015, arXiv 1503.02531 (predictions at a temperature); X. Jiao et al., "TinyBERT", 2020, arXiv
 1909.10351 (hidden states, attention maps, embeddings); W. Wang et al., "MiniLM", NeurIPS 2020, arXiv 2002.10957
-(relations of values); Z. Yang et al., "TextBrewer", ACL 2020, arXiv 2002.12620 (any layer with any, weights that
+(relations of values); Z. Yang et al., "TextBrewer", ACL 2020, arXiv 2002.12620 (any pair of layers, weights that
 change). The formulas are in `laconic.numerics.distillation`.
 """
 
@@ -42,8 +42,8 @@ class Distil(Training):
         values: weight of the relations between the value vectors of the last block, split into `heads` heads.
         heads: number of heads for these relations.
         matches: further pairs of layers, each with its own feature, loss and weight.
-        courses: schedules of weights by term, as `{task: grow, logits: fade}`; `matches` names all terms that compare
-            layers.
+        courses: schedules of weights by term, such as `{task: grow, logits: fade}`; `matches` names all terms that
+            compare layers.
 
     Raises:
         UserError: nothing is compared with the teacher, or a schedule names an unknown term.

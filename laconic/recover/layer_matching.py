@@ -48,7 +48,7 @@ class Match(metaclass=Typed):
         loss: for hidden states `mse`, `cosine` or `gram`, for attention maps `mse` or `cross-entropy`, for values
             `relation`. None for the first of these.
         weight: weight in the sum of all terms, above 0.
-        stack: of an encoder-decoder `encoder` or `decoder`; None for both.
+        stack: `encoder` or `decoder`, for an encoder-decoder; None for both.
         heads: number of heads that values are cut into for their relations.
 
     Raises:

@@ -90,7 +90,7 @@ def _trainer(
         )
     if step.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(step.patience))
-    # It would print log entries to standard output, among the results.
+    # PrinterCallback would print log entries to standard output, among the results.
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -22,7 +22,8 @@ MOST_SOFT_TARGETS = 2**26
 """Largest number of precomputed teacher logits (256 MiB in fp32); with more, the teacher runs in every epoch."""
 
 DistillationBatch = dict[str, Any]
-"""`{"student": batch, "teacher": batch, "soft_targets": values}`: rows of both models, and teacher's predictions."""
+"""`{"student": batch, "teacher": batch, "soft_targets": values}`: the same rows for both models, and
+predictions of the teacher."""
 
 BATCHES_SORTED = 16
 """The number of batches whose rows are sorted by length together."""

@@ -43,13 +43,14 @@ class Student(Step):
     """Continue with a smaller model, or with a model that has another head.
 
     Args:
-        blocks: numbers of the blocks of the model that the student has, in order; of an encoder-decoder
+        blocks: numbers of the blocks of the model that the student has, in order; for an encoder-decoder
             `{encoder: [0, 2], decoder: [0]}`. None for all.
         weights: weights of these blocks: those of the model (`blocks`), or `random` ones.
         outside: copy embeddings, last norm and head from the model where shapes are equal, except for a new head.
-        config: values of the configuration that differ, as `{hidden_size: 192}`; the blocks then have random weights.
-        model: folder or hub name of another model in place of all this. A folder with only a config.json gives random
+        config: values of the configuration that differ, such as `{hidden_size: 192}`; the blocks then have random
             weights.
+        model: folder or hub name of another model, which becomes the student. It has random weights if the folder has
+            only a config.json.
         classes: a new head with random weights: the number of classes, 1 for a score, or the names of the classes in
             the order of the outputs. `finetune` then trains it.
         problem_type: problem type of the new head: `single_label_classification`, `multi_label_classification` or
@@ -57,7 +58,7 @@ class Student(Step):
         seed: seed of random weights.
 
     Raises:
-        UserError: nothing says what the student is like, or parameters contradict each other.
+        UserError: no parameter describes the student, or parameters contradict each other.
 
     Example:
         >>> Student(blocks=[0, 2, 4]).needs_data

@@ -56,7 +56,6 @@ def random_model(config: PreTrainedConfig, kind: Any, device: torch.device, seed
     Raises:
         UserError: the class rejects the configuration.
     """
-    # Weights are drawn on the CPU, so that they are the same for every device.
     drawn_on = device if device.type == "meta" else torch.device("cpu")
     with torch.random.fork_rng(), drawn_on:
         torch.manual_seed(seed)

@@ -67,7 +67,7 @@ class Training(Step):
         quantized: `frozen` keeps codes; `straight-through` trains them with the straight-through estimator.
         lora: rank of low-rank adapters. Only these are trained; at the end they are merged into plain matrices.
         dropout: apply the dropout of the model's configuration.
-        freeze: globs over names of parameters that are not trained, as `*embeddings*`.
+        freeze: globs over names of parameters that are not trained, such as `*embeddings*`.
     """
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -128,7 +128,7 @@ class Training(Step):
     @property
     @abstractmethod
     def compares_layers(self) -> bool:
-        """True if layers of the teacher are compared, so that its predictions alone are not enough."""
+        """True if layers of the teacher are compared, so that precomputed predictions are not enough."""
 
     def check(self, lm: LanguageModel) -> None:
         check_installed()
@@ -156,7 +156,7 @@ class Training(Step):
         return data
 
     def dry_run(self, lm: LanguageModel) -> None:
-        """Leave the structure as it is; adapters beside pruned or quantized matrices do not affect later checks."""
+        """The structure does not change; adapters beside pruned or quantized matrices do not affect later checks."""
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Train the model in place, or continue a training that was interrupted.

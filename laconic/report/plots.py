@@ -25,7 +25,7 @@ MIN_TEXT_PIXELS = 11
 WIDE, NARROW = 7.2, 4.6
 """Inches; text of the narrow width can be read on a phone without scrolling."""
 SHORT_AXIS = 1.6
-"""Decades; a logarithmic axis of fewer gets marks between the powers of ten."""
+"""The number of decades below which a logarithmic axis also has marks between the powers of ten."""
 
 
 def trade_off(points: Sequence[Point], quality: str, width: float = WIDE) -> Figure:
@@ -81,7 +81,7 @@ def save(figure: Figure, stem: Path) -> None:
     """Write a figure as PNG and SVG.
 
     Args:
-        figure: to write.
+        figure: the figure.
         stem: path without its ending.
     """
     stem.with_suffix(".png").write_bytes(png(figure))
@@ -94,7 +94,7 @@ def inline_svg(figure: Figure) -> str:
     Its `min-width` keeps its smallest text at `MIN_TEXT_PIXELS`, so it needs a box that scrolls.
 
     Args:
-        figure: what is drawn in `INK` takes the colour of the page's text.
+        figure: the figure; parts in the colour `INK` take the colour of the page's text.
     """
     svg = standalone_svg(figure, transparent=True)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
@@ -107,7 +107,7 @@ def standalone_svg(figure: Figure, *, transparent: bool = False) -> str:
     """The figure as the content of an SVG file.
 
     Args:
-        figure: to convert.
+        figure: the figure.
         transparent: whether to leave out the white background.
     """
     buffer = io.StringIO()
@@ -121,8 +121,8 @@ def _set_limits(axes: Axes, points: Sequence[Point], margin: float) -> None:
     """Set limits with room for names on the left.
 
     Args:
-        axes: to change.
-        points: what is drawn.
+        axes: the axes.
+        points: the points that are drawn.
         margin: the room on the left, as a fraction of the range of the points.
     """
     fractions = [point.kept for point in points]
@@ -182,8 +182,8 @@ def label_axes(axes: Axes, title: str, *, x: str = "", y: str = "") -> None:
     """Write the title and the labels of the axes.
 
     Args:
-        axes: to change.
-        title: stands above, on the left.
+        axes: the axes.
+        title: the title above the axes, on the left.
         x: label of the horizontal axis.
         y: label of the vertical axis.
     """
@@ -196,7 +196,7 @@ def style_axes(axes: Axes, grid: Literal["x", "y"] | None = "y") -> None:
     """Remove the frame, and draw faint grid lines.
 
     Args:
-        axes: to change.
+        axes: the axes.
         grid: the axis whose marks have lines: "y" for horizontal ones; None for no lines.
     """
     for side in ("top", "right", "left"):
@@ -208,7 +208,7 @@ def style_axes(axes: Axes, grid: Literal["x", "y"] | None = "y") -> None:
 
 
 def curves(history: Sequence[Mapping[str, Any]], name: str) -> Figure:
-    """The losses of a training: of each batch, and of held-out rows; a ring marks the lowest of these.
+    """The losses of a training: of each batch, and of held-out rows. A ring marks the lowest held-out loss.
 
     Args:
         history: lines of the training; each has a `step`, and `loss` or `eval_loss`.

@@ -14,7 +14,7 @@ from laconic.markdown import plain
 
 MEGABYTE = 1e6
 UNBROKEN = 19
-"""Texts of up to so many characters are not broken on the terminal."""
+"""The largest number of characters of a text that is not wrapped on the terminal."""
 
 Item = TypeVar("Item")
 
@@ -59,9 +59,9 @@ class Column:
     """A column of a table.
 
     Args:
-        heading: shown above the values.
+        heading: the text above the values.
         form: format string of a scaled value; `{}` makes a column of texts, which are aligned left, others right.
-        scale: factor from a value to what is shown.
+        scale: factor from a value to the number that is shown.
         name: the name of the column in the data; empty if it has none.
 
     Example:
@@ -91,7 +91,7 @@ class Table:
 
     Args:
         columns: headings and formats.
-        rows: one value for each column; None for what was not measured.
+        rows: one value for each column; None for a value that was not measured.
 
     Example:
         >>> print(Table((Column("method"), Column("KL", "{:.2f}")), (("svd", 0.128),)).to_markdown())
@@ -109,7 +109,7 @@ class Table:
         """Make a table with a row for each item.
 
         Args:
-            items: what the rows are about.
+            items: the items, one for each row.
             columns: each with the function that gives its value for an item.
 
         Example:
@@ -132,14 +132,14 @@ class Table:
         """The table for the terminal.
 
         Args:
-            title: shown above it.
+            title: the title above the table.
         """
         table = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
         shown = self.shown()
         for index, column in enumerate(self.columns):
             longest = max((len(row[index]) for row in shown), default=0)
-            # On a narrow terminal the names in front and long texts break; numbers do not, and headings only between
-            # words. What breaks is folded: nothing is ever cut off.
+            # On a narrow terminal, the first column and long texts are wrapped, headings only between words, and
+            # numbers never. No text is cut off.
             heading = fill(column.heading, max(longest, *map(len, column.heading.split())))
             table.add_column(
                 heading,

@@ -178,7 +178,11 @@ def serve(connection: Connection, folder: Path | None, device: str, workers: int
     """The main function of a worker process: measure each received cell until the connection is closed.
 
     Args:
-        connection: receives cells and sends records; the other arguments are those of `Worker`.
+        connection: receives cells and sends records.
+        folder: as in `Worker`.
+        device: as in `Worker`.
+        workers: as in `Worker`.
+        threads: as in `Worker`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -123,7 +123,7 @@ def run_study(
         The counts, failed records and times of the run.
 
     Raises:
-        UserError: a record cannot be written, or an invalid file cannot be moved aside. Finished cells are kept.
+        UserError: a record cannot be written, or an invalid file cannot be moved. Finished cells are kept.
     """
     start = time.perf_counter()
     moved: list[InvalidFile] = []

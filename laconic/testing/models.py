@@ -69,9 +69,9 @@ def random_batch(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
 def check_architecture(model: PreTrainedModel) -> None:
     """Check the entry of an architecture (`laconic.model.anatomy.Anatomy`) on a model of it.
 
-    The entry is found by the model's `model_type`; every path in it leads to a matrix; each linear layer within blocks
-    is one of its sites; matrices that it says read one input do; and a model whose matrices are all of low rank
-    computes the same after `save` and `from_pretrained`.
+    The requirements: the entry is found by the `model_type` of the model; every path in it leads to a matrix; each
+    linear layer inside the blocks is a site; sites with the same `input` read the same tensor; and a model whose
+    matrices are all replaced by low-rank factors has the same outputs after `save` and `from_pretrained`.
 
     Args:
         model: a small model, of a class that an Auto class of transformers finds. Its weights are replaced by random
@@ -132,8 +132,8 @@ def _check_shared_inputs(lm: LanguageModel) -> None:
 def check_step(step: Step, model: PreTrainedModel, data: Calibration | None = None) -> None:
     """Check that a step satisfies the requirements of `laconic.compress.Step` on one model.
 
-    A model that `apply` refuses is refused already without weights, and its weights do not change. Otherwise `dry_run`
-    gives the same structure as `apply`, and the result computes the same after `save` and `from_pretrained`.
+    If `apply` refuses the model, the checks without weights refuse it too, and no weight changes. Otherwise `dry_run`
+    gives the same structure as `apply`, and the result has the same outputs after `save` and `from_pretrained`.
 
     Args:
         step: the step with its parameters.

@@ -44,7 +44,7 @@ RESAMPLES = 1000
 def isolate_harness() -> Iterator[None]:
     """A context in which the harness prints and logs nothing, and random generators have its default seeds."""
     logger, python, numpy = logging.getLogger("lm_eval"), random.getstate(), np.random.get_state()
-    # The harness has no option to disable its progress bar. tqdm is a class there, and a function does as well.
+    # The harness has no option to disable its progress bar. tqdm is a class there; a function can replace it.
     namespace: Any = task
     level, tqdm = logger.level, namespace.tqdm
     logger.setLevel(logging.CRITICAL)

@@ -6,7 +6,7 @@ list of the same length beside one of these is a stack too, as it holds another 
 list of attentions and one of feed-forwards. Encoder and decoder are examined separately.
 
 Every linear inside a block is a site. The modules do not show which linears read the same input, so each has its own
-input; nor do they show a cross-attention, so the linears of a decoder may read either side.
+input; nor which linears belong to a cross-attention, so the linears of a decoder may read the tokens of either side.
 """
 
 import warnings
@@ -218,7 +218,7 @@ def _input_embedding(part: PreTrainedModel) -> nn.Module | None:
     try:
         embedding = part.get_input_embeddings()
     except NotImplementedError:
-        # transformers raises this if there is none.
+        # transformers raises this for a model without an input embedding.
         return None
     return embedding if isinstance(embedding, (nn.Embedding, Format)) else None
 

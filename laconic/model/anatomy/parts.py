@@ -130,7 +130,12 @@ class FeedForward:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherLinear:
-    """A linear whose function is not known; it counts as having its own input."""
+    """A linear whose function is not known; it counts as having its own input.
+
+    Args:
+        path: its path from the block.
+        group: attention or feed-forward, guessed from the path.
+    """
 
     path: str
     group: Group
@@ -192,8 +197,8 @@ class Stack:
     Args:
         blocks: its path; `*` stands for every member of a list of such lists.
         attention: the self-attention of a block.
-        feed_forward: the feed-forward; several if blocks have one of several forms. A form of which a block lacks a
-            projection is ignored.
+        feed_forward: the feed-forward; several if blocks have one of several forms. A form is ignored
+            if the block lacks one of its projections.
         cross_attention: the attention of a decoder block to the encoder.
         reads: the tokens that pass through the blocks.
         parallel: whether the feed-forward reads the same input as the attention.
@@ -215,7 +220,7 @@ class Stack:
 
     @property
     def attentions(self) -> tuple[Attention, ...]:
-        """The self-attention and the cross-attention, if it has them."""
+        """The self-attention and the cross-attention, without those that the blocks do not have."""
         return tuple(attention for attention in (self.attention, self.cross_attention) if attention is not None)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that can be given as a model. `find_checkpoint` decides which kind it is.
+"""Checkpoints: all kinds of models that a user can name. `find_checkpoint` finds the kind of one of them.
 
 Most are a `Stored` checkpoint: a folder saved by `save_pretrained`, or a repository of the hub with the same files.
 """

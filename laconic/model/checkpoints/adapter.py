@@ -52,7 +52,7 @@ _NOT_MERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFI
 """Kinds of adapter that change the inputs of the model, or select other adapters, and change no matrix."""
 TOKENS = 8
 TOLERANCE = 1e-3
-"""The largest difference relative to the largest output, as float32 sums in another order."""
+"""The largest accepted difference relative to the largest output; float32 sums in another order differ by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +233,9 @@ def _set_label_count(config: PreTrainedConfig, shapes: Mapping[str, tuple[int, .
 
 
 def _untie_adapted(peft_model: Any) -> None:
-    """Untie each pair of tied matrices of which one has an adapter.
+    """Untie each pair of tied matrices if one of them has an adapter.
 
-    Merging changes the matrix in place, so that a tied matrix would change as well. Without merging it does not.
+    Merging changes the matrix in place, which would change the tied matrix too. An unmerged adapter does not change it.
     """
     adapted = import_module("peft.tuners.tuners_utils").BaseTunerLayer
     model = peft_model.get_base_model()

@@ -26,7 +26,7 @@ from laconic.model.task import as_classes, find_auto_class
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 _PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""The types of ggml that are no codes."""
+"""The types of ggml for plain floating-point numbers, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ class EmbeddingConfig:
         subfolder: the folder of the transformer in it; "" for the top.
         settings: how texts are read and vectors compared.
         modules: the modules after the transformer.
-        texts: the configuration files by path, as they are saved again: with the transformer at the top.
+        texts: the configuration files by path, for a folder that is saved with the transformer at the top.
         truncate: the number of leading elements of a vector that are kept; None for all.
     """
 

@@ -1,4 +1,4 @@
-"""The weight files of a model: safetensors, or pickles of which only tensors are read.
+"""The weight files of a model: safetensors, or pickles, from which only tensors are read.
 
 All functions read only headers, except `read_tensors`: names, shapes and dtypes are checked before any weight is
 loaded. Weights in several files (shards) have an index, whose `weight_map` maps the name of each tensor to its file.

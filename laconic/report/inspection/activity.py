@@ -207,6 +207,7 @@ class InputStats:
 
     @property
     def ratio(self) -> float | None:
+        """`largest` as a multiple of `median`; None if the median is 0."""
         return self.largest / self.median if self.median > 0 else None
 
 
@@ -233,7 +234,7 @@ class Activity:
     missing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The measurements as JSON values."""
         inputs = [{**asdict(matrix), "ratio": matrix.ratio} for matrix in self.inputs]
         heads = [{**asdict(attention), "nearest": attention.nearest} for attention in self.heads]
         return {**asdict(self), "inputs": inputs, "heads": heads}

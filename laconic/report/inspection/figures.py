@@ -26,7 +26,7 @@ MAX_NUMBERED = 12
 PER_DECADE = 10
 """Bins of a histogram per power of ten."""
 LEAST_ZEROS = 0.005
-"""Fraction of zeros from which the figure names it."""
+"""The least fraction of zeros that the figure states."""
 
 
 def magnitude_figure(weights: ModelWeights, width: float = WIDE) -> Figure:

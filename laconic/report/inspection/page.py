@@ -20,7 +20,7 @@ class CaptionedFigure:
     """A figure with its caption.
 
     Args:
-        figure: as it is saved, and shown on a wide screen.
+        figure: the figure that is saved, and shown on a wide screen.
         caption: what it shows.
         narrow: the figure for a narrow screen; None to scroll `figure` in its box.
     """
@@ -159,14 +159,14 @@ STATISTICS: tuple[tuple[Column, Callable[[Sequence[WeightStats]], TableValue]], 
         lambda tallies: sum(t.bits * t.magnitudes.number for t in tallies) / max(combine(tallies).number, 1),
     ),
 )
-"""Columns of statistics of weights. The top tenth is its share of the L1 norm; the rank is the effective one."""
+"""Columns of statistics of weights. `top tenth` is the share of the L1 norm in the largest tenth of the weights."""
 
 
 def _weight_table(headings: Sequence[str], rows: Iterable[tuple[Sequence[str], Sequence[WeightStats]]]) -> Table:
     """A table of statistics of weights.
 
     Args:
-        headings: of the columns in front of the statistics.
+        headings: headings of the columns before the statistics.
         rows: the values of these columns, and the matrices of the row.
     """
     columns = (*map(Column, headings), *(column for column, _ in STATISTICS))

@@ -169,6 +169,7 @@ class ModelWeights:
 
     @cached_property
     def by_kind(self) -> Mapping[str, Magnitudes]:
+        """The distribution over the weights of each kind."""
         return {kind: combine(tally for tally in self.tallies if tally.kind == kind) for kind in self.kinds}
 
     @cached_property

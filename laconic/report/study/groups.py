@@ -25,7 +25,7 @@ class Measure:
 
     Args:
         column: name of the column.
-        name: shown to readers.
+        name: the name that readers see.
         form: format string of the scaled value.
         unit: the unit of the scaled value; "" if it has none.
         scale: factor from the value in the column to the unit.
@@ -45,9 +45,11 @@ class Measure:
 
     @property
     def title(self) -> str:
+        """The name with the unit."""
         return f"{self.name}, {self.unit}" if self.unit else self.name
 
     def to_text(self, value: float) -> str:
+        """A value of the column as text, with the unit."""
         return self.form.format(value * self.scale) + (f" {self.unit}" if self.unit else "")
 
 
@@ -103,7 +105,7 @@ def amount_measures(results: Results) -> list[Measure]:
 
 @dataclass(frozen=True)
 class CellGroup:
-    """Cells that differ in their seed alone.
+    """Cells that differ only in their seed.
 
     Args:
         axes: values by column, without the seed.
@@ -115,6 +117,7 @@ class CellGroup:
 
     @cached_property
     def done(self) -> tuple[ResultRow, ...]:
+        """The rows of the cells that did not fail."""
         return tuple(row for row in self.rows if row["state"] == DONE)
 
     @property
@@ -124,10 +127,12 @@ class CellGroup:
 
     @property
     def family(self) -> str:
+        """The family of its methods, such as `low rank`."""
         return str(self.rows[0]["family"] or "other")
 
     @property
     def baseline(self) -> bool:
+        """Whether it is an original, which was not compressed."""
         return bool(self.rows[0]["baseline"])
 
     def numbers(self, column: str) -> list[float]:
@@ -140,6 +145,7 @@ class CellGroup:
         return Spread.of(numbers) if numbers else None
 
     def mean(self, column: str) -> float | None:
+        """The mean of a column over its cells; None if no cell has a value."""
         spread = self.spread(column)
         return spread and spread.mean
 

@@ -26,7 +26,7 @@ def paragraphs(records: Sequence[Record], results: Results) -> list[str]:
 
     Args:
         records: the records of the cells.
-        results: the same as a table.
+        results: the same records as a table.
     """
     texts = (
         _cells(results),
@@ -119,7 +119,7 @@ def _evaluated_on(records: Sequence[Record]) -> str:
 
 
 def _calibrated_on(records: Sequence[Record]) -> str:
-    """The calibration, as the recipes have it."""
+    """A sentence on the calibration data, from the recipes of the cells."""
     sources: dict[str, None] = {}
     for record in records:
         recipe = record.get("recipe") or {}

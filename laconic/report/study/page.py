@@ -77,7 +77,7 @@ def study_page(
 
     Args:
         records: the records of the study.
-        results: the same as a table.
+        results: the same records as a table.
         charts: the charts of the study.
         pictures: the charts as elements of the page.
         title: heading of the page.

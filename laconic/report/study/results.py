@@ -224,7 +224,7 @@ def _measured_fields(record: Record) -> dict[str, Value]:
 
 
 def _least_p(evaluation: Mapping[str, Any], task: str, metric: str) -> float | None:
-    """The smallest attainable p as recorded; for older records, without it, that of all rows."""
+    """The recorded smallest attainable p-value; for older records without it, the one for the number of rows."""
     if task not in (evaluation.get("difference") or {}):
         return None
     rows = (evaluation.get("settings") or {}).get(task, {}).get("rows")

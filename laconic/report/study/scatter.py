@@ -51,7 +51,7 @@ def draw_chart(chart: Chart) -> Figure:
     """Draw a chart.
 
     Args:
-        chart: what to draw.
+        chart: the chart.
 
     Returns:
         A figure in which every dot is an element with the id `dot-` and its index.

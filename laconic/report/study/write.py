@@ -41,7 +41,7 @@ def write_file(path: Path, content: str | bytes) -> None:
         content: text is written in UTF-8.
 
     Raises:
-        UserError: the disk is full, or refuses.
+        UserError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +87,10 @@ def write_figures(folder: Path, contents: Mapping[str, bytes]) -> None:
 
     Args:
         folder: the folder of the figures.
-        contents: by the name of the file.
+        contents: the content of each file, by its name.
 
     Raises:
-        UserError: the disk is full, or refuses.
+        UserError: a file cannot be written.
     """
     before, now = _read_written(folder), {name: _hash(content) for name, content in contents.items()}
     # The list is written first, so that a later report knows all files even if this process is killed.
@@ -147,7 +147,7 @@ def write_report(
 
     Args:
         records: one for each cell, from the ledger.
-        folder: to write to; files of an earlier report are replaced, and its figures removed.
+        folder: the folder to write to; files of an earlier report are replaced, and its figures removed.
         title: heading of the page.
         study: folder or URL of saved models; None for `folder`.
 
@@ -208,7 +208,7 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
         raise UserError(f"Queries of results need duckdb, not installed here: {install('study')}.")
     duckdb = import_module(LIBRARY)
     results = _read_results(Path(source)) if isinstance(source, (str, Path)) else as_arrow(results_table(source))
-    # A query reads what is given, and no files or addresses.
+    # A query reads only the results, and no files or URLs.
     with duckdb.connect(":memory:", config={"enable_external_access": False}) as connection:
         try:
             connection.register(TABLE, results)

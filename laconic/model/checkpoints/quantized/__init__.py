@@ -57,11 +57,11 @@ def _transforms_activations(transforms: Any) -> bool:
 
 
 def _compressed(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Dequantize each layer by its own group's scheme; transformers 5.23 uses that of the first for all."""
+    """Dequantize each layer by the scheme of its own group; transformers 5.23 uses the first group's scheme for all."""
     convert: Any = import_module("compressed_tensors.entrypoints.convert.converters")
     quantization: Any = import_module("compressed_tensors.quantization")
     with tempfile.TemporaryDirectory() as folder:
-        # Its converter reads the configuration from a folder alone.
+        # The converter reads the configuration only from a folder.
         (Path(folder) / "config.json").write_text(json.dumps({"quantization_config": config}), encoding="utf-8")
         try:
             dense = convert.CompressedTensorsDequantizer(folder, dtype=torch.float32).process(dict(stored.tensors))
@@ -117,7 +117,7 @@ DEQUANTIZERS: Mapping[str, Dequantizer] = {
 
 
 def quant_method(quantization: Mapping[str, Any]) -> str | None:
-    """The library that a `quantization_config` names; old ones of bitsandbytes do not name it."""
+    """The library that a `quantization_config` names; old configurations of bitsandbytes do not name it."""
     method = quantization.get("quant_method")
     if method is None and (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
         return "bitsandbytes"
@@ -167,7 +167,7 @@ def check_quantized_tensors(
         external_names: names of tensors that come from elsewhere and may be missing.
 
     Raises:
-        UserError: as `load_dequantized`, as far as headers show it.
+        UserError: as `load_dequantized`, for errors that the headers show.
     """
     method = quant_method(quantization)
     try:

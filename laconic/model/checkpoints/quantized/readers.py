@@ -2,10 +2,10 @@
 
 - FP8 (DeepSeek-V3, Qwen3-FP8): W[i, j] = W8[i, j] · S[i // b, j // c] for blocks of b × c (DeepSeek-V3 technical
   report, arXiv:2412.19437, section 3.3).
-- MXFP4 (gpt-oss): floats with 1 bit of sign, 2 of exponent and 1 of mantissa, the first of two in the low half of a
-  byte; a scale for every 32 is an exponent of two, plus 127 (OCP Microscaling Formats 1.0, section 5).
+- MXFP4 (gpt-oss): floats with 1 sign bit, 2 exponent bits and 1 mantissa bit. A byte contains two of them, the first in
+  its low half. Every 32 floats share a scale 2^e, stored as e + 127 (OCP Microscaling Formats 1.0, section 5).
 - GPTQ and AWQ: W[o, i] = s[g(i), o] · (q[i, o] − z[g(i), o]), several integers in one int32. AutoGPTQ and GPT-QModel
-  pack q along the inputs, z along the outputs and less by one, and list the group of each input in g_idx. AutoAWQ's
+  pack q along the inputs and z − 1 along the outputs, and list the group of each input in g_idx. AutoAWQ's
   GEMM layout packs both along the outputs in the order 0, 2, 4, 6, 1, 3, 5, 7; its groups are neighbouring inputs.
 """
 
