@@ -172,7 +172,6 @@ class TruncationMethod(LowRankMethod):
     def expansion(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
         """The `components` in the dtype of `weight`, computed at the first call for these statistics only."""
         name = f"expansion of {self.cache_key(weight)}"
-        # Not `get_or_compute`: two functions less between the method and its mathematics.
         if name not in stats.solutions:
             A, B = self.components(weight, stats)
             stats.solutions[name] = A.to(weight.dtype), B.to(weight.dtype)
