@@ -16,10 +16,12 @@ import yaml
 
 import laconic
 from laconic.cli.main import status
+from laconic.compress import SHRINKING
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
 from laconic.methods import METHODS, Rtn
 from laconic.recipe import Evaluation, Recipe, recipe_from
+from laconic.recover import RECOVERING
 from laconic.study import study_from
 from laconic.testing import check_step
 from tests.tiny_models import TINY_MODELS
@@ -128,6 +130,18 @@ def test_the_table_of_methods_names_their_files_and_functions() -> None:
             module, _, name = function.partition(".")
             assert callable(getattr(import_module(f"laconic.numerics.{module}"), name)), function
         assert all("numerics" in source or "prune.base" in source for source in sources), files
+
+
+def test_the_table_of_steps_names_their_files_and_functions() -> None:
+    table = (DOCS / "inside.md").read_text().split("## Where the mathematics of a step is")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*) \| (.*) \| (.*) \|$", table, re.M)
+    steps = {step.name for step in (*SHRINKING, *RECOVERING)}
+    assert rows
+    for step, files, functions in rows:
+        assert set(re.findall(r"`([^`]+)`", step)) <= steps
+        assert all((ROOT / "laconic" / file).is_file() for file in re.findall(r"`([^`]+)`", files)), files
+        for module, name in re.findall(r"`(\w+)\.(\w+)`", functions):
+            assert callable(getattr(import_module(f"laconic.numerics.{module}"), name)), name
 
 
 def test_every_key_of_a_recipe_is_described() -> None:
