@@ -63,8 +63,8 @@ class Candidate:
 class Candidates:
     """Every size offered for one matrix, the unchanged matrix included.
 
-    `first | second` are the candidates of two methods together: to allocate over them is to choose the method for each
-    matrix too.
+    `first | second` joins the candidates of two methods. An allocator that gets them chooses the method of each matrix
+    as well.
 
     Args:
         all: the candidates; exactly one of them has no method.
@@ -102,7 +102,7 @@ class Method(ABC, metaclass=Typed):
     """
 
     name: ClassVar[str]
-    """Its name in recipes and on the command line."""
+    """The name in recipes and on the command line."""
     family: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[frozenset[type[Statistic]]]
@@ -121,7 +121,7 @@ class Method(ABC, metaclass=Typed):
 
     @property
     def required_statistics(self) -> frozenset[type[Statistic]]:
-        """The statistics that `compress` reads with the parameters as they are set; a subset of `needs` by default."""
+        """The statistics that `compress` reads with the present parameters; all of `needs` by default."""
         return self.needs
 
     @abstractmethod
@@ -152,7 +152,7 @@ class Method(ABC, metaclass=Typed):
         """
 
     def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
-        """The error if the size that is set does not fit a matrix of `shape` (out, in) called `matrix`, else None."""
+        """The error if the size does not fit a `shape` (out, in), else None; `matrix` is a name for the message."""
         return None
 
     @abstractmethod
@@ -165,7 +165,7 @@ class Method(ABC, metaclass=Typed):
             dtype: the dtype of the uncompressed matrix.
 
         Returns:
-            The copy; its smallest size where even that takes more.
+            The copy. It has the smallest size if even that takes more bytes.
         """
 
     def next_larger(self, shape: tuple[int, int], *, finest: bool = False) -> "Method | None":
@@ -173,15 +173,16 @@ class Method(ABC, metaclass=Typed):
 
         Args:
             shape: (out, in) of the matrix.
-            finest: take the smallest step, where `with_keep` takes multiples that run faster.
+            finest: take the smallest possible step, not a multiple that runs faster.
 
         Returns:
-            The copy; None if the matrix itself is no larger, or if the method has few sizes, as bits are.
+            The copy. None if it would be no smaller than the matrix, or if the method has few sizes, such as 2 to 8
+            bits.
         """
         return None
 
     def overhead(self, dtype: torch.dtype) -> float:
-        """The least fraction of a matrix's bytes in `dtype` that any size takes, such as the mask of pruned weights."""
+        """The fraction of a matrix's bytes in `dtype` that every size takes, such as the mask of pruned weights."""
         return 0.0
 
     @abstractmethod
@@ -239,7 +240,7 @@ def dense_candidate(
     Args:
         weight: the matrix.
         support: True where an earlier step kept a weight; None if it was not pruned.
-        products: what a row of input is multiplied by.
+        products: shapes (out, in) of the dense matrices that a row of input is multiplied by.
 
     Example:
         >>> dense_candidate(torch.ones(2, 3), support=None, products=((2, 3),)).nbytes
@@ -268,11 +269,11 @@ def predict_candidates(
     methods: Sequence[Method],
     compress: Callable[[], Sequence[Format]],
 ) -> Candidates:
-    """Candidates whose results are stored and multiplied as one matrix, those that are smaller than the matrix.
+    """The candidates of methods whose results are multiplied as one matrix; results that are no smaller are left out.
 
     Args:
         weight: the matrix.
-        stats: what `compress` reads, and LOSS_STATISTICS. The losses are cached there.
+        stats: the statistics that `compress` reads, and LOSS_STATISTICS. The losses are cached in it.
         methods: the methods with their sizes, smallest result first.
         compress: returns the result of each of the methods.
     """

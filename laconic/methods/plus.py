@@ -126,7 +126,7 @@ class Plus(Method):
         return replace(self, residual=self._residual.with_rank(rank)) if rank <= min(shape) else None
 
     def compress(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Sum:
-        """The two formats, side by side.
+        """Fit both parts, and return their sum.
 
         Raises:
             UserError: a part has no size, or a weight is NaN or infinite.
@@ -134,14 +134,14 @@ class Plus(Method):
         if not self.has_size:
             raise UserError(f"{self.name} needs a size: give keep, or a size to both its base and its residual.")
         check_finite(weight, f"{self.name} cannot compress weights that are NaN or infinite; check the model.")
-        # With a cache of its own: the matrices that are solved here do not occur again.
+        # A separate cache, because the matrices that are solved here do not occur again.
         return self._descent(weight, LayerStats(stats, stats.support))
 
     def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> Sum:
         low = self._residual.meta_format(shape)
         if self.factor_bits is not None:
-            each = _channel_rtn(self.factor_bits)
-            low.left, low.right = each.meta_format((shape[0], low.rank)), each.meta_format((low.rank, shape[1]))
+            rtn = _channel_rtn(self.factor_bits)
+            low.left, low.right = rtn.meta_format((shape[0], low.rank)), rtn.meta_format((low.rank, shape[1]))
         return Sum.from_parts(self._base.meta_format(shape, kept), low)
 
     def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
@@ -155,11 +155,11 @@ class Plus(Method):
             return predicted_losses(weight, stats, results), sizes, lookup
 
         losses, sizes, lookup = stats.get_or_compute(f"losses and sizes of {offered} of {digest(weight)}", predict)
-        whole = () if lookup else (shape,)
-        candidates = [dense := dense_candidate(weight, stats.support, whole)]
+        dense_products = () if lookup else (shape,)
+        candidates = [dense := dense_candidate(weight, stats.support, dense_products)]
         for method, loss, (nbytes, numbers) in zip(offered, losses.tolist(), sizes.tolist(), strict=True):
             rank = method._residual.rank_of(shape)
-            products = (*whole, *(() if lookup else ((rank, shape[1]),)), (shape[0], rank))
+            products = (*dense_products, *(() if lookup else ((rank, shape[1]),)), (shape[0], rank))
             more = rank * sum(shape)
             if nbytes < dense.nbytes:
                 candidates.append(
@@ -168,7 +168,7 @@ class Plus(Method):
         return Candidates(tuple(sorted(candidates, key=lambda candidate: candidate.nbytes)))
 
     def _offered_sizes(self, shape: tuple[int, int], dtype: torch.dtype) -> list["Plus"]:
-        """Each size of the base with a few ranks, where the rank is not set."""
+        """Copies with each size of the base and a few ranks; a size or a rank that is set stays."""
         bases = [self._base] if self._base.has_size else self._base.sizes
         if self._residual.has_size:
             return [replace(self, base=base) for base in bases]
@@ -184,10 +184,10 @@ class Plus(Method):
         m, n = shape
         if self.factor_bits is None:
             return min(int(nbytes / ((m + n) * dtype.itemsize)), m, n)
-        each = _channel_rtn(self.factor_bits)
+        rtn = _channel_rtn(self.factor_bits)
         # Slightly more than linear in the rank, as the last byte of a factor is padded.
         rank = min(int((nbytes - 2 * m) / ((m + n) * self.factor_bits / 8 + 2)), m, n)
-        while rank > 0 and each.nbytes_for((m, rank), dtype) + each.nbytes_for((rank, n), dtype) > nbytes:
+        while rank > 0 and rtn.nbytes_for((m, rank), dtype) + rtn.nbytes_for((rank, n), dtype) > nbytes:
             rank -= 1
         return max(rank, 0)
 
@@ -233,7 +233,7 @@ def quantize_factors(low: LowRank, bits: int) -> LowRank:
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    each = _channel_rtn(bits)
-    low.left = each.compress(dense_weight(low.left).detach(), LayerStats())
-    low.right = each.compress(dense_weight(low.right).detach(), LayerStats())
+    rtn = _channel_rtn(bits)
+    low.left = rtn.compress(dense_weight(low.left).detach(), LayerStats())
+    low.right = rtn.compress(dense_weight(low.right).detach(), LayerStats())
     return low

@@ -88,7 +88,7 @@ def split_config(value: object, place: str) -> tuple[str, dict[str, Any]]:
 
 
 def _hint(value: object) -> str:
-    """The correct notation, where a mapping has the name of a method as one of its values."""
+    """The end of an error, `, so {…}`, with the right notation if a value of the mapping names a method; else ""."""
     if not isinstance(value, dict):
         return ""
     key = next((key for key, name in value.items() if isinstance(name, str) and name in METHOD_REGISTRY.names()), None)

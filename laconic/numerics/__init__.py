@@ -1,4 +1,4 @@
-"""Pure tensor functions: roots, truncations, losses. Nothing here knows of modules, models or files.
+"""Pure functions of tensors: matrix roots, low-rank factors, masks, quantization grids, losses.
 
 Internal: it may change with any version.
 """

@@ -3,7 +3,7 @@
 The divergence of their predictions is in `laconic.numerics.distributions`.
 
 Hidden states   mean squared error, or 1 − cosine                 (Jiao et al., TinyBERT, 2020, arXiv 1909.10351, eq. 8)
-Two of them     mean squared error of G = H₁ H₂ᵀ / d, which needs no projection where widths differ
+Layer pairs     mean squared error of G = H₁ H₂ᵀ / d, which needs no projection where widths differ
                 (Yim et al., CVPR 2017, as "mmd" in TextBrewer: Yang et al., 2020, arXiv 2002.12620)
 Attention       mean squared error, or cross-entropy, of attention probabilities          (TinyBERT, eq. 7)
 Relations       KL of softmax(V Vᵀ / √d) by head          (Wang et al., MiniLM, NeurIPS 2020, arXiv 2002.10957, eq. 8)
@@ -75,21 +75,21 @@ def attention_mse(
     student: Float[Tensor, "rows hs tokens tokens"],
     mask: Mask,
 ) -> Float[Tensor, ""]:
-    """Mean of (A_T − A_S)² over pairs of real tokens and heads; over the mean of the heads where their numbers differ.
+    """Mean of (A_T − A_S)² over heads and pairs of real tokens; of the means over heads if their numbers differ.
 
     Example:
         >>> attention_mse(torch.ones(1, 2, 1, 1), torch.zeros(1, 4, 1, 1), torch.ones(1, 1, dtype=torch.bool))
         tensor(1.)
     """
     teacher, student = _match_heads(teacher, student)
-    seen = pair_mask(mask)[:, None].expand_as(teacher)
-    return (teacher - student)[seen].square().mean()
+    pairs = pair_mask(mask)[:, None].expand_as(teacher)
+    return (teacher - student)[pairs].square().mean()
 
 
 def attention_cross_entropy(
     teacher: Float[Tensor, "rows ht tokens tokens"], student: Float[Tensor, "rows hs tokens tokens"], mask: Mask
 ) -> Float[Tensor, ""]:
-    """Mean of −Σ A_T log A_S over heads and the queries of real tokens; of the heads' mean where their numbers differ.
+    """Mean of −Σ A_T log A_S over heads and real queries; of the means over heads if their numbers differ.
 
     Example:
         >>> A = torch.tensor([[[[0.5, 0.5], [0.5, 0.5]]]])
@@ -104,7 +104,7 @@ def attention_cross_entropy(
 def relation_divergence(
     teacher: Float[Tensor, "rows tokens dt"], student: Float[Tensor, "rows tokens ds"], heads: int, mask: Mask
 ) -> Float[Tensor, ""]:
-    """Mean KL of softmax(V Vᵀ / √(d / heads)) of the teacher from that of the student, over heads and real tokens.
+    """Mean KL(teacher ‖ student) of softmax(V Vᵀ / √(d / heads)) over heads and real tokens.
 
     Args:
         teacher: values of the teacher.

@@ -36,9 +36,8 @@ class ColumnOrder(NamedTuple):
     Args:
         columns: numbers of the columns in this order.
         U: upper triangular, H^{-1} = U^T U for the reordered H.
-        by_activity: whether the order is that of diag H, largest first ("act-order"), so that what counts most is
-            rounded
-            while most columns can still compensate; otherwise it is from left to right.
+        by_activity: True for the order of diag H, largest first ("act-order"): the most important columns are rounded
+            while most others can still compensate. False for the order from left to right.
 
     Example:
         >>> ColumnOrder.from_hessian(torch.diag(torch.tensor([1.0, 4.0]))).columns
@@ -52,8 +51,8 @@ class ColumnOrder(NamedTuple):
     @classmethod
     def from_hessian(cls, H: Float[Tensor, "in in"], by_activity: bool = True) -> "ColumnOrder":
         """The order for a positive definite H."""
-        every = torch.arange(len(H), device=H.device)
-        columns = H.diagonal().argsort(descending=True, stable=True) if by_activity else every
+        left_to_right = torch.arange(len(H), device=H.device)
+        columns = H.diagonal().argsort(descending=True, stable=True) if by_activity else left_to_right
         return cls(columns, inverse_cholesky(H[columns][:, columns]), by_activity)
 
     @property
@@ -63,17 +62,17 @@ class ColumnOrder(NamedTuple):
 
     @property
     def importance(self) -> Float[Tensor, " in"]:
-        """1 / [H^{-1}]_jj of every column: the cost of its error once all other columns compensate."""
+        """1 / [H^{-1}]_jj of every column: the cost of its error after all other columns have compensated."""
         return (1 / self.U.square().sum(0))[self.inverse]
 
     @property
     def remaining_importance(self) -> Float[Tensor, " in"]:
-        """1 / U_jj² of every column: the cost of its error once later columns compensate."""
+        """1 / U_jj² of every column: the cost of its error after later columns have compensated."""
         return (1 / self.U.diagonal().square())[self.inverse]
 
 
 class WeightGrids(NamedTuple):
-    """The grid of every single weight. A scale of 0 leaves 0 as the only value of a weight.
+    """The grid of every single weight. With a scale of 0, the only value of a weight is 0.
 
     Args:
         scale: s of each weight.
@@ -114,11 +113,11 @@ class WeightGrids(NamedTuple):
         return self._map(lambda part: part.T.contiguous())
 
     def take_rows(self, rows: Integer[Tensor, " some"] | slice) -> "WeightGrids":
-        """Some rows of the matrix."""
+        """The grids of some rows."""
         return self._map(lambda part: part[rows] if len(part) > 1 else part)
 
     def expand_rows(self, rows: int) -> "WeightGrids":
-        """The same grids with `rows` rows, where one row stood for all."""
+        """The same grids, repeated for `rows` rows if they have only one."""
         return self._map(lambda part: part.expand(rows, -1))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "WeightGrids":
@@ -179,7 +178,7 @@ class _Sweep(NamedTuple):
 def _sweep(
     W: Float[Tensor, "out in"], order: ColumnOrder, grid: Grid, mask: Bool[Tensor, "out in"] | None
 ) -> tuple[_Sweep, Float[Tensor, "out in"]]:
-    """One sweep through the whole matrix. Also returns each weight as it was when it was rounded."""
+    """One sweep through the whole matrix. Also returns the compensated weights at the moment of their rounding."""
     Wt, values = W.double()[:, order.columns].T.contiguous(), WeightGrids.from_grid(grid, order.columns, mask).T
     codes = sweep_columns(Wt, order.U, values)
     errors = (Wt - (codes - values.zero) * values.scale) / order.U.diagonal()[:, None]
@@ -196,12 +195,12 @@ def _from_left_to_right(
     Wt = W.double().T.contiguous()
     codes = torch.empty_like(Wt, dtype=torch.uint8)
     for group, start in enumerate(range(0, len(Wt), spec.group)):
-        here = slice(start, min(start + spec.group, len(Wt)))
-        kept = None if mask is None else mask[:, here]
-        part = fit_grid(Wt[here].T, spec, importance[here], kept)
+        columns = slice(start, min(start + spec.group, len(Wt)))
+        kept = None if mask is None else mask[:, columns]
+        part = fit_grid(Wt[columns].T, spec, importance[columns], kept)
         grid.scale[:, group], grid.zero[:, group] = part.scale[:, 0], part.zero[:, 0]
-        values = WeightGrids.from_grid(part, order.columns[: here.stop - start], kept)
-        codes[here] = sweep_columns(Wt[start:], order.U[start:, start:], values.T)
+        values = WeightGrids.from_grid(part, order.columns[: columns.stop - start], kept)
+        codes[columns] = sweep_columns(Wt[start:], order.U[start:, start:], values.T)
     return QuantizedWeight(codes.T.contiguous(), grid)
 
 
@@ -211,7 +210,8 @@ def sweep_columns(
     """Round the first rows of a transposed matrix; those after them compensate, in place.
 
     Args:
-        Wt: the transposed matrix, in the order of the sweep. Afterwards its rounded rows are as they were when rounded.
+        Wt: the transposed matrix, in the order of the sweep. Afterwards a rounded row has its compensated weights
+            from before rounding.
         U: the factor of H^{-1}.
         values: the grids of the rows to round.
 
@@ -230,9 +230,9 @@ def sweep_columns(
     codes = torch.empty((count, Wt.shape[1]), dtype=torch.uint8, device=Wt.device)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
-        here = slice(start, stop)
-        errors = _round_block(Wt[here], codes[here], U[here, here], values.take_rows(here))
-        Wt[stop:] -= U[here, stop:].T @ errors
+        block = slice(start, stop)
+        errors = _round_block(Wt[block], codes[block], U[block, block], values.take_rows(block))
+        Wt[stop:] -= U[block, stop:].T @ errors
     return codes
 
 

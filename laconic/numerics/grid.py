@@ -148,8 +148,8 @@ def fit_grid(
     rows = max(1, BLOCK // (groups * group))
     parts = []
     for start in range(0, len(W), rows):
-        here = slice(start, start + rows)
-        shaped = [pad(X[here], (0, short)).reshape(-1, group) for X in (W, h)]
+        block = slice(start, start + rows)
+        shaped = [pad(X[block], (0, short)).reshape(-1, group) for X in (W, h)]
         parts.append(_fit(shaped[0], shaped[1], spec, along))
     scale, zero = (torch.cat(part).view(len(W), groups) for part in zip(*parts, strict=True))
     return Grid(scale, zero, spec.bits, group)
@@ -183,10 +183,10 @@ def quantize(W: Float[Tensor, "out in"], grid: Grid) -> Integer[Tensor, "out in"
         >>> quantize(torch.tensor([[0.2, 0.9, 2.2, 7.0]]), grid)
         tensor([[0, 1, 2, 3]], dtype=torch.uint8)
     """
-    every = torch.arange(W.shape[1], device=W.device)
+    columns = torch.arange(W.shape[1], device=W.device)
     parts = [
         nearest_codes(W[:, which].float(), *grid.scale_and_zero(which), grid.bits).to(torch.uint8)
-        for which in every.split(max(1, BLOCK // len(W)))
+        for which in columns.split(max(1, BLOCK // len(W)))
     ]
     return torch.cat(parts, 1)
 
@@ -252,7 +252,7 @@ def _search(
 def _refine_scale(
     W: Tensor, h: Tensor, scale: Tensor, zero: Tensor, bits: int, along: float
 ) -> Float[Tensor, " groups"]:
-    """The s of least error for the codes that are nearest now."""
+    """The s of least error for the codes that are nearest at the present scale."""
     steps = nearest_codes(W, scale[:, None], zero[:, None], bits) - zero[:, None]
     weighted = h * steps
     norm, product = (weighted * steps).sum(1), (weighted * W).sum(1)
@@ -283,9 +283,9 @@ def _candidates(W: Tensor, spec: GridSpec) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _round_scale(scale: Tensor) -> Tensor:
     """The scale in 16 bits. Tiny scales are rounded up, because one that is too small, or 0, clips weights."""
-    held = scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).half().float()
-    short = (held.abs() < scale.abs()) & (scale.abs() < FEW_STEPS * STEP)
-    return torch.where(short, held + scale.sign() * STEP, held)
+    rounded = scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).half().float()
+    short = (rounded.abs() < scale.abs()) & (scale.abs() < FEW_STEPS * STEP)
+    return torch.where(short, rounded + scale.sign() * STEP, rounded)
 
 
 def _error(W: Tensor, h: Tensor, scale: Tensor, zero: Tensor, bits: int, along: float) -> Float[Tensor, " groups"]:

@@ -130,11 +130,11 @@ class Magnitudes:
         counts, sums = self.counts.flip(0), self.sums.flip(0)
         # In the class where the count is reached, the remaining entries count the mean of the class.
         taken = (target - (counts.cumsum(0) - counts)).clamp(min=0).minimum(counts)
-        held = (sums * taken / counts.clamp(min=1)).sum()
-        return float(held / self.sums.sum().clamp(min=torch.finfo(torch.float64).tiny))
+        largest_sum = (sums * taken / counts.clamp(min=1)).sum()
+        return float(largest_sum / self.sums.sum().clamp(min=torch.finfo(torch.float64).tiny))
 
     def histogram(self, per_decade: int = 10) -> tuple[list[float], list[float]]:
-        """The lower ends of wider classes, and the fraction of all entries in each; zeros are in none."""
+        """The lower bounds of wider classes, and the fraction of all entries in each; zeros belong to no class."""
         wide = self.counts[1:-1].reshape(-1, PER_DECADE // per_decade).sum(1) / max(self.number, 1)
         wide[0] += self.counts[0] / max(self.number, 1)
         wide[-1] += self.counts[-1] / max(self.number, 1)
@@ -195,13 +195,13 @@ def energy_rank(s: Float[Tensor, " k"], energy: float) -> int:
     squares = s.square()
     if not s.any():
         return 0
-    held = squares.cumsum(0) / squares.sum()
+    fractions = squares.cumsum(0) / squares.sum()
     # Rounding must not give a rank above the number of singular values.
-    return min(int((held < energy - 1e-12).sum()) + 1, len(s))
+    return min(int((fractions < energy - 1e-12).sum()) + 1, len(s))
 
 
 def cka(representations: Sequence[Float[Tensor, "rows _"]]) -> Float[Tensor, "k k"]:
-    """The similarity of each representation with each: 1 if equal up to rotation and scale, about 0 if unrelated.
+    """The similarity of each pair of representations: 1 if equal up to rotation and scale, about 0 if unrelated.
 
     Args:
         representations: (rows, features) each, of the same rows.

@@ -6,8 +6,8 @@ Lloyd, "Least squares quantization in PCM", IEEE Trans. Inf. Theory 28, 1982, an
 helps least to where it helps most.
 
 K-means considers the weights of a row one by one. `refit_codebook` then fits the values to the outputs of the layer, in
-which inputs couple the weights. With the codes fixed, a row of Ŵ is T c, c (k, n) telling which of the k values T each
-weight has, and ½ (w − T c) C (w − T c)^T is least at T (c C c^T) = w C c^T. Rows that share a table add up their
+which inputs couple the weights. With the codes fixed, a row of Ŵ is T c, T the k values and c (k, n) the one-hot code
+of each weight, and ½ (w − T c) C (w − T c)^T is least at T (c C c^T) = w C c^T. Rows that share a table add up their
 equations, weighted by F.
 
 The start values have a density ∝ f^p, where f is the density of the weighted numbers. p = 1/3 is best for many values
@@ -43,7 +43,7 @@ class _Rows(NamedTuple):
     sums: tuple[Tensor, Tensor, Tensor]
 
     def take(self, which: Tensor) -> "_Rows":
-        """Some of them."""
+        """A subset of the rows."""
         mass, moment, square = self.sums
         return _Rows(self.v[which], self.h[which], (mass[which], moment[which], square[which]))
 
@@ -151,14 +151,14 @@ def _take_better(V: Tensor, lowest: Tensor, other: Tensor, error: Tensor) -> tup
 
 
 def _improve(rows: _Rows, V: Tensor) -> tuple[Float[Tensor, "rows k"], Float[Tensor, " rows"]]:
-    """Improve values by Lloyd's iterations, then by moves as long as one lowers an error; with the errors."""
+    """Improve values by Lloyd's iterations, then by moves while they lower an error; also return the errors."""
     V = _lloyd(rows, V, ITERATIONS)
     lowest = _error(rows, V)
     active = torch.arange(len(V), device=V.device)
     for _ in range(MOVES if 3 < V.shape[1] <= FEW else 0):
-        here = rows.take(active)
-        other = _lloyd(here, _move_value(here, V[active]), SETTLING)
-        error = _error(here, other)
+        subset = rows.take(active)
+        other = _lloyd(subset, _move_value(subset, V[active]), SETTLING)
+        error = _error(subset, other)
         lower = error < lowest[active]
         active = active[lower]
         if len(active) == 0:
@@ -205,7 +205,7 @@ def _mean(moment: Tensor, mass: Tensor, otherwise: Tensor) -> Tensor:
 
 
 RIDGE = 1e-8
-"""Keeps a value where it was if no weight has it, or its inputs were never active."""
+"""Weight of the present values: one that no weight has, or whose inputs were never active, does not change."""
 
 
 def refit_codebook(
@@ -234,13 +234,13 @@ def refit_codebook(
     systems = zip(F.tolist(), indices.long(), WC, strict=True)
     if len(V) == 1:
         left, right = V.new_zeros(k, k).double(), V.new_zeros(k).double()
-        for weight, here, target in systems:
-            left += weight * _moment(here, C, k)
-            right += weight * _total(here, target, k)
+        for weight, codes, target in systems:
+            left += weight * _moment(codes, C, k)
+            right += weight * _total(codes, target, k)
         return _solve_ridge(left, right, V[0].double())[None]
     rows = [
-        _solve_ridge(_moment(here, C, k), _total(here, target, k), values)
-        for (_, here, target), values in zip(systems, V.double(), strict=True)
+        _solve_ridge(_moment(codes, C, k), _total(codes, target, k), values)
+        for (_, codes, target), values in zip(systems, V.double(), strict=True)
     ]
     return torch.stack(rows)
 

@@ -8,11 +8,12 @@ F = R_O D_O R_O^T and H = R_I D_I R_I^T, both R upper triangular with ones on th
 so every weight is rounded to the value nearest to W plus those terms, from the top left on. With F = I it is GPTQ. The
 paper starts at the bottom right, with lower triangles.
 
-Weights on one anti-diagonal do not depend on each other. The matrix is cut into tiles; the tiles on one anti-diagonal
-go through their own anti-diagonals together, and what tiles pass on to each other are matrix products.
+Weights on one anti-diagonal do not depend on each other. The matrix is cut into tiles. All tiles on one
+anti-diagonal are processed together, one of their inner anti-diagonals at a time. The feedback between tiles is
+computed by matrix products.
 
-Notation: W (m, n); Y = E R_I. Tiles are stored *askew*, (2t − 1, t, tiles): [s, i] is row i, column s − i. What is
-passed down a column is stored by columns, [s, j] being row s − j, column j.
+Notation: W (m, n); Y = E R_I. Tiles are stored *askew*, (2t − 1, t, tiles): [s, i] is row i, column s − i. Feedback
+along a column is stored by columns, [s, j] being row s − j, column j.
 """
 
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def ldlq(
         at = torch.tensor(places, device=W.device).T
         left = torch.stack([_sum(E[i, :j], R_I[: j * TILE, j * TILE :][:, :TILE]) for i, j in places])
         above = torch.stack([_sum(Y[:i, j].mT, R_O[: i * TILE, i * TILE :][:, :TILE]) for i, j in places])
-        # Zeros are appended for what the last steps would add.
+        # Padded, because the last steps also add feedback beyond the tile.
         feedback = [pad(_to_askew(part), (0, 0, 0, 0, 0, TILE - 1)) for part in (left, above)]
         results = _round_tiles(
             _to_askew(inputs[:, at[0], at[1]]), feedback, (along[..., at[1]], down[..., at[0]]), 2**values.bits - 1
@@ -110,15 +111,15 @@ def _round_tiles(
     results = torch.zeros_like(inputs[:3])
     for s in range(2 * TILE - 1):
         # The rows of this anti-diagonal; its columns are the same numbers in reverse order.
-        here = slice(max(0, s - TILE + 1), min(s, TILE - 1) + 1)
-        from_left = left[s, here]
-        w = W[s, here] + from_left + above[s, here].flip(0)
-        codes = (w * inverse[s, here]).add_(zero[s, here]).round_().clamp_(0, max_code)
-        e = W[s, here] - (codes - zero[s, here]).mul_(scale[s, here])
+        diagonal = slice(max(0, s - TILE + 1), min(s, TILE - 1) + 1)
+        from_left = left[s, diagonal]
+        w = W[s, diagonal] + from_left + above[s, diagonal].flip(0)
+        codes = (w * inverse[s, diagonal]).add_(zero[s, diagonal]).round_().clamp_(0, max_code)
+        e = W[s, diagonal] - (codes - zero[s, diagonal]).mul_(scale[s, diagonal])
         y = e + from_left
-        results[0, s, here], results[1, s, here], results[2, s, here] = codes, e, y
-        left[s + 1 : s + TILE, here].addcmul_(along[s, :, here], e[None])
-        above[s + 1 : s + TILE, here].addcmul_(down[s, :, here], y.flip(0)[None])
+        results[0, s, diagonal], results[1, s, diagonal], results[2, s, diagonal] = codes, e, y
+        left[s + 1 : s + TILE, diagonal].addcmul_(along[s, :, diagonal], e[None])
+        above[s + 1 : s + TILE, diagonal].addcmul_(down[s, :, diagonal], y.flip(0)[None])
     return results
 
 
@@ -225,12 +226,12 @@ class TwoSidedRounding:
         return torch.outer(rows / rows.max(), columns / columns.max()).float()
 
     def _codes(self, W: Float[Tensor, "out in"], grid: Grid, mask: Bool[Tensor, "out in"] | None, rows: Side) -> Tensor:
-        first = rows.order.columns
+        row_order = rows.order.columns
         if self.columns is None:
-            every = torch.arange(W.shape[1], device=W.device)
-            values = WeightGrids.from_grid(grid, every, mask).expand_rows(len(W)).take_rows(first)
-            return sweep_columns(W.double()[first], rows.order.U, values)[rows.order.inverse]
+            left_to_right = torch.arange(W.shape[1], device=W.device)
+            values = WeightGrids.from_grid(grid, left_to_right, mask).expand_rows(len(W)).take_rows(row_order)
+            return sweep_columns(W.double()[row_order], rows.order.U, values)[rows.order.inverse]
         order = self.columns.order
-        values = WeightGrids.from_grid(grid, order.columns, mask).take_rows(first)
-        codes = ldlq(W.double()[first][:, order.columns], values, rows.R, self.columns.R)
+        values = WeightGrids.from_grid(grid, order.columns, mask).take_rows(row_order)
+        codes = ldlq(W.double()[row_order][:, order.columns], values, rows.R, self.columns.R)
         return codes[rows.order.inverse][:, order.inverse]

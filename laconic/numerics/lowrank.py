@@ -1,8 +1,8 @@
 """Expansions W = Σ_i a_i b_i^T whose first r terms are the best rank r under some loss.
 
-Also the best few coordinates for a product of two vectors, which makes attention heads narrower (P. Chen et al.,
-"DRONE: Data-aware Low-rank Compression for Large NLP Models", NeurIPS 2021, the part on attention). A head of size d
-uses its queries and keys only in q^T k, and its values only in W_O v. With C_q = E[q q^T] and C_k = E[k k^T], over
+Also low-rank projections of the vectors inside a head, which make attention heads narrower (P. Chen et al.,
+"DRONE: Data-aware Low-rank Compression for Large NLP Models", NeurIPS 2021, the section on attention). A head of size
+d uses its queries and keys only in q^T k, and its values only in W_O v. With C_q = E[q q^T] and C_k = E[k k^T], over
 queries and keys that are paired at random,
 
     E (q^T k − q^T M k)² = ‖C_q^{1/2} (I − M) C_k^{1/2}‖_F²,
@@ -112,7 +112,7 @@ def two_sided_components(W: Float[Tensor, "out in"], F: OutputMoment, C: InputMo
 def _from_input_side(
     W: Float[Tensor, "out in"], R: InputMoment, WFW: Float[Tensor, "in in"], values: Tensor, V: Tensor
 ) -> Components:
-    # Beyond the numerical rank Λ is noise, and so would be its inverse root.
+    # Beyond the numerical rank, Λ and its inverse root are noise.
     k = max(1, int((values > RELATIVE_FLOOR * values[0].clamp(min=0)).sum()))
     if values[0] <= 0:
         return svd_components(W)

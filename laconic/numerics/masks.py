@@ -1,14 +1,15 @@
 """Masks from scores, with exact counts: over a whole matrix, in every row, N of every M, or over many matrices.
 
-A threshold on scores removes too many weights where scores are equal. Here, of equal scores the first are kept, so a
-mask of k weights has k. A score of −∞ marks a weight that is zero already: it is never kept, and counts as pruned.
+A threshold on scores removes too many weights where scores are equal. Here the first of several equal scores are kept,
+so the number of kept weights is exact. A score of −∞ marks a weight that is zero already: it is never kept, and counts
+as pruned.
 
 `count_pruned` finds one threshold over many matrices that are never in memory together, by radix selection (D. E.
 Knuth, "The Art of Computer Programming", vol. 3, 5.2.5). A float32 becomes an integer of the same order. One pass
 counts the upper 16 bits, a second one the lower 16 bits of the scores that share the upper half of the threshold. That
 is exact, and takes one chunk of scores and one histogram for each matrix. If n_ℓ(τ) scores of matrix ℓ are at most τ,
 it loses n_ℓ(τ) weights, clipped to [floor, cap]. The sum still rises with τ, and the threshold is the least τ at which
-it reaches k; of the scores equal to τ as many are pruned as are missing.
+it reaches k. Scores equal to τ are then pruned one by one until the sum is k.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,7 +46,7 @@ def exclude_pruned(scores: Float[Tensor, "out in"], support: Bool[Tensor, "out i
 
 
 def keep_in_matrix(scores: Float[Tensor, "out in"], sparsity: float) -> Bool[Tensor, "out in"]:
-    """The mask of the highest scores that leaves round(sparsity · out · in) zeros, or those that exist if more.
+    """The mask of the highest scores with round(sparsity · out · in) zeros, or more if more weights are zero already.
 
     Args:
         scores: the score of each weight.
@@ -103,7 +104,7 @@ def keep_in_groups(scores: Float[Tensor, "out in"], pattern: tuple[int, int]) ->
 
 
 def keep_largest(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) -> Bool[Tensor, "rows n"]:
-    """The mask of the highest scores of each row, of equal ones the first, never one of −∞.
+    """The mask of the highest scores of each row. The first of equal scores are kept; a score of −∞ never is.
 
     Args:
         scores: rows of scores.
@@ -132,8 +133,8 @@ def _last_kept(scores: Float[Tensor, "rows n"], kept: Int[Tensor, " rows"]) -> F
         # Selecting one value is ten times faster than sorting all.
         k = n - int(kept) + 1
         return scores.kthvalue(k, keepdim=True).values if k <= n else scores.new_full((1, 1), inf)
-    falling = scores.sort(dim=1, descending=True).values
-    last = falling.gather(1, (kept - 1).clamp(min=0)[:, None])
+    descending_scores = scores.sort(dim=1, descending=True).values
+    last = descending_scores.gather(1, (kept - 1).clamp(min=0)[:, None])
     return last.masked_fill((kept == 0)[:, None], inf)
 
 
@@ -180,13 +181,13 @@ def count_pruned(matrices: Sequence[ScoredMatrix], k: int) -> list[int]:
         >>> count_pruned([ScoredMatrix(lambda: [first], cap=2), ScoredMatrix(lambda: [second], cap=2)], k=3)
         [1, 2]
     """
-    # Scores below the threshold, and scores whose digits so far equal those of the threshold: at first, all may.
+    # `below` counts the scores below the threshold, `equal` those whose digits so far equal the threshold's.
     below, equal, prefix = [0] * len(matrices), [True] * len(matrices), None
     for _ in range(2):
-        # A matrix without such scores, or whose cap is reached by those below, need not be counted.
+        # A matrix is not counted if it has no equal scores, or if the scores below reach its cap.
         counts = [
-            _count_digits(matrix, prefix) if some and count < matrix.cap else torch.zeros(DIGIT, dtype=torch.long)
-            for matrix, count, some in zip(matrices, below, equal, strict=True)
+            _count_digits(matrix, prefix) if undecided and count < matrix.cap else torch.zeros(DIGIT, dtype=torch.long)
+            for matrix, count, undecided in zip(matrices, below, equal, strict=True)
         ]
         prefix = _first_reaching(matrices, below, counts, k)
         below = [count + int(found[:prefix].sum()) for count, found in zip(below, counts, strict=True)]
@@ -222,12 +223,12 @@ def _first_reaching(
     matrices: Sequence[ScoredMatrix], below: Sequence[int], counts: Sequence[Int[Tensor, " digits"]], k: int
 ) -> int:
     """The first digit at which at least `k` weights are pruned; `below` are counted before digit 0."""
-    together = torch.zeros(DIGIT, dtype=torch.long)
+    pruned = torch.zeros(DIGIT, dtype=torch.long)
     for matrix, start, found in zip(matrices, below, counts, strict=True):
-        together += (start + found.cumsum(0)).clamp_(max=matrix.cap).clamp_(min=matrix.floor)
-    if not sum(matrix.floor for matrix in matrices) <= k <= together[-1]:
-        raise ValueError(f"{k} is not between the floors and the caps, which allow {int(together[-1])}")
-    return int((together >= k).int().argmax())
+        pruned += (start + found.cumsum(0)).clamp_(max=matrix.cap).clamp_(min=matrix.floor)
+    if not sum(matrix.floor for matrix in matrices) <= k <= pruned[-1]:
+        raise ValueError(f"{k} is not between the floors and the caps, which allow {int(pruned[-1])}")
+    return int((pruned >= k).int().argmax())
 
 
 def _distribute(matrices: Sequence[ScoredMatrix], below: Sequence[int], equal: Sequence[int], k: int) -> list[int]:

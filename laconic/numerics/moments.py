@@ -8,7 +8,7 @@ K-FAC factorisation of the Hessian of KL(dense ‖ compressed) (Martens & Grosse
 
     ΔKL ≈ ½ vec(E)^T (F ⊗ C) vec(E) = ½ tr(F E C E^T)    nats per prediction,
 
-the one loss by which sizes of different methods are compared.
+the loss by which sizes of different methods are compared.
 
 Notation: W (m, n) with m = out, n = in, Ŵ its approximation; C (n, n), F (m, m), and S (n, n) any moment; x (n,) inputs
 and g (m,) gradients; A (m, k) and B (k, n) factors with columns a_i and rows b_i.
@@ -222,8 +222,8 @@ def truncation_losses(
 def floored_diagonal(S: Moment) -> Float[Tensor, " n"]:
     """diag S in fp64, raised to RELATIVE_FLOOR times its mean.
 
-    A feature that was never active then counts next to nothing, but among its weights the smallest still come first. If
-    nothing was measured at all, all features count the same.
+    The weights of a feature that was never active then have very low scores, which still grow with the weight. If the
+    moment is all zero, all features count the same.
 
     Args:
         S: a moment.
@@ -238,7 +238,7 @@ def floored_diagonal(S: Moment) -> Float[Tensor, " n"]:
 
 
 def active_inputs(C: InputMoment) -> Float[Tensor, " in"]:
-    """1 for inputs that were active, RELATIVE_FLOOR for the others; damping makes the others look active.
+    """1 for inputs that were active, RELATIVE_FLOOR for the others. A damped moment no longer tells them apart.
 
     Args:
         C: moment of the inputs; if it is all zero, the result is 1.

@@ -31,10 +31,10 @@ from torch import Tensor
 from laconic.numerics.moments import RELATIVE_FLOOR, InputMoment, Moment, eigh, root_factor, shrink
 
 BLOCK = 128
-"""Columns after which the errors are passed on to all columns further right, in one matrix product."""
+"""Number of columns after which their errors are passed on to all columns to the right, in one matrix product."""
 
 MaskRule = Callable[[Float[Tensor, "out columns"], int], Bool[Tensor, "out columns"]]
-"""A mask of kept weights from the scores w² / [H^{-1}]_qq of some columns, and the number of the first of them."""
+"""Returns a mask of kept weights, given the scores w² / [H^{-1}]_qq of some columns and the index of the first one."""
 
 
 class PrunedWeight(NamedTuple):
@@ -167,7 +167,7 @@ def correlations(S: Moment) -> Correlations:
 
 
 def residual_curvature(F: Correlations, H: Correlations, missing: float) -> Float[Tensor, "out in"]:
-    """v of the module's docstring: what remains of a weight's curvature when the weights that stay compensate.
+    """v_ij of the module's docstring: the curvature of each weight if the weights that stay compensate for it.
 
     Args:
         F: correlations of the outputs.
@@ -185,5 +185,5 @@ def residual_curvature(F: Correlations, H: Correlations, missing: float) -> Floa
     gamma = missing / (1 - missing)
     inverse = F.squares @ (1 / (F.values[:, None] * H.values + gamma)) @ H.squares.T
     # Where almost all weights are missing, this is the difference of two large numbers.
-    left = (1 / inverse - gamma).clamp(min=RELATIVE_FLOOR)
-    return left * F.diagonal[:, None] * H.diagonal
+    relative = (1 / inverse - gamma).clamp(min=RELATIVE_FLOOR)
+    return relative * F.diagonal[:, None] * H.diagonal

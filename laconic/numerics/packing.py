@@ -205,11 +205,11 @@ def rank_combinations(groups: Bool[Tensor, "n M"]) -> Int64[Tensor, " n"]:
     if size <= WIDEST_TABLE and len(groups) > 2**size:
         # Rank all masks once, then look each group up.
         places = torch.arange(size, device=groups.device)
-        every = (torch.arange(2**size, device=groups.device)[:, None] >> places) & 1 == 1
+        all_masks = (torch.arange(2**size, device=groups.device)[:, None] >> places) & 1 == 1
         codes = torch.zeros(len(groups), dtype=torch.int32, device=groups.device)
         for place in range(size):
             codes |= groups[:, place].int() << place
-        return rank_combinations(every)[codes]
+        return rank_combinations(all_masks)[codes]
     table = _binomials(size, size, groups.device)
     result = torch.zeros(len(groups), dtype=torch.int64, device=groups.device)
     # Kept places so far, this one included.
@@ -238,12 +238,12 @@ def unrank_combinations(numbers: Integer[Tensor, " n"], pattern: tuple[int, int]
     if len(numbers) > math.comb(size, kept):
         return unrank_combinations(torch.arange(math.comb(size, kept), device=numbers.device), pattern)[numbers.int()]
     table = _binomials(size, kept, numbers.device)
-    left, count = numbers.long(), torch.full_like(numbers, kept, dtype=torch.int64)
+    remainder, count = numbers.long(), torch.full_like(numbers, kept, dtype=torch.int64)
     groups = torch.zeros(len(numbers), size, dtype=torch.bool, device=numbers.device)
     for place in reversed(range(size)):
-        worth = table[place, count]
-        groups[:, place] = (left >= worth) & (count > 0)
-        left = torch.where(groups[:, place], left - worth, left)
+        binomial = table[place, count]
+        groups[:, place] = (remainder >= binomial) & (count > 0)
+        remainder = torch.where(groups[:, place], remainder - binomial, remainder)
         count -= groups[:, place].long()
     return groups
 
@@ -256,7 +256,7 @@ def _binomials(rows: int, columns: int, device: torch.device) -> Int64[Tensor, "
 
 
 def as_bytes(values: Tensor) -> UInt8[Tensor, " bytes"]:
-    """Numbers as 16-bit floats, two bytes each, which a cast of the model does not change.
+    """Numbers as the bytes of 16-bit floats, which a cast of the model to another dtype does not change.
 
     Example:
         >>> from_bytes(as_bytes(torch.tensor([0.5, 2.0])))

@@ -4,15 +4,15 @@ For a row w and the set K of its kept columns, z = argmin (w − z)^T H (w − z
 H_KK z_K = H_K: w. Every row has another K, and so another matrix. Where K is at most a quarter of the row, each H_KK is
 factored (Cholesky), many rows at once. Where it is more, that takes up to ten times as long as conjugate gradients on
 all rows together, which need products with H alone. The preconditioner is H^{-1} restricted to the support: exact where
-nothing or all of a row is kept, and in between ten to twenty steps suffice, where the diagonal of H takes several times
-as many. (V. Boža, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR 2024, arXiv 2401.02938,
-solves the same system by ADMM.)
+nothing or all of a row is kept. In between ten to twenty steps suffice; with the diagonal of H as preconditioner it
+takes several times as many. (V. Boža, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR 2024,
+arXiv 2401.02938, solves the same system by ADMM.)
 
 Where F is not diagonal, other rows can compensate as well. With the mask M and E = W − Z, the least ½ tr(F E H E^T) has
 
     M ∘ (F E H) = 0,    Z = M ∘ Z,
 
-one positive definite system for all kept weights, solved by conjugate gradients, which need F D H of a direction D.
+one positive definite system for all kept weights, solved by conjugate gradients with products F D H of a direction D.
 Rows and columns are scaled so that the diagonals of F and H are 1. (T. van der Ouderaa et al., "The LLM Surgeon", ICLR
 2024, section 3.3, restrict the inverse of a Kronecker product; as a preconditioner that took twice the time.)
 
@@ -96,8 +96,8 @@ def refine(
 ) -> Float[Tensor, "out in"]:
     """Improve a Z that is near the least squares solution on the support, by a few steps.
 
-    Conjugate gradients run in fp32; the losses are compared in fp64, and a row whose loss would rise keeps its Z. So
-    near the solution the diagonal of H is as good a preconditioner as H^{-1}, at half the cost.
+    Conjugate gradients run in fp32; the losses are compared in fp64, and a row whose loss would rise keeps its Z. Near
+    the solution, the diagonal of H is as good a preconditioner as H^{-1}, at half the cost.
 
     Args:
         W: the matrix.
@@ -160,8 +160,8 @@ def conjugate_gradients(
 ) -> Float[Tensor, "rows n"]:
     """Solve one symmetric positive definite system for each row, by preconditioned conjugate gradients.
 
-    Every row has its own step lengths, and leaves when it is done. All rows have the same matrix, restricted to the
-    support of the row.
+    Every row has its own step lengths, and stops at its own convergence. All rows have the same matrix, restricted to
+    the support of the row.
 
     Args:
         multiply: the matrix times some directions, one in each row.
@@ -193,8 +193,8 @@ def conjugate_gradients(
         Y = precondition(R) * allowed
         before, energy = energy, (R * Y).sum(1, keepdim=True)
         D = Y + energy / before * D
-        if not (left := (energy > goal).squeeze(1)).all():
-            rows, R, D, energy, goal, allowed = rows[left], R[left], D[left], energy[left], goal[left], allowed[left]
+        if not (live := (energy > goal).squeeze(1)).all():
+            rows, R, D, energy, goal, allowed = rows[live], R[live], D[live], energy[live], goal[live], allowed[live]
     return X
 
 
@@ -202,8 +202,9 @@ COUPLED_TOLERANCE = 1e-3
 """The iteration ends once the norm of the residual is below this fraction of the first residual."""
 
 COUPLED_STEPS = 100
-"""At most so many. Where nine weights in ten go, the loss on real matrices of 384 × 384 and 384 × 1536 was then within
-0.1 and 2 percent of the least; up to twice the least where nearly nothing was lost. No moment is known that well."""
+"""Largest number of steps. With nine weights in ten pruned, the loss on real matrices of 384 × 384 and 384 × 1536 is
+then within 0.1 and 2 percent of the minimum. It is up to twice the minimum where the loss is nearly zero; the estimates
+of the moments are less exact than that."""
 
 
 def refit_coupled(
@@ -211,7 +212,7 @@ def refit_coupled(
 ) -> Float[Tensor, "out in"]:
     """Kept weights that minimise tr(F (W − Z) H (W − Z)^T), in which rows compensate for each other. In fp64.
 
-    What is added to the kept weights is computed in fp32, which is twice as fast and ends as low.
+    The change of the kept weights is computed in fp32, which is twice as fast and reaches the same loss.
 
     Args:
         W: the matrix.

@@ -1,8 +1,8 @@
 """Scales of a quantized matrix: those of its input columns, chosen before rounding, and those of its groups, refitted.
 
-Columns: W x = (W diag s)(diag s)^{-1} x. Rounding errs by as much in every column of a group, so a column that is
-scaled up before, and whose input is scaled down, errs less. J. Lin et al., "AWQ", MLSys 2024, arXiv 2306.00978,
-equations 4 and 5: s_j = (mean |x_j|)^a, with a the best of 20 values in [0, 1).
+Columns: W x = (W diag s)(diag s)^{-1} x. Rounding makes equally large errors in all columns of a group. So
+the error of a column is smaller if the column is scaled up before rounding and its input is scaled down. J. Lin et al.,
+"AWQ", MLSys 2024, arXiv 2306.00978, equations 4 and 5: s_j = (mean |x_j|)^a, with a the best of 20 values in [0, 1).
 
 Groups: a scale is shared by several weights, and so is an entry of a table. Each weight is one of the shared numbers p
 times a factor, w_ij = f_ij p[k_ij], so the weights are linear in p, W = L p, and the least tr((W* − L p) H (W* − L
@@ -54,7 +54,8 @@ def search_scales(
         readers: the matrices.
         activity: mean |x_j|.
         spec: bits, group and kind of the grids.
-        weighted: search for ranges with each column counting C_jj / s_j²; otherwise all columns count the same.
+        weighted: search for ranges with the errors of column j weighted by C_jj / s_j²; otherwise all columns count the
+            same.
 
     Returns:
         s in fp32; 1 / s can be stored in 16 bits.
@@ -77,7 +78,8 @@ def quantize_scaled(reader: ScaledMatrix, s: Float[Tensor, " in"], spec: GridSpe
         reader: the matrix.
         s: the scale of each column.
         spec: bits, group and kind of the grids.
-        weighted: search for ranges with column j counting C_jj / s_j², for the error after (diag s)^{-1}.
+        weighted: search for ranges with the errors of column j weighted by C_jj / s_j², which is the loss after
+            (diag s)^{-1}.
 
     Example:
         >>> matrix = ScaledMatrix(torch.tensor([[0.0, 1.0, 2.0, 1.5]]), F=torch.ones(1), C=torch.ones(4))
@@ -95,7 +97,7 @@ def activation_powers(activity: Float[Tensor, " in"], power: float) -> Float[Ten
     """(mean |x_j|)^power, divided by √(max · min) over j. In fp32.
 
     Args:
-        activity: mean |x_j|; a ten-thousandth of its mean is the least that counts.
+        activity: mean |x_j|; values below a ten-thousandth of the mean are raised to it.
         power: a.
 
     Example:

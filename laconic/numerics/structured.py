@@ -5,8 +5,8 @@ Optimal brain surgeon for groups under ½ tr(F E H E^T): removing the columns S 
     ½ tr(F W_S [H^{-1}]_SS^{-1} W_S^T),        W_K ← W H_{:K} H_KK^{-1},
 
 as B. Hassibi, D. G. Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon" (NeurIPS 1992) has it
-for one weight; F drops out of the refit. Parts are removed one after another, always the one that costs least then,
-with P = H_KK^{-1} of the remaining columns K kept up to date by Schur complements.
+for one weight; F drops out of the refit. Parts are removed one after another, the cheapest at each step. P = H_KK^{-1}
+of the remaining columns K is updated by Schur complements.
 
 Notation: W (m, n) with m = out, n = in; H (n, n) the second moment of its inputs, F (m, m) that of the gradients at its
 outputs; G with G^T G = W^T F W; d the columns of one part.
@@ -26,7 +26,7 @@ channels; with less damping the refit fits the noise of H."""
 
 FLOOR = 1e-6
 """λ, as a fraction of the mean diagonal, of a column whose own diagonal is below this fraction. Removing an input that
-was always zero then costs next to nothing."""
+was always zero then costs almost nothing."""
 
 PENDING = 64
 """Removed columns after which P and G are updated, for all of them in one product."""
@@ -67,7 +67,7 @@ class Elimination:
         return self._P.shape[0] // self._size
 
     def costs(self) -> Float[Tensor, " parts"]:
-        """½ tr(F W_S P_SS^{-1} W_S^T) of each part S, with W as it is refitted now; ∞ for removed parts."""
+        """½ tr(F W_S P_SS^{-1} W_S^T) of each part S, with the refitted W; ∞ for removed parts."""
         if self._size == 1:
             costs = 0.5 * (self._products / self._blocks)[:, 0, 0]
         else:
@@ -92,7 +92,7 @@ class Elimination:
             self._refresh()
 
     def _update_blocks(self, U: Float[Tensor, "in d"], V: Float[Tensor, "k d"]) -> None:
-        """Update what the costs are computed from, after P lost U U^T and G lost V U^T."""
+        """Update the blocks that the costs are computed from, after P lost U U^T and G lost V U^T."""
         X = self._G.T @ V - self._U @ (self._V.T @ V)
         u, x, v = (matrix.unflatten(0, (-1, self._size)) for matrix in (U, X, U @ (V.T @ V)))
         cross = _times_transposed(x, u)
@@ -108,7 +108,7 @@ class Elimination:
 
 
 def removal_order(eliminations: Sequence[Elimination], least: int = 1) -> tuple[list[int], list[float]]:
-    """The order in which parts are removed, cheapest first, and what each costs then.
+    """The order in which parts are removed, cheapest first, and the cost of each removal.
 
     Args:
         eliminations: matrices that lose the same parts; their costs add up.

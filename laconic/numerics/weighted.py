@@ -1,13 +1,13 @@
 """The best rank r under element-wise weights: min Σ_ij Φ_ij (W − Ŵ)_ij², which has no closed form.
 
 The problem is scaled by a rank-one bound of the weights, started at the closed form of the rank-one fit of the weights,
-and solved by one of four iterations, none of which ever raises the error. Without `precondition` it is scaled by the
-largest weight alone and started at the truncated SVD, as in N. Srebro, T. Jaakkola, "Weighted Low-Rank Approximations",
-ICML 2003; weights that spread over decades then leave most entries nearly unmoved.
+and solved by one of four iterations, none of which ever raises the error. Without `precondition` it is scaled only
+by the largest weight and started at the truncated SVD, as in N. Srebro, T. Jaakkola, "Weighted Low-Rank
+Approximations", ICML 2003; if the weights differ by orders of magnitude, most entries then hardly change.
 
 Alternating least squares (section 3 there) has X = U V^T and solves for the rows of U and of V in turn, u_i = (V^T
-diag(w_i) V)^{-1} V^T diag(w_i) a_i. Here a ridge on the *change* of u_i keeps every system regular and, since no change
-is always allowed, never raises the error. One sweep takes m n r² operations.
+diag(w_i) V)^{-1} V^T diag(w_i) a_i. Here a ridge on the *change* of u_i keeps every system regular. It never raises the
+error, because a change of zero is possible. One sweep takes m n r² operations.
 
 Notation: W (m, n) the matrix, Φ (m, n) its non-negative weights; A and w (m, n) the scaled matrix and weights, U (m, r)
 and V (n, r) the factors; p and q the scales of rows and columns.
@@ -64,7 +64,7 @@ def alternating_least_squares(problem: WeightedProblem, start: Components, sweep
     U, Vt = factors
     errors = [problem.evaluate(U @ Vt).error]
     for _ in range(sweeps):
-        # An orthonormal basis on the fixed side makes the ridge mean the same in every sweep.
+        # An orthonormal basis on the fixed side gives the ridge the same effect in every sweep.
         V, U = _orthonormal(Vt.T, U)
         U, V = _orthonormal(_solve_rows(A, w, U, V), V)
         Vt = _solve_rows(A.T, w.T, V, U).T

@@ -110,7 +110,7 @@ def rank_one_bound(Phi: Float[Tensor, "out in"]) -> Scales:
 
 
 def uniform_bound(Phi: Float[Tensor, "out in"]) -> Scales:
-    """Φ_ij ≤ (p_i q_j)² from the largest weight alone.
+    """Φ_ij ≤ (p_i q_j)², equal for all rows and columns: the largest weight.
 
     Example:
         >>> uniform_bound(torch.tensor([[1.0, 4.0]])).p

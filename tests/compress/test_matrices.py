@@ -199,7 +199,7 @@ def test_weights_that_are_not_finite_as_they_are_stored_name_their_matrix(method
 def test_a_pattern_that_does_not_divide_a_matrix_names_it_before_any_work():
     lm = BY_NAME["bert-classifier"].lm()
     first = lm.sites()[0].name
-    sentence = f"wanda.pattern must be of a group that divides the inputs of '{first}', which are .*; got '2:7'"
+    sentence = f"wanda.pattern must be N:M with an M that divides the .* inputs of '{first}'; got '2:7'"
     for step in (Compress(method=Wanda(pattern="2:7")), Compress(method=Svd(), plan={first: Wanda(pattern="2:7")})):
         with pytest.raises(UserError, match=sentence):
             step.check(lm)

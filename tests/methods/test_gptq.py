@@ -167,7 +167,7 @@ def test_mistakes_are_one_sentence(method: FeedbackQuantization) -> None:
         with pytest.raises(UserError, match=sentence):
             replace(method, **changed)
     matrix = case("odd", (24, 40))
-    with pytest.raises(UserError, match=f"{method.name}.pattern must be of a group that divides"):
+    with pytest.raises(UserError, match=f"{method.name}.pattern must be N:M with an M that divides"):
         replace(method, pattern="2:7").compress(matrix.weight, matrix.stats)
     with pytest.raises(UserError, match=f"{method.name} cannot"):
         method.compress(torch.full((24, 40), torch.nan), matrix.stats)

@@ -59,7 +59,7 @@ def test_a_pattern_is_text_that_survives_a_recipe() -> None:
 
 def test_a_pattern_must_divide_the_inputs() -> None:
     matrix = case("odd", (8, 10))
-    with pytest.raises(UserError, match="a group that divides the inputs of the matrix, which are 10; got '2:4'"):
+    with pytest.raises(UserError, match="N:M with an M that divides the 10 inputs of the matrix; got '2:4'"):
         Magnitude(pattern="2:4").compress(matrix.weight, matrix.stats)
 
 

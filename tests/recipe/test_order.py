@@ -198,7 +198,7 @@ HALF = "magnitude:sparsity=0.5"
          "The target .* matches no site"),
         ([compress("svd:rank=2"), compress(HALF, targets=["nothing"])], "[1].compress", "There is no target 'nothing'"),
         ([compress("svd:rank=6"), compress("wanda:pattern=2:4")], "[1].compress cannot follow [0].compress",
-         "wanda.pattern must be of a group that divides the inputs of .*left', which are 6; got '2:4'"),
+         "wanda.pattern must be N:M with an M that divides the 6 inputs of .*left'; got '2:4'"),
     ],
 )  # fmt: skip
 def test_an_order_that_cannot_be_is_refused_before_weights_are_loaded(

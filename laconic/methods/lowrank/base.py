@@ -89,7 +89,7 @@ class LowRankMethod(Method):
         raise UserError(f"{self.name} needs a size: give keep, {self.name}:rank=R or {self.name}:rank_ratio=R.")
 
     def offered_ranks(self, shape: tuple[int, int]) -> range:
-        """The multiples of `multiple` whose factors are smaller than the matrix; all such ranks if there is none."""
+        """Multiples of `multiple` whose factors are smaller than the matrix; all such ranks if no multiple is one."""
         highest = break_even_rank(*shape)
         return range(self.multiple, highest + 1, self.multiple) or range(1, highest + 1)
 
@@ -97,9 +97,10 @@ class LowRankMethod(Method):
         """Candidates from predicted losses.
 
         Args:
-            losses: predicted loss by rank.
+            losses: predicted loss of each rank, in nats per prediction.
             weight: the matrix.
-            lookup: whether the matrix is a word embedding, for which only the left factor is multiplied by.
+            lookup: True for a word embedding. Rows of its right factor are looked up, so only the left factor counts as
+                a product.
         """
         m, n = weight.shape
         size = weight.element_size()

@@ -54,7 +54,7 @@ class Fwsvd(TruncationMethod):
         2207.00112, equations 6 to 8.
 
     Example:
-        The loss depends on the second input alone.
+        The loss depends only on the second input.
 
         >>> import torch
         >>> weight, Phi = torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([[0.0, 1.0], [0.0, 1.0]])

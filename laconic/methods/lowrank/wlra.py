@@ -24,8 +24,8 @@ OFFERED_RANKS = 8
 class Wlra(LowRankMethod):
     """Weighted low-rank approximation: each weight counts by its Fisher information.
 
-    Minimises Σ_ij Φ_ij (W − Ŵ)_ij² over rank r, which has no closed form. The solutions of two ranks have
-    nothing in common, so every rank is solved on its own.
+    Minimises Σ_ij Φ_ij (W − Ŵ)_ij² over rank r, which has no closed form. The solution of one rank
+    does not follow from that of another, so every rank is solved separately.
 
     Args:
         rank: rank of every matrix, at most its smaller side; in place of `keep`.

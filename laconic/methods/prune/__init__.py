@@ -1,1 +1,1 @@
-"""Zeros in a matrix: which weights go, and what becomes of those that stay."""
+"""Pruning: set weights to zero, and adjust the weights that are kept."""

@@ -113,9 +113,9 @@ class PruningMethod(Method):
     def with_keep(self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "PruningMethod":
         count, group = shape[0] * shape[1], self.granularity(shape)
         values = (keep - self.overhead(dtype)) * count
-        # The mask is rounded up to whole bytes, which may cost one more value; 0.29 · 800 is 231.99….
-        left = values - 1 if count % 8 else values
-        kept = min(max(int(left / group + 1e-9), 1), count // group)
+        # The mask is rounded up to whole bytes, which may cost one more value. 1e-9, because 0.29 · 800 is 231.99….
+        available = values - 1 if count % 8 else values
+        kept = min(max(int(available / group + 1e-9), 1), count // group)
         return self.with_sparsity(1 - kept / (count // group))
 
     def next_larger(self, shape: tuple[int, int], *, finest: bool = False) -> "PruningMethod | None":
@@ -145,7 +145,7 @@ class PruningMethod(Method):
         return predict_candidates(weight, stats, [self.with_sparsity(sparsity) for sparsity in sparsities], compress)
 
     def _useful_sparsities(self, shape: tuple[int, int], support: Bool[Tensor, "out in"] | None) -> list[float]:
-        """The offered sparsities, largest first, that leave different counts of zeros, more than there are already."""
+        """The offered sparsities, largest first. Their numbers of zeros differ, and are above the present number."""
         group = self.granularity(shape)
         groups = shape[0] * shape[1] // group
         present = 0 if support is None else int((~support).sum())
@@ -272,7 +272,7 @@ def pattern_error(method: str, pattern: tuple[int, int], width: int, matrix: str
         True
     """
     n, m = pattern
-    requirement = f"of a group that divides the inputs of {matrix}, which are {width}"
+    requirement = f"N:M with an M that divides the {width} inputs of {matrix}"
     return must_be(f"{method}.pattern", requirement, f"{n}:{m}") if width % m else None
 
 
@@ -282,7 +282,7 @@ def to_sparse(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], siz
 
 
 def removes_nothing(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> bool:
-    """Whether every weight outside the mask is zero already, so that nothing has to be compensated for.
+    """Whether every weight outside the mask is zero already, so that pruning causes no error to compensate for.
 
     Example:
         >>> removes_nothing(torch.tensor([[1.0, 0.0]]), torch.tensor([[True, False]]))

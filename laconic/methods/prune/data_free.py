@@ -1,4 +1,4 @@
-"""Pruning by the weights alone or at random: the four methods of torch.nn.utils.prune.
+"""Pruning without data, by weights or at random: the four methods of torch.nn.utils.prune.
 
 `magnitude` prunes the smallest |w| (S. Han et al., NeurIPS 2015), `random` any weight, `ln-structured` the rows or
 columns of the smallest Lₙ norm (H. Li et al., ICLR 2017), `random-structured` any row or column. The shape of the

@@ -3,15 +3,15 @@
 The scores estimate how much removing one weight adds to the predicted loss ½ tr(F E C E^T), in nats:
 
     obd:     ½ w² F_ii C_jj,                       the other weights unchanged;
-    obs:     ½ w² / ([F^{-1}]_ii [C^{-1}]_jj),     all other weights at their best;
-    partial: ½ w² v_ij,                            the other weights that stay at their best.
+    obs:     ½ w² / ([F^{-1}]_ii [C^{-1}]_jj),     all other weights refitted;
+    partial: ½ w² v_ij,                            only the other weights that stay refitted.
 
 obd ignores that other weights compensate for a removed one, and obs that most of them are removed as well. `partial`
-lies between the two by the sparsity (`laconic.numerics.obs`): it is obs at sparsity 0 and obd at sparsity 1. Scores in
-nats compare from matrix to matrix.
+interpolates between the two by the sparsity (`laconic.numerics.obs`): it is obs at sparsity 0 and obd at sparsity 1.
+Scores in nats can be compared between matrices.
 
 The kept weights are then fitted again, to the least ½ tr(F E C E^T) under the mask, in which F couples the rows
-(`laconic.numerics.refit`), or by least squares row by row. Of a word embedding C is diagonal: the rows of each column
+(`laconic.numerics.refit`), or by least squares row by row. For a word embedding C is diagonal: the rows of each column
 compensate for each other, independently of other columns, which is least squares with F in the place of C. Where both
 matrices are diagonal nothing can be fitted.
 """

@@ -28,10 +28,10 @@ from laconic.numerics.refit import refine
 class SparseGpt(UnstructuredPruning):
     """Optimal brain surgeon in one sweep over the columns, then least squares for the kept weights.
 
-    The score of a weight is w² / [H^{-1}]_jj with H = C + λ I of its column and those to the right of it, which alone
-    can compensate for it. Scores are computed again for each block of 128 columns (each group of M for a pattern N:M),
-    after all columns to the left are done. The sweep compensates only to the right; with `refit` the kept weights z of
-    each row are then fitted once more, to minimise (w − z)^T H (w − z).
+    The score of a weight is w² / [H^{-1}]_jj. H = C + λ I is restricted to its column and the columns to the right, the
+    only ones that can compensate. Scores are computed again for each block of 128 columns (each group of M for a
+    pattern N:M), after all columns to the left are done. The sweep compensates only to the right; with `refit` the kept
+    weights z of each row are then fitted once more, to minimise (w − z)^T H (w − z).
 
     Args:
         sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
@@ -39,8 +39,8 @@ class SparseGpt(UnstructuredPruning):
         within: compare scores within the whole `matrix`, or within each `row` (output).
         cap: largest sparsity of any one matrix where one budget is shared by several.
         damping: λ as a fraction of the mean of diag C.
-        gradients: weight the scores of the rows by the Fisher information of their outputs, so that rows compare.
-        refit: fit the kept weights of each row again after the sweep; without it the method ends where the paper does.
+        gradients: weight the scores of the rows by the Fisher information of their outputs, to compare rows.
+        refit: fit the kept weights of each row again after the sweep; without it the method is that of the paper.
 
     Reference:
         E. Frantar, D. Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot", ICML 2023,
@@ -70,7 +70,7 @@ class SparseGpt(UnstructuredPruning):
 
     def scores(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, "out in"]:
         U = self._factor(stats)
-        # Across matrices, the cost of a weight is that with all others adjusted, whatever the order of the columns.
+        # To compare matrices, all other weights compensate, so the score does not depend on the order of the columns.
         return self._scores(weight, stats, U.square() if U.ndim == 1 else U.square().sum(0))
 
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
@@ -101,14 +101,14 @@ class SparseGpt(UnstructuredPruning):
         rows, columns = self._weights(stats)
 
         def keep(scores: Float[Tensor, "out columns"], start: int) -> Bool[Tensor, "out columns"]:
-            here = slice(start, start + scores.shape[1])
-            weighed = scores * rows * columns[here]
-            now = exclude_pruned(weighed, None if stats.support is None else stats.support[:, here])
+            block = slice(start, start + scores.shape[1])
+            raw = scores * rows * columns[block]
+            weighted = exclude_pruned(raw, None if stats.support is None else stats.support[:, block])
             if isinstance(size, tuple):
-                return keep_in_groups(now, size)
+                return keep_in_groups(weighted, size)
             if self.within == "row":
-                return keep_largest(now, first[:, here].sum(1))
-            return keep_largest(now.reshape(1, -1), first[:, here].sum()[None]).view(now.shape)
+                return keep_largest(weighted, first[:, block].sum(1))
+            return keep_largest(weighted.reshape(1, -1), first[:, block].sum()[None]).view(weighted.shape)
 
         return keep
 

@@ -18,7 +18,8 @@ class Wanda(UnstructuredPruning):
     """Prunes weights by their size times that of their input; the others do not change.
 
     The score is |w_ij| ‖x_j‖, compared within each output row, ‖x_j‖ the root of C_jj = E[x_j²]. With `gradients` it is
-    ½ w_ij² F_ii C_jj, the increase of the predicted loss if that weight alone is removed, so that rows compare too.
+    ½ w_ij² F_ii C_jj, the increase of the predicted loss if only this weight is removed, so that rows are comparable
+    too.
 
     Args:
         sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.

@@ -1,0 +1,1 @@
+"""Quantization: store each weight as a code of a few bits."""

@@ -20,10 +20,10 @@ from laconic.numerics.scaling import ScaledMatrix, quantize_scaled, search_scale
 class Awq(AffineQuantization):
     """Rounds to nearest after scaling each column by the activity of its input.
 
-    Ŵ = Q(W diag s)(diag s)^{-1}, s_j = (mean |x_j|)^a. Of the paper's 20 values of a the one with the least predicted
-    loss ½ tr(F E C E^T) is taken; the paper compares the errors of a block. Ranges are searched for with column j
-    counting C_jj / s_j². (diag s)^{-1} is stored with the codes, 16 bits for each column. The step `awq-scale` folds it
-    into the norm or the matrix before, where one can take it.
+    Ŵ = Q(W diag s)(diag s)^{-1}, s_j = (mean |x_j|)^a. Among the paper's 20 values of a, the one with the least
+    predicted loss ½ tr(F E C E^T) is chosen; the paper compares the errors of a block. The search for ranges weights
+    the error of column j by C_jj / s_j². (diag s)^{-1} is stored with the codes, 16 bits for each column. The step
+    `awq-scale` folds it into the preceding norm or matrix where possible.
 
     Args:
         bits: bits of each code; in place of `keep`.

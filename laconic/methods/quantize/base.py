@@ -38,7 +38,7 @@ class QuantizationMethod(Method):
 
     Example:
         >>> from laconic.methods import Rtn
-        >>> Rtn().with_keep(0.15, shape=(64, 64)).bits  # and 20 bits for the scale and zero point of 64 weights
+        >>> Rtn().with_keep(0.15, shape=(64, 64)).bits  # 64 weights also share 20 bits of scale and zero point
         4
     """
 
@@ -74,7 +74,7 @@ class QuantizationMethod(Method):
         return self.meta_format(shape).nbytes()
 
     def group_columns(self, width: int) -> int | None:
-        """Columns of a row that share a scale, in a matrix of `width` columns; None if all weights share one."""
+        """Number of columns of a row that share a scale, for a row of `width`; None if all weights share one."""
         if isinstance(self.group_size, int):
             return min(self.group_size, width)
         return width if self.group_size == "channel" else None
@@ -122,7 +122,7 @@ class AffineQuantization(QuantizationMethod):
     """
 
     scales_columns: ClassVar[bool] = False
-    """True where each column has a scale of its own as well."""
+    """True if each column has a scale in addition to the scales of groups."""
 
     symmetric: bool = False
     clip: bool = True

@@ -1,4 +1,4 @@
-"""Dynamic int8: y ≈ s_i s_x Σ_j c_ij c_j with int8 codes c of the weights, and of the inputs when they arrive.
+"""Dynamic int8: y ≈ s_i s_x Σ_j c_ij c_j with int8 codes c of the weights, and of the inputs at run time.
 
 Each output has a scale s_i, each row of inputs a scale s_x (Z. Yao et al., "ZeroQuant", NeurIPS 2022, section 4.1).
 """
@@ -22,7 +22,7 @@ class Int8(Method):
 
     Each row of inputs gets a range of its own ("token-wise"), because one range for all rows is that of the largest
     outlier. `laconic.formats.int8` has the arithmetic and chooses the fastest kernel, so the layer is never slower than
-    a dense one. The predicted loss is that of the rounded weights alone. A word embedding is looked up, not multiplied:
+    a dense one. The predicted loss is only that of the rounded weights. A word embedding is looked up, not multiplied:
     it is only stored in 8 bits.
 
     Reference:

@@ -32,9 +32,9 @@ class FeedbackQuantization(AffineQuantization):
     """A method that compensates for rounding errors as it rounds, and may prune first.
 
     With `sparsity` or `pattern` the matrix W is pruned by `kfac-prune` on the same statistics before it is rounded. The
-    pruned matrix Z is the best under its mask, so the loss has no slope there: for any Ŵ with the same zeros it is the
-    loss of W − Z plus that of Z − Ŵ. To round Z is therefore to prune and round W together. `sparsity` is not the size
-    of the method, `bits` is.
+    pruned matrix Z minimises the loss under its mask, so the gradient is zero there: for any Ŵ with the same zeros, the
+    loss of W − Ŵ is that of W − Z plus that of Z − Ŵ. Rounding Z is therefore the same as pruning and rounding W
+    together. `sparsity` does not set the size of the method; `bits` does.
 
     Args:
         sparsity: fraction of zeros in the result, those of an earlier step included.
@@ -83,7 +83,7 @@ class FeedbackQuantization(AffineQuantization):
         return super().empty_codes(bits, shape, min(counts, default=None))
 
     def _kept(self, shape: tuple[int, int]) -> int | None:
-        """Weights that its own pruning keeps; None if it does not prune."""
+        """Number of weights that `sparsity` or `pattern` keeps; None if neither is set."""
         count = shape[0] * shape[1]
         if self.pattern is not None:
             n, m = parse_pattern(self.name, self.pattern)
@@ -95,11 +95,11 @@ class FeedbackQuantization(AffineQuantization):
 class Gptq(FeedbackQuantization):
     """Rounds column by column; the columns still to come compensate for each error.
 
-    H = C + λ I. Ranges are searched for with an error of column j counting 1 / [H^{-1}]_jj: its cost once the other
-    columns have compensated for it. With `act_order`, an option of the paper's code, all grids are fitted before the
-    sweep and, beyond the paper, once more to the weights as the first sweep met them, which compensation has spread.
-    Without it the grid of a group is fitted when the sweep reaches it. The inputs of a word embedding never occur
-    together, so nothing can compensate, and it is rounded as `rtn` does.
+    H = C + λ I. The search for ranges weights an error of column j by 1 / [H^{-1}]_jj, its cost after the other columns
+    have compensated for it. With `act_order`, an option of the paper's code, all grids are fitted before the sweep.
+    Beyond the paper, they are then fitted again to the compensated weights of the first sweep, whose range is wider.
+    Without `act_order`, the grid of a group is fitted when the sweep reaches it. The inputs of a word embedding never
+    occur together, so nothing can compensate, and it is rounded as `rtn` does.
 
     Args:
         bits: bits of each code; in place of `keep`.

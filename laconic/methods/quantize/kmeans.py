@@ -28,16 +28,16 @@ Weights = Literal["shrunk", "fisher", "moments"]
 class KMeans(QuantizationMethod):
     """Each weight becomes the nearest of 2^bits values that are found by weighted k-means.
 
-    The values of every output channel minimise Σ_j Φ_ij (w_ij − Q(w_ij))², Φ the diagonal of the Fisher information. Of
-    few sequences a single element of Φ is a poor estimate, so by default it is averaged with its Kronecker-factored
-    form F_ii C_jj. Beyond the paper, the values are then refitted to the outputs of the layer with the codes as they
-    are (`laconic.numerics.kmeans`).
+    The values of every output channel minimise Σ_j Φ_ij (w_ij − Q(w_ij))², Φ the diagonal of the Fisher information.
+    From few sequences, a single element of Φ is a poor estimate, so by default it is averaged with its
+    Kronecker-factored form F_ii C_jj. Beyond the paper, the values are then refitted to the outputs of the layer with
+    fixed codes (`laconic.numerics.kmeans`).
 
     Args:
         bits: bits of each code; in place of `keep`.
         group_size: weights that share a table of values: `channel` (a row), `tensor`, or a number of columns of a row;
             small groups have tables that cost more than the codes.
-        weights: what weights the squared error of each weight: `fisher` (Φ as measured), `moments` (F_ii C_jj) or
+        weights: the importance of each weight's squared error: `fisher` (Φ as measured), `moments` (F_ii C_jj) or
             `shrunk` (the mean of the two, each relative to its mean).
         refit: refit the values to the outputs of the layer at the end.
         damping: added to the diagonal of C in the refit, as a fraction of its mean.
@@ -101,19 +101,19 @@ class KMeans(QuantizationMethod):
     ) -> Float[Tensor, "rows values"]:
         """The values that fit these codes best; the tables of one row are fitted together."""
         group, (m, n) = self.group_columns(W.shape[1]), W.shape
-        together = values.view(1 if group is None else m, -1)
+        tables = values.view(1 if group is None else m, -1)
         places = codes.long()
         if group is not None:
             places = places + torch.arange(n, device=W.device) // group * values.shape[1]
         if stats.support is not None:
-            places = places.masked_fill(~stats.support, together.shape[1])
+            places = places.masked_fill(~stats.support, tables.shape[1])
         C = stats[InputCovariance].matrix
         F = floored_diagonal(stats[GradCovariance].matrix) if group is None else C.new_ones(m)
-        fitted = refit_codebook(W, places, together, damp(C, self.damping), F)
+        fitted = refit_codebook(W, places, tables, damp(C, self.damping), F)
         return fitted.clamp(-LARGEST_SCALE, LARGEST_SCALE).float()
 
     def importance(self, stats: LayerStats) -> Float[Tensor, "out in"]:
-        """The weight of each squared error, (out, in), positive and with mean 1."""
+        """The importance of each weight's squared error, (out, in), positive and with mean 1."""
         parts = []
         if self.weights != "fisher":
             parts.append(
@@ -140,5 +140,5 @@ def _as_matrix(codes: Tensor, shape: Sequence[int], group: int | None) -> Tensor
 
 def _grid_values(grid: Grid) -> Float[Tensor, "tables values"]:
     """scale · (code − zero point) for every code of each grid."""
-    every = torch.arange(2**grid.bits, device=grid.scale.device)
-    return (grid.scale[..., None] * (every - grid.zero[..., None])).flatten(0, 1)
+    codes = torch.arange(2**grid.bits, device=grid.scale.device)
+    return (grid.scale[..., None] * (codes - grid.zero[..., None])).flatten(0, 1)

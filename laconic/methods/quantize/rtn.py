@@ -18,9 +18,9 @@ from laconic.numerics.grid import QuantizedWeight, fit_grid, quantize
 class Rtn(AffineQuantization):
     """Round to nearest; reads no data.
 
-    With `clip` the range of each group is the part of its span with the least squared error. That alone would clip so
-    much that whole matrices shrink, so error along the weights counts twice, and from 4 bits on a range is narrowed
-    only where that saves 30 % of the error (`laconic.numerics.grid`).
+    With `clip` the range of each group is the part of its span with the least squared error. The squared
+    error alone would clip so much that whole matrices shrink. So error along the weights counts twice, and from 4 bits
+    on a range is narrowed only where that saves 30 % of the error (`laconic.numerics.grid`).
 
     Args:
         bits: bits of each code; in place of `keep`.

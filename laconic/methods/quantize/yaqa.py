@@ -27,7 +27,7 @@ class Yaqa(FeedbackQuantization):
     The curvature is F ⊗ C, the two Kronecker factors that all methods here share. Grids are fitted to the matrix
     itself, once: a second fit, as in `gptq`, raised the loss as often as it lowered it. Rows and columns are rounded in
     the order of the diagonals of F and C, largest first. For a word embedding, where C is diagonal, errors are
-    compensated within each column alone; where F is diagonal, as for a wide head, the method is `gptq`.
+    compensated only within each column; where F is diagonal, as for a wide head, the method is `gptq`.
 
     Args:
         bits: bits of each code; in place of `keep`.
