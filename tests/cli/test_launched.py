@@ -58,7 +58,7 @@ def launched(*command: object, cache: Path, count: int = 2) -> list[tuple[int, s
 def test_a_model_made_by_two_is_that_made_by_one(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     line = f"compress {tiny_model} --method kfac-svd:multiple=1 --keep 0.5 --allocate spectrum --data {texts} --json -o"
     first, second = launched("-m", "laconic", *shlex.split(line), tmp_path / "two", cache=tmp_path / "cache")
-    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert (first[0], second[0]) == (0, 0), (first[1:], second[1:])
     assert json.loads(first[1])["output"] == str(tmp_path / "two")
     assert second[1:] == ("", "")
     # Nothing half written and no lock stays.
