@@ -241,6 +241,7 @@ def choose_candidates(matrix_sets: Sequence[Alternatives], budget: Budget) -> di
 
 
 def _climb(hulls: Sequence[list[Combination]], chosen: list[Combination], left: int) -> int:
+    """Take the steps of all hulls in order of gain, in place; return the part of the budget that is left."""
     steps = [
         (gain(lower, upper), number, index)
         for number, hull in enumerate(hulls)
@@ -260,6 +261,7 @@ def _climb(hulls: Sequence[list[Combination]], chosen: list[Combination], left: 
 
 
 def _fill(offered: Sequence[list[Combination]], chosen: list[Combination], left: int) -> None:
+    """Spend the rest of the budget on single options that fit, in place, in order of gain."""
     while True:
         better = [
             (gain(present, option), number, option)

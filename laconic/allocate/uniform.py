@@ -105,13 +105,13 @@ class _UniformSizes:
 
     def reduce_to_budget(self) -> None:
         """If the smallest sizes of some matrices exceed their shares, reduce the sizes of the others."""
-        over = -self.left
+        excess = -self.left
         others = [name for name in self.sized if self._below(name) >= 0]
-        if over <= ROUNDING or not others:
+        if excess <= ROUNDING or not others:
             return
-        less = over / sum(self._dense[name] for name in others)
+        reduction = excess / sum(self._dense[name] for name in others)
         for name in others:
-            share = max(self._shares[name] - less, SMALLEST)
+            share = max(self._shares[name] - reduction, SMALLEST)
             self.sized[name] = self._method.with_keep(share, self._shapes[name], self._dtype)
 
     def spend(self, *, finest: bool) -> None:

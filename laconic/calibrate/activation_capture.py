@@ -3,7 +3,7 @@
 A block adds the outputs of its writers (the output projections) to the residual stream. Before the first writer the
 stream is the block's input. Before a later writer it is the running sum if the block normalises inside its sublayers
 (pre-LN), and the input of the sublayer if it normalises between them (post-LN). `find_residual` tells the two apart
-from the activations. Of any other block (such as one that normalises the output of a sublayer) the stream is unknown.
+from the activations. For any other block (such as one that normalises the output of a sublayer) the stream is unknown.
 """
 
 from collections import Counter
@@ -169,11 +169,11 @@ def find_residual(capture: ActivationCapture, block: str, parts: Sequence[Sublay
         `SUM` if the block's output is its input plus all writers' outputs (pre-LN), `READ` if instead the first
         sublayer reads the block's input directly (post-LN), else `UNKNOWN`.
     """
-    entered, left = capture.inputs[block][0], capture.outputs[block][0]
-    written = [capture.outputs[part.writer][0].reshape(entered.shape) for part in parts]
-    if _same(sum(written, entered), left):
+    block_input, block_output = capture.inputs[block][0], capture.outputs[block][0]
+    written = [capture.outputs[part.writer][0].reshape(block_input.shape) for part in parts]
+    if _same(sum(written, block_input), block_output):
         return Residual.SUM
-    return Residual.READ if parts and _same(capture.inputs[parts[0].reader][0], entered) else Residual.UNKNOWN
+    return Residual.READ if parts and _same(capture.inputs[parts[0].reader][0], block_input) else Residual.UNKNOWN
 
 
 def residual_before(

@@ -212,13 +212,13 @@ def split_held_out(batches: Sequence[Batch], held_out: float, seed: int, step: s
     Raises:
         UserError: there are too few rows.
     """
-    judging = held_out_count(batches, held_out, step)
+    count_held_out = held_out_count(batches, held_out, step)
     sizes = [len(batch["input_ids"]) for batch in batches]
     count = sum(sizes)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    held = torch.zeros(count, dtype=torch.bool)
-    held[order[:judging]] = True
-    masks = held.split(sizes)
+    is_held_out = torch.zeros(count, dtype=torch.bool)
+    is_held_out[order[:count_held_out]] = True
+    masks = is_held_out.split(sizes)
     return split_for_folds(list(_rows(batches, [~mask for mask in masks]))), list(_rows(batches, masks))
 
 
@@ -227,8 +227,8 @@ def split_for_folds(batches: list[Batch]) -> list[Batch]:
     if len(batches) >= FOLDS:
         return batches
     (batch,) = batches
-    every = torch.arange(len(batch["input_ids"]))
-    folds = [every % FOLDS == fold for fold in range(FOLDS)]
+    rows = torch.arange(len(batch["input_ids"]))
+    folds = [rows % FOLDS == fold for fold in range(FOLDS)]
     return [{name: tensor[mask] for name, tensor in batch.items()} for mask in folds if mask.any()]
 
 
@@ -244,10 +244,10 @@ def held_out_count(batches: Sequence[Batch], held_out: float, step: str) -> int:
         UserError: too few rows would be left to fit on.
     """
     count = count_rows(batches)
-    judging = max(1, round(held_out * count))
-    if count - judging < FOLDS:
+    held_out_rows = max(1, round(held_out * count))
+    if count - held_out_rows < FOLDS:
         raise UserError(f"The step '{step}' needs at least {FOLDS + 1} rows of data, some held out; got {count}.")
-    return judging
+    return held_out_rows
 
 
 def count_rows(batches: Sequence[Batch]) -> int:

@@ -172,8 +172,8 @@ def parse_json(text: str, place: str) -> Any:
 def check_fields(place: str, names: Sequence[str]) -> None:
     """Raise UserError if a field name occurs twice in `names`; `place` is the row or header in the message."""
     if len(set(names)) < len(names):
-        again = next(name for at, name in enumerate(names) if name in names[:at])
-        raise UserError(f"{place} has the field {quote(again)} twice; leave one out.")
+        repeated = next(name for at, name in enumerate(names) if name in names[:at])
+        raise UserError(f"{place} has the field {quote(repeated)} twice; leave one out.")
 
 
 @dataclass(frozen=True)

@@ -132,18 +132,18 @@ def _are_flags(lm: LanguageModel, size: int, lists: Sequence[tuple[tuple[float |
 
 
 def _score_converter(lm: LanguageModel, corpus: Corpus, rows: Placed) -> Converter:
-    compares = lm.task is ModelTask.EMBEDDING
-    does = "compares two texts" if compares else "predicts scores"
-    size = 1 if compares else lm.model.config.num_labels or 0
-    several = f"a list of {size} finite numbers, as the model has {size} outputs"
-    requirement = "a finite number" if size == 1 else several
+    is_embedding = lm.task is ModelTask.EMBEDDING
+    verb = "compares two texts" if is_embedding else "predicts scores"
+    size = 1 if is_embedding else lm.model.config.num_labels or 0
+    list_requirement = f"a list of {size} finite numbers, as the model has {size} outputs"
+    requirement = "a finite number" if size == 1 else list_requirement
 
     def convert(label: Label, where: str) -> float | tuple[float, ...]:
         scores = _as_tuple(label)
         numbers = [score for score in scores if isinstance(score, (int, float)) and math.isfinite(score)]
         if len(numbers) != size or len(scores) != size:
             raise UserError(
-                f"{where} has the label {_quote_label(label)}; {quote_model(lm)} {does}, so it must be {requirement}."
+                f"{where} has the label {_quote_label(label)}; {quote_model(lm)} {verb}, so it must be {requirement}."
             )
         return numbers[0] if size == 1 else tuple(numbers)
 
@@ -197,7 +197,7 @@ class _ClassNumbers:
         data_names = tuple(dict.fromkeys(name.strip() for name, _ in self.rows if isinstance(name, str)))
         if isinstance(label, str) and all(find_class(name, self.names) is None for name in data_names):
             raise class_mismatch(self.lm, data_names, f"'{self.corpus.source}'")
-        remedy = "mend the row, or give label_order where the data calls its classes otherwise"
+        remedy = "mend the row, or give label_order if the data has other names for the classes"
         raise _unknown_class(label, where, quote_model(self.lm), self.names, remedy)
 
     def _by_number(self, number: int, is_truth: bool) -> int | None:

@@ -112,9 +112,9 @@ def gather(stats: Mapping[str, LayerStats]) -> None:
 def _each_once(stats: Mapping[str, LayerStats]) -> Iterator[tuple[str, Statistic]]:
     """Yield each statistic once, with the first layer that has it, in an order that all processes share."""
     done: set[int] = set()
-    for name, of_site in stats.items():
+    for name, layer_stats in stats.items():
         # The types come from a set, whose iteration order differs between processes.
-        for statistic in sorted(of_site, key=lambda statistic: type(statistic).__name__):
+        for statistic in sorted(layer_stats, key=lambda statistic: type(statistic).__name__):
             if id(statistic) not in done:
                 done.add(id(statistic))
                 yield name, statistic

@@ -74,7 +74,7 @@ class SequentialConfig:
 
     Args:
         anchored: fit every layer to the outputs of the dense model, on the inputs of the partly compressed one.
-        refresh: collect the gradient statistics again after every so many blocks; None for never.
+        refresh: number of blocks after which the gradient statistics are collected again; None for never.
     """
 
     anchored: bool = False
@@ -100,7 +100,7 @@ def sequential_calibrate(
         needs: the types of statistics to collect.
         sites: the layers, in forward order.
         config: settings; None for the defaults.
-        gradient_stats: gradient statistics by layer name, if they are known already; None to collect them.
+        gradient_stats: gradient statistics that were collected before, by layer name; None to collect them.
 
     Yields:
         Pairs of a layer and its problem: all layers of one block, or with `anchored` the layers of a block that read
@@ -125,9 +125,9 @@ class _SequentialPass:
         self.gradient_kinds = {kind for kind in needs if issubclass(kind, GradientStatistic)}
         self.input_kinds = {kind for kind in needs if issubclass(kind, InputStatistic)}
         batches = [to_device(batch, lm.device) for batch in data.batches]
-        self.now = Stream(lm, batches)
+        self.changed = Stream(lm, batches)
         self.dense = Stream(replace(lm, model=copy.deepcopy(lm.model)), batches) if config.anchored else None
-        self.streams = [self.now] if self.dense is None else [self.now, self.dense]
+        self.streams = [self.changed] if self.dense is None else [self.changed, self.dense]
         self.gradients: dict[str, LayerStats] = {}
         self.done: set[str] = set()
 
@@ -201,31 +201,31 @@ class _SequentialPass:
     def _run_batches(self, piece: _Piece, sites: list[Site], recorder: Recorder) -> None:
         """Run every batch, up to the last call of `sites`."""
         with RunUntil(place.module for site in sites for place in site.places) as until:
-            for number, batch in enumerate(self.now.batches):
+            for number, batch in enumerate(self.changed.batches):
                 recorder.start(batch)
                 with until.run():
-                    piece.run(self.now, number)
+                    piece.run(self.changed, number)
 
     @torch.no_grad()
     def _compare(self, piece: _Piece, sites: list[Site], anchor: Anchor, recorder: Recorder) -> None:
         """Run every batch through both models, and add each layer's inputs and the outputs to reach to `anchor`."""
         assert self.dense is not None
-        follows = piece.block is not None and piece.residual is not Residual.UNKNOWN
+        adds_drift = piece.block is not None and piece.residual is not Residual.UNKNOWN
         names = [site.name for site in sites]
-        paths = [*(paths_to_capture(piece.block, piece.sublayers) if piece.block and follows else ()), *names]
+        paths = [*(paths_to_capture(piece.block, piece.sublayers) if piece.block and adds_drift else ()), *names]
         place = sites[0].places[0]
         with ExitStack() as hooks:
             if piece.block is not None:
-                hooks.enter_context(self.now.decode_codes())
+                hooks.enter_context(self.changed.decode_codes())
             runs = [hooks.enter_context(_PieceCapture(stream, piece, paths, names)) for stream in self.streams]
-            now, dense = (run.activations for run in runs)
-            for number, batch in enumerate(self.now.batches):
+            changed, dense = (run.activations for run in runs)
+            for number, batch in enumerate(self.changed.batches):
                 recorder.start(batch)
                 for run in runs:
                     run(number)
-                for call, x in enumerate(now.inputs[names[0]]):
+                for call, x in enumerate(changed.inputs[names[0]]):
                     rows = recorder.rows(x.shape[:-1], place.reads[call % len(place.reads)], place.tokens_first)
-                    drifts = {name: _drift(piece, now, dense, name, call) if follows else 0.0 for name in names}
+                    drifts = {name: _drift(piece, changed, dense, name, call) if adds_drift else 0.0 for name in names}
                     outputs = {name: rows.lines(dense.outputs[name][call] + drifts[name]) for name in names}
                     counted = rows.counted
                     anchor.update(number, rows.lines(x)[counted], {name: y[counted] for name, y in outputs.items()})
@@ -246,17 +246,18 @@ class _PieceCapture(ExitStack):
             self._piece.run(self._stream, number)
 
 
-def _drift(piece: _Piece, now: ActivationCapture, dense: ActivationCapture, site: str, call: int) -> Tensor | float:
-    """Residual stream of the dense model minus the present one, where `site` writes to it; 0 if it does not write."""
+def _drift(piece: _Piece, changed: ActivationCapture, dense: ActivationCapture, site: str, call: int) -> Tensor | float:
+    """Residual stream of the dense model minus that of the compressed one at `site`; 0 if it does not write to it."""
     assert piece.block is not None
     # If an earlier step replaced a writer by two factors, the left factor computes its output.
     writer = next((part.writer for part in piece.sublayers if site in (part.writer, f"{part.writer}.left")), None)
     if writer is None:
         return 0.0
-    theirs, ours = (
-        residual_before(capture, piece.block, piece.sublayers, writer, piece.residual, call) for capture in (dense, now)
+    dense_stream, compressed_stream = (
+        residual_before(capture, piece.block, piece.sublayers, writer, piece.residual, call)
+        for capture in (dense, changed)
     )
-    return theirs - ours
+    return dense_stream - compressed_stream
 
 
 def _module(stream: Stream, path: str) -> nn.Module:

@@ -261,15 +261,15 @@ class Fisher(GradientStatistic):
         assert x is not None
         g = _precise(g)
         lookup = not x.is_floating_point()
-        several = x.reshape(-1, x.shape[-1]) if lookup else _precise(x).reshape(-1, *x.shape[-2:])
-        gradients = g.reshape(len(several), -1, g.shape[-1])
+        sequences = x.reshape(-1, x.shape[-1]) if lookup else _precise(x).reshape(-1, *x.shape[-2:])
+        gradients = g.reshape(len(sequences), -1, g.shape[-1])
         if lookup:
-            for tokens, g_row in zip(several, gradients, strict=True):
+            for tokens, g_row in zip(sequences, gradients, strict=True):
                 self._look_up(tokens, g_row)
             return
         # As many sequences at once as fit into a hundred megabytes in fp32.
-        together = max(1, PRODUCT_LIMIT // self.total.numel())
-        for x_rows, g_rows in zip(several.split(together), gradients.split(together), strict=True):
+        sequences_at_once = max(1, PRODUCT_LIMIT // self.total.numel())
+        for x_rows, g_rows in zip(sequences.split(sequences_at_once), gradients.split(sequences_at_once), strict=True):
             self._add((g_rows.mT @ x_rows).square().sum(0))
 
     def _look_up(self, tokens: Int[Tensor, " tokens"], g: Float[Tensor, "tokens out"]) -> None:

@@ -1,4 +1,4 @@
-"""The size that a step asks for, the checks before any work, and entries of the record about sizes and dense layers."""
+"""The size of a step, checks of it before any work, and entries of the record about sizes and dense layers."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,7 +93,7 @@ def uses_inputs(methods: Iterable[Method]) -> bool:
 def check_sequential(config: SequentialConfig, needs: frozenset[type[Statistic]], methods: Sequence[Method]) -> None:
     """Raise UserError if sequential calibration or its `refresh` would have no effect.
 
-    Anchored calibration always has one. Otherwise a method must use input statistics, or `refresh` must be given.
+    Anchored calibration always has an effect. Otherwise a method must use input statistics, or `refresh` must be given.
 
     Args:
         config: the settings of sequential calibration.
@@ -103,8 +103,8 @@ def check_sequential(config: SequentialConfig, needs: frozenset[type[Statistic]]
     if config.refresh is not None and not any(issubclass(kind, GradientStatistic) for kind in needs):
         raise must_be("refresh", "left out if no gradient statistics are collected", config.refresh)
     if not config.anchored and config.refresh is None and methods and not uses_inputs(methods):
-        named = ", ".join(dict.fromkeys(f"'{method.name}'" for method in methods))
-        raise UserError(f"sequential has no effect, because {named} uses no inputs; leave it out, or use anchored.")
+        quoted = ", ".join(dict.fromkeys(f"'{method.name}'" for method in methods))
+        raise UserError(f"sequential has no effect, because {quoted} uses no inputs; leave it out, or use anchored.")
 
 
 def check_dense(coverage: Coverage, lm: LanguageModel, targets: Sequence[str]) -> None:
@@ -119,7 +119,7 @@ def check_dense(coverage: Coverage, lm: LanguageModel, targets: Sequence[str]) -
         raise UserError(
             f"{coverage.share:.1%} of the parameters that {', '.join(targets)} name in the blocks of "
             f"'{lm.model.config.model_type}' ({coverage.count:,d} of {coverage.total:,d}) are in no layer that can be "
-            f"compressed and would stay dense: {coverage.named}; compress the others alone with allow_dense: true "
+            f"compressed and would stay dense: {coverage.named}; compress only the others with allow_dense: true "
             "(--allow-dense), or name other targets."
         )
 
@@ -181,15 +181,15 @@ def check_layers(layer_sets: Sequence[LayerSet], method: Method, plan: Plan | No
 
 def _warn_of_group_size(pairs: Sequence[tuple[SolveGroup, Method]]) -> None:
     """Warn if a `group_size` that the user set is larger than the width of a matrix, so each row is one group."""
-    beyond = [
+    too_large = [
         (group, method.group_size)
         for group, method in pairs
         if isinstance(method, QuantizationMethod) and isinstance(method.group_size, int)
         if method.group_size > group.shape[1] and method.group_size != type(method).group_size
     ]
-    if beyond:
-        group, columns = beyond[0]
-        others = f" and of {len(beyond) - 1} other matrices" if len(beyond) > 1 else ""
+    if too_large:
+        group, columns = too_large[0]
+        others = f" and of {len(too_large) - 1} other matrices" if len(too_large) > 1 else ""
         warnings.warn(
             f"group_size {columns} is more than the {group.shape[1]} columns of '{group.name}'{others}: "
             "each row is one group there.",

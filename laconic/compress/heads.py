@@ -23,12 +23,12 @@ Positive = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkHeads(Step):
-    """Give every attention head fewer dimensions, chosen by least squares on its scores and on its output.
+    """Reduce the dimension of every attention head, with the least squared error of its scores and of its output.
 
     Args:
         keep: fraction of the head size kept, in (0, 1], the same in every attention.
         size: the new head size, in place of `keep`.
-        multiple: sizes from `keep` are rounded down to a multiple of this, as fused attention kernels want multiples of
+        multiple: sizes from `keep` are rounded down to a multiple of this, as fused attention kernels need multiples of
             8.
 
     Raises:
@@ -66,7 +66,7 @@ class ShrinkHeads(Step):
                 resize_heads(lm, attention, zero_padding_maps(attention, size))
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Collect the statistics, and map the projections of every attention.
+        """Collect the statistics, and make the projections of every attention smaller.
 
         Args:
             lm: the model, changed in place.

@@ -144,15 +144,15 @@ def shrink_estimates(y: Float[Tensor, " k"], s: Float[Tensor, " k"]) -> tuple[fl
 
         τ² = max(0, (Q − (k − 1)) / (Σ wᵢ − Σ wᵢ² / Σ wᵢ)),    μ = Σ yᵢ / (τ² + sᵢ²) / Σ 1 / (τ² + sᵢ²).
 
-    The best estimate of a true value is then μ + (yᵢ − μ) τ² / (τ² + sᵢ²). τ² is taken as 0 unless Q is larger than
-    chance makes it in one case of twenty.
+    The best estimate of a true value is then μ + (yᵢ − μ) τ² / (τ² + sᵢ²). τ² is 0 unless so large a Q has a
+    probability below 0.05 by chance.
 
     Args:
         y: the estimates.
         s: their standard errors; infinite for an estimate without information.
 
     Returns:
-        μ, and k estimates between it and `y`; all are μ if the estimates differ by chance alone.
+        μ, and k estimates between it and `y`; all are μ if the estimates may differ only by chance.
 
     Reference:
         R. DerSimonian, N. Laird, "Meta-analysis in clinical trials", Controlled Clinical Trials 7 (1986), 177-188; B.
@@ -166,8 +166,8 @@ def shrink_estimates(y: Float[Tensor, " k"], s: Float[Tensor, " k"]) -> tuple[fl
     """
     s2 = s.square().clamp(min=1e-12 * y.square().mean().item() + 1e-300)
     w = 1 / s2
-    around = y - (w * y).sum() / w.sum()
-    q = (w * around.square()).sum()
+    deviations = y - (w * y).sum() / w.sum()
+    q = (w * deviations.square()).sum()
     k = len(y)
     chance = torch.special.gammaincc(torch.tensor((k - 1) / 2, dtype=q.dtype), q / 2) if k > 1 else torch.ones(())
     tau2 = torch.zeros_like(q)

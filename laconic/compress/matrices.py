@@ -1,4 +1,4 @@
-"""Compress every targeted matrix of a model by one method: measure, share the budget, solve, replace."""
+"""Compress every targeted matrix of a model by one method: collect statistics, plan sizes, solve, replace."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,8 +47,8 @@ class Compress(Step):
 
     Args:
         method: the method with its parameters.
-        targets: which matrices: groups (`attention`, `ffn`, `head`, `embedding`), `blocks` for all inside the blocks,
-            `all`, or globs over the names of layers.
+        targets: the matrices to compress: groups (`attention`, `ffn`, `head`, `embedding`), `blocks` for all inside the
+            blocks, `all`, or globs over the names of layers.
         keep: fraction of the targeted bytes kept, in (0, 1], for all or by group (`{attention: 0.5, ffn: 0.3}`). None
             when the method has its own size.
         allocate: how the budget is shared. `uniform` keeps the same fraction of every matrix, `spectrum` spends where
@@ -60,11 +60,11 @@ class Compress(Step):
         workload: batch size and length of the forward pass that `latency` and `threshold` time.
         share_inputs: let matrices that read the same input share one input factor: all of them under `uniform`, those
             with less predicted loss under `spectrum`.
-        sequential: solve block by block, on inputs that carry the errors of the blocks before.
+        sequential: solve block by block, on inputs with the errors of earlier blocks.
         anchored: solve layer by layer in order, and fit each layer to the outputs of the original model.
         refresh: with `sequential` or `anchored`, collect the gradients again after this many blocks.
         allow_dense: accept that more than a tenth of the targeted parameters is in no layer that can be compressed,
-            such as experts in one tensor. `keep` then counts the other parameters alone.
+            such as experts in one tensor. `keep` then counts only the other parameters.
         plan: reuse this plan instead of making one; its layers are then the targets.
 
     Raises:
@@ -222,7 +222,7 @@ class Compress(Step):
             groups = [group for layer_set in targeted.layer_sets for group in layer_set.joint]
         statistics = sorted(kind.__name__ for kind in self.needs)
         methods = [repr(method.without_size()) for method in self.methods]
-        # Everything of this step that a cached solution depends on: all but the size.
+        # All properties of this step that a cached solution depends on; the size is none of them.
         parts = [*statistics, str(self._needs_losses), *methods, *(group.name for group in groups)]
         key = solver_cache.key_of(lm, data, parts, solver_cache.kinds_of(self.methods))
         cached = solver_cache.load_entry(key, lm.device)
@@ -258,7 +258,7 @@ class Compress(Step):
         record = dense_share(targeted.coverage) | dict(allocated)
         groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
-        done, after = dict(plan), dict(before)
+        final_plan, after = dict(plan), dict(before)
         calibrate = None
         if self.is_sequential and data is not None:
             first = stats if self._needs_stats_first else None
@@ -273,14 +273,14 @@ class Compress(Step):
                 whole = method.compress(finite_weight(lm, group, problem), problem.stats)
                 sizes = replace_layers(lm, group, whole, problem)
                 if sizes is None:
-                    done[group.name] = None
+                    final_plan[group.name] = None
                 else:
                     after |= sizes
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
             record |= shortfall(self.keep, layer_sets, after, lm.dtype)
-        compressed = {name for line, method in done.items() if method for name in site_names(line)}
+        compressed = {name for line, method in final_plan.items() if method for name in site_names(line)}
         return Outcome(
-            plan=done,
+            plan=final_plan,
             before=before,
             after=after,
             untied=tuple(name for name in untied if name in compressed),

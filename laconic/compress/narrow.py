@@ -48,16 +48,18 @@ class Narrow(Step):
     Args:
         heads: fraction of the attention heads kept, in (0, 1]. Heads that share keys and values are removed together.
         channels: fraction of the feed-forward channels kept, in (0, 1].
-        keep: in place of both, the fraction of all attentions and feed-forwards kept, heads compared with channels.
+        keep: fraction of all attentions and feed-forwards kept, in place of both; heads then compete with channels.
         currency: what `keep` counts: bytes, or multiply-accumulates.
         importance: how parts are ranked. `obs` predicts the rise of the KL divergence with the rest refitted; `taylor`
             and `taylor-squared` use gradients of gates, `variance` the variance of the inputs, `magnitude` the weights.
-        ranking: `local` keeps as many parts in every layer, `global` compares all layers. Every layer keeps one part.
+        ranking: `local` keeps the same fraction of every layer, `global` compares the parts of all layers. Every layer
+            keeps at least one part.
         refit: fit the remaining columns of the output projections, and their biases, by least squares.
         add_bias: also give a bias to output projections whose class has none.
-        multiple: round the number of channels kept to a multiple of this, unless that removes over 1 % more than asked.
-        sequential: choose and refit in forward order, on inputs that carry the errors of the blocks before.
-        anchored: the same, and fit to the outputs of the original model.
+        multiple: round the number of channels kept down to a multiple of this, unless that removes over 1 % more than
+            requested.
+        sequential: choose and refit in forward order, on inputs with the errors of earlier blocks.
+        anchored: as `sequential`, and fit to the outputs of the original model.
 
     Raises:
         UserError: no size or two sizes are given, or parameters contradict each other.
@@ -150,8 +152,8 @@ class Narrow(Step):
         counts = uniform_counts(all_coupled, self._keeps, self.multiple)
         for group in (group for coupled in all_coupled for group in coupled):
             if (count := counts[group.coupling]) < group.count:
-                moves = self.add_bias and (self.refit or self.importance == "variance")
-                bias = torch.empty(group.writer.shape[0], device=lm.device) if moves else None
+                sets_bias = self.add_bias and (self.refit or self.importance == "variance")
+                bias = torch.empty(group.writer.shape[0], device=lm.device) if sets_bias else None
                 keep_parts(lm, group, range(count), bias=bias)
         update_config_widths(lm)
 

@@ -78,19 +78,19 @@ class CountedPricing(Pricing):
             budget = budget_for(separate_candidates(layer_sets, candidates), keep, self.currency)
             return choose_candidates(alternatives(layer_sets, candidates), budget)
         # A parameter that several layers share counts once, as long as none of them is compressed.
-        once: dict[str, Candidates] = {}
+        counted_once: dict[str, Candidates] = {}
         offered: list[Alternatives] = []
         for members in sets_by_parameter(layer_sets):
             if len(members) == 1:
                 offered += alternatives(members, candidates)
                 continue
             names = [group.name for layer_set in members for group in layer_set.separate]
-            own = {name: candidates[name] for name in names}
-            free = {name: replace(own[name].dense, nbytes=0, parameters=0) for name in names[1:]}
-            once |= own | {name: Candidates((dense,)) for name, dense in free.items()}
+            own_candidates = {name: candidates[name] for name in names}
+            tied_dense = {name: replace(own_candidates[name].dense, nbytes=0, parameters=0) for name in names[1:]}
+            counted_once |= own_candidates | {name: Candidates((dense,)) for name, dense in tied_dense.items()}
             # Each layer gets a candidate of its own, or all of them stay dense.
-            offered.append([own, {name: Candidates((once[name].dense,)) for name in names}])
-        counted = separate_candidates(layer_sets, {**candidates, **once})
+            offered.append([own_candidates, {name: Candidates((counted_once[name].dense,)) for name in names}])
+        counted = separate_candidates(layer_sets, {**candidates, **counted_once})
         return choose_candidates(offered, budget_for(counted, keep, self.currency))
 
 
@@ -204,14 +204,14 @@ class Prices:
         Raises:
             UserError: the targeted matrices take no time.
         """
-        of_matrices = budget_for(priced, keep, "latency")
-        share = sum(use.share for use in self.profile.layers.values())
+        matrix_budget = budget_for(priced, keep, "latency")
+        share = sum(timing.share for timing in self.profile.layers.values())
         if not share:
             raise must_be(
                 "targets", "matrices that take time where currency is latency; a look-up takes none", "embedding"
             )
-        whole = round(of_matrices.dense / share)
-        return replace(of_matrices, dense=whole, fixed=whole - of_matrices.dense)
+        whole = round(matrix_budget.dense / share)
+        return replace(matrix_budget, dense=whole, fixed=whole - matrix_budget.dense)
 
     def rescale(self, chosen: Sequence[Candidate], budget: Budget, measured: float) -> "Prices":
         """Return prices at which the chosen candidates take the measured time.
@@ -221,11 +221,11 @@ class Prices:
             budget: the budget that they were chosen for.
             measured: measured time of the plan relative to the dense model.
         """
-        compressed = sum(candidate.nanoseconds for candidate in chosen if candidate.method is not None)
-        left = sum(candidate.nanoseconds for candidate in chosen if candidate.method is None)
-        took = measured * budget.dense - budget.fixed - left
+        table = sum(candidate.nanoseconds for candidate in chosen if candidate.method is not None)
+        dense_time = sum(candidate.nanoseconds for candidate in chosen if candidate.method is None)
+        measured_time = measured * budget.dense - budget.fixed - dense_time
         # A measured time below the fixed part of the pass is an outlier; ignore it.
-        return replace(self, scale=self.scale * took / compressed) if compressed and took > 0 else self
+        return replace(self, scale=self.scale * measured_time / table) if table and measured_time > 0 else self
 
     def _nanoseconds(self, group: SolveGroup, candidate: Candidate) -> int:
         if candidate.method is None:

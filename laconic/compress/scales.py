@@ -80,7 +80,7 @@ class Rescale(Step):
             The unchanged bytes of the layers whose columns were multiplied.
 
         Raises:
-            UserError: data is missing or empty, or no module of `lm` can take up scales.
+            UserError: data is missing or empty, or no module of `lm` can absorb scales.
         """
         if data is None:
             raise UserError(f"The step '{self.name}' needs calibration data; name a source of it.")
@@ -141,12 +141,12 @@ class AwqScale(Rescale):
     """Scale up the columns of active inputs before a later step rounds the matrices.
 
     Unlike the method `awq`, all matrices that read one input get the same scales, and nothing is added when the model
-    runs. Matrices whose input has no module to take up the scales stay as they are.
+    runs. A matrix is not changed if no preceding module can absorb its scales.
 
     Args:
-        bits: bits of the later rounding, 2 to 8.
-        group_size: columns of a row that share a scale in that rounding, or `channel`, `tensor`.
-        symmetric: that rounding stores no zero points.
+        bits: bits of the later quantization, 2 to 8.
+        group_size: columns of a row that share a scale in that quantization, or `channel`, `tensor`.
+        symmetric: the later quantization stores no zero points.
         gradients: weight the error by the Fisher information of the outputs too.
 
     Reference:

@@ -19,7 +19,7 @@ from laconic.model.targets import Coverage, excluded_error
 
 @dataclass(frozen=True)
 class SolveGroup:
-    """Layers that get one compressed matrix, divided among them: one layer, or several that read the same input.
+    """Layers that are solved as one matrix: one layer, or several that read the same input.
 
     Args:
         sites: the layers, in forward order.
@@ -53,8 +53,8 @@ class LayerSet:
     """Layers that may be solved together, with the ways to divide them into groups.
 
     Args:
-        alternatives: each layer as a group of its own, and then, if possible, all of them as one group. A plan fixes
-            the division, so there is one alternative then.
+        alternatives: each layer as a group of its own, and then, if possible, all of them as one group. With a given
+            plan there is only one alternative.
     """
 
     alternatives: tuple[tuple[SolveGroup, ...], ...]
@@ -85,12 +85,13 @@ def find_layer_sets(sites: Sequence[Site], share_inputs: bool) -> list[LayerSet]
 
     Args:
         sites: the targeted layers.
-        share_inputs: put layers with the same block, input and shape into one set; otherwise each layer is alone.
+        share_inputs: put layers with the same block, input and shape into one set; otherwise each layer is a set of its
+            own.
     """
     sets: dict[tuple[object, ...], list[Site]] = {}
     for site in sites:
-        alone = not share_inputs or site.is_lookup or site.block is None
-        key = (site.name,) if alone else (site.block, site.input, site.shape)
+        is_single = not share_inputs or site.is_lookup or site.block is None
+        key = (site.name,) if is_single else (site.block, site.input, site.shape)
         sets.setdefault(key, []).append(site)
     layer_sets = []
     for members in sets.values():
@@ -146,13 +147,13 @@ def find_targeted(lm: LanguageModel, targets: Sequence[str], share_inputs: bool,
 
 def _layer_sets_in_plan(plan: Plan, by_name: Mapping[str, Site]) -> list[LayerSet]:
     """The groups that the lines of a plan name, each as a set without alternatives; layers are given by name."""
-    named: set[str] = set()
+    seen: set[str] = set()
     layer_sets = []
     for line, method in plan.items():
         members = tuple(by_name[name] for name in site_names(line))
-        if twice := named & {site.name for site in members}:
-            raise UserError(f"The plan names '{sorted(twice)[0]}' in two lines; keep one of them.")
-        named |= {site.name for site in members}
+        if repeated := seen & {site.name for site in members}:
+            raise UserError(f"The plan names '{sorted(repeated)[0]}' in two lines; keep one of them.")
+        seen |= {site.name for site in members}
         if len(members) > 1:
             _check_together(line, members, method)
         layer_sets.append(LayerSet(((SolveGroup(members),),)))

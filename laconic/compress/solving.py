@@ -113,7 +113,9 @@ def iterate_problems(
 def join_problems(group: SolveGroup, problems: Sequence[Problem]) -> Problem:
     """Join the problems of the layers of a group, with their present pruning masks."""
     stats = _add_supports(group.sites, [problem.stats for problem in problems])
-    return concatenate_problems([replace(problem, stats=own) for problem, own in zip(problems, stats, strict=True)])
+    return concatenate_problems(
+        [replace(problem, stats=masked) for problem, masked in zip(problems, stats, strict=True)]
+    )
 
 
 def _add_supports(sites: Sequence[Site], stats: Sequence[LayerStats]) -> list[LayerStats]:
@@ -190,8 +192,8 @@ def put_empty_format(lm: LanguageModel, group: SolveGroup, method: Method) -> No
     """
     nonzero = _nonzero_count(group)
     whole = method.meta_format(group.shape, nonzero if nonzero < group.numel else None).to(lm.dtype)
-    left = group.numel if whole.support is None else whole.count
-    if whole.nbytes() >= _stored_nbytes(lm, group) and left >= nonzero:
+    remaining = group.numel if whole.support is None else whole.count
+    if whole.nbytes() >= _stored_nbytes(lm, group) and remaining >= nonzero:
         return
     for site, format in zip(group.sites, _split_format(whole, group), strict=True):
         lm.replace(site, format)

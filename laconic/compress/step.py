@@ -1,4 +1,4 @@
-"""The base class of all steps, and the record of what a step did. A step is one entry of a recipe."""
+"""The base class of all steps, and the record of the changes that a step makes. A step is one entry of a recipe."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from laconic.typed import Typed
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The record of what a step did to a model.
+    """The record of the changes that a step made to a model.
 
     Args:
         plan: the method of each targeted layer; None if it stayed dense. Empty for steps without methods.
@@ -27,7 +27,7 @@ class Outcome:
         dropped: numbers of the dropped blocks by stack, counted before the step, and dropped parts of blocks (`4.ffn`).
         found: other results as plain values, such as losses by step, or divergences before and after.
         files: contents of files to save beside the model, by path, such as training logs.
-        now: the model that the next step gets, if it is not the given one.
+        now: the new model, if the step replaced the model; None if it changed the model in place.
 
     Example:
         >>> Outcome(plan={}, before={"a": 8, "b": 8}, after={"a": 2, "b": 4}).nbytes
@@ -110,7 +110,7 @@ class Step(ABC, metaclass=Typed):
 
     @property
     def collects_stats(self) -> bool:
-        """True if `apply` collects `needs` once, on the unchanged model, so that `apply_with` can take them."""
+        """True if `apply` collects `needs` once, on the unchanged model; `apply_with` then accepts statistics."""
         return False
 
     def sites(self, lm: LanguageModel) -> list[Site]:
@@ -187,7 +187,7 @@ class Step(ABC, metaclass=Typed):
         """
 
     def apply_with(self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None) -> Outcome:
-        """Do the same as `apply` with statistics that are known already; a step that collects none ignores them.
+        """Do the same as `apply` with statistics that were collected before; a step that collects none ignores them.
 
         Args:
             lm: the model, changed in place.

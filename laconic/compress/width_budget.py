@@ -51,7 +51,7 @@ def chunk_size(coupled: CoupledGroups, multiple: int) -> int:
 def parts_kept(coupled: CoupledGroups, keep: float, multiple: int) -> int:
     """Return the number of parts to keep, at least 1.
 
-    Heads are rounded to the nearest number, channels down to a multiple. If that removes over 1 % more than asked for,
+    Heads are rounded to the nearest number, channels down to a multiple. If that removes over 1 % more than requested,
     the multiple is halved, down to single channels.
 
     Args:
@@ -96,8 +96,8 @@ def global_counts(
     """
     counts: dict[str, int] = {}
     for kind, keep in keeps.items():
-        of_kind = [pair for pair in pairs if pair[0][0].group is kind]
-        counts |= share_budget(of_kind, keep, price, multiple)
+        competing = [pair for pair in pairs if pair[0][0].group is kind]
+        counts |= share_budget(competing, keep, price, multiple)
     return counts
 
 
@@ -151,9 +151,9 @@ def share_budget(
         excess -= chunk.saves
     if -excess > CLOSE * keep * whole:
         for chunk in reversed(removed):
-            back = min(chunk.parts, -excess // chunk.each)
-            counts[chunk.coupling] += back
-            excess += back * chunk.each
+            restored = min(chunk.parts, -excess // chunk.each)
+            counts[chunk.coupling] += restored
+            excess += restored * chunk.each
     return counts
 
 

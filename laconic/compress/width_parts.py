@@ -132,8 +132,8 @@ def fluctuations(problem: Problem, count: int) -> Float[Tensor, " parts"]:
     variance = problem.stats[InputCovariance].matrix.diagonal()
     if problem.means is None:
         variance = variance - problem.stats[Mean].vector.square()
-    each = problem.weight.double().square().sum(0) * variance.clamp(min=0)
-    return each.reshape(count, -1).sum(1)
+    column_scores = problem.weight.double().square().sum(0) * variance.clamp(min=0)
+    return column_scores.reshape(count, -1).sum(1)
 
 
 def output_problems(coupled: CoupledGroups, stats: Mapping[str, LayerStats], add_bias: bool) -> list[Problem]:

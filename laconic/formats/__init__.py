@@ -25,7 +25,7 @@ FORMATS: tuple[type[Format], ...] = (
     Dense,
     Constant,
 )
-"""Every format; a saved folder names one by its class name."""
+"""Every format; the config.json of a saved model names it by its `kind`."""
 
 __all__ = [
     "FORMATS",

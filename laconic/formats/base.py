@@ -73,7 +73,7 @@ class Format(nn.Module, ABC):
         return self._meta_copy().to(dtype).nbytes()
 
     def _meta_copy(self) -> "Format":
-        """The same format on the meta device, and so the formats within it."""
+        """A copy on the meta device, with copies of the formats inside it."""
         with torch.device("meta"):
             copied = type(self).empty(**self.spec())
         for name, child in self.named_children():
@@ -120,7 +120,7 @@ class Format(nn.Module, ABC):
         Raises:
             UserError: this kind of format cannot read from a format of the kind of `source`.
         """
-        raise UserError(f"A layer of the kind '{self.kind}' stands alone, and cannot read from a '{source.kind}'.")
+        raise UserError(f"A layer of the kind '{self.kind}' cannot read from another layer; got a '{source.kind}'.")
 
     def refit(self, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
         """Fit the stored numbers to another matrix, in place; zeros, codes and ranks stay.
@@ -227,7 +227,7 @@ def dense_weight(module: nn.Module) -> Float[Tensor, "out in"]:
 
 @torch.no_grad()
 def refit_weight(module: nn.Module, target: Float[Tensor, "out in"], moment: Float[Tensor, "in in"]) -> None:
-    """Fit the matrix of a plain linear, which becomes the target, or of a format, as `Format.refit`."""
+    """Fit the matrix of a format as `Format.refit` does; the matrix of a plain linear becomes the target."""
     if isinstance(module, Format):
         module.refit(target, moment)
     else:

@@ -27,7 +27,7 @@ class Codebook(PackedCodes):
     Example:
         >>> tables, codes = torch.tensor([[[0.0, 1.0, 5.0, 9.0]]]), torch.tensor([[3, 0], [1, 2]], dtype=torch.uint8)
         >>> layer = Codebook.from_codes(codes, tables, group=None)
-        >>> layer.dense().tolist(), layer.nbytes()  # a byte of codes, four values of two
+        >>> layer.dense().tolist(), layer.nbytes()  # one byte of codes, and four values of two bytes
         ([[9.0, 0.0], [1.0, 5.0]], 9)
     """
 

@@ -10,7 +10,7 @@ from laconic.formats.base import Format, copy_bias, refit_weight
 
 
 class Dense(Format):
-    """y = W x + bias, a plain linear that replaces a layer without a bias, if a bias was added.
+    """y = W x + bias: a plain linear that replaces a layer without a bias when a bias is added.
 
     Stored: the weight (out, in) and the bias, in the dtype of the model.
 
@@ -76,8 +76,8 @@ class Constant(Format):
         out_features: rows of the matrix, which is zero.
         in_features: columns of the matrix.
         bias: whether there is a bias.
-        width: the width of the output, `out_features` by default; 0 if only a constant reads it, so that nothing is
-            computed with zeros.
+        width: the width of the output, `out_features` by default; 0 if only another constant reads it, to save the
+            zeros.
 
     Example:
         >>> Constant(3, 2, bias=False)(torch.ones(1, 2))

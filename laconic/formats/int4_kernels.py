@@ -30,7 +30,7 @@ so that the results are exact, except for layers with one row per text, such as 
 
 
 class Int4Matrix(NamedTuple):
-    """Packed codes and what decodes them.
+    """Packed codes, with the grid and the scales that decode them.
 
     Args:
         codes: packed codes, as `laconic.numerics.packing.pack` returns them.
@@ -56,7 +56,7 @@ class Int4Matrix(NamedTuple):
 
 
 class WeightOnly4(Kernel):
-    """Multiplies inputs in bfloat16 by torch's int4 layout, another 4 bits in memory for each weight.
+    """Multiplies inputs in bfloat16 by codes in torch's int4 layout, which takes 4 more bits of memory for each weight.
 
     Raises:
         RuntimeError: no group size of torch divides the groups of the matrix.
@@ -68,9 +68,9 @@ class WeightOnly4(Kernel):
         if self._group is None:
             raise RuntimeError(f"{width} columns in groups of {matrix.grid.group} are no multiple of {GROUPS[-1]}")
         codes, scales = to_torch_layout(matrix, self._group)
-        more = -out_features % OUTPUTS
-        self._codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(pad(codes, (0, 0, 0, more)), 1)
-        self._scales = pad(scales, (0, 0, 0, more)).bfloat16().contiguous()
+        padding = -out_features % OUTPUTS
+        self._codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(pad(codes, (0, 0, 0, padding)), 1)
+        self._scales = pad(scales, (0, 0, 0, padding)).bfloat16().contiguous()
         self._outputs, self._column_scales = out_features, matrix.column_scales
 
     @property
@@ -105,11 +105,11 @@ def torch_group_size(group: int | None, width: int) -> int | None:
 
 
 def to_torch_layout(matrix: Int4Matrix, group: int) -> tuple[Integer[Tensor, "out in"], Float[Tensor, "groups out 2"]]:
-    """q (out, in), and s and t (groups, out, 2) of the kernel above, for groups of `group` columns."""
+    """q (out, in), and s and t (groups, out, 2) of the module's docstring, for groups of `group` columns."""
     out_features, width = matrix.shape
     scale, zero = matrix.grid.scale_and_zero(torch.arange(0, width, group, device=matrix.codes.device))
     scale, zero = scale.expand(out_features, -1), zero.expand(out_features, -1)
-    # The scale as torch will use it, so that the code z still means zero.
+    # The scale in the dtype that torch uses, so that the code z still means zero.
     scale = scale.bfloat16().float()
     codes = matrix.unpacked_codes.int()
     centred = codes.view(out_features, -1, group) + (8 - zero.int())[..., None]
@@ -128,7 +128,7 @@ class Int4Family(KernelFamily[Int4Matrix]):
     """
 
     label = "int4"
-    # Saving tenths of a millisecond is worth neither a measurement nor bfloat16.
+    # For so small a matrix, tenths of a millisecond justify neither a measurement nor the rounding to bfloat16.
     small = DECODED
     max_rows = MAX_ROWS
 

@@ -1,4 +1,4 @@
-"""Dynamic int8: weights as int8 codes, inputs rounded to 8 bits when they arrive, and the kernels that multiply them.
+"""Dynamic int8: weights as int8 codes, inputs rounded to 8 bits at run time, and the kernels that multiply them.
 
 A row x of inputs is put on `levels` even steps between its smallest and largest value: q = round((x − l) / s),
 s = (h − l) / levels. As x ≈ l + s q, a weight w = d c with c an integer in [−128, 127] gives
@@ -49,7 +49,7 @@ def to_levels(x: Float[Tensor, "rows in"], levels: int) -> LevelledInputs:
 
     Args:
         x: the inputs.
-        levels: 255 for all of a byte, 127 where sums of two products must fit into 16 bits.
+        levels: 255 for the full range of a byte, 127 where sums of two products must fit into 16 bits.
 
     Example:
         >>> to_levels(torch.tensor([[1.0, 2.0, 3.0]]), 255).levels
@@ -83,7 +83,7 @@ def int8_product(
 
 
 FULL, SAFE = 255, 127
-"""Levels of the inputs: all of a byte, and the most for which two products never overflow 16 bits."""
+"""Levels of the inputs: the full range of a byte, and the most for which two products never overflow 16 bits."""
 FULL_ONEDNN, SAFE_ONEDNN = "onednn", "onednn, 7-bit inputs"
 
 
@@ -108,7 +108,7 @@ class Int8Matrix(NamedTuple):
 
 
 class WeightOnly(Kernel):
-    """Multiplies inputs in bfloat16 by the codes, for a few rows, whose time is that of reading the matrix.
+    """Multiplies inputs in bfloat16 by the codes; fast with a few rows, where most of the time is reading the matrix.
 
     torch reads codes in aligned blocks; a matrix that is loaded from a file may be unaligned, and is copied then.
 
@@ -132,7 +132,7 @@ class WeightOnly(Kernel):
 
 
 class WholeNumbers(Kernel):
-    """Multiplies inputs on `levels` steps as integers, in some library."""
+    """Base class of kernels that round inputs to `levels` steps and multiply integers."""
 
     def __init__(self, matrix: Int8Matrix, dtype: torch.dtype, levels: int) -> None:
         self.levels = levels
@@ -149,7 +149,7 @@ class WholeNumbers(Kernel):
 
 
 class OneDnn(WholeNumbers):
-    """Integer products by oneDNN, which keeps a packed copy of the codes, another byte for each weight."""
+    """Integer products by oneDNN, which keeps a packed copy of the codes: one more byte for each weight."""
 
     def __init__(self, matrix: Int8Matrix, dtype: torch.dtype, levels: int) -> None:
         super().__init__(matrix, dtype, levels)
@@ -163,8 +163,8 @@ class OneDnn(WholeNumbers):
 
     def product(self, levels: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         q = levels.round_().to(torch.uint8)
-        of_weight, of_output = (self._packed, self._scale, self._zeros, None), (1.0, 0, torch.float32)
-        return torch.ops.onednn.qlinear_pointwise(q, 1.0, 0, *of_weight, *of_output, "none", [], "")
+        weight_args, output_args = (self._packed, self._scale, self._zeros, None), (1.0, 0, torch.float32)
+        return torch.ops.onednn.qlinear_pointwise(q, 1.0, 0, *weight_args, *output_args, "none", [], "")
 
 
 KERNELS: Mapping[str, Callable[[Int8Matrix, torch.dtype], Kernel]] = {
@@ -213,8 +213,7 @@ class DynamicInt8(PackedCodes):
     """y = Ŵ x + bias with ŵ = scale · code in int8, and inputs rounded to 8 bits where that is faster.
 
     Stored, in addition to the tensors of `PackedCodes`: `scales`, 16 bits for each output. Kernels that were called may
-    keep more in memory: nothing, another byte for each weight, or the dense matrix if no kernel is faster than a dense
-    layer.
+    keep more in memory: one more byte for each weight, or the dense matrix if no kernel is faster than a dense layer.
 
     Args:
         shape: (out, in).

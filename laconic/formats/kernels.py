@@ -1,8 +1,8 @@
 """The base classes of kernels, which multiply rows of inputs by a matrix of codes on this processor.
 
-A kernel is constructed for one matrix and called with inputs (rows, in) and a bias. That a kernel exists does not mean
-that it works: each one is tried on sums as large as they can be, and then timed (`laconic.formats.autotune`). What
-differs between int8 and int4 is in a `KernelFamily`.
+A kernel is constructed for one matrix and called with inputs (rows, in) and a bias. A kernel may exist on a processor
+and give wrong sums. So each one is tried on the largest possible sums, and then timed (`laconic.formats.autotune`). The
+differences between int8 and int4 are in a `KernelFamily`.
 """
 
 from abc import ABC, abstractmethod
@@ -43,7 +43,7 @@ class Kernel(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it keeps beside the matrix it was constructed from."""
+        """Bytes that the kernel keeps in addition to the matrix that it was constructed from."""
         return 0
 
 
@@ -88,11 +88,12 @@ class KernelFamily(ABC, Generic[M]):
     """The kernels for one kind of matrix. All matrices of a family and a shape take the same time.
 
     Attributes:
-        name: all that times depend on, besides shape, rows, dtype and machine.
+        name: text with everything that times depend on, except shape, rows, dtype and machine.
         label: the name in reports.
         small: the kernel for matrices that are too small to be worth measuring.
         max_rows: with more rows, the matrix is decoded without a measurement.
-        stand_ins: kernels that are tried only if another one, more exact, gives wrong sums; by the name of the former.
+        stand_ins: the name of a more exact kernel, by the name of a kernel that is tried only if the more exact one
+            gives wrong sums.
     """
 
     name: str

@@ -134,8 +134,7 @@ class Masked(Format):
         return self.get_submodule(self.child).get_parameter("weight")
 
     def masked_weight(self) -> Tensor | None:
-        """The weight times the mask where gradients are needed, so that pruned weights get a gradient of zero and stay
-        zero.
+        """The weight times the mask if gradients are needed: pruned weights get a gradient of zero and stay zero.
 
         Returns:
             None if the plain module can be called unchanged.
@@ -150,7 +149,7 @@ class Masked(Format):
         return self.kept * stored.element_size() + self.index_nbytes
 
     def fill(self, weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], trainable: bool = True) -> None:
-        """Become the plain module.
+        """Replace `values` and `bits` by the plain module.
 
         Args:
             weight: the matrix; values outside the mask are set to zero.
@@ -203,12 +202,12 @@ class Masked(Format):
             errors.append(f"{prefix[:-1]}: {error}")
 
     def _prepare(self, values: Tensor, bits: Tensor) -> str | None:
-        """Prepare for a weight with these values and mask bits; returns what is wrong with them, or None."""
+        """Prepare for a weight with these values and mask bits; returns an error message or None."""
         if len(bits) != self.index_nbytes:
-            return f"a mask of {self.index_nbytes} bytes is wanted, {len(bits)} are there"
+            return f"the mask must have {self.index_nbytes} bytes; got {len(bits)}"
         mask = self._to_mask(bits)
         if int(mask.count_nonzero()) != len(values):
-            return f"the mask keeps {int(mask.count_nonzero())} weights, {len(values)} values are there"
+            return f"the mask keeps {int(mask.count_nonzero())} weights; got {len(values)} values"
         if self.values is not None:
             like = self.values
             mask = mask.to(like.device)
@@ -234,13 +233,13 @@ class Masked(Format):
         stream = bits.to(torch.uint8)
         if self.pattern is None:
             return unpack_mask(stream, self.shape)
-        kept, of = self.pattern
-        numbers = unpack(stream, index_bits(self.pattern), self.out_features * self.in_features // of)
+        kept, group_size = self.pattern
+        numbers = unpack(stream, index_bits(self.pattern), self.out_features * self.in_features // group_size)
         # 2:4 has six combinations, and three bits have eight values.
-        if len(numbers) and int(numbers.max()) >= math.comb(of, kept):
+        if len(numbers) and int(numbers.max()) >= math.comb(group_size, kept):
             raise UserError(
                 f"A pruned layer of {self.out_features} x {self.in_features} has a group that is no combination of "
-                f"{kept} of {of}: the file is damaged; save the model again."
+                f"{kept} of {group_size}: the file is damaged; save the model again."
             )
         return unrank_combinations(numbers, self.pattern).view(self.shape)
 
@@ -260,9 +259,9 @@ def exact_pattern(mask: Bool[Tensor, "out in"], pattern: tuple[int, int] | None)
     return pattern if pattern is not None and follows_pattern(mask, pattern) else None
 
 
-def _unpack_before_loading(layer: Masked, state_dict: Any, prefix: str, *about: Any) -> None:
+def _unpack_before_loading(layer: Masked, state_dict: Any, prefix: str, *args: Any) -> None:
     # The last argument is the list of errors that torch raises at the end.
-    layer.unpack_state_dict(state_dict, prefix, about[-1])
+    layer.unpack_state_dict(state_dict, prefix, args[-1])
 
 
 def _scatter(values: Tensor, mask: Tensor | None) -> Tensor:

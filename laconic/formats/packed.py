@@ -44,7 +44,7 @@ class PackedCodes(Format):
     Args:
         shape: (out, in).
         bits: bits of a code.
-        kept: number of nonzero weights, whose codes alone are stored; None if nothing was pruned.
+        kept: number of nonzero weights, as only their codes are stored; None if nothing was pruned.
         bias: whether there is a bias.
 
     Example:
@@ -224,7 +224,7 @@ class PackedCodes(Format):
 
 
 class PackedEmbedding(EmbeddingFormat):
-    """y = Ŵ[:, token], decoded for the tokens of the input alone.
+    """y = Ŵ[:, token], decoded only for the tokens of the input.
 
     Stored: `matrix`, a `PackedCodes` of shape (width, vocabulary).
 
@@ -246,8 +246,8 @@ class PackedEmbedding(EmbeddingFormat):
     def __init__(self, padding_idx: int | None) -> None:
         super().__init__()
         self.padding_idx = padding_idx
-        # A parameter in front of the codes: sentence-transformers puts the modules behind a transformer into the dtype
-        # of its first parameter, and there is no dense layer of bytes.
+        # A parameter before the codes: sentence-transformers casts the modules after a transformer to the dtype of its
+        # first parameter, and a dense layer cannot have the dtype of the codes.
         del self.weight
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         # The codes are set later, as nested formats are when a model is loaded.

@@ -1,7 +1,7 @@
 """Quantization on evenly spaced grids: codes of 2 to 8 bits, and a scale and a zero point for each group of weights.
 
-Codes of up to 4 bits may be multiplied with as they are (`laconic.formats.int4_kernels`), which takes another 4 bits in
-memory for each weight of a layer that was called in that way. `dense()` is exact all the same.
+A kernel may multiply by codes of up to 4 bits without decoding them (`laconic.formats.int4_kernels`), which takes 4
+more bits of memory for each weight of a layer that it was used for. `dense()` is exact in any case.
 """
 
 from typing import Any

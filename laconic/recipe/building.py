@@ -77,8 +77,8 @@ def _method_parameter_error(kind: type[Any], values: Mapping[str, Any], key: str
     method = METHOD_REGISTRY.find(name) if isinstance(name, str) else None
     if method is None or key not in {field.name for field in fields(method)}:
         return None
-    own = {field.name for field in fields(method)} - hints.keys()
-    parameters = {field: value for field, value in values.items() if field in own}
+    method_fields = {field.name for field in fields(method)} - hints.keys()
+    parameters = {field: value for field, value in values.items() if field in method_fields}
     return UserError(
         f"There is no key '{key}' here: it is a parameter of the method '{name}', so write method: "
         f"{quote({name: parameters})}."
@@ -119,12 +119,13 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str], root: str)
         root: the name of the mapping in error messages, such as "recipe".
 
     Raises:
-        UserError: an override has another form, names a list item that does not exist, or has the key of another one.
+        UserError: an override has another form or names a list item that does not exist, or two overrides have the same
+            key.
     """
     keys = [override.partition("=")[0] for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
         if keys.count(key) > 1:
-            raise UserError(f"{root}.{key} is given {keys.count(key)} times after the file; give it once.")
+            raise UserError(f"{root}.{key} is overridden {keys.count(key)} times; give it once.")
         apply_override(values, override, root)
 
 

@@ -34,9 +34,10 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def entry_of(kind: type[Method] | type[Step]) -> Entry:
     """The catalogue entry of a method or step class.
 
-    >>> from laconic.methods import Svd
-    >>> entry_of(Svd).needs
-    ()
+    Example:
+        >>> from laconic.methods import Svd
+        >>> entry_of(Svd).needs
+        ()
     """
     is_method = issubclass(kind, Method)
     return Entry(
@@ -98,9 +99,10 @@ def write(path: Path = PATH) -> None:
 def parameters_of(kind: type[Method] | type[Step]) -> list[Parameter]:
     """The parameters of a method or step class, in the order of its fields.
 
-    >>> from laconic.methods import Svd
-    >>> [parameter.name for parameter in parameters_of(Svd)]
-    ['rank', 'rank_ratio', 'multiple']
+    Example:
+        >>> from laconic.methods import Svd
+        >>> [parameter.name for parameter in parameters_of(Svd)]
+        ['rank', 'rank_ratio', 'multiple']
     """
     hints, meanings = get_type_hints(kind, include_extras=True), meanings_of(kind)
     return [
@@ -141,15 +143,15 @@ def _paragraphs(text: str) -> dict[str, str]:
     """The paragraphs of the form `name: meaning`, by name, from the text and from its `Args:` section."""
     section = _ARGS.search(text)
     if section is not None:
-        # `Typed` adds the section with the fields of base classes, also to a docstring that has its own without one.
+        # `Typed` appends a section with the fields of base classes, also where the docstring has its own paragraphs.
         return _paragraphs(text[: section.start()]) | _paragraphs(dedent(section[1]))
     paragraphs: dict[str, list[str]] = {}
     last: list[str] | None = None
     for line in text.splitlines():
-        named = _NAMED.match(line)
-        if named:
-            last = paragraphs.setdefault(named[1], [])
-            last.append(named[2])
+        match = _NAMED.match(line)
+        if match:
+            last = paragraphs.setdefault(match[1], [])
+            last.append(match[2])
         elif line.startswith(" ") and last is not None:
             last.append(line.strip())
         else:

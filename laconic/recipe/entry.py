@@ -99,8 +99,8 @@ class ModelInput:
         Raises:
             UserError: the tokenizer cannot be read, or the order does not fit the model.
         """
-        own = lm if self.tokenizer is None else replace(lm, tokenizer=self.tokenizer)
-        return with_tokenizers(own).with_label_order(self.label_order)
+        model = lm if self.tokenizer is None else replace(lm, tokenizer=self.tokenizer)
+        return with_tokenizers(model).with_label_order(self.label_order)
 
 
 def cast(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype], default: torch.dtype) -> None:

@@ -36,7 +36,7 @@ class CombinedOutcome:
         predicted_losses: for each step, the predicted increase of the loss in nats per prediction; None for a step
             that predicts nothing.
         dropped: for each step that dropped blocks, the indices of these blocks before the step, by stack.
-        found: further results of each step, by name.
+        found: further results of each step, by name, such as learning curves.
         files: content of files that are saved in the folder of the model, by path.
     """
 
@@ -114,10 +114,10 @@ def methods_in(lines: Sequence[Method | Step]) -> list[Method]:
 
 
 def _no_effect_error(lines: Sequence[Method | Step], option: SequentialMode) -> UserError:
-    own = [line.name for line in lines if isinstance(line, Step) and option in {field.name for field in fields(line)}]
-    remedy = f"; the step has a parameter for it: {own[0]}:{option}=true" if own else ""
-    named = ", ".join(f"'{line.name}'" for line in lines)
-    return UserError(f"{option} must be left out, because it changes nothing for {named}{remedy}.")
+    steps = [line.name for line in lines if isinstance(line, Step) and option in {field.name for field in fields(line)}]
+    remedy = f"; the step has a parameter for it: {steps[0]}:{option}=true" if steps else ""
+    quoted = ", ".join(f"'{line.name}'" for line in lines)
+    return UserError(f"{option} must be left out, because it changes nothing for {quoted}{remedy}.")
 
 
 def allocation_for(method: Method, allocation: Allocation, methods: Sequence[Method]) -> Allocation:

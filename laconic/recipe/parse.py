@@ -201,9 +201,9 @@ class _Parts:
         return self.parameters.keys() <= {field.name for field in fields(STEP_REGISTRY.get(step))}
 
     def _compression(self, method: str) -> dict[str, Any] | None:
-        own = {field.name for field in fields(METHOD_REGISTRY.get(method))}
-        parameters = {name: value for name, value in self.parameters.items() if name in own}
-        self.parameters = {name: value for name, value in self.parameters.items() if name not in own}
+        method_fields = {field.name for field in fields(METHOD_REGISTRY.get(method))}
+        parameters = {name: value for name, value in self.parameters.items() if name in method_fields}
+        self.parameters = {name: value for name, value in self.parameters.items() if name not in method_fields}
         if not self._belong_to(Compress.name):
             return None
         return {Compress.name: {"method": {method: parameters} if parameters else method, **self.parameters}}

@@ -224,8 +224,8 @@ def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> 
         for name, value in EXACT.items():
             model.set_rt_info(value, ["runtime_options", name])
     openvino.save_model(model, file, compress_to_fp16=False)
-    for left in folder.glob(f"{INTERMEDIATE}*"):
-        left.unlink()
+    for leftover in folder.glob(f"{INTERMEDIATE}*"):
+        leftover.unlink()
     return file
 
 

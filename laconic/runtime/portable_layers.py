@@ -176,9 +176,9 @@ class MatMulNBits(Portable):
         count = -(-width // block)
         codes = pad(affine.codes, (0, count * block - width)).view(out, count, block)
         self.store("codes", _pack_pairs(codes))
-        each = max(1, affine.group // block) if affine.scale.shape[1] > 1 else count
-        self.store("scale", affine.scale.repeat_interleave(each, dim=1)[:, :count])
-        zeros = affine.zero.repeat_interleave(each, dim=1)[:, :count].to(torch.uint8)
+        blocks_per_group = max(1, affine.group // block) if affine.scale.shape[1] > 1 else count
+        self.store("scale", affine.scale.repeat_interleave(blocks_per_group, dim=1)[:, :count])
+        zeros = affine.zero.repeat_interleave(blocks_per_group, dim=1)[:, :count].to(torch.uint8)
         # 8 is the default zero point of the operator.
         self.store("zeros", None if bool((zeros == 8).all()) else _pack_pairs(pad(zeros, (0, count % 2))))
         self.store("columns", affine.columns)

@@ -55,7 +55,7 @@ def _decode(folder: Path) -> Path:
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"The output {str(folder)!a} is not named in UTF-8; name it so.") from error
+        raise UserError(f"The output {str(folder)!a} is not named in UTF-8; give it a name in UTF-8.") from error
     if "\0" in str(folder):
         raise UserError(f"The output {str(folder)!a} has the character NUL in its name; leave it out.")
     return expand_user(folder)
@@ -168,4 +168,4 @@ def _write_error(folder: Path, error: OSError | SafetensorError) -> UserError:
     if code in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
         return UserError(f"The disk is full: '{folder}' was not written; free some space or name a folder elsewhere.")
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return UserError(f"The folder '{folder}' cannot be written: {reason}; name a folder that can.")
+    return UserError(f"The folder '{folder}' cannot be written: {reason}; name another folder.")

@@ -67,9 +67,8 @@ def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     difference = next(differences(modules_by_path(model), modules_by_path(plain)), None)
     if difference is not None:
         raise UserError(
-            f"The configuration does not describe the model, so it would be loaded as another one: the class "
-            f"{class_name} would build one in which {difference}; correct the configuration, or start from the "
-            "original model."
+            f"The configuration does not describe the model: {class_name} would build from it a model in which "
+            f"{difference}; correct the configuration, or start from the original model."
         )
     return structure
 

@@ -51,7 +51,7 @@ def verify_saved(lm: LanguageModel, stored: PreTrainedModel, folder: Path) -> No
     for difference in differences(modules_by_path(stored), modules_by_path(loaded.model)):
         raise _mismatch_error(str(difference))
     for name in _differing_tensors(stored, loaded.model):
-        raise _mismatch_error(f"'{name}' would have other numbers")
+        raise _mismatch_error(f"'{name}' would have different values")
     if lm.device.type == "cpu" or expected.dtype == torch.float32:
         _compare(expected, outputs)
 
@@ -64,7 +64,7 @@ def _outputs_of_both(saved: LanguageModel, loaded: LanguageModel) -> tuple[Tenso
         with suppress(*MODEL_ERRORS):
             return _outputs(saved, batch).cpu(), _outputs(loaded, on_cpu)
     origin = f"the config.json of '{saved.source}'" if saved.source else "its configuration"
-    with _user_errors("does not run", f"look at {origin}, or leave the layer that the reason names as it was"):
+    with _user_errors("does not run", f"correct {origin}, or do not compress the layer that the reason names"):
         expected = _outputs(_to_float32(saved), batch).cpu()
     with _user_errors("does not run as it was written", "compress it in another way"):
         return expected, _outputs(_to_float32(loaded), on_cpu)
@@ -134,6 +134,6 @@ def _user_errors(problem: str, remedy: str) -> Iterator[None]:
 
 def _mismatch_error(difference: str) -> UserError:
     return UserError(
-        f"The model that was written would be loaded as another one, and was removed: {difference}; "
+        f"The saved model would differ from this one after loading, and was removed: {difference}; "
         "compress it in another way."
     )

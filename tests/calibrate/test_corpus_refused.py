@@ -79,7 +79,7 @@ def test_a_missing_split_names_what_is_there(tmp_path: Path):
 
 @pytest.mark.parametrize("source", ["someone/something", "someone/something:part"])
 def test_the_hub_out_of_reach_is_one_sentence(source: str):
-    with pytest.raises(UserError, match=r"'someone/something' is no local file and cannot be had from the hub"):
+    with pytest.raises(UserError, match=r"'someone/something' is no local file and cannot be loaded from the hub"):
         check_source(source, "train")
 
 

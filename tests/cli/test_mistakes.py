@@ -172,4 +172,4 @@ def test_an_override_that_is_given_twice(capsys: Output, tiny_model: Path, tmp_p
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"model": str(tiny_model), "steps": [{"compress": {"method": "svd:rank=2"}}]}))
     said = complaint(capsys, "run", recipe, "seed=1", "seed=2", "-o", tmp_path / "small")
-    assert said == "recipe.seed is given 2 times after the file; give it once."
+    assert said == "recipe.seed is overridden 2 times; give it once."

@@ -43,7 +43,7 @@ def test_experts_are_counted_and_refused(name: str, targets: tuple[str, ...]) ->
     sentence = (
         f"^{share} of the parameters that {', '.join(targets)} name in the blocks of '{lm.model.config.model_type}' "
         rf"\({count:,d} of {count + linears:,d}\) are in no layer that can be compressed and would stay dense: "
-        r"mlp\.experts\.gate_up_proj, mlp\.experts\.down_proj.*; compress the others alone with allow_dense: true"
+        r"mlp\.experts\.gate_up_proj, mlp\.experts\.down_proj.*; compress only the others with allow_dense: true"
     )
     for step in (
         Compress(method=Svd(), keep=0.5, targets=targets),

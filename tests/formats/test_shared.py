@@ -111,5 +111,5 @@ def test_reading_from_what_has_no_factor_to_share_is_one_sentence() -> None:
     _, _, parts = made()
     with pytest.raises(UserError, match="reads from a 'low-rank'; got a 'low-rank-reader'"):
         LowRankReader(4, IN, RANK, bias=False).set_source(parts[1])
-    with pytest.raises(UserError, match="stands alone"):
+    with pytest.raises(UserError, match="cannot read from another layer"):
         parts[0].set_source(parts[0])

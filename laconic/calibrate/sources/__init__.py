@@ -78,8 +78,8 @@ BUILTINS: dict[str, Callable[[str], list[Example]]] = {"builtin:pydoc": pydoc}
 
 def data_folder() -> Path | None:
     """Return the folder in the environment variable LACONIC_DATA, which is searched before the hub; None if unset."""
-    named = os.environ.get(DATA_FOLDER)
-    return expand_user(named) if named else None
+    folder = os.environ.get(DATA_FOLDER)
+    return expand_user(folder) if folder else None
 
 
 def read(source: str, split: str = "train") -> Corpus:
@@ -169,11 +169,11 @@ def _local(source: str) -> Path | None:
 
 def _not_found(source: str) -> UserError:
     folder = data_folder()
-    known = [*BUILTINS, *(f"glue/{task.name}" for task in TASKS)]
+    names = [*BUILTINS, *(f"glue/{task.name}" for task in TASKS)]
     if folder and folder.is_dir():
-        known += sorted(entry.name for entry in folder.iterdir())
+        names += sorted(entry.name for entry in folder.iterdir())
     searched = f"the working folder and {folder} ({DATA_FOLDER})" if folder else "the working folder"
-    close = get_close_matches(source.lower(), known, n=1)
+    close = get_close_matches(source.lower(), names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return UserError(
         f"There is no data '{source}' in {searched}: {hint}"

@@ -95,14 +95,14 @@ def _query_hub(name: str, query: Callable[[], Any]) -> Any:
     reason = out_of_reach(name, "dataset")
     if reason is not None and not _is_cached(name):
         raise UserError(
-            f"The data '{name}' is no local file and cannot be had from the hub: its cache does not have it, and "
+            f"The data '{name}' is no local file and cannot be loaded from the hub: its cache does not have it, and "
             f"the hub cannot be asked ({reason}); check the name and the network, or give a local file."
         )
     try:
         return query()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The data '{name}' is no local file and cannot be had from the hub: {reason_of(error)}; "
+            f"The data '{name}' is no local file and cannot be loaded from the hub: {reason_of(error)}; "
             "check the name and the network, or give a local file."
         ) from error
 

@@ -82,11 +82,11 @@ class Allocator(ABC):
         return True
 
     def plan_from_shapes(self, request: AllocationRequest) -> Plan:
-        """Return the plan from shapes alone; if it also depends on weights or data, the methods have no size."""
+        """Return the plan that follows from shapes; if it also depends on weights or data, the methods have no size."""
         return {group.name: request.size_spec.method for group in request.groups}
 
     def needs_losses(self, size_spec: SizeSpec) -> bool:
-        """True if it compares predicted losses, which need input and gradient covariances."""
+        """True if the allocator compares predicted losses, which need input and gradient covariances."""
         return False
 
     def needs_statistics(self, size_spec: SizeSpec) -> bool:
@@ -94,7 +94,7 @@ class Allocator(ABC):
         return self.needs_losses(size_spec)
 
     def needs_data(self, size_spec: SizeSpec) -> bool:
-        """True if it needs calibration data even for a method that needs none."""
+        """True if the allocator needs calibration data even for a method that needs none."""
         return False
 
 
@@ -115,7 +115,7 @@ class Uniform(Allocator):
 
 
 def uniform_plan(request: AllocationRequest) -> Plan:
-    """Return the uniform plan: the method as it is for every group of layers, or sized to `keep` of its bytes."""
+    """Return the uniform plan: for every group of layers the unchanged method, or the method sized to `keep`."""
     method, keep = request.size_spec.method, request.size_spec.keep
     if keep is None:
         return {group.name: method for group in request.groups}

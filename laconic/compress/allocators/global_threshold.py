@@ -100,7 +100,7 @@ def _plan_by_threshold(request: AllocationRequest, factors: Factors) -> Plan:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Units that share one threshold."""
+    """Groups of layers that share one threshold."""
 
     method: UnstructuredPruning
     groups: Sequence[SolveGroup]
@@ -164,7 +164,7 @@ class _Pool:
     def _plan_for_zeros(self, zeros: int) -> Plan:
         lost = count_pruned(self._matrices, max(zeros, sum(matrix.floor for matrix in self._matrices)))
         return {
-            # A matrix of zeros only has nothing left to prune.
+            # If all weights are zero already, nothing is left to prune.
             group.name: self.method.with_sparsity(sparsity_of(count, group.numel)) if 0 < count < group.numel else None
             for group, count in zip(self.groups, lost, strict=True)
         }

@@ -4,8 +4,8 @@
 
 The predicted loss of a matrix is a second-order approximation that assumes that all other matrices are unchanged. In
 fact the errors of early blocks propagate through all later blocks, and large errors grow faster than quadratically. If
-every matrix loses half of its weights, the first block may cost twice its prediction and the last block hardly more. A
-plan that uses the predictions alone therefore compresses the first blocks too much.
+every matrix loses half of its weights, the first block may cost twice its prediction, and the last block about its
+prediction. A plan that uses only the predictions therefore compresses the first blocks too much.
 
 For a budget in bytes and with calibration rows, `spectrum` and `global` correct the predictions. First the uniform plan
 is applied to a copy of the model, and the predicted losses of each block are multiplied by the ratio of its measured to
@@ -77,12 +77,12 @@ def split_halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
     """Split the rows into two disjoint halves of at most `most` rows; None if there are fewer than two for each."""
     halves = Rows([], [])
     for start, half in enumerate(halves):
-        left = most
+        remaining = most
         for batch in batches:
-            rows = torch.arange(start, len(batch["input_ids"]), 2)[:left]
+            rows = torch.arange(start, len(batch["input_ids"]), 2)[:remaining]
             if len(rows):
                 half.append({name: tensor[rows.to(tensor.device)] for name, tensor in batch.items()})
-            left -= len(rows)
+            remaining -= len(rows)
     counts = [count_rows(half) for half in halves]
     return halves if min(counts) >= 2 else None
 
@@ -128,16 +128,16 @@ def factors(request: AllocationRequest, compressed: CompressedCopy, rows: Sequen
     losses = {block: sum(compressed.losses[group.name] for group in groups) for block, groups in blocks.items()}
     blocks = {block: groups for block, groups in blocks.items() if losses[block] > 0}
     with evaluating(request.lm), evaluating(compressed.lm):
-        whole = metric.each(compressed.lm)
+        compressed_kl = metric.each(compressed.lm)
         restored = (_restore_blocks(request.lm, compressed.lm, groups) for groups in blocks.values())
-        gains = [metric.each(lm).gain(whole) for lm in restored]
+        gains = [metric.each(lm).gain(compressed_kl) for lm in restored]
     predicted = torch.tensor([losses[block] for block in blocks], dtype=torch.float64)
     cost = torch.tensor([gain.mean for gain in gains], dtype=torch.float64) / predicted
     error = torch.tensor([gain.error for gain in gains], dtype=torch.float64) / predicted
-    usual, drawn = shrink_estimates(cost, error)
-    if not 0 < usual < inf or not (drawn != usual).any():
+    mean_ratio, shrunk = shrink_estimates(cost, error)
+    if not 0 < mean_ratio < inf or not (shrunk != mean_ratio).any():
         return {}
-    return dict(zip(blocks, (drawn / usual).clamp(min=LEAST_FACTOR).tolist(), strict=True))
+    return dict(zip(blocks, (shrunk / mean_ratio).clamp(min=LEAST_FACTOR).tolist(), strict=True))
 
 
 def block_name(group: SolveGroup) -> str:
@@ -187,10 +187,10 @@ def allocate_corrected(
         The chosen plan; its record says under `ALLOCATED` which of the two it is.
     """
     pruned = any(request.problems[group.name].stats.support is not None for group in request.groups)
-    one_each = request.lm.task.is_sequence_classification or request.lm.task is ModelTask.EMBEDDING
+    predicts_once_per_row = request.lm.task.is_sequence_classification or request.lm.task is ModelTask.EMBEDDING
     rows = None
     if request.data is not None and not pruned:
-        rows = split_halves(request.data.batches, ROWS_OF_ONE if one_each else ROWS)
+        rows = split_halves(request.data.batches, ROWS_OF_ONE if predicts_once_per_row else ROWS)
     if rows is None:
         return make_plan({})
     uniform = uniform_plan(request)
@@ -249,13 +249,13 @@ def _spend_budget(request: AllocationRequest, candidates: CandidatesByGroup, fac
     if size_spec.currency == "latency":
         pricing = LatencyPricing(request.lm, size_spec.workload, request.problems, request.track)
     factor_of = {group.name: factors.get(block_name(group), 1.0) for group in all_groups(request.layer_sets)}
-    weighed = {
+    corrected = {
         name: Candidates(tuple(replace(option, loss=option.loss * factor_of[name]) for option in options.all))
         for name, options in candidates.items()
     }
     chosen: dict[str, Candidate] = {}
     for keep, layer_sets in split_budget(size_spec.keep, request.layer_sets):
-        chosen |= pricing.spend(layer_sets, weighed, keep)
+        chosen |= pricing.spend(layer_sets, corrected, keep)
     predicted = sum(candidate.loss / factor_of[name] for name, candidate in chosen.items())
     return AllocationResult({name: candidate.method for name, candidate in chosen.items()}, predicted)
 

@@ -1,4 +1,4 @@
-"""Fewer blocks: which ones go, what stands in their place, and the step that does it."""
+"""Depth reduction: choose the blocks to drop, fit their replacements, and the step `shorten`."""
 
 from laconic.compress.depth.step import Shorten
 

@@ -1,4 +1,4 @@
-"""Cuts: blocks, or sub-blocks (attention, cross-attention, feed-forward), that can be dropped, and rows of cuts."""
+"""Cuts: blocks or sub-blocks (attention, cross-attention, feed-forward) that can be dropped; and rows of cuts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -164,8 +164,8 @@ class Limits:
     """The cuts that a model allows.
 
     Args:
-        alone: whether some cuts can be made, perhaps together with further cuts in other stacks.
-        together: whether exactly these cuts can be made.
+        alone: returns whether some cuts can be made, perhaps together with further cuts in other stacks.
+        together: returns whether exactly these cuts can be made.
     """
 
     alone: Allowed
@@ -221,10 +221,10 @@ def choose_lowest(row: Row, scores: Mapping[Cut, float], drop: int, allowed: All
     chosen: list[Cut] = []
     while len(chosen) < drop:
         # A cut that is not allowed yet may be allowed after another one.
-        left = [cut for cut in sort_cuts(row, scores) if cut not in chosen and allowed([*chosen, cut])]
-        if not left:
+        candidates = [cut for cut in sort_cuts(row, scores) if cut not in chosen and allowed([*chosen, cut])]
+        if not candidates:
             raise too_many_error(drop, len(chosen))
-        chosen.append(min(left, key=lambda cut: scores[cut]))
+        chosen.append(min(candidates, key=lambda cut: scores[cut]))
     return sort_cuts(row, chosen)
 
 

@@ -1,4 +1,4 @@
-"""Fit a linear map and a bias, or a bias alone, that replace a run of dropped blocks.
+"""Fit a linear map and a bias, or only a bias, that replace a run of dropped blocks.
 
 Paper: D. Shopkhoev et al., "ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization",
 arXiv 2505.02819, eq. 5: T* = argmin ‖(M T + Y) − L‖². Here M is the output of the last layer before the run, Y the
@@ -97,11 +97,11 @@ def _entry_place(lm: LanguageModel, layers: Layers, batch: Batch) -> MapPlace | 
         return None
     with ActivationCapture(lm.model, (path, first)) as capture:
         predict(lm, batch)
-    hidden, entered = capture.outputs[path][0], capture.inputs[first][0]
-    if hidden.shape != entered.shape:
+    hidden, h_in = capture.outputs[path][0], capture.inputs[first][0]
+    if hidden.shape != h_in.shape:
         return None
-    counted = stack_rows(lm, batch, layers, entered).counted
-    return MapPlace(path, True, first, True, entered.shape[-1]) if is_close(hidden[counted], entered[counted]) else None
+    counted = stack_rows(lm, batch, layers, h_in).counted
+    return MapPlace(path, True, first, True, h_in.shape[-1]) if is_close(hidden[counted], h_in[counted]) else None
 
 
 def _place_after(lm: LanguageModel, layers: Layers, index: int, batch: Batch) -> MapPlace | None:
@@ -112,14 +112,14 @@ def _place_after(lm: LanguageModel, layers: Layers, index: int, batch: Batch) ->
     closing = [f"{block}.{layers.depth.last_norm}"] if layers.depth.last_norm is not None else []
     with ActivationCapture(lm.model, dict.fromkeys((block, *closing, *(part.writer for part in parts)))) as capture:
         predict(lm, batch)
-    entered, left = capture.inputs[block][0], capture.outputs[block][0]
+    h_in, h_out = capture.inputs[block][0], capture.outputs[block][0]
     for path in closing:
-        if is_close(capture.outputs[path][0].reshape(left.shape), left):
-            return MapPlace(path, True, block, False, left.shape[-1])
-    written = sum((capture.outputs[part.writer][0].reshape(left.shape) for part in parts), torch.zeros_like(left))
-    if not is_close(entered + written, left):
+        if is_close(capture.outputs[path][0].reshape(h_out.shape), h_out):
+            return MapPlace(path, True, block, False, h_out.shape[-1])
+    written = sum((capture.outputs[part.writer][0].reshape(h_out.shape) for part in parts), torch.zeros_like(h_out))
+    if not is_close(h_in + written, h_out):
         return None
-    return MapPlace(last_writer(lm, layers, index), False, block, False, left.shape[-1])
+    return MapPlace(last_writer(lm, layers, index), False, block, False, h_out.shape[-1])
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ class MapFitter:
     Args:
         lm: the original model.
         data: calibration data.
-        linear: fit a linear map with a bias; otherwise a bias alone.
+        linear: fit a linear map with a bias; otherwise only a bias.
         longest: fit the maps of all runs up to this length together.
     """
 
@@ -259,7 +259,7 @@ class MapFitter:
         return sum(b.numel() + (0 if T is None else T.numel()) for T, b in maps)
 
     def _store(self, key: tuple[str, int], fitted: tuple[MapPlace, list[Map]]) -> None:
-        # Insert at the end, because the oldest entries are dropped first.
+        # Insert at the end, because the entries at the beginning are dropped first.
         self._maps.pop(key, None)
         self._maps[key] = fitted
         while len(self._maps) > 1 and self._cached_numel > MAX_CACHED_NUMEL:

@@ -1,4 +1,4 @@
-"""Importance of blocks: how far they turn the hidden states, and how much the predictions depend on them.
+"""Importance of blocks: how much they rotate the hidden states, and how much the predictions depend on them.
 
 Hidden states: X. Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", arXiv
 2403.03853, eq. 1, define the Block Influence 1 − E[cos(h_l, h_{l+1})]. A. Gromov et al., "The Unreasonable
@@ -133,31 +133,31 @@ def _points(capture: ActivationCapture, layers: Layers, parts: Sequence[Sequence
     points: Points = []
     calls: Counter[str] = Counter()
     for number, path in enumerate(layers.paths):
-        entered, left = capture.inputs[path][calls[path]], capture.outputs[path][calls[path]]
+        h_in, h_out = capture.inputs[path][calls[path]], capture.outputs[path][calls[path]]
         calls[path] += 1
-        points[-1:] = [entered] if parts is None else _subblock_points(capture, entered, left, parts[number])
-        points.append(left)
+        points[-1:] = [h_in] if parts is None else _subblock_points(capture, h_in, h_out, parts[number])
+        points.append(h_out)
     return points
 
 
-def _subblock_points(capture: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
+def _subblock_points(capture: ActivationCapture, h_in: Tensor, h_out: Tensor, parts: Sequence[SubBlock]) -> Points:
     """The hidden states before each sub-block of a block; dropped sub-blocks are left out."""
-    points = _running_points(capture, entered, left, parts)
+    points = _running_points(capture, h_in, h_out, parts)
     return [point for point, part in zip(points, parts, strict=True) if not part.is_dropped]
 
 
-def _running_points(capture: ActivationCapture, entered: Tensor, left: Tensor, parts: Sequence[SubBlock]) -> Points:
+def _running_points(capture: ActivationCapture, h_in: Tensor, h_out: Tensor, parts: Sequence[SubBlock]) -> Points:
     """The running sums (pre-LN), or the inputs of the sub-blocks if there are norms between them (post-LN)."""
-    written = [capture.outputs[part.writer][0].reshape(entered.shape) for part in parts]
-    sums = [entered]
+    written = [capture.outputs[part.writer][0].reshape(h_in.shape) for part in parts]
+    sums = [h_in]
     for output in written:
         sums.append(sums[-1] + output)
-    if is_close(sums[-1], left):
+    if is_close(sums[-1], h_out):
         return sums[:-1]
     read = [capture.inputs[part.inner[0]][0] for part in parts]
     # The first projection may get its input as (tokens, rows, width), as in Longformer.
-    if is_close(read[0], entered) or is_close(read[0].transpose(0, 1), entered):
-        return [entered, *(point.reshape(entered.shape) for point in read[1:])]
+    if is_close(read[0], h_in) or is_close(read[0].transpose(0, 1), h_in):
+        return [h_in, *(point.reshape(h_in.shape) for point in read[1:])]
     raise UserError("The hidden states between the parts of a block cannot be found in this model; use parts: blocks.")
 
 
@@ -253,9 +253,9 @@ def _scale_updates(by_call: dict[int, Tensor]) -> Callable[..., Any]:
         calls[module] += 1
         if gate is None:
             return output
-        entered = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        left = output[0] if isinstance(output, tuple) else output
-        mixed = entered + gate[:, None, None].to(left.dtype) * (left - entered)
+        h_in = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        h_out = output[0] if isinstance(output, tuple) else output
+        mixed = h_in + gate[:, None, None].to(h_out.dtype) * (h_out - h_in)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
     return on_return

@@ -1,13 +1,13 @@
 """Choose which cuts to make: by position, by importance, or by the measured KL divergence from the original.
 
 `greedy` follows J. Song et al. ("SLEB", arXiv 2402.09025): make the cut with the least KL divergence, measure all
-others again without it, and so on. `dp` measures every run of consecutive cuts once, and finds for every number of runs
-the plan with the least sum of divergences. The divergence of a run includes the interaction of its cuts, but the sum
-ignores interactions between runs. The best few plans are therefore measured as a whole, and the one with the least
-divergence is taken.
+other cuts again without this part, and so on. `dp` measures every run of consecutive cuts once, and finds for every
+number of runs the plan with the least sum of divergences. The divergence of a run includes the interaction of its cuts,
+but the sum ignores interactions between runs. The best few plans are therefore measured as a whole, and the one with
+the least divergence is taken.
 
-The dynamic programme of `dp`: let c(i, j) be the cost of dropping the run [i, j) alone, and D(j, k, r) the least cost
-of dropping k of the first j cuts in r runs. Then
+The dynamic programme of `dp`: let c(i, j) be the cost of dropping only the run [i, j), and D(j, k, r) the least cost of
+dropping k of the first j cuts in r runs. Then
 
     D(j, k, r) = min( D(j − 1, k, r),  min_i D(i − 1, k − (j − i), r − 1) + c(i, j) ),    D(−1, 0, 0) = D(0, 0, 0) = 0.
 
@@ -103,13 +103,13 @@ class _Plan(NamedTuple):
 def _plans(row: Row, costs: Mapping[Run, float], drop: int, allowed: Allowed) -> list[list[Cut]]:
     """The plan of least cost for each number of runs; the cheapest few of these plans, cheapest first."""
     shares = [_stack_plans(row, costs, stack, drop) for stack in _stacks(row)]
-    whole = sorted(map(_merge_plans, product(*shares)), key=lambda plan: plan.cost)
+    plans = sorted(map(_merge_plans, product(*shares)), key=lambda plan: plan.cost)
     cheapest: dict[int, list[Cut]] = {}
-    for plan in whole:
+    for plan in plans:
         if len(plan.cuts) == drop and plan.runs not in cheapest and allowed(plan.cuts):
             cheapest[plan.runs] = plan.cuts
     if not cheapest:
-        raise too_many_error(drop, max((len(plan.cuts) for plan in whole if allowed(plan.cuts)), default=0))
+        raise too_many_error(drop, max((len(plan.cuts) for plan in plans if allowed(plan.cuts)), default=0))
     return list(cheapest.values())[:MEASURED_PLANS]
 
 
@@ -145,7 +145,7 @@ def contiguous_dp(costs: Mapping[Run, float], length: int, drop: int) -> dict[Si
     """Find the runs of least total cost for each number of dropped items and of runs.
 
     Args:
-        costs: cost of dropping a run [i, j) alone; runs that are missing cannot be dropped.
+        costs: cost of dropping only the run [i, j); runs that are missing cannot be dropped.
         length: number of items.
         drop: largest number of items to drop.
 
@@ -228,18 +228,18 @@ class Selection:
         for stacks, drop in quotas.items():
             row = join_stacks(cuts, stacks)
             # If the user gave a number for each stack, `check` has checked their combination already.
-            together = limits if len(quotas) == 1 else Limits(limits.alone, limits.alone)
+            stack_limits = limits if len(quotas) == 1 else Limits(limits.alone, limits.alone)
             if not drop:
                 continue
             if self.select in BY_PLACE:
                 chosen += choose_by_place(self.select, row, drop)
             elif trial is not None and self.select in MEASURED:
                 search = greedy if self.select == "greedy" else choose_runs
-                chosen += search(trial, row, drop, together, self.contiguous)
+                chosen += search(trial, row, drop, stack_limits, self.contiguous)
             else:
                 assert data is not None
                 by_stack = {stack: cuts[stack] for stack in stacks if cuts[stack]}
-                chosen += self._choose_by_score(lm, data, by_stack, drop, together)
+                chosen += self._choose_by_score(lm, data, by_stack, drop, stack_limits)
         return sort_cuts(join_stacks(cuts, tuple(cuts)), chosen)
 
     def _choose_by_score(

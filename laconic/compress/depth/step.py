@@ -41,18 +41,18 @@ class Shorten(Step):
     """Drop the blocks, or the sub-blocks, that the predictions need least.
 
     Args:
-        drop: number of blocks to drop, at least 0; of an encoder-decoder from both stacks together, or from each:
-            `{encoder: 1, decoder: 2}`.
-        blocks: or the blocks to drop, by number from 0: `[3, 4]`, a part of one as `4.ffn`; of an encoder-decoder
-            `{encoder: [3]}`.
+        drop: number of blocks to drop, at least 0. For an encoder-decoder, the number in both stacks together, or the
+            number in each: `{encoder: 1, decoder: 2}`.
+        blocks: the blocks to drop, in place of `drop`, by number from 0: `[3, 4]`. `4.ffn` is a part of a block. For an
+            encoder-decoder: `{encoder: [3]}`.
         select: how blocks are chosen. `influence` drops the least Block Influence, `angular` the run with the least
             angular distance, `taylor` the least first-order importance of a gate, `greedy` one after another by the
-            measured divergence, `dp` the runs with the least measured divergence. `first`, `last` and `alternate` go by
-            position.
-        replace: what takes the place of each run of dropped blocks: `nothing`, a `bias`, or a `linear` map with a bias.
-            Nothing does where that diverges no more on rows that were not fitted on.
-        parts: `blocks`, or `sublayers` to choose attentions, cross-attentions and feed-forwards separately; `drop` then
-            counts those.
+            measured divergence, `dp` the runs with the least measured divergence. `first`, `last` and `alternate`
+            choose by position.
+        replace: the replacement of each run of dropped blocks: `nothing`, a `bias`, or a `linear` map with a bias. It
+            is left out if it does not lower the KL divergence on rows that it was not fitted on.
+        parts: `blocks`, or `sublayers` to choose attentions, cross-attentions and feed-forwards separately; `drop` is
+            then their number.
         contiguous: drop a single run of neighbours.
 
     Raises:
@@ -142,7 +142,7 @@ class Shorten(Step):
         return chosen
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
-        """Choose the blocks, drop them, and fit what replaces them.
+        """Choose the blocks, drop them, and fit their replacements.
 
         Args:
             lm: the model, changed in place.

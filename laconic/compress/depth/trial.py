@@ -1,8 +1,9 @@
 """Drop cuts from a model, fit their replacements, and measure the KL divergence that results.
 
-A replacement (a map or a bias) fits the rows that it was fitted on better than other rows, and several replacements
-more so than one. Measured on the same rows, many short runs would seem better than one long run. Replacements are
-therefore fitted on one half of the calibration rows and measured on the other half, and vice versa.
+A replacement (a map or a bias) has a lower error on the rows that it was fitted on than on other rows, and the
+difference grows with the number of replacements. Measured on the same rows, many short runs would seem better than one
+long run. Replacements are therefore fitted on one half of the calibration rows and measured on the other half, and vice
+versa.
 
 A replacement that brings the hidden states closer to the original can still make the predictions worse, for instance if
 the mean output of a block is dominated by a few tokens. Dropping without a replacement is therefore measured too, and
@@ -139,7 +140,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The divergences of a model without some cuts, by what stands in their place.
+    """The divergences of a model without some cuts, by the kind of their replacement.
 
     Args:
         replacement: the replacement to use: the requested one if it diverges less than `nothing`, else `nothing`.
@@ -194,8 +195,8 @@ class Trial:
 
         if replacement == "nothing" or count_rows(data.batches) < 2 * FOLDS:
             return cls(lm, data, replacement, [make_fold(data.batches, data.batches)], held_out=False)
-        one, other = _split_batches(data)
-        return cls(lm, data, replacement, [make_fold(one, other), make_fold(other, one)], held_out=True)
+        half, rest = _split_batches(data)
+        return cls(lm, data, replacement, [make_fold(half, rest), make_fold(rest, half)], held_out=True)
 
     def measure(self, cuts: Sequence[Cut]) -> Measurement:
         """Measure KL(original ‖ model without `cuts`), with the requested replacement and with none.
@@ -223,5 +224,5 @@ def _split_batches(data: Calibration) -> tuple[list[Batch], list[Batch]]:
     batches = data.batches
     if len(batches) >= 2 * FOLDS:
         return batches[::2], batches[1::2]
-    one, other = split_held_out(batches, 0.5, data.seed, "shorten")
-    return one, split_for_folds(other)
+    first_half, second_half = split_held_out(batches, 0.5, data.seed, "shorten")
+    return first_half, split_for_folds(second_half)

@@ -31,7 +31,7 @@ def test_names_are_those_of_the_harness():
         ("harness/mmlu", "'harness/mmlu' is a group of the harness's tasks; name single tasks of it"),
         ("harness/humaneval", "'harness/humaneval' runs code that the model writes"),
         ("harness/mmmu_val_art", "'harness/mmmu_val_art' shows pictures or sounds"),
-        ("harness/hellaswag", "The data 'Rowan/hellaswag' is no local file and cannot be had from the hub"),
+        ("harness/hellaswag", "The data 'Rowan/hellaswag' is no local file and cannot be loaded from the hub"),
     ],
 )
 def test_what_cannot_be_asked_is_named(name: str, sentence: str):
