@@ -73,7 +73,7 @@ def budget_for(candidates: Iterable[Candidates], keep: float, currency: Currency
     Args:
         candidates: the candidates of each matrix.
         keep: the fraction.
-        currency: what is counted.
+        currency: the unit of the budget.
 
     Example:
         >>> dense = Candidate(method=None, nbytes=24, parameters=6, products=((2, 3),), loss=0.0)
@@ -105,7 +105,7 @@ def check_overhead(method: Method, keep: float, dtype: torch.dtype, stored: floa
 
 Cost = Callable[[Candidate], int]
 Alternatives = Sequence[Mapping[str, Candidates]]
-"""Alternative ways to compress the same matrices: each alone, or several as one. Each mapping covers all of them."""
+"""Alternative ways to compress the same matrices: each separately, or several as one. Each mapping covers all of them."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def allocate_spectrum(candidates: Mapping[str, Candidates], keep: float, currenc
     Args:
         candidates: the candidates of each matrix.
         keep: the budget, as a fraction of the cost of the dense matrices.
-        currency: what is counted.
+        currency: the unit of the budget.
 
     Raises:
         UserError: even the cheapest candidates cost more.
@@ -220,7 +220,7 @@ def choose_candidates(matrix_sets: Sequence[Alternatives], budget: Budget) -> di
     """Choose one alternative for each set of matrices, and one candidate for each of its matrices, within a budget.
 
     Args:
-        matrix_sets: for each set, the alternative ways to compress its matrices: each alone, or several as one.
+        matrix_sets: for each set, the alternative ways to compress its matrices: each separately, or several as one.
         budget: the budget.
 
     Returns:

@@ -39,7 +39,7 @@ def allocate_uniform(
     Args:
         method: the method, without a size.
         shapes: (out, in) of each matrix, by name.
-        keep: fraction of the bytes to keep; 1 or more leaves the matrices as they are.
+        keep: fraction of the bytes to keep; with 1 or more, no matrix is compressed.
         dtype: dtype of the uncompressed model.
         stored: fraction of a matrix that counts as its own, by name; 1 if missing, ½ for each of two tied matrices.
 

@@ -68,7 +68,7 @@ class CountedPricing(Pricing):
     """Counts bytes, parameters or multiply-accumulates of the targeted matrices.
 
     Args:
-        currency: what is counted; not `latency`.
+        currency: the unit of the cost; not `latency`.
     """
 
     currency: Currency

@@ -85,7 +85,7 @@ class PackedCodes(Format):
         return values if mask is None else torch.where(mask, values, 0)
 
     def requantize(self, weight: Float[Tensor, "out in"]) -> None:
-        """Store the codes nearest to `weight`; scales, tables and pruned weights stay as they are."""
+        """Store the codes nearest to `weight`; scales, tables and pruned weights do not change."""
         self.encode(self.nearest_codes(weight), self.support)
 
     @property

@@ -33,7 +33,7 @@ class Candidate:
     """One size that a method offers for one matrix, with its cost and predicted loss.
 
     Args:
-        method: the method with its size set; None for the matrix as it is.
+        method: the method with its size set; None for the unchanged matrix.
         nbytes: bytes on disk, bias excluded.
         parameters: numbers stored, bias excluded.
         products: shapes (out, in) of the dense matrices that a row of input is multiplied by in turn; empty for a
@@ -79,7 +79,7 @@ class Candidates:
 
     @property
     def dense(self) -> Candidate:
-        """The candidate that leaves the matrix as it is."""
+        """The candidate that does not change the matrix."""
         return next(candidate for candidate in self.all if candidate.method is None)
 
     def __or__(self, other: "Candidates") -> "Candidates":
@@ -235,7 +235,7 @@ def digest(weight: Float[Tensor, "out in"]) -> str:
 def dense_candidate(
     weight: Float[Tensor, "out in"], support: Bool[Tensor, "out in"] | None, products: Products
 ) -> Candidate:
-    """The matrix as it is: dense, or sparse where an earlier step pruned it.
+    """The candidate of the unchanged matrix: dense, or sparse if an earlier step pruned it.
 
     Args:
         weight: the matrix.

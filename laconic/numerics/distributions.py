@@ -2,7 +2,7 @@
 
 Outputs z, (predictions, k), are parameters of a distribution p(y | z):
 
-    Categorical   logits of k classes, one of which is y            p = softmax(z)
+    Categorical   logits of k classes; y is the class               p = softmax(z)
     Bernoulli     logits of k independent labels, each 0 or 1 in y              p = sigmoid(z)
     Gaussian      the mean of k real numbers                        y ~ N(z, I)
 

@@ -3,7 +3,7 @@
 For a row w and the set K of its kept columns, z = argmin (w − z)^T H (w − z) with z zero outside K solves
 H_KK z_K = H_K: w. Every row has another K, and so another matrix. Where K is at most a quarter of the row, each H_KK is
 factored (Cholesky), many rows at once. Where it is more, that takes up to ten times as long as conjugate gradients on
-all rows together, which need products with H alone. The preconditioner is H^{-1} restricted to the support: exact where
+all rows together, which need only products with H. The preconditioner is H^{-1} restricted to the support: exact where
 nothing or all of a row is kept. In between ten to twenty steps suffice; with the diagonal of H as preconditioner it
 takes several times as many. (V. Boža, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR 2024,
 arXiv 2401.02938, solves the same system by ADMM.)

@@ -124,7 +124,7 @@ class _Pool:
         return self._plan_for_zeros(zeros)
 
     def plan_for_keep(self, keep: float, dtype: torch.dtype, stored: Mapping[str, float]) -> Plan:
-        """The plan that keeps this fraction of the bytes; 1 leaves every matrix as it is.
+        """The plan that keeps this fraction of the bytes; with 1, no matrix is pruned.
 
         Args:
             keep: the fraction.
