@@ -105,7 +105,7 @@ def check_overhead(method: Method, keep: float, dtype: torch.dtype, stored: floa
 
 Cost = Callable[[Candidate], int]
 Alternatives = Sequence[Mapping[str, Candidates]]
-"""Alternative ways to compress the same matrices: each separately, or several as one. Each mapping covers all of them."""
+"""Ways to compress the same matrices: each separately, or several as one. Each mapping covers all of them."""
 
 
 @dataclass(frozen=True)

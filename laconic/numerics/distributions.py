@@ -2,9 +2,9 @@
 
 Outputs z, (predictions, k), are parameters of a distribution p(y | z):
 
-    Categorical   logits of k classes; y is the class               p = softmax(z)
-    Bernoulli     logits of k independent labels, each 0 or 1 in y              p = sigmoid(z)
-    Gaussian      the mean of k real numbers                        y ~ N(z, I)
+    Categorical   logits of k classes; y is the class                     p = softmax(z)
+    Bernoulli     logits of k independent labels; y has a 0 or 1 for each p = sigmoid(z)
+    Gaussian      the mean of k real numbers                              y ~ N(z, I)
 
 Each has a KL divergence in nats, a loss −log p(y | z), and a Fisher information F(z) = E_y[∇ log p ∇ log p^T]:
 diag(p) − p p^T, diag(p (1 − p)) and I (J. Martens, arXiv 1412.1193, section 9).

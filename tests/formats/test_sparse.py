@@ -198,9 +198,9 @@ def test_tensors_that_do_not_fit_are_refused(wrong: str) -> None:
     layer = sparse()
     state = layer.state_dict()
     state[wrong] = state[wrong][:-1]
-    with pytest.raises(RuntimeError, match="the mask (must have|keeps)"):
+    with pytest.raises(RuntimeError, match=r"the mask (must have|keeps)"):
         sparse().load_state_dict(state)
-    with pytest.raises(RuntimeError, match="the mask (must have|keeps)"):
+    with pytest.raises(RuntimeError, match=r"the mask (must have|keeps)"):
         Sparse.empty(**layer.spec()).load_state_dict(state)
 
 
