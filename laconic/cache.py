@@ -98,7 +98,7 @@ class DiskCache:
         return entry
 
     def write(self, key: str, save: Callable[[Path], object], nbytes: int = 0) -> None:
-        """Write an entry, unless it alone is larger than the limit. A file system error is ignored.
+        """Write an entry, unless it is larger than the limit. A file system error is ignored.
 
         Args:
             key: the name of the entry.

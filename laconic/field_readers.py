@@ -112,7 +112,7 @@ def _truth(value: Any) -> bool:
     value = _spelled(value, lambda text: TRUTHS[text.strip().lower()])
     if isinstance(value, bool):
         return value
-    # NumPy's booleans are no subclass of bool, and no abstract base class covers both.
+    # NumPy's booleans are not a subclass of bool, and no abstract base class covers both.
     if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
         return bool(value)
     raise WrongKindError(value, "true or false")

@@ -86,7 +86,7 @@ def hash_class(kind: type) -> str | None:
     own = [base for base in kind.__mro__ if not _is_versioned(base.__module__)]
     modules = [sys.modules.get(base.__module__) for base in own]
     try:
-        typed_in = [
+        session_sources = [
             text.encode()
             for base, module in zip(own, modules, strict=True)
             if not _file_of(module)
@@ -94,7 +94,7 @@ def hash_class(kind: type) -> str | None:
         ]
     except _NoSourceError:
         return None
-    return _digest([*typed_in, *_source_of(module for module in modules if _file_of(module))]) if own else ""
+    return _digest([*session_sources, *_source_of(module for module in modules if _file_of(module))]) if own else ""
 
 
 def hash_classes(kinds: Iterable[type]) -> str | None:

@@ -88,7 +88,7 @@ def local_device(device: str) -> str:
     if world_size() == 1 or device == "cpu":
         return device
     if device != "cuda":
-        raise must_be("device", "cpu or cuda where several processes run, of which each takes a GPU of its own", device)
+        raise must_be("device", "cpu or cuda for several processes, as each uses its own GPU", device)
     return f"cuda:{_local_rank()}"
 
 
@@ -116,9 +116,9 @@ def barrier() -> None:
     _all_gather(None)
 
 
-def all_true(here: bool) -> bool:
-    """Whether `here` is true in every process."""
-    return all(_all_gather(here))
+def all_true(condition: bool) -> bool:
+    """Whether `condition` is true in every process."""
+    return all(_all_gather(condition))
 
 
 def broadcast(value: Result) -> Result:
@@ -143,7 +143,9 @@ def broadcast_tensors(tensors: Mapping[str, Tensor]) -> None:
         return
     shapes = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     if not all_true(broadcast(shapes) == shapes):
-        raise _AgreedError("The processes came to models of different shapes; start them on machines that are alike.")
+        raise _AgreedError(
+            "The models of the processes have different shapes; start all processes with the same files and packages."
+        )
     for tensor in tensors.values():
         if tensor.numel():
             _overwrite(tensor.detach())

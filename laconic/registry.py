@@ -134,7 +134,7 @@ class Registry(Generic[Part]):
         return list(dict.fromkeys((*self._builtins, *added)))
 
     def find(self, name: str) -> Part | None:
-        """The object with this name; None if there is none.
+        """The object with this name; None if it does not exist.
 
         Raises:
             UserError: a plug-in has this name and cannot be used: it fails to import, its object is not valid, or the
@@ -181,7 +181,7 @@ class Registry(Generic[Part]):
         found = plugin.load()
         mistake = self._check(found, plugin.name)
         if mistake is not None:
-            raise plugin.error(mistake, "mend the plug-in")
+            raise plugin.error(mistake, "correct the plug-in")
         return found  # type: ignore[return-value]
 
 
@@ -203,4 +203,4 @@ def check_named_class(kind: type, found: object, name: str) -> str | None:
     if not isinstance(found, type) or not issubclass(found, kind) or getattr(found, "__abstractmethods__", None):
         return f"is no subclass of {kind.__name__}{' that can be used' if isinstance(found, type) else ''}"
     own = getattr(found, "name", None)
-    return None if own == name else f"names a class that calls itself {own!r}"
+    return None if own == name else f"names a class with the name {own!r}"

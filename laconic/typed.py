@@ -42,15 +42,15 @@ class Typed(ABCMeta):
             for base in filter(is_dataclass, bases):
                 cls.__doc__ = add_fields(cls.__doc__, base.__doc__ or "", [field.name for field in fields(base)])
 
-    def __call__(cls: type[Made], *args: Any, **given: Any) -> Made:
+    def __call__(cls: type[Made], *args: Any, **values: Any) -> Made:
         """Create an instance after checking the keyword arguments.
 
         Raises:
             UserError: a value has another type than the annotation of its field, or is out of bounds.
         """
-        if not given:
+        if not values:
             return super().__call__(*args)  # type: ignore[misc]
-        read = _read_all(cls, given, cls.name)  # type: ignore[attr-defined]
+        read = _read_all(cls, values, cls.name)  # type: ignore[attr-defined]
         made = super().__call__(*args, **read)  # type: ignore[misc]
         # Bounds are checked after `__post_init__`, whose error messages may be more specific.
         _check_bounds(cls, read, cls.name, read)  # type: ignore[attr-defined]
@@ -73,9 +73,9 @@ def add_fields(docstring: str, inherited: str, names: Iterable[str]) -> str:
             a: one.
             b: two.
     """
-    text, known = cleandoc(docstring), set(names)
+    text, base_names = cleandoc(docstring), set(names)
     own, base = (dict(_entries(part)) for part in (text, cleandoc(inherited)))
-    entries = {name: entry for name, entry in base.items() if name in known} | own
+    entries = {name: entry for name, entry in base.items() if name in base_names} | own
     section = "\n".join(("Args:", *entries.values()))
     if not entries or entries.keys() == own.keys():
         return docstring
@@ -147,11 +147,11 @@ def _read_all(kind: type, values: Mapping[str, Any], place: str) -> dict[str, An
     return read
 
 
-def _check_bounds(kind: type, values: Mapping[str, Any], place: str, given: Mapping[str, Any]) -> None:
-    """Raise UserError if a value is out of bounds; the message quotes the value in `given`, before its conversion."""
+def _check_bounds(kind: type, values: Mapping[str, Any], place: str, original: Mapping[str, Any]) -> None:
+    """Raise UserError if a value is out of bounds; the message quotes the unconverted value in `original`."""
     for name, hint in _bounded_fields(kind).items():
         for inner, value, requirement in _out_of_bounds(hint, values[name]) if name in values else ():
-            raise must_be(f"{place}.{name}{inner}", requirement, value if inner else given[name])
+            raise must_be(f"{place}.{name}{inner}", requirement, value if inner else original[name])
 
 
 @cache

@@ -197,13 +197,13 @@ def _check_aliases(root: yaml.Node) -> None:
     def size(node: yaml.Node) -> int:
         """The number of values in the node after its aliases are expanded."""
         if id(node) in within:
-            raise ConstructorError(None, None, "a value holds itself", node.start_mark)
+            raise ConstructorError(None, None, "a value contains itself", node.start_mark)
         if id(node) not in sizes:
             within.add(id(node))
             sizes[id(node)] = 1 + sum(map(size, _parts(node)))
             within.remove(id(node))
             if sizes[id(node)] - len(sizes) > REPEATED:
-                problem = f"its aliases stand for more than {REPEATED:,} values"
+                problem = f"its aliases expand to more than {REPEATED:,} values"
                 raise ConstructorError(None, None, problem, node.start_mark)
         return sizes[id(node)]
 

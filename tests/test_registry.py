@@ -81,7 +81,7 @@ def test_a_method_of_a_plugin_is_found_as_soon_as_it_is_installed(install: Insta
         ("own = MODULE:own", "is no subclass of Method;"),
         ("own = MODULE:dataclass", "is no subclass of Method;"),
         ("own = MODULE:TruncationMethod", "is no subclass of Method that can be used;"),
-        ("own = MODULE:Other", "names a class that calls itself 'other'"),
+        ("own = MODULE:Other", "names a class with the name 'other'"),
     ],
 )
 def test_what_is_wrong_with_one_is_a_sentence_when_it_is_asked_for(

@@ -22,8 +22,8 @@ LEVELS = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" + "".join(
     [
         ("keep: 0.5\nseed: 1\nkeep: 0.3", "the key 'keep' was given in line 1 already (line 3, column 1)"),
         ("steps:\n- svd: {rank: 2, rank: 3}", "the key 'rank' was given in line 2 already (line 2, column 18)"),
-        (LEVELS, f"its aliases stand for more than {REPEATED:,} values (line 4, "),
-        ("a: &a [1, *a]", "a value holds itself (line 1, column 4)"),
+        (LEVELS, f"its aliases expand to more than {REPEATED:,} values (line 4, "),
+        ("a: &a [1, *a]", "a value contains itself (line 1, column 4)"),
         ("day: 2024-13-45", "month must be in 1..12 (line 1, column 6)"),
         (f"samples: {'9' * 5000}", "Exceeds the limit (4300 digits) for integer string conversion (line 1, column 10)"),
         (f"samples: {2**63}", "a whole number may have 63 bits (line 1, column 10)"),

@@ -1,1 +1,1 @@
-"""Internal: the functions of the package `laconic`, each in a module of its own, and what they return."""
+"""Internal: the functions of the package `laconic` and their results, one module for each function."""

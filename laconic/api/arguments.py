@@ -66,7 +66,7 @@ def to_model_input(
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
         # The repr of such an object may be pages long.
         raise UserError(
-            "tokenizer must be a tokenizer of transformers, as AutoTokenizer.from_pretrained gives; got an object of "
+            "tokenizer must be a tokenizer of transformers, as AutoTokenizer.from_pretrained returns; got an object of "
             f"the class {type(tokenizer).__name__}."
         )
     common = {"tokenizer": tokenizer, "label_order": label_order, "device": local_device(device)}
@@ -79,7 +79,7 @@ def to_model_input(
     empty = next((name for name, part in loaded.named_parameters() if part.is_meta), None)
     if empty is not None:
         raise UserError(
-            f"The {place} has no numbers in '{empty}', which is on the meta device; load it by from_pretrained without "
+            f"The {place} has no values in '{empty}', which is on the meta device; load it by from_pretrained without "
             "device_map='meta'."
         )
     return ModelInput(name=loaded.config.name_or_path or "", loaded=loaded, **common)
@@ -242,5 +242,5 @@ _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     **dict.fromkeys(("batch", "length"), _COUNTS),
     **dict.fromkeys(("runtime", "to", "executor"), ("a name", _is_text)),
     "address": ("a text, or None", _or_none(_is_text)),
-    "track": ("a function, as laconic.progress.silent is", callable),
+    "track": ("a function like laconic.progress.silent", callable),
 }

@@ -143,10 +143,10 @@ class CompressResult(Result):
         else:
             yield f"Weights in {record.output}: {record.file_bytes / MEGABYTE:.2f} MB, made in {record.seconds:.1f} s"
         if changes.untied:
-            yield f"No longer tied, so stored apart: {', '.join(changes.untied)}"
+            yield f"No longer tied, so stored separately: {', '.join(changes.untied)}"
         for step in changes.found:
             for line in step.get(REACHED, ()):
-                yield f"keep {line['keep']:g} was asked for; the nearest sizes below it keep {line['kept']:.4f}"
+                yield f"keep {line['keep']:g} was requested; the nearest sizes below it keep {line['kept']:.4f}"
         for step in changes.found:
             yield from allocation_fallback(step.get(ALLOCATED))
         yield from dict.fromkeys(_dense(step[DENSE]) for step in changes.found if DENSE in step)
@@ -215,18 +215,18 @@ def allocation_fallback(measured: Mapping[str, Any] | None) -> Iterator[str]:
     if measured is not None and measured["taken"] == UNIFORM:
         ((name, kl),) = [(name, kl) for name, kl in measured["kl"].items() if name != UNIFORM]
         yield (
-            f"allocate: {name} would diverge more than the same size for every matrix, which was taken: KL {kl:.4g} "
-            f"against {measured['kl'][UNIFORM]:.4g} nats on calibration rows"
+            f"allocate: {name} diverges more than equal fractions, so uniform is used: KL {kl:.4g} against "
+            f"{measured['kl'][UNIFORM]:.4g} nats on calibration rows"
         )
 
 
 def _dense(left: Mapping[str, Any]) -> str:
     return (
-        f"Left dense in the blocks, and not counted above: {left['parameters']:,d} of {left['of']:,d} parameters "
+        f"Not compressed in the blocks, and not counted above: {left['parameters']:,d} of {left['of']:,d} parameters "
         f"({left['share']:.1%}), {', '.join(left['names'])}"
     )
 
 
 def _kept(nbytes: int, dense_nbytes: int) -> str:
-    """The fraction of bytes kept. A tied matrix that gets a copy of its own has no bytes before."""
-    return f"{nbytes / dense_nbytes:.1%} kept" if dense_nbytes else "they shared the bytes of matrices that stay"
+    """The fraction of bytes kept. A tied matrix that gets its own copy has no bytes before."""
+    return f"{nbytes / dense_nbytes:.1%} kept" if dense_nbytes else "before, they shared the bytes of other matrices"

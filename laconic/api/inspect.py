@@ -94,7 +94,7 @@ class InspectResult(Result):
         """Stacks, and parts that cannot be compressed."""
         lines = [f"Stacks: {_named(self.anatomy.stacks)}"]
         if self.anatomy.idle:
-            lines.append(f"Not called by text, so left as they are: {_named(self.anatomy.idle)}")
+            lines.append(f"Not called for text, so not compressed: {_named(self.anatomy.idle)}")
         lines += [f"{name}: {words}" for name, words in self.anatomy.embedding_notes()]
         return lines if self.anatomy.dense is None else [*lines, self.anatomy.dense_note()]
 

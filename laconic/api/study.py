@@ -141,8 +141,8 @@ class StudyResult(Result):
         """The number of measured cells."""
         summary = self.summary
         return (
-            f"Cells measured in {summary.seconds:.0f} s: {summary.measured}; there already: {summary.found}. "
-            f"Times that statistics were collected: {summary.surveys}."
+            f"Cells measured in {summary.seconds:.0f} s: {summary.measured}; finished before: {summary.found}; "
+            f"passes that collected statistics: {summary.surveys}."
         )
 
     def _table(self) -> Table | None:
@@ -161,8 +161,8 @@ class StudyResult(Result):
     def _notes(self) -> Sequence[str]:
         """Failed cells, and the path of the report."""
         failed = [f"Failed: {cell_name(record['axes'])}: {record['error']['sentence']}" for record in self.failed]
-        remedy = ["`--retry-failed` does these again."] if failed else []
-        return [*failed, *remedy, f"What came out is in {self.page or f'`laconic report {self.output}`'}."]
+        remedy = ["`--retry-failed` measures these again."] if failed else []
+        return [*failed, *remedy, f"The results are in {self.page or f'`laconic report {self.output}`'}."]
 
 
 @overload

@@ -30,22 +30,22 @@ def methods(
         _list(json)
         return
     # A value for --method, such as `svd:rank=3`, begins with a name too.
-    alone, *rest = (part.strip() for part in re.split(r"[:=,(\s]", name.strip(), maxsplit=1))
+    method_name, *rest = (part.strip() for part in re.split(r"[:=,(\s]", name.strip(), maxsplit=1))
     added = {plugin.name for plugin in plugins("laconic.methods", "laconic.steps")}
-    if alone not in catalogue() and alone not in added:
-        raise unknown("method or step", alone or name, [*catalogue(), *added])
+    if method_name not in catalogue() and method_name not in added:
+        raise unknown("method or step", method_name or name, [*catalogue(), *added])
     if rest:
         raise UserError(
-            f"NAME must be a name without parameters; got {quote(name)}; these are for `laconic compress --method`, "
-            f"and `laconic methods {alone}` says which there are."
+            f"NAME must be a name without parameters; got {quote(name)}; parameters are for "
+            f"`laconic compress --method`, and `laconic methods {method_name}` lists them."
         )
-    if alone not in added:
-        _show(catalogue()[alone], json)
+    if method_name not in added:
+        _show(catalogue()[method_name], json)
         return
     silence_libraries()
     from laconic.recipe.catalogue import plugin_entry
 
-    _show(plugin_entry(alone), json)
+    _show(plugin_entry(method_name), json)
 
 
 def _list(json: bool) -> None:
@@ -83,12 +83,15 @@ def _show(entry: Entry, json: bool) -> None:
     if entry.distribution is not None:
         head += [f"From: {entry.distribution}"]
     columns = tuple(Column(heading) for heading in ("parameter", "type", "default", "meaning"))
-    rows = tuple((one.name, one.type, one.default or "to be given", one.meaning) for one in entry.parameters)
+    rows = tuple(
+        (parameter.name, parameter.type, parameter.default or "required", parameter.meaning)
+        for parameter in entry.parameters
+    )
     tables = [Table(columns, rows).to_rich()] if rows else ["It has no parameters."]
     result = {
         **about,
         "what": entry.what,
-        "parameters": [asdict(one) for one in entry.parameters],
+        "parameters": [asdict(parameter) for parameter in entry.parameters],
         "example": entry.example,
     }
     show(result, json, *head, *tables, f"Example: {entry.example}")

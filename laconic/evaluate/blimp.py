@@ -76,8 +76,8 @@ def pair_files() -> list[Path]:
     if not files:
         problem = "LACONIC_DATA is not set" if folder is None else f"there is no .jsonl file in '{folder}'"
         raise UserError(
-            f"BLiMP is read from local files, and {problem}; name by LACONIC_DATA a folder that holds blimp/, with the "
-            "release's data/*.jsonl in it."
+            f"BLiMP is read from local files, and {problem}; set LACONIC_DATA to a folder that contains blimp/ with "
+            "the data/*.jsonl of the release."
         )
     return sorted(files)
 

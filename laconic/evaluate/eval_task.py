@@ -198,7 +198,9 @@ def source_of(name: str) -> str:
     """
     prefix, _, source = name.partition(":")
     if not source:
-        raise UserError(f"The task '{prefix}' lacks its text; name it as {prefix}:SOURCE, like {prefix}:builtin:pydoc.")
+        raise UserError(
+            f"The task '{prefix}' has no data source; write it as {prefix}:SOURCE, like {prefix}:builtin:pydoc."
+        )
     return source
 
 

@@ -129,7 +129,7 @@ class _LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 0
+        self.current = 0
         self.peak = 0
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
@@ -147,13 +147,13 @@ class _LiveBytes(TorchDispatchMode):
             if storage.data_ptr() not in arguments and storage not in self._seen:
                 self._seen.add(storage)
                 size = storage.nbytes()
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, size)
+                self.current += size
+                self.peak = max(self.peak, self.current)
+                weakref.finalize(storage, self._release, size)
         return result
 
-    def _freed(self, size: int) -> None:
-        self.now -= size
+    def _release(self, size: int) -> None:
+        self.current -= size
 
 
 def _storages_in(values: Any) -> list[torch.UntypedStorage]:

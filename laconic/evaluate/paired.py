@@ -132,7 +132,7 @@ def difference(metric: Metric, table: Scores, reference: Scores, seed: int = 0) 
     low, high = (float(bound) for bound in np.quantile(changes, (0.025, 0.975)))
     if isinstance(metric, Share):
         won, lost = count_discordant(metric, table, reference)
-        # The change that so many differing rows can show; at least six rows must differ.
+        # The change that this number of differing rows can show; at least six rows must differ.
         detectable = min(1.0, max(MIN_DISCORDANT, DETECTABLE * (won + lost) ** 0.5) / len(table))
         if len(table) < MIN_DISCORDANT:
             detectable = None

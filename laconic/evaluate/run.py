@@ -111,8 +111,8 @@ def evaluate(
         task.check_model(lm)
     corpora = {name: task.load_corpus(limit) for name, task in selected.tasks.items()}
     rows = selected.rows_to_compare(corpora, limit)
-    under = Conditions.of(cost)
-    service = serve(lm, under.runtime)
+    conditions = Conditions.of(cost)
+    service = serve(lm, conditions.runtime)
     # Only results in torch are cached.
     resume = resume and service.lm is lm
     ours = _evaluate_tasks(service.lm, selected.tasks, corpora, resume, track)
@@ -130,17 +130,19 @@ def evaluate(
             }
             for name, result in ours.items()
         },
-        "cost": measure_cost(lm, None, under.batch, under.length, service=service, track=track) if cost else None,
+        "cost": measure_cost(lm, None, conditions.batch, conditions.length, service=service, track=track)
+        if cost
+        else None,
     }
     if against is None:
         return Evaluation(**evaluation)
-    other = serve(against, under.runtime)
+    other = serve(against, conditions.runtime)
     theirs = _evaluate_tasks(other.lm, selected.tasks, corpora, resume, track)
     reference = None if rows is None else (references or ReferenceCache()).get(other.lm, rows, SEED)
     return Evaluation(
         **evaluation,
         original=_intervals(theirs),
-        original_cost=measure_cost(against, None, under.batch, under.length, service=other, track=track)
+        original_cost=measure_cost(against, None, conditions.batch, conditions.length, service=other, track=track)
         if cost and compare_cost
         else None,
         fidelity=None if reference is None else compare_to_reference(service.lm, reference, track),

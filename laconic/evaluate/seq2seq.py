@@ -60,7 +60,7 @@ class Seq2Seq(EvalTask):
     def check_corpus(self, lm: LanguageModel, corpus: Corpus) -> None:
         if any(example.target is None for example in corpus.examples):
             raise UserError(
-                f"The task '{self.name}' needs rows with a source and a target; '{corpus.source}' has others."
+                f"The task '{self.name}' needs rows with a source and a target; '{corpus.source}' has rows without one."
             )
         super().check_corpus(lm, corpus)
 

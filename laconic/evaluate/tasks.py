@@ -36,7 +36,7 @@ CorpusLoader = Callable[[EvalTask], Corpus]
 class FidelityRows:
     """`fidelity:SOURCE`: the rows on which a model of any kind is compared with its original.
 
-    It has no score of its own, so it is no `EvalTask`: `laconic.evaluate.fidelity` does the comparison.
+    It gives no score to a single model, so it is not an `EvalTask`; `laconic.evaluate.fidelity` does the comparison.
 
     Args:
         source: name of the corpus; its dev split is read.
@@ -66,7 +66,7 @@ TASK_KINDS: tuple[TaskKind, ...] = (Glue, Lama, Blimp, Harness, Perplexity, Seq2
 def _check_kind(kind: object, prefix: str) -> str | None:
     if not isinstance(kind, type) or not issubclass(kind, EvalTask) or isabstract(kind):
         return f"is no subclass of EvalTask{' that can be used' if isinstance(kind, type) else ''}"
-    return None if kind.prefix == prefix else f"is of tasks whose prefix is {kind.prefix!r}"
+    return None if kind.prefix == prefix else f"has the prefix {kind.prefix!r}"
 
 
 TASK_REGISTRY: Registry[TaskKind] = Registry(

@@ -187,7 +187,9 @@ def find_subblocks(lm: LanguageModel, layers: Layers, index: int) -> list[SubBlo
     """
     model_type = lm.model.config.model_type
     if layers.shared:
-        raise UserError(f"The layers of '{model_type}' share their block, so none of them can lose a part of it alone.")
+        raise UserError(
+            f"The layers of '{model_type}' share their block, so a part of it cannot be dropped from only one layer."
+        )
     path = layers.paths[index]
     block = lm.model.get_submodule(path)
     norms = layers.depth.output_norms if all(has_module(block, norm) for norm in layers.depth.output_norms) else ()

@@ -244,11 +244,11 @@ class DropChecker:
             shorter = build_empty(type(self._lm.model), config)
         except MODEL_ERRORS as error:
             return reason_of(error)
-        here = _in_new_places(whole, layers, kept)
+        modules = _in_new_places(whole, layers, kept)
         before, after = vars(self._lm.model.config), vars(config)
-        holders = {path for path in here if not path or layers.list.startswith(f"{path}.")}
-        for difference in differences(here, modules_by_path(shorter)):
-            name, value = difference.attribute, difference.here
+        holders = {path for path in modules if not path or layers.list.startswith(f"{path}.")}
+        for difference in differences(modules, modules_by_path(shorter)):
+            name, value = difference.attribute, difference.actual
             is_count = (name in COUNTS and value == len(layers)) or name == HAS_WINDOWS
             is_updated = name in LAYER_INDICES or is_copied_list(name, value, before, after)
             is_updated = is_updated or (is_count and difference.path in holders)

@@ -155,8 +155,8 @@ def check_width(pipeline: Pipeline, config: PreTrainedConfig, source: str) -> No
     for stage, width in _input_widths(pipeline, config):
         if stage.width not in (None, width) and not isinstance(stage, Pooling):
             raise UserError(
-                f"What '{source}' declares behind its transformer ({stage.describe()}) reads {stage.width} numbers and "
-                f"would be given {width}; keep the hidden size that it was made for."
+                f"A sentence-transformers module of '{source}' ({stage.describe()}) reads vectors of {stage.width} "
+                f"numbers, and would get vectors of {width}; keep the hidden size that the module was made for."
             )
 
 

@@ -131,7 +131,7 @@ def _drop_problem(lm: LanguageModel, layers: Layers, indices: Collection[int]) -
         return f"Block 0 of '{model_type}' must stay: no other can take the first place in its class."
     if layers.shared and remaining_groups(layers, indices) is None:
         return (
-            f"The groups of '{model_type}' are visited in equal shares, so dropping the layers "
+            f"The groups of '{model_type}' must be called equally often, so dropping the layers "
             f"{', '.join(map(str, sorted(indices)))} leaves no model of its class; drop whole groups, or the same "
             "number from each."
         )
@@ -151,7 +151,7 @@ def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
     if not fits_cache(lm, dropped):
         raise UserError(
             f"The decoder of '{lm.model.config.model_type}' would have more blocks than the encoder, and transformers "
-            "makes the cache of the one for as many as the other has; drop as many of the decoder."
+            "makes its key-value cache for as many blocks as the encoder has; drop as many blocks of the decoder."
         )
 
 
@@ -186,8 +186,8 @@ def remaining_groups(layers: Layers, indices: Collection[int]) -> list[int] | No
 
 def _unknown_error(lm: LanguageModel) -> UserError:
     return UserError(
-        f"The blocks of '{lm.model.config.model_type}' cannot be dropped: where its configuration says how many there "
-        "are is not known; give it an entry in laconic.model.anatomy."
+        f"The blocks of '{lm.model.config.model_type}' cannot be dropped: laconic does not know the key of its "
+        "configuration for their number; give the architecture an entry in laconic.model.anatomy."
     )
 
 

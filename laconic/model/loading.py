@@ -124,7 +124,7 @@ def load_tokenizers(source: str, own: PreTrainedTokenizerBase | None = None) -> 
 
     Args:
         source: the folder or hub name that the model was loaded from.
-        own: a tokenizer to use in place of the first.
+        own: a tokenizer to use instead of the first.
 
     Returns:
         Both; None for a tokenizer that does not exist.

@@ -40,7 +40,7 @@ def check_prunable(lm: LanguageModel, group: Group) -> None:
 
     if not is_known(lm.anatomy):
         supported = list_architectures(is_known)
-        raise UserError(f"The {parts} of '{model_type}' cannot go one by one; it can be done for {supported}.")
+        raise UserError(f"The {parts} of '{model_type}' cannot be removed one by one; supported are {supported}.")
     for stack, blocks in lm.stacks():
         for path, block in blocks:
             for layer in prunable_modules(stack, block, group):
@@ -53,17 +53,18 @@ def _check_layer(path: str, block: nn.Module, layer: Attention | FeedForward) ->
         if isinstance(layer, Attention) and layer.heads is not None and layer.heads.position_bias is not None:
             raise UserError(
                 f"The attention '{path}.{layer.module}' is dropped, and shares its position bias with the "
-                "others; heads must go before that."
+                "others; heads must be removed before that."
             )
         return
     if isinstance(layer, Attention) and layer.heads is not None:
         children = dict(block.get_submodule(layer.module).named_children())
         if mixer := next((name for name in layer.heads.mixers if name in children), None):
-            raise UserError(f"'{path}.{layer.module}.{mixer}' mixes the heads, so none of them can go.")
+            raise UserError(f"'{path}.{layer.module}.{mixer}' mixes the heads, so none of them can be removed.")
     for projection in (*input_projections(layer), layer.output):
         if has_module(block, projection) and not isinstance(block.get_submodule(projection), PLAIN):
             raise UserError(
-                f"The layer '{path}.{projection}' is compressed already; heads and channels must go before that."
+                f"The layer '{path}.{projection}' is compressed already; heads and channels must be removed "
+                "before that."
             )
 
 

@@ -128,7 +128,7 @@ def _norms(stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequ
 
 
 def _value(path: str, block: nn.Module, layer: Attention, sites: Mapping[str, Site]) -> Iterator[Absorber]:
-    """The value projection of an attention, if each of its channels goes to channels of its own in the output."""
+    """The value projection of an attention, if separate columns of the output projection read each of its channels."""
     value, output = (sites.get(f"{path}.{part}") for part in (layer.fused or layer.value, layer.output))
     heads = layer.heads
     # A vector that is added to the values beside the bias of their projection would have to be divided too.

@@ -47,29 +47,31 @@ class ModuleDifference(NamedTuple):
     Args:
         path: the path of the module.
         attribute: the attribute that differs; None for the module itself.
-        here: the present value; None for a module that is missing.
-        there: the value that the class would build.
+        actual: the present value; None for a module that is missing.
+        expected: the value that the class would build.
     """
 
     path: str
     attribute: str | None
-    here: object
-    there: object
+    actual: object
+    expected: object
 
     @property
     def is_shape(self) -> bool:
         """Whether the shape of a tensor differs, or an attribute that follows from it."""
-        return isinstance(self.here, Shape) or self.attribute in ("in_features", "out_features")
+        return isinstance(self.actual, Shape) or self.attribute in ("in_features", "out_features")
 
     def __str__(self) -> str:
         """The difference as a clause: "'model.layers.0.mlp' would be a LlamaMLP in place of an …"."""
         if self.attribute is not None:
-            return f"'{self.path}' would have {self.attribute} {_shown(self.there)} in place of {_shown(self.here)}"
-        if self.there is None:
+            return (
+                f"'{self.path}' would have {self.attribute} {_shown(self.expected)} in place of {_shown(self.actual)}"
+            )
+        if self.expected is None:
             return f"'{self.path}' would be missing"
-        if self.here is None:
-            return f"'{self.path}' would be there and is not now"
-        return f"'{self.path}' would be of the class {self.there} in place of {self.here}"
+        if self.actual is None:
+            return f"'{self.path}' would exist, and does not exist now"
+        return f"'{self.path}' would be of the class {self.expected} in place of {self.actual}"
 
 
 def build_stock(model: PreTrainedModel) -> PreTrainedModel:
@@ -108,28 +110,28 @@ def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))
 
 
-def differences(here: Mapping[str, nn.Module], there: Mapping[str, nn.Module]) -> Iterator[ModuleDifference]:
+def differences(actual: Mapping[str, nn.Module], expected: Mapping[str, nn.Module]) -> Iterator[ModuleDifference]:
     """Compare two sets of modules by path, outermost first.
 
     Shapes are compared, and whether a tensor is floating point; values of tensors are not.
 
     Args:
-        here: the modules of a model.
-        there: the modules that its class would build.
+        actual: the modules of a model.
+        expected: the modules that its class would build.
 
     Yields:
         Each difference.
     """
-    for path, module in here.items():
-        other = there.get(path)
+    for path, module in actual.items():
+        other = expected.get(path)
         if other is None:
             yield ModuleDifference(path, None, type(module).__name__, None)
         elif type(module) is not type(other):
             yield ModuleDifference(path, None, type(module).__name__, type(other).__name__)
         else:
             yield from _module_differences(path, module, other)
-    for path, other in there.items():
-        if path not in here:
+    for path, other in expected.items():
+        if path not in actual:
             yield ModuleDifference(path, None, None, type(other).__name__)
 
 
@@ -154,10 +156,10 @@ def _module_differences(path: str, module: nn.Module, other: nn.Module) -> Itera
             yield ModuleDifference(path, name, values[name], others[name])
     shapes, other_shapes = _tensors(module), _tensors(other)
     for name in sorted(shapes.keys() | other_shapes.keys()):
-        here, there = shapes.get(name), other_shapes.get(name)
+        actual, expected = shapes.get(name), other_shapes.get(name)
         # A module may have more computed tables than it needs, such as one for a kind of layer that was dropped.
-        if here != there and not (stores_nothing and there is None):
-            yield ModuleDifference(path, name, here, there)
+        if actual != expected and not (stores_nothing and expected is None):
+            yield ModuleDifference(path, name, actual, expected)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -173,12 +175,12 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def _same(here: object, there: object, or_fewer: bool) -> bool:
-    if isinstance(here, (list, tuple)) and isinstance(there, (list, tuple)):
-        return list(here) == list(there) or (or_fewer and set(there) <= set(here))
-    if isinstance(here, float) and isinstance(there, float):
-        return math.isclose(here, there, rel_tol=1e-9) or (math.isnan(here) and math.isnan(there))
-    return here == there
+def _same(actual: object, expected: object, or_fewer: bool) -> bool:
+    if isinstance(actual, (list, tuple)) and isinstance(expected, (list, tuple)):
+        return list(actual) == list(expected) or (or_fewer and set(expected) <= set(actual))
+    if isinstance(actual, float) and isinstance(expected, float):
+        return math.isclose(actual, expected, rel_tol=1e-9) or (math.isnan(actual) and math.isnan(expected))
+    return actual == expected
 
 
 def _tensors(module: nn.Module) -> dict[str, Shape]:

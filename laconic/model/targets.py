@@ -119,14 +119,14 @@ def _no_match_error(
     if dense:
         also = f" (and {len(dense) - 1} more)" if len(dense) > 1 else ""
         return UserError(
-            f"The target '{target}' matches no site of this model: what it names is in no layer that can be "
-            f"compressed, such as experts that are stored as one tensor, '{dense[0].name}'{also}; name other targets, "
+            f"The target '{target}' matches no site of this model, only parameters that cannot be compressed, such "
+            f"as experts that are stored as one tensor: '{dense[0].name}'{also}; name other targets, "
             f"the model has sites in {_groups(sites)}."
         )
     if target in TARGETS or target.startswith("re:") or set(target) & set("*?["):
         return UserError(
             f"The target '{target}' matches no site of this model; it has the groups {_groups(sites)}, "
-            f"`blocks` for what is in its blocks, and sites that are named like '{sites[0].name}'."
+            f"`blocks` for all sites in its blocks, and sites that are named like '{sites[0].name}'."
         )
     return unknown("target", target, [*TARGETS, *(site.name for site in sites[-2:])])
 

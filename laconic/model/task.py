@@ -134,7 +134,7 @@ def find_auto_class(config: object, architectures: Iterable[str]) -> type:
 
     Args:
         config: its configuration.
-        architectures: names of the class that it was saved from, of which the first is used. If there are none, the
+        architectures: names of classes; the first is the class that the checkpoint was saved from. Without a name, the
             Auto class is `AutoModel`.
 
     Raises:

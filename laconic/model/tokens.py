@@ -95,14 +95,14 @@ def check_decoder_start(lm: LanguageModel) -> None:
         missing = [name for name in SHIFT_TOKENS if not special_token_ids(lm.model.config, name)] or SHIFT_TOKENS
         raise UserError(
             f"The configuration of '{lm.source}' has no {' and no '.join(missing)}, with which its decoder begins; set "
-            "it in config.json, to what the model was trained with."
+            "it in config.json to the token that the model was trained with."
         ) from error
     first, size = int(shifted[0, 0]), target_vocabulary_size(lm.model)
     if not 0 <= first < size:
         raise UserError(
             f"The decoder of '{lm.source}' begins with the token {first}, as its configuration says, and has "
-            f"embeddings for {size} tokens, 0 to {size - 1}; set decoder_start_token_id in config.json to what the "
-            "model was trained with."
+            f"embeddings for {size} tokens, 0 to {size - 1}; set decoder_start_token_id in config.json to the token "
+            "that the model was trained with."
         )
 
 

@@ -59,9 +59,9 @@ class Usage:
     def obstacle(self, path: str) -> str | None:
         """The reason why the matrix at `path` cannot be compressed, as a clause; None if it can."""
         if path in self.read:
-            return "another part of the model computes with its numbers itself, so nothing can stand in its place"
+            return "other code of the model reads its weight directly, so a compressed layer cannot replace it"
         if path in self.uncalled:
-            return "no run over text calls it"
+            return "the model does not call it for text"
         return None
 
 

@@ -156,9 +156,9 @@ def _is_complete(checkpoint: Path) -> bool:
     return (checkpoint / WEIGHTS).is_file()
 
 
-def _make_room(mine: Path) -> None:
+def _make_room(current: Path) -> None:
     """Remove the least recently used trainings until the cache is within its limit; running trainings stay."""
-    evict((folder for folder in mine.parent.iterdir() if folder != mine and not _may_run(folder)), cache_limit())
+    evict((folder for folder in current.parent.iterdir() if folder != current and not _may_run(folder)), cache_limit())
 
 
 def _may_run(folder: Path) -> bool:

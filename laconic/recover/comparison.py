@@ -64,11 +64,11 @@ class Comparison:
                     for piece in row.pieces:
                         yield from self._compare(Piece(piece.steps))
                 continue
-            at = 0
+            position = 0
             for piece, number in self.track(list(zip(row.pieces, row.numbers, strict=True)), "Correcting the blocks"):
-                for _ in range(number - at):
+                for _ in range(number - position):
                     self.original_stream.advance()
-                at = number
+                position = number
                 yield from self._compare(piece)
                 self.stream.advance()
         yield from self._compare(head_piece(self.lm, self.original))
@@ -102,14 +102,14 @@ class Comparison:
         paths = [pair.name for pair in pairs] + (paths_to_capture(str(piece.block), piece.parts) if follows else [])
         anchor: Anchor | None = None
         for number, batch in enumerate(self.batches):
-            with ActivationCapture(self.lm.model, paths) as now:
+            with ActivationCapture(self.lm.model, paths) as compressed:
                 _run(self.stream, piece, number)
-            then = self._run_original(piece, number)
+            original = self._run_original(piece, number)
             after = self.original_stream.run(number, piece.spans) if piece.spans > 1 else None
-            for call, x in enumerate(now.inputs[pairs[0].name]):
+            for call, x in enumerate(compressed.inputs[pairs[0].name]):
                 rows = self._rows(batch, pairs[0], call, x)
-                outputs = _Outputs(now, then, call, after)
-                targets = {pair.name: then.outputs[pair.original][call] for pair in pairs}
+                outputs = _Outputs(compressed, original, call, after)
+                targets = {pair.name: original.outputs[pair.original][call] for pair in pairs}
                 if follows:
                     targets = {name: _target_output(piece, residual, outputs, name, y) for name, y in targets.items()}
                 if anchor is None:
@@ -126,10 +126,12 @@ class Comparison:
         features = self.lm.model.get_submodule(norm.name).get_parameter("weight").numel()
         anchor = Anchor(features, {norm.name: features}, self.lm.device)
         for number, batch in enumerate(self.batches):
-            now, targets = self.stream.run(number), self.original_stream.run(number, piece.spans)
-            rows = self._rows(batch, norm, 0, now)
+            outputs, targets = self.stream.run(number), self.original_stream.run(number, piece.spans)
+            rows = self._rows(batch, norm, 0, outputs)
             anchor.update(
-                number, rows.without_padding(rows.lines(now)), {norm.name: rows.without_padding(rows.lines(targets))}
+                number,
+                rows.without_padding(rows.lines(outputs)),
+                {norm.name: rows.without_padding(rows.lines(targets))},
             )
         return anchor
 
@@ -162,8 +164,8 @@ def _run(stream: Stream, piece: Piece, number: int) -> None:
 
 def _numbers(tap: ActivationCapture) -> int:
     """Number of captured elements; a tensor that was captured several times is counted each time."""
-    every = (*tap.inputs.values(), *tap.outputs.values())
-    return sum(tensor.numel() for tensors in every for tensor in tensors)
+    tensor_lists = (*tap.inputs.values(), *tap.outputs.values())
+    return sum(tensor.numel() for tensors in tensor_lists for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -171,14 +173,14 @@ class _Outputs:
     """One call of a block.
 
     Args:
-        now: activations of the model.
-        then: activations of the original.
+        compressed: activations of the model.
+        original: activations of the original.
         call: number of the call.
         after: the original's stream after the dropped blocks; None if none were dropped.
     """
 
-    now: ActivationCapture
-    then: ActivationCapture
+    compressed: ActivationCapture
+    original: ActivationCapture
     call: int
     after: Tensor | None
 
@@ -188,18 +190,21 @@ def _target_output(piece: Piece, residual: Residual, outputs: _Outputs, name: st
     index = next((index for index, part in enumerate(piece.parts) if part.writer == name), None)
     if index is None:
         return y
-    before = residual_before(outputs.now, str(piece.block), piece.parts, name, residual, outputs.call)
+    before = residual_before(outputs.compressed, str(piece.block), piece.parts, name, residual, outputs.call)
     if outputs.after is not None and index == len(piece.parts) - 1:
         stream = outputs.after.reshape(before.shape)
         if residual is Residual.SUM:
             return stream - before
         if piece.norm is not None:
             return (
-                invert_norm(piece.norm.place.module, stream, before + outputs.now.outputs[name][outputs.call]) - before
+                invert_norm(piece.norm.place.module, stream, before + outputs.compressed.outputs[name][outputs.call])
+                - before
             )
     origin = piece.origins[index].writer
     return (
-        y + residual_before(outputs.then, str(piece.original), piece.origins, origin, residual, outputs.call) - before
+        y
+        + residual_before(outputs.original, str(piece.original), piece.origins, origin, residual, outputs.call)
+        - before
     )
 
 

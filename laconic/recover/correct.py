@@ -236,11 +236,11 @@ def correct_norm(lm: LanguageModel, norm: nn.Module, whole: Moments, folds: Sequ
         whole: moments over all batches, with the norm's present outputs as x̃ and the target outputs as y*.
         folds: the same over each half of the batches; empty to fit the bias only.
     """
-    gain, one = _gain(whole), torch.ones_like(whole.x)
+    gain, unit_gain = _gain(whole), torch.ones_like(whole.x)
     pairs = list(zip(folds, reversed(folds), strict=True)) if len(folds) == FOLDS else []
-    tried = sum(squared_error(_gain(fold).diag(), other) for fold, other in pairs)
-    if not tried < sum(squared_error(one.diag(), fold) for fold, _ in pairs):
-        gain = one
+    fitted_error = sum(squared_error(_gain(fold).diag(), other) for fold, other in pairs)
+    if not fitted_error < sum(squared_error(unit_gain.diag(), fold) for fold, _ in pairs):
+        gain = unit_gain
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
     bias.copy_((gain * bias.double() + whole.y - gain * whole.x).to(lm.dtype))
     weight.copy_((gain * weight.double()).to(lm.dtype))

@@ -101,7 +101,7 @@ class Distil(Training):
     def load_teacher(self, lm: LanguageModel) -> LanguageModel:
         teacher = lm.original if self.teacher is None else load(self.teacher, str(lm.device))
         if teacher is None:
-            raise UserError("The step 'distil' has no teacher: name one, or let it follow other steps of a recipe.")
+            raise UserError("The step 'distil' has no teacher: set teacher, or put it after a compressing step.")
         self._places(lm, teacher)
         teacher.model.eval()
         return teacher

@@ -231,8 +231,8 @@ def check_comparable(ours: Predictions, theirs: Predictions) -> None:
         )
     if len(ours.values) != len(theirs.values):
         raise UserError(
-            "The student and the teacher read the same text as different tokens, so their predictions are of "
-            "different places; take models of one tokenizer."
+            "The student and the teacher read the same text as different tokens, so their predictions belong "
+            "to different positions; take models with the same tokenizer."
         )
 
 

@@ -121,12 +121,12 @@ class Match(metaclass=Typed):
         """Raise UserError if a layer does not exist, or the width of the values is no multiple of `heads`."""
         for role, (outputs, layer) in zip(("teacher", "student"), self._sides(teacher, student), strict=True):
             parts, first = self._parts(outputs)
-            for at in _as_tuple(layer):
-                if not first <= at < first + len(parts):
+            for number in _as_tuple(layer):
+                if not first <= number < first + len(parts):
                     raise must_be(
                         f"The layer of the {role} in a match of '{self.feature}'",
-                        f"in [{first}, {first + len(parts) - 1}]" if parts else "left out: this model shows none",
-                        at,
+                        f"in [{first}, {first + len(parts) - 1}]" if parts else "left out, as this model returns none",
+                        number,
                     )
             if self.loss_name == "relation" and parts[0].shape[-1] % self.heads:
                 raise must_be("heads", f"a divisor of the {role}'s {parts[0].shape[-1]} values", self.heads)
@@ -181,5 +181,5 @@ def check_same_tokens(teacher: LayerOutputs, student: LayerOutputs) -> None:
     if teacher.mask.shape != student.mask.shape or not bool((teacher.mask == student.mask).all()):
         raise UserError(
             "The student and the teacher read the same text as different tokens, so layers cannot be matched; "
-            "take models of one tokenizer, or leave out hidden, attention, values and matches."
+            "take models with the same tokenizer, or leave out hidden, attention, values and matches."
         )

@@ -92,8 +92,8 @@ def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
     for index, ((stack, now), (_, before)) in enumerate(zip(lm.stacks(), original.stacks(), strict=True)):
         blocks, original_blocks = [path for path, _ in now], [path for path, _ in before]
         name = names[index] if names else None
-        gone = [] if name is None else [dropped.get(name, ()) for dropped in lm.dropped]
-        numbers = _remaining_blocks(len(original_blocks), gone)
+        dropped_blocks = [] if name is None else [dropped.get(name, ()) for dropped in lm.dropped]
+        numbers = _remaining_blocks(len(original_blocks), dropped_blocks)
         if len(numbers) != len(blocks):
             raise UserError(
                 f"The {len(blocks)} blocks in '{stack.blocks}' cannot be matched with the original's; put 'correct' "
@@ -118,10 +118,13 @@ def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
     return rows
 
 
-def _remaining_blocks(count: int, gone: Sequence[Sequence[int | str]]) -> list[int]:
-    """The original numbers of the blocks that are left; `gone` has the drops in order, parts of blocks are ignored."""
+def _remaining_blocks(count: int, dropped_blocks: Sequence[Sequence[int | str]]) -> list[int]:
+    """The original numbers of the blocks that are left.
+
+    `dropped_blocks` has the indices that each step dropped, in the order of the steps; names of sub-blocks are ignored.
+    """
     numbers = list(range(count))
-    for dropped in gone:
+    for dropped in dropped_blocks:
         numbers = [number for index, number in enumerate(numbers) if index not in dropped]
     return numbers
 

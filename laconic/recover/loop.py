@@ -55,7 +55,7 @@ def train(
     checkpoint = on_rank_zero(last_checkpoint)(folder)
     if checkpoint is None:
         on_rank_zero(save_trained)(loss_module, folder / BEFORE)
-    trainer = _trainer(loss_module, training_data, step, folder, data.seed, anew=checkpoint is None)
+    trainer = _trainer(loss_module, training_data, step, folder, data.seed, from_start=checkpoint is None)
     total = trainer.args.max_steps
     trainer.add_callback(_ProgressCallback(loss_module, iter(data.track(range(total), "Training")), total))
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -71,13 +71,18 @@ def train(
 
 
 def _trainer(
-    loss_module: DistillationLoss, training_data: TrainingData, step: Training, folder: Path, seed: int, anew: bool
+    loss_module: DistillationLoss,
+    training_data: TrainingData,
+    step: Training,
+    folder: Path,
+    seed: int,
+    from_start: bool,
 ) -> "DistillationTrainer":
     if step.batch_size % world_size():
         raise must_be("batch_size", f"a multiple of {world_size()}, the number of processes", step.batch_size)
     trainer = DistillationTrainer(
         loss_module,
-        _arguments(training_data, step, folder, seed, anew),
+        _arguments(training_data, step, folder, seed, from_start),
         data_collator=partial(collate_rows, student=training_data.student, teacher=training_data.teacher),
         train_dataset=training_data.train,
         eval_dataset=training_data.held_out,
@@ -85,7 +90,7 @@ def _trainer(
     )
     if trainer.args.world_size != world_size():
         raise UserError(
-            f"{world_size()} processes work together, and accelerate knows of {trainer.args.world_size}; "
+            f"{world_size()} processes work together, and accelerate has {trainer.args.world_size}; "
             "start them by torchrun or accelerate launch to train on all of them."
         )
     if step.patience is not None:
@@ -95,7 +100,9 @@ def _trainer(
     return trainer
 
 
-def _arguments(training_data: TrainingData, step: Training, folder: Path, seed: int, anew: bool) -> TrainingArguments:
+def _arguments(
+    training_data: TrainingData, step: Training, folder: Path, seed: int, from_start: bool
+) -> TrainingArguments:
     interval, total = step.updates(len(training_data.train))
     arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
@@ -112,7 +119,7 @@ def _arguments(training_data: TrainingData, step: Training, folder: Path, seed: 
         eval_strategy="steps",
         eval_steps=interval,
         # Evaluate within `train`: before it, accelerate would prepare the model without gradient synchronisation.
-        eval_on_start=anew,
+        eval_on_start=from_start,
         save_strategy="steps",
         save_steps=interval,
         save_total_limit=2,

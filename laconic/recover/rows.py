@@ -94,17 +94,17 @@ class LengthGroupedSampler(Sampler):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        drawn = random.Random(f"{self._seed} {self._epoch}")
+        generator = random.Random(f"{self._seed} {self._epoch}")
         rows = len(self._lengths)
-        numbers = drawn.sample(range(rows), rows)
+        numbers = generator.sample(range(rows), rows)
         size, group = self._batch_size, self._batch_size * BATCHES_SORTED
         batches = []
         for start in range(0, len(numbers), group):
             ordered = sorted(numbers[start : start + group], key=lambda number: self._lengths[number])
-            batches += [ordered[at : at + size] for at in range(0, len(ordered), size)]
+            batches += [ordered[offset : offset + size] for offset in range(0, len(ordered), size)]
         # The incomplete batch comes last, so that the others are not shifted.
         full, rest = [b for b in batches if len(b) == size], [b for b in batches if len(b) < size]
-        drawn.shuffle(full)
+        generator.shuffle(full)
         ordered = [number for batch in (*full, *rest) for number in batch]
         return islice(cycle(ordered), len(self))
 
@@ -236,5 +236,7 @@ def precompute_predictions(teacher: LanguageModel, lines: RowDataset, batch_size
         total += predictions.values.numel()
         if total * len(starts) > MOST_SOFT_TARGETS * (start // batch_size + 1):
             return lines
-        soft_targets |= {number: predictions.values[predictions.rows == at].cpu() for at, number in enumerate(numbers)}
+        soft_targets |= {
+            number: predictions.values[predictions.rows == position].cpu() for position, number in enumerate(numbers)
+        }
     return replace(lines, soft_targets=[soft_targets[number] for number in range(len(lines))])

@@ -86,7 +86,7 @@ class Student(Step):
         if self.problem_type is not None and self.classes is None:
             raise must_be("problem_type", "left out without classes, as the head does not change", self.problem_type)
         if self.problem_type == SINGLE_LABEL and (self.classes == 1 or len(names) == 1):
-            raise must_be("problem_type", "another where there is one class, which would always be right", SINGLE_LABEL)
+            raise must_be("problem_type", "another one for one class, which would always be right", SINGLE_LABEL)
         is_described = self.blocks is not None or bool(self.config) or self.classes is not None
         if self.model is not None and is_described:
             raise must_be(
@@ -136,7 +136,7 @@ class Student(Step):
                 raise unknown("value", name, lm.model.config.to_dict(), f"The configuration of '{lm.source}' has")
             if name in IDENTITY:
                 raise must_be(
-                    "config", f"without {name}, which is the model's; name another model as model", self.config
+                    "config", f"without {name}, which identifies the model; use model for another one", self.config
                 )
         if self.blocks is not None:
             Shorten(blocks=self._dropped_blocks(lm)).check(lm)
@@ -189,7 +189,7 @@ class Student(Step):
                 raise
             where = f" with config {quote(self.config)}" if self.config else ""
             raise UserError(
-                f"The student does not run{where}: {error.reason}; give values that go together."
+                f"The student does not run{where}: {error.reason}; give values that fit together."
             ) from error
 
     def _make_student(self, lm: LanguageModel) -> tuple[LanguageModel, Mapping[str, tuple[int | str, ...]]]:
@@ -202,7 +202,7 @@ class Student(Step):
         try:
             config.update(self.config)
         except MODEL_ERRORS as error:
-            raise UserError(f"config is none of '{lm.source}': {reason_of(error)}; put that right.") from error
+            raise UserError(f"config does not fit '{lm.source}': {reason_of(error)}; correct it.") from error
         check_layer_counts(config, "config.")
         if self.classes is not None:
             set_classes(config, self._names, self.problem_type or self.config.get("problem_type"))

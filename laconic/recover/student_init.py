@@ -56,13 +56,15 @@ def random_model(config: PreTrainedConfig, kind: Any, device: torch.device, seed
     Raises:
         UserError: the class rejects the configuration.
     """
-    drawn_on = device if device.type == "meta" else torch.device("cpu")
-    with torch.random.fork_rng(), drawn_on:
+    init_device = device if device.type == "meta" else torch.device("cpu")
+    with torch.random.fork_rng(), init_device:
         torch.manual_seed(seed)
         try:
             model = kind.from_config(config) if not issubclass(kind, PreTrainedModel) else kind(config)
         except MODEL_ERRORS as error:
-            raise UserError(f"There is no model of that configuration: {reason_of(error)}; put that right.") from error
+            raise UserError(
+                f"No model can be built with this configuration: {reason_of(error)}; correct it."
+            ) from error
     torch.nn.Module.to(model, device, torch.float32)
     return model
 
@@ -92,10 +94,10 @@ def copy_weights(source: LanguageModel, target: LanguageModel, *, blocks: bool, 
         if theirs is not None and theirs.shape == tensor.shape:
             tensor.copy_(theirs)
         elif is_inside:
-            shape = "not there" if theirs is None else f"of the shape {tuple(theirs.shape)}"
+            shape = "missing" if theirs is None else f"of the shape {tuple(theirs.shape)}"
             raise UserError(
                 f"The blocks of '{source.source}' are not those of its configuration: '{name}' would be of the shape "
-                f"{tuple(tensor.shape)} and is {shape}; put 'student' before what takes parts of blocks out."
+                f"{tuple(tensor.shape)} and is {shape}; put 'student' before the step that removes parts of blocks."
             )
 
 

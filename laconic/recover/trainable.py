@@ -79,7 +79,7 @@ def trainable(
         seed: seed of the initial adapters.
 
     Raises:
-        UserError: a glob matches no parameter, nothing is left to train, or LoRA is asked for without peft.
+        UserError: a glob matches no parameter, nothing is left to train, or `lora` is set and peft is not installed.
     """
     movable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
     with ExitStack() as undo:
@@ -95,8 +95,8 @@ def trainable(
             undo.callback(_remove_straight_through, lm, layers)
         if not any(parameter.requires_grad for parameter in lm.model.parameters()):
             raise UserError(
-                f"Nothing of '{lm.source}' is left to train; freeze less of it, let its codes move by "
-                "quantized: straight-through, or give lora."
+                f"Nothing of '{lm.source}' is left to train; freeze fewer parameters, train its codes by "
+                "quantized: straight-through, or set lora."
             )
         yield
     for parameter in lm.model.parameters():
@@ -105,7 +105,7 @@ def trainable(
 
 
 def check_lora(rank: int | None) -> None:
-    """Raise UserError if adapters are asked for and peft is not installed."""
+    """Raise UserError if `rank` is set and peft is not installed."""
     if rank is not None:
         _peft("peft")
 
@@ -126,7 +126,7 @@ def frozen_parameters(lm: LanguageModel, globs: Sequence[str]) -> list[nn.Parame
         matching = {name: parameter for name, parameter in names.items() if fnmatchcase(name, glob)}
         if not matching:
             first = ", ".join(f"'{name}'" for name in list(names)[:3])
-            raise UserError(f"freeze has '{glob}', which matches no parameter; their names begin with {first}.")
+            raise UserError(f"freeze has '{glob}', which matches no parameter; the first parameters are {first}.")
         found |= matching
     return list(found.values())
 
@@ -189,9 +189,9 @@ def _add_low_rank(lm: LanguageModel, site: Site, rank: int, seed: int) -> None:
     bound = in_features**-0.5
     down = torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
     assert isinstance(site.module, (PackedCodes, Masked))
-    beside = LowRank.from_factors(torch.zeros(out_features, rank), down).to(site.weight().device)
-    lm.replace(site, Sum.from_parts(site.module, beside))
-    for part in beside.parameters():
+    adapter = LowRank.from_factors(torch.zeros(out_features, rank), down).to(site.weight().device)
+    lm.replace(site, Sum.from_parts(site.module, adapter))
+    for part in adapter.parameters():
         part.requires_grad_(True)
 
 

@@ -138,8 +138,8 @@ class Training(Step):
         frozen_parameters(lm, self.freeze)
         if lm.task.is_sequence_classification and pad_token_id(lm) is None:
             raise UserError(
-                f"The model '{lm.source}' finds the end of a text by its pad token, and has none, so it takes no "
-                "batches; set pad_token_id in its config.json."
+                f"The model '{lm.source}' has no pad token, by which it finds the end of each text in a batch; set "
+                "pad_token_id in its config.json."
             )
 
     def check_data(self, data: Calibration | None) -> None:
@@ -227,14 +227,14 @@ class Training(Step):
     def _key(self, lm: LanguageModel, data: Calibration, teacher: LanguageModel | None) -> str | None:
         """A hash of everything that determines the result; None if the source code of a class is not available."""
         rows = hashlib.blake2b(repr(data.corpus).encode(), digest_size=16).hexdigest()
-        taught = "" if teacher is None else key_of(teacher, data, ())
-        if taught is None:
+        teacher_key = "" if teacher is None else key_of(teacher, data, ())
+        if teacher_key is None:
             return None
         versions = [f"{name} {version(name)}" for name in ("accelerate", "transformers")]
         # The corpus has labels as the data spells them; their class numbers also depend on label_order.
         classes = repr(lm.label_order)
         code = hash_packages("recover")
-        question = [repr(self), rows, str(data.max_length), taught, classes, str(world_size()), code, *versions]
+        question = [repr(self), rows, str(data.max_length), teacher_key, classes, str(world_size()), code, *versions]
         return key_of(lm, data, question, [type(self)])
 
 

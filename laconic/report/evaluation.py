@@ -269,8 +269,8 @@ def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
         f"{outcome['output']}/{outcome['file']} for {outcome['library']}: {outcome['bytes'] / MEGABYTE:.2f} MB "
         f"({outcome['stored_bytes'] / MEGABYTE:.2f} MB as stored by laconic), exported in {outcome['seconds']:.1f} s",
         f"Inputs: {', '.join(outcome['inputs'])}; outputs: {', '.join(outcome['outputs'])}; any batch and length",
-        f"Agrees with torch on {agreement['rows']} rows in {agreement['batches']} batches: off by "
-        f"{agreement['error']:.1e} of the largest output at most",
+        f"Agrees with torch on {agreement['rows']} rows in {agreement['batches']} batches: the largest difference is "
+        f"{agreement['error']:.1e} of the largest output",
     )
 
 

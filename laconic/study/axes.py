@@ -140,23 +140,23 @@ def _recipe(line: object, place: str, folder: Path) -> AxisValue:
 
 def _method(line: object, place: str, folder: Path) -> AxisValue:
     """Read a method, or several in order. The key of a mapping is a method with its parameters, or else a label."""
-    known = set(method_or_step_names())
+    names = set(method_or_step_names())
     label = None
     if isinstance(line, Mapping) and len(line) == 1:
         name, value = next(iter(line.items()))
-        if name not in known or isinstance(value, (str, list, tuple)):
+        if name not in names or isinstance(value, (str, list, tuple)):
             label, line = str(name), value
     lines = to_list(line)
     if not lines:
         raise must_be(place, "a method, or several in order", [])
-    means = tuple(_method_line(part, place, known) for part in lines)
+    means = tuple(_method_line(part, place, names) for part in lines)
     return AxisValue(label or " + ".join(map(_spell_method, lines)), means)
 
 
-def _method_line(line: object, place: str, known: set[str]) -> MethodLine:
+def _method_line(line: object, place: str, names: set[str]) -> MethodLine:
     name, parameters = split_config(line, place)
-    if name not in known:
-        raise UserError(f"{place}: {unknown('method', name, known)}")
+    if name not in names:
+        raise UserError(f"{place}: {unknown('method', name, names)}")
     return MethodLine(name, parameters, place)
 
 

@@ -157,7 +157,7 @@ class Processes:
             end = f"with status {code}"
             if code < 0:
                 end = f"by signal {-code} ({signal.Signals(-code).name}; the system kills what takes too much memory)"
-            message = f"The worker was lost {ATTEMPTS} times, at last {end}."
+            message = f"The worker process ended {ATTEMPTS} times, the last time {end}."
             return record_header(item.cell, self.workers) | failure("WorkerLost", message)
         worker.item = None
         return record
@@ -177,12 +177,7 @@ class Processes:
 def serve(connection: Connection, folder: Path | None, device: str, workers: int, threads: int) -> None:
     """The main function of a worker process: measure each received cell until the connection is closed.
 
-    Args:
-        connection: receives cells and sends records.
-        folder: as in `Worker`.
-        device: as in `Worker`.
-        workers: as in `Worker`.
-        threads: as in `Worker`.
+    `connection` receives cells and sends records. The other arguments are those of `Worker`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -149,7 +149,7 @@ def _task_data(task: str | None) -> str | None:
 def _build(line: MethodLine, parameters: Mapping[str, object]) -> Method | Step:
     """Create a method or step with its own parameters and those from other axes."""
     kind = find_method_or_step(line.name)
-    assert kind is not None, "axes hold only names that there are"
+    assert kind is not None, "axes contain only existing names"
     names = {field.name for field in fields(kind)}
     own = {name: value for name, value in parameters.items() if name in names}
     return method_or_step({line.name: {**line.parameters, **own}}, line.place)

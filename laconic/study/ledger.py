@@ -216,7 +216,9 @@ def own_records(location: str) -> list[Record]:
     """Read the records of the last run of a study. A notice names other records, and files that are not records."""
     records, invalid = Ledger(location).all()
     for file in invalid:
-        warnings.warn(f"'{file.name}' in {location} was left alone: {file.reason}.", Notice, stacklevel=3)
+        warnings.warn(
+            f"'{file.name}' in {location} is not a record, and is ignored: {file.reason}.", Notice, stacklevel=3
+        )
     own = of_the_study(location, records)
     if others := len(records) - len(own):
         sentence = (

@@ -46,7 +46,7 @@ class Study:
         targets: the matrices to compress, for a study without the axis `targets`.
         allocate: how the budget is distributed, for a study without the axis `allocate`. `global` applies to methods
             that score every weight, `spectrum` to methods whose size is set by `keep`; other methods use `uniform`.
-        allow_dense: accept models of which more than a tenth of the parameters can only stay dense, as in `compress`.
+        allow_dense: accept models if more than a tenth of the parameters cannot be compressed, as in `compress`.
         tasks: the tasks to evaluate, for cells that get none from the axis `task`. If empty, those of the cell's
             recipe are used.
         limit: the largest number of rows of each task; None for all.
@@ -133,10 +133,10 @@ def study_from(spelled: Mapping[str, Any], folder: Path) -> Study:
         >>> study_from({"axes": {"model": ["m"], "method": ["svd"]}}, Path()).axes["model"]
         (AxisValue(label='m', means='m'),)
     """
-    known = [field.name for field in fields(Study)]
+    keys = [field.name for field in fields(Study)]
     for key in spelled:
-        if key not in known:
-            raise UserError(f"{ROOT}.{key}: {unknown('key', str(key), known)}")
+        if key not in keys:
+            raise UserError(f"{ROOT}.{key}: {unknown('key', str(key), keys)}")
     values = dict(spelled)
     axes = _mapping(values.get("axes"), f"{ROOT}.axes", "axes, each with a list of values")
     axes = {name: axis_values(name, line, f"{ROOT}.axes.{name}", folder) for name, line in axes.items()}

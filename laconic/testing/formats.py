@@ -54,22 +54,22 @@ def has_its_shape(layer: Format) -> None:
 
 def is_built_from_its_spec(layer: Format) -> None:
     """A layer made by `empty(**spec)`, with the spec read from JSON, loads the state dict and has the same matrix."""
-    again = _rebuilt(layer).to(layer.dense().dtype)
-    again.load_state_dict(copy.deepcopy(layer.state_dict()))
-    again.unpack()
-    expect(again.spec() == layer.spec(), f"'{layer.kind}' built from its spec has another: {again.spec()}")
-    expect(torch.equal(again.dense(), layer.dense()), f"'{layer.kind}' built from its spec has another matrix")
+    rebuilt = _rebuilt(layer).to(layer.dense().dtype)
+    rebuilt.load_state_dict(copy.deepcopy(layer.state_dict()))
+    rebuilt.unpack()
+    expect(rebuilt.spec() == layer.spec(), f"'{layer.kind}' built from its spec has another: {rebuilt.spec()}")
+    expect(torch.equal(rebuilt.dense(), layer.dense()), f"'{layer.kind}' built from its spec has another matrix")
 
 
 def _rebuilt(layer: Format) -> Format:
     """A layer with the same specification and without weights, its inner formats included."""
-    again = type(layer).empty(**json.loads(json.dumps(layer.spec())))
+    rebuilt = type(layer).empty(**json.loads(json.dumps(layer.spec())))
     for name, child in layer.named_children():
         if isinstance(child, Format):
-            setattr(again, name, _rebuilt(child))
-    if (again.bias is None) != (layer.bias is None):
-        again.set_bias(layer.bias)
-    return again
+            setattr(rebuilt, name, _rebuilt(child))
+    if (rebuilt.bias is None) != (layer.bias is None):
+        rebuilt.set_bias(layer.bias)
+    return rebuilt
 
 
 def weighs_what_it_stores(layer: Format) -> None:

@@ -96,11 +96,11 @@ def check_architecture(model: PreTrainedModel) -> None:
     expect(lm.anatomy is entry or lm.anatomy == entry, f"'{kind}' was found by its structure, not by its entry")
     paths = {site.name for site in sites}
     for _, blocks in lm.stacks():
-        for at, (path, block) in enumerate(blocks):
+        for number, (path, block) in enumerate(blocks):
             for name, part in block.named_modules():
                 if isinstance(part, torch.nn.Linear):
                     inside = [site for site in paths if site.endswith(f"{path}.{name}")]
-                    expect(bool(inside), f"no site of '{kind}' is the linear layer '{name}' of block {at}")
+                    expect(bool(inside), f"no site of '{kind}' is the linear layer '{name}' of block {number}")
     _check_shared_inputs(lm)
     with torch.no_grad():
         Compress(method=Svd(multiple=1), keep=0.5, targets=("*",)).apply(lm, None)
@@ -126,7 +126,7 @@ def _check_shared_inputs(lm: LanguageModel) -> None:
         expect(site.name in seen, f"the forward pass does not run '{site.name}'")
         other = first.setdefault(site.input, site.name)
         same = len(seen[other]) == len(seen[site.name]) and all(map(torch.equal, seen[other], seen[site.name]))
-        expect(same, f"'{site.name}' and '{other}' are said to read one input, and do not")
+        expect(same, f"'{site.name}' and '{other}' have the same `input` in the entry, but read different tensors")
 
 
 def check_step(step: Step, model: PreTrainedModel, data: Calibration | None = None) -> None:
@@ -177,6 +177,6 @@ def check_reload(lm: LanguageModel, outputs: Tensor) -> None:
     """Save `lm`, load it by its class, and compare its outputs on `random_batch` with `outputs`."""
     with TemporaryDirectory() as folder, torch.no_grad():
         save(lm, Path(folder) / "model")
-        again = type(lm.model).from_pretrained(f"{folder}/model")
-        found = again(**random_batch(again))[0]
+        reloaded = type(lm.model).from_pretrained(f"{folder}/model")
+        found = reloaded(**random_batch(reloaded))[0]
     expect(torch.allclose(found, outputs, rtol=1e-5, atol=2e-6), "the reloaded model has other outputs")

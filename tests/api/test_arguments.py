@@ -29,7 +29,7 @@ TARGETS = "targets must be a group or glob, or a list of those; got"
         (BY_NAME["llama"].model().config, f"{MODEL} LlamaConfig."),
         (
             torch.nn.Module.to(BY_NAME["llama"].model(), "meta"),
-            "The model has no numbers in 'model.embed_tokens.weight', which is on the meta device; load it by "
+            "The model has no values in 'model.embed_tokens.weight', which is on the meta device; load it by "
             "from_pretrained without device_map='meta'.",
         ),
     ],
@@ -84,11 +84,11 @@ def test_methods(method: Any, sentence: str) -> None:
         ("anchored", 0, "anchored must be True or False; got 0."),
         ("allow_dense", "no", "allow_dense must be True or False; got 'no'."),
         ("label_order", "ab", "label_order must be a list of names of classes; got 'ab'."),
-        ("track", None, "track must be a function, as laconic.progress.silent is; got None."),
+        ("track", None, "track must be a function like laconic.progress.silent; got None."),
         (
             "tokenizer",
             "bert-base",
-            "tokenizer must be a tokenizer of transformers, as AutoTokenizer.from_pretrained gives; got an object of "
+            "tokenizer must be a tokenizer of transformers, as AutoTokenizer.from_pretrained returns; got an object of "
             "the class str.",
         ),
         ("data", 5, "data must be the name of a source, or a list of texts; got 5."),

@@ -103,7 +103,7 @@ def test_codes_that_are_not_there(
     [
         ({"architecture": "nolama"}, "of the architecture 'nolama' cannot be read by transformers"),
         ({"leave_out": ("blk.1.ffn_up.weight",)}, "are incomplete: 1 of its tensors is missing"),
-        ({"said": {"general.type": "adapter"}}, "holds a thing of the type 'adapter' and no model"),
+        ({"said": {"general.type": "adapter"}}, "has the type 'adapter' and is not a model"),
     ],
     ids=["architecture", "incomplete", "adapter"],
 )

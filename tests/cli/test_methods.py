@@ -69,8 +69,8 @@ def test_the_nearest_name_is_said(given: str, capsys: Output) -> None:
 @pytest.mark.parametrize("given", ["svd:rank=3", "svd:", "svd=3", "svd,gptq", "svd(rank=3)", "svd rank=3"])
 def test_parameters_do_not_belong_to_a_name(given: str, capsys: Output) -> None:
     assert complaint(capsys, "methods", given) == (
-        f"NAME must be a name without parameters; got '{given}'; these are for `laconic compress --method`, and "
-        "`laconic methods svd` says which there are."
+        f"NAME must be a name without parameters; got '{given}'; parameters are for `laconic compress --method`, and "
+        "`laconic methods svd` lists them."
     )
 
 

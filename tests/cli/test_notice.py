@@ -32,7 +32,7 @@ def test_compress_says_what_it_found(model: Path, tmp_path: Path, capsys: pytest
     notices = [line for line in said.err.splitlines() if "found by structure" in line]
     assert notices == [
         "The architecture 'mpnet' has no entry in laconic.model.anatomy; found by structure: 6 linears in each block "
-        "of mpnet.encoder.layer, each taken to have an input of its own."
+        "of mpnet.encoder.layer, each assumed to have its own input."
     ]
     assert len(json.loads(said.out)["sites"]) == 12
     # What was compressed is inspected the same way.

@@ -113,7 +113,7 @@ def test_where_the_predictions_mislead_it_falls_back_and_says_so(ground: Ground,
     assert outcome.plan == same.plan
     assert outcome.predicted_loss is None
     (line,) = allocation_fallback(told)
-    assert line.startswith(f"allocate: {step.allocate} would diverge more than the same size for every matrix, which")
+    assert line.startswith(f"allocate: {step.allocate} diverges more than equal fractions, so uniform is used")
     assert f"KL {told['kl'][step.allocate]:.4g} against {told['kl']['uniform']:.4g} nats" in line
 
 
@@ -127,7 +127,7 @@ def test_the_command_line_says_so_where_it_fell_back_and_only_there(
     for keep, falls_back in (("0.5", True), ("0.8", False)):
         assert status(["compress", bart, *asked, "--keep", keep, "-o", str(tmp_path / keep)]) == 0
         printed = " ".join(capsys.readouterr().out.split())
-        assert ("allocate: spectrum would diverge more than the same size for every matrix" in printed) == falls_back
+        assert ("allocate: spectrum diverges more than equal fractions" in printed) == falls_back
 
 
 @pytest.mark.slow

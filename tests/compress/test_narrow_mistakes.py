@@ -47,7 +47,7 @@ def test_what_cannot_be_done_is_one_sentence():
     Narrow(channels=0.5, anchored=True).check(lm)
     with pytest.raises(UserError, match=r"^keep must be at least 0.2\d+, the size of the heads and channels"):
         Narrow(keep=0.1).check(lm)
-    with pytest.raises(UserError, match="The heads of 'led' cannot go one by one"):
+    with pytest.raises(UserError, match="The heads of 'led' cannot be removed one by one"):
         Narrow(keep=0.5).check(BY_NAME["led"].lm())
     Compress(method=Svd(rank=4), targets=("*.wo",)).apply(lm, None)
     with pytest.raises(UserError, match=r"'encoder.block.0.layer.1.DenseReluDense.wo' is compressed already"):

@@ -150,7 +150,7 @@ def test_what_is_missing_or_malformed_is_named(blimp: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"other\.jsonl:1 has no field 'sentence_bad' or 'bad'"):
         Blimp().load_corpus(None)
     monkeypatch.setenv("LACONIC_DATA", str(blimp))
-    with pytest.raises(UserError, match=r"there is no \.jsonl file in '.*blimp/blimp'; name by LACONIC_DATA"):
+    with pytest.raises(UserError, match=r"there is no \.jsonl file in '.*blimp/blimp'; set LACONIC_DATA"):
         check_task("blimp")
 
 

@@ -68,8 +68,8 @@ def test_a_model_compared_with_itself_has_not_changed(text: str):
     [
         ("glue/sst3", "There is no GLUE task 'sst3': did you mean 'sst2'"),
         ("perplexty:builtin:pydoc", "There is no task 'perplexty:builtin:pydoc'"),
-        ("perplexity", "The task 'perplexity' lacks its text; name it as perplexity:SOURCE"),
-        ("seq2seq:", "The task 'seq2seq' lacks its text"),
+        ("perplexity", "The task 'perplexity' has no data source; write it as perplexity:SOURCE"),
+        ("seq2seq:", "The task 'seq2seq' has no data source"),
         ("perplexity:nowhere.txt", "There is no data 'nowhere.txt'"),
         ("sst2", "There is no task 'sst2': did you mean 'glue/sst2'"),
     ],

@@ -135,7 +135,7 @@ def test_targets_that_cannot_begin_are_told_before_weights_are_read(
 
 def test_a_pad_token_that_makes_no_model(tmp_path: Path) -> None:
     folder = str(saved(tmp_path / "m", "llama", config={"pad_token_id": VOCABULARY}))
-    with pytest.raises(UserError, match=r"describes no model .*: pad_token_id is 50, and vocab_size 50 ends before"):
+    with pytest.raises(UserError, match=r"describes no model .*: pad_token_id is 50, and vocab_size is only 50"):
         load_empty(folder)
 
 

@@ -101,8 +101,8 @@ def test_the_projections_of_an_attention_to_nothing_are_no_sites() -> None:
 @pytest.mark.parametrize(
     ("target", "why"),
     [
-        ("backbone.layers.1.mixer.dt_proj", "another part of the model computes with its numbers itself"),
-        ("*.0.mixer.dt_proj", "another part of the model computes with its numbers itself"),
+        ("backbone.layers.1.mixer.dt_proj", "other code of the model reads its weight directly"),
+        ("*.0.mixer.dt_proj", "other code of the model reads its weight directly"),
     ],
 )
 def test_one_that_is_named_is_refused_with_why(target: str, why: str) -> None:
@@ -116,7 +116,9 @@ def test_one_that_is_named_is_refused_with_why(target: str, why: str) -> None:
 def test_one_that_a_plan_names_is_refused_with_why() -> None:
     lm = LanguageModel.of(Architecture("bart", lambda: hf.BartForCausalLM(hf.BartConfig(**BART, **SMALL))).model())
     name = "model.decoder.layers.0.encoder_attn.k_proj"
-    with pytest.raises(UserError, match=f"The matrix '{name}' cannot be compressed: no run over text calls it; leave"):
+    with pytest.raises(
+        UserError, match=f"The matrix '{name}' cannot be compressed: the model does not call it for text; leave"
+    ):
         Compress(method=Svd(), plan={name: Svd(rank=2)}).check(lm)
 
 

@@ -32,7 +32,7 @@ def seen(name: str) -> LanguageModel:
 def test_the_text_stack_is_taken_and_the_tower_is_named(name: str) -> None:
     _, text, tower = MODELS[name]
     with pytest.warns(
-        StructureNotice, match=f"linears in each block of .*; .*{tower}.* are not called by text, and stay"
+        StructureNotice, match=f"linears in each block of .*; .*{tower}.* are not called for text, and are not"
     ):
         lm = seen(name)
     assert lm.task is ModelTask.CAUSAL
@@ -82,11 +82,11 @@ def test_it_is_looked_at_without_weights(tmp_path: Path) -> None:
 def test_a_projection_of_images_that_is_named_is_refused_with_why() -> None:
     name = "model.multi_modal_projector.linear_1"
     with pytest.raises(
-        UserError, match=f"^The matrix '{name}' cannot be compressed: no run over text calls it; leave it"
+        UserError, match=f"^The matrix '{name}' cannot be compressed: the model does not call it for text; leave it"
     ):
         seen("llava").sites((name,))
     with pytest.raises(
-        UserError, match=r"The matrix 'model\.vision_tower.*' cannot be compressed: no run over text calls"
+        UserError, match=r"The matrix 'model\.vision_tower.*' cannot be compressed: the model does not call"
     ):
         seen("llava").sites(("*vision_tower*",))
 
@@ -145,9 +145,7 @@ def _unable(self: object, **asked: object) -> None:
 
 @quiet
 def test_dropping_its_blocks_is_one_sentence() -> None:
-    with pytest.raises(
-        UserError, match="The blocks of 'llava' cannot be dropped: where its configuration says how many"
-    ):
+    with pytest.raises(UserError, match="The blocks of 'llava' cannot be dropped: laconic does not know the key"):
         Shorten(drop=1).check(seen("llava"))
 
 

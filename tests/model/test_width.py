@@ -122,8 +122,12 @@ def test_half_precision_is_rounded_as_it_is_stored():
 @pytest.mark.parametrize(
     ("name", "group", "sentence"),
     [
-        ("led", Group.ATTENTION, r"^The heads of 'led' cannot go one by one; it can be done for albert, bart, bert, "),
-        ("longformer-masked", Group.ATTENTION, r"^The heads of 'longformer' cannot go one by one; "),
+        (
+            "led",
+            Group.ATTENTION,
+            r"^The heads of 'led' cannot be removed one by one; supported are albert, bart, bert, ",
+        ),
+        ("longformer-masked", Group.ATTENTION, r"^The heads of 'longformer' cannot be removed one by one; "),
     ],
 )
 def test_heads_that_cannot_go_are_one_sentence(name, group, sentence):
@@ -143,6 +147,8 @@ def test_what_is_compressed_narrows_no_more():
     lm.replace(site, factors(site, 4))
     assert isinstance(lm.model.get_submodule(site.name), LowRank)
     check_prunable(lm, Group.ATTENTION)
-    with pytest.raises(UserError, match=rf"^The layer '{site.name}' is compressed already; heads and channels must go"):
+    with pytest.raises(
+        UserError, match=rf"^The layer '{site.name}' is compressed already; heads and channels must be removed"
+    ):
         check_prunable(lm, Group.FFN)
     assert counts(lm, Group.FFN) == [INNER]

@@ -190,7 +190,7 @@ HALF = "magnitude:sparsity=0.5"
     ("lines", "places", "sentence"),
     [
         ([compress("rtn:bits=4"), {"narrow": {"heads": 0.5}}], "[1].narrow cannot follow [0].compress",
-         "The layer .* is compressed already; heads and channels must go before that"),
+         "The layer .* is compressed already; heads and channels must be removed before that"),
         ([compress(HALF), DROP, compress("svd:rank=2")], "[2].compress cannot follow [0].compress",
          "The layer .* is pruned, and 'svd' would fill its zeros; prune after 'svd', or choose other targets"),
         ([DROP, DROP], "[1].shorten cannot follow [0].shorten", "drop must be at most 0"),

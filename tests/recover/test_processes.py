@@ -97,7 +97,7 @@ def slow_to_read(cache: str) -> tuple[Tensor, dict[str, Any]]:
 
 def test_processes_that_accelerate_does_not_know_of_are_refused(pair, tmp_path: Path) -> None:
     said = pair(unknown_to_accelerate, str(tmp_path))
-    assert all("accelerate knows of 1; start them by torchrun" in sentence for sentence in said)
+    assert all("accelerate has 1; start them by torchrun" in sentence for sentence in said)
 
 
 def unknown_to_accelerate(cache: str) -> None:

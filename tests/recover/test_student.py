@@ -234,7 +234,7 @@ def test_what_does_not_fit_is_named(step: Student, sentence: str) -> None:
     ("step", "sentence"),
     [
         (Compress(method=Rtn(bits=8)), "put the step first"),
-        (Narrow(heads=0.5), "before what takes parts of"),
+        (Narrow(heads=0.5), "before the step that removes parts of"),
     ],
 )
 def test_a_new_head_is_put_on_a_plain_model(step: Step, sentence: str) -> None:
@@ -264,14 +264,14 @@ def test_what_cannot_be_is_refused_when_it_is_said(make, sentence: str) -> None:
         # The class builds it, and no attention of it can run.
         (
             {"num_key_value_heads": 3},
-            r"The student does not run with config \{'num_key_value_heads': 3\}: .*; give values that go together\.",
+            r"The student does not run with config \{'num_key_value_heads': 3\}: .*; give values that fit together\.",
         ),
         (
             {"model_type": "bert"},
-            r"config must be without model_type, which is the model's; name another model as model",
+            r"config must be without model_type, which identifies the model; use model for another one",
         ),
         ({"dtype": "int3"}, "config must be without dtype"),
-        ({"rms_norm_eps": None}, r"config is none of '.*': Field 'rms_norm_eps' expected float, got NoneType"),
+        ({"rms_norm_eps": None}, r"config does not fit '.*': Field 'rms_norm_eps' expected float, got NoneType"),
     ],
 )
 def test_a_configuration_that_makes_no_student_is_told_before_any_training(config: dict, sentence: str) -> None:

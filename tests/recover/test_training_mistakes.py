@@ -54,12 +54,12 @@ def test_mistakes_are_named(step: Step, change: dict, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"num_hidden_layers": True}, "config is none of .*: .*num_hidden_layers.* put that right"),
-        ({"hidden_size": "x"}, "config is none of .*: .*hidden_size.* put that right"),
+        ({"num_hidden_layers": True}, "config does not fit .*: .*num_hidden_layers.* correct it"),
+        ({"hidden_size": "x"}, "config does not fit .*: .*hidden_size.* correct it"),
         ({"num_hidden_layers": -1}, r"config\.num_hidden_layers must be at least 1; got -1"),
         ({"num_hidden_layers": 0}, r"config\.num_hidden_layers must be at least 1; got 0"),
-        ({"hidden_size": 7}, "no model of that configuration: .* put that right"),
-        ({"num_attention_heads": 0}, "no model of that configuration: .* put that right"),
+        ({"hidden_size": 7}, "No model can be built with this configuration: .* correct it"),
+        ({"num_attention_heads": 0}, "No model can be built with this configuration: .* correct it"),
     ],
 )
 def test_a_student_of_no_configuration_is_refused_by_the_check(config: dict, sentence: str) -> None:

@@ -106,7 +106,7 @@ def run_task(task: HarnessTask, name: str, model: "HarnessModel", rows: int) -> 
         rows: the number of rows, from the beginning.
     """
     results = evaluate(model, {"tasks": {name: task}}, limit=rows, bootstrap_iters=RESAMPLES)
-    assert results is not None, "the harness returns its results to the first process, and here is one"
+    assert results is not None, "the harness returns its results in the first process, and there is only one"
     # The type of the result declares all sections as optional.
     return dict(results)
 
@@ -126,7 +126,9 @@ def check_task(name: str) -> None:
         find_split(dataset, configuration, (_split(config),))
     except UserError as error:
         files = local_files(dataset, configuration)
-        raise UserError(f"There is no {files}, and the hub does not help: {error}") if files else error from error
+        raise (
+            UserError(f"There is no {files}, and the data set cannot be read from the hub: {error}") if files else error
+        ) from error
 
 
 def check_rows(name: str) -> None:
@@ -152,7 +154,7 @@ def _load_definition(name: str) -> tuple[TaskManager, Mapping[str, Any]]:
         raise UserError(f"'harness/{name}' runs code that the model writes, which laconic does not; take another task.")
     if config.get("doc_to_image") or config.get("doc_to_audio"):
         raise UserError(
-            f"'harness/{name}' shows pictures or sounds, and laconic's models read text; take another task."
+            f"'harness/{name}' uses images or audio, and laconic's models read only text; take another task."
         )
     return manager, config
 
@@ -191,7 +193,7 @@ def _explain_errors(name: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"'harness/{name}' needs a package of its own: {reason_of(error)}; install it.") from error
+        raise UserError(f"'harness/{name}' needs another package: {reason_of(error)}; install it.") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"The rows of 'harness/{name}' cannot be loaded: {reason_of(error)}; check the network, or take another "

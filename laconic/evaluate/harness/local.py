@@ -136,7 +136,9 @@ def _read_piqa(folder: Path) -> Rows:
     ]
     labels = read_text(folder / "dev-labels.lst").split()
     if len(labels) != len(rows):
-        raise UserError(f"{folder / 'dev-labels.lst'} has {len(labels)} labels, dev.jsonl {len(rows)} rows; mend them.")
+        raise UserError(
+            f"{folder / 'dev-labels.lst'} has {len(labels)} labels, and dev.jsonl {len(rows)} rows; correct the files."
+        )
     for number, (row, label) in enumerate(zip(rows, labels, strict=True), start=1):
         if label not in ("0", "1"):
             raise must_be(f"The label {folder / 'dev-labels.lst'}:{number}", "0 or 1", label)

@@ -149,7 +149,9 @@ class Harness(EvalTask):
 
     def _metrics(self, built: "LoadedTask", widths: Mapping[str, int]) -> Mapping[str, Metric]:
         if not widths:
-            raise UserError(f"'{self.name}' scores all rows together, which laconic has no interval for; take another.")
+            raise UserError(
+                f"'{self.name}' scores all rows together, for which laconic has no interval; take another task."
+            )
         # The abstract method `aggregation` has no type.
         aggregations: Any = built.task.aggregation()
         return column_metrics(widths, aggregations)

@@ -66,8 +66,8 @@ def corpus_readers() -> dict[str, Reader]:
     if folder is None or not folder.is_dir():
         problem = "LACONIC_DATA is not set" if folder is None else f"there is no folder '{folder}'"
         raise UserError(
-            f"LAMA is read from local files, and {problem}; name by LACONIC_DATA a folder that holds lama/, with "
-            "LAMA's release or a .jsonl of facts in it."
+            f"LAMA is read from local files, and {problem}; set LACONIC_DATA to a folder that contains lama/ "
+            "with LAMA's release or a .jsonl of facts."
         )
     readers = {name: partial(_to_examples, name, facts) for name, facts in _read_json_lines(folder).items()}
     for parent in (folder / "data", folder):

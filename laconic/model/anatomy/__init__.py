@@ -44,8 +44,8 @@ ANATOMIES: tuple[Anatomy, ...] = (
 
 def _check_entry(found: object, name: str) -> str | None:
     if not isinstance(found, Anatomy):
-        return "is no object of the class Anatomy"
-    return None if name in found.model_types else f"is of the architectures {', '.join(found.model_types)}"
+        return "is not an object of the class Anatomy"
+    return None if name in found.model_types else f"is the entry of the architectures {', '.join(found.model_types)}"
 
 
 ARCHITECTURE_REGISTRY: Registry[Anatomy] = Registry(

@@ -52,7 +52,7 @@ GPT_NEO = one_stack(
     ),
 )
 
-# Attention and feed-forward may run in parallel, but each has a norm of its own.
+# Attention and feed-forward may run in parallel, but each has its own norm.
 GPT_NEOX = one_stack(
     "gpt_neox",
     "embed_in",

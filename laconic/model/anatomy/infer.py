@@ -43,7 +43,7 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     )
     warnings.warn(
         f"The architecture '{model.config.model_type}' has no entry in laconic.model.anatomy; found by structure: "
-        f"{linears}, each taken to have an input of its own{_describe_leftovers(model)}.",
+        f"{linears}, each assumed to have its own input{_describe_leftovers(model)}.",
         StructureNotice,
         stacklevel=1,
     )
@@ -54,9 +54,9 @@ def _describe_leftovers(model: PreTrainedModel) -> str:
     leftover, uncalled = leftover_lists(model), [path for path, _ in uncalled_stacks(model)]
     clauses = ""
     if leftover:
-        clauses += f"; the linears in {' and '.join(leftover)} are in no block, and the target head names them"
+        clauses += f"; the linears in {' and '.join(leftover)} are in no block; the target head selects them"
     if uncalled:
-        clauses += f"; {' and '.join(uncalled)} are not called by text, and stay as they are"
+        clauses += f"; {' and '.join(uncalled)} are not called for text, and are not compressed"
     return clauses
 
 

@@ -180,11 +180,11 @@ def _explain_file(path: Path, source: str) -> str:
     """The reason why the file at `path` is no model."""
     remedy = "give the folder that it lies in, with its config.json"
     if is_lfs_pointer(path):
-        return f"Git LFS has left a note in the place of '{source}'; fetch the file itself, by `git lfs pull`."
+        return f"'{source}' is a pointer of Git LFS, not the file itself; fetch the file by `git lfs pull`."
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
-        return f"'{source}' is a file of weights alone; {remedy}."
+        return f"'{source}' contains only weights; {remedy}."
     if path.suffix == SUFFIX:
-        return f"'{source}' is no GGUF file: it does not begin as one; fetch it again."
+        return f"'{source}' is not a GGUF file, as its first bytes show; fetch it again."
     if is_archive(path):
         return f"'{source}' is an archive; unpack it, and give the folder with the config.json."
     return f"'{source}' is a file, and a model is a folder with a config.json or a hub name; {remedy}."
@@ -205,6 +205,6 @@ def _explain_folder(location: Location, source: str) -> str:
         )
     folders = [] if location.folder is None else sorted(path.parent for path in location.folder.glob(f"*/{CONFIG}"))
     if folders:
-        place = "it is in" if len(folders) == 1 else f"{len(folders)} folders in it have one, as"
+        place = "there is one in" if len(folders) == 1 else f"{len(folders)} folders in it have one, such as"
         return f"The folder '{source}' has no config.json; {place} '{folders[-1]}': give that."
     return f"The folder '{source}' has no config.json; give a folder saved by save_pretrained."

@@ -159,12 +159,13 @@ class Adapter(Checkpoint):
             except MODEL_ERRORS as error:
                 raise UserError(
                     f"The adapter '{self.source}' does not fit the model '{self.base.source}': "
-                    f"{reason_of(error)}; use the model that it was trained on, and a peft no older than its own."
+                    f"{reason_of(error)}; use the model that it was trained on, and a peft that is not older than the "
+                    "one that saved it."
                 ) from error
         messages = [str(warning.message) for warning in caught]
         if ignored := [message for message in messages if "Unexpected keyword arguments" in message]:
             raise UserError(
-                f"The adapter '{self.source}' is of a later peft than is installed: {ignored[0].rstrip('.')}; "
+                f"The adapter '{self.source}' was saved by a later peft than is installed: {ignored[0].rstrip('.')}; "
                 "upgrade peft."
             )
         if unused := sorted((*report.missing_keys, *report.unexpected_keys)):
@@ -195,8 +196,8 @@ def read_base_name(location: Location) -> tuple[str, str | None]:
     folder = next((candidate for candidate in candidates if candidate.exists()), None)
     if folder is None and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise UserError(
-            f"The adapter '{location.source}' is of the model '{name}', and there is none; "
-            "write where it lies to base_model_name_or_path in its adapter_config.json."
+            f"The adapter '{location.source}' was trained on the model '{name}', which does not exist; "
+            "write the path of that model to base_model_name_or_path in its adapter_config.json."
         )
     return (name if folder is None else str(folder)), revision or None
 

@@ -59,7 +59,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def config(self) -> PreTrainedConfig:
-        """Read the configuration of the plain model, without mention of code, adapters or quantization.
+        """Read the configuration of the plain model, without references to custom code, adapters or quantization.
 
         Raises:
             UserError: it is missing or invalid, or needs code that comes with the model.
@@ -94,7 +94,7 @@ class Checkpoint(ABC):
         """Load the tokenizer of the model, and the tokenizer of the targets if they have a separate one.
 
         Args:
-            own: a tokenizer to use in place of the first, which is then not read.
+            own: a tokenizer to use instead of the first, which is then not read.
 
         Returns:
             Both; None for a tokenizer that does not exist.
@@ -195,8 +195,8 @@ def check_tokenizer(location: Location) -> None:
     """Check the tokenizer files without building the tokenizer.
 
     Raises:
-        UserError: the tokenizer needs code that comes with the model, a file is no JSON, or model_max_length is no
-            number.
+        UserError: the tokenizer needs code that comes with the model, a file is not JSON, or model_max_length is not
+            a number.
     """
     if (raw := location.json(TOKENIZER_CONFIG)) is not None:
         check_tokenizer_code(raw, location.source)
@@ -225,8 +225,8 @@ def read_tokenizer(location: Location) -> PreTrainedTokenizerBase | None:
         if file is None:
             return None
         raise UserError(
-            f"The tokenizer of the model '{location.source}' cannot be read ({file} is there): {reason_of(error)}; "
-            "fetch it again, or take its files away."
+            f"The tokenizer of the model '{location.source}' cannot be read from {file}: {reason_of(error)}; "
+            "fetch it again, or remove its files."
         ) from error
     # The saved tokenizer must not refer to code.
     tokenizer.init_kwargs.pop("auto_map", None)
@@ -244,8 +244,8 @@ def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
-            f"sentence_bert_config.json asks for texts in lower case, which a {type(tokenizer).__name__} cannot be "
-            "made to read; save its fast tokenizer in the folder."
+            f"sentence_bert_config.json sets do_lower_case, which laconic applies only to fast tokenizers; got a "
+            f"{type(tokenizer).__name__}; save its fast tokenizer in the folder."
         )
     backend = tokenizer.backend_tokenizer
     normalizer = backend.normalizer

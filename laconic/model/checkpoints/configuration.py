@@ -1,4 +1,4 @@
-"""Read config.json, and check that a model needs no code of its own.
+"""Read config.json, and check that a model needs no custom code.
 
 Values that transformers does not check are checked here: special tokens, rotary embeddings, class labels and numbers of
 layers. Each must have the type that all readers of the key expect.
@@ -42,13 +42,13 @@ TORCH_ATTENTION = ("eager", "sdpa")
 
 
 def read_config(location: Location) -> PreTrainedConfig:
-    """Read the configuration of a model, without mention of code that comes with it.
+    """Read the configuration of a model, without its references to custom code.
 
     Args:
         location: the folder or the repository.
 
     Raises:
-        UserError: config.json is missing or invalid, is of another library, or needs code of its own.
+        UserError: config.json is missing or invalid, is of another library, or needs custom code.
     """
     raw = location.json(CONFIG)
     source = location.source
@@ -80,7 +80,7 @@ def read_config(location: Location) -> PreTrainedConfig:
 
 
 def _reset(config: PreTrainedConfig) -> None:
-    """Remove all mention of code, and the settings for additional outputs; callers request the outputs they need."""
+    """Remove all references to custom code, and settings for more outputs; callers request the outputs they need."""
     vars(config).pop(AUTO_MAP, None)
     config.return_dict = True
     config.output_attentions = config.output_hidden_states = False
@@ -227,7 +227,7 @@ def _check_model_code(raw: Mapping[str, Any], source: str) -> None:
 
 
 def check_tokenizer_code(raw: Mapping[str, Any], source: str) -> None:
-    """Check that a tokenizer needs no code of its own.
+    """Check that a tokenizer needs no custom code.
 
     Args:
         raw: the contents of tokenizer_config.json.
@@ -247,7 +247,7 @@ def warn_about_code(raw: Mapping[str, Any], source: str) -> None:
     """Warn that code is not run, if the contents `raw` of config.json name any."""
     if raw.get(AUTO_MAP):
         warnings.warn(
-            f"The model '{source}' comes with code of its own ({_class_names(raw[AUTO_MAP])}), which is not run: "
+            f"The model '{source}' comes with custom code ({_class_names(raw[AUTO_MAP])}), which is not run: "
             f"transformers' own class for '{raw['model_type']}' is used.",
             CheckpointNotice,
             stacklevel=2,
@@ -264,7 +264,7 @@ def _parts(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _code_error(source: str, file: str, auto_map: object) -> UserError:
     return UserError(
-        f"The model '{source}' needs code of its own, which its {file} names under auto_map "
+        f"The model '{source}' needs custom code, which its {file} names under auto_map "
         f"({_class_names(auto_map)}), and laconic never runs code that comes with a model; use one whose classes "
         "transformers has itself."
     )

@@ -96,11 +96,11 @@ def _unknown_value(config: PreTrainedConfig, error: Exception) -> str:
 
 
 def _pad_beyond(config: PreTrainedConfig) -> str:
-    """A clause about a pad token beyond the vocabulary, which the error of torch does not name; "" if there is none."""
+    """A clause about a pad token beyond the vocabulary, which the error of torch does not name; otherwise ""."""
     size: object = getattr(text_config(config), "vocab_size", None)
     for token in special_token_ids(config, "pad_token_id"):
         if isinstance(size, int) and token >= size >= 0:
-            return f"pad_token_id is {token}, and vocab_size {size} ends before that"
+            return f"pad_token_id is {token}, and vocab_size is only {size}"
     return ""
 
 

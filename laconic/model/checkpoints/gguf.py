@@ -47,11 +47,11 @@ class Gguf(Checkpoint):
         metadata = self._metadata
         if (parts := metadata.get("split.count", 1)) > 1:
             raise UserError(
-                f"{subject} is one of {parts} parts; put them together with `llama-gguf-split --merge` and give the "
-                "whole."
+                f"{subject} is one of {parts} parts; merge them with `llama-gguf-split --merge` and give the merged "
+                "file."
             )
         if (kind := metadata.get("general.type", "model")) != "model":
-            raise UserError(f"{subject} holds a thing of the type '{kind}' and no model; give one.")
+            raise UserError(f"{subject} has the type '{kind}' and is not a model; give the GGUF file of a model.")
         architecture = metadata["general.architecture"]
         try:
             config = AutoConfig.from_pretrained(
@@ -91,7 +91,7 @@ class Gguf(Checkpoint):
             external_names=external_names,
             remedy="use the folder that it was made from",
             gguf_file=self.path.name,
-            # Otherwise the codes stay, in modules that are no linears and cannot be saved.
+            # Otherwise the codes are kept in modules that are not linears and cannot be saved.
             quantization_config=GgufConfig(dequantize=True),
             trust_remote_code=False,
         )
@@ -114,7 +114,7 @@ class Gguf(Checkpoint):
         except (OSError, *MODEL_ERRORS) as error:
             warnings.warn(
                 f"The tokenizer in '{self.source}' cannot be read by transformers: {reason_of(error)}; "
-                "the model goes without one.",
+                "the model is loaded without a tokenizer.",
                 CheckpointNotice,
                 stacklevel=2,
             )
@@ -143,7 +143,7 @@ class Gguf(Checkpoint):
             if not name.startswith(("GGUF.", "tokenizer."))
         }
         if not isinstance(metadata.get("general.architecture"), str):
-            raise UserError(f"The GGUF file '{self.source}' does not say general.architecture; take a whole model.")
+            raise UserError(f"The GGUF file '{self.source}' does not say general.architecture; use a complete file.")
         return metadata
 
     @property

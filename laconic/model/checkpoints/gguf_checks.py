@@ -144,8 +144,8 @@ def _near(value: object, other: object) -> bool:
 
 def _unused_error(source: str, name: str, value: object) -> UserError:
     return UserError(
-        f"The GGUF file '{source}' says {name} = {value}, which transformers leaves out when it reads one, so it would "
-        "compute something else; use the folder that the file was made from."
+        f"The GGUF file '{source}' says {name} = {value}, which transformers ignores, so the model would have other "
+        "outputs; use the folder that the file was made from."
     )
 
 

@@ -118,7 +118,7 @@ class Location:
         """The JSON object in a file; None if the file does not exist.
 
         Raises:
-            UserError: the file contains no JSON object.
+            UserError: the file does not contain a JSON object.
         """
         path = self.file(name)
         return None if path is None else read_json(path, f"The file '{name}' of the model '{self.source}'", dict)
@@ -167,7 +167,7 @@ def find_location(source: str, revision: str | None = None) -> Location | Path:
     if archive is not None:
         raise UserError(f"'{archive}' is an archive; unpack it, and give the folder with the config.json.")
     if "://" in source:
-        raise UserError(f"{quote(source)} is an address of the web; give the model's name on the hub, as 'owner/name'.")
+        raise UserError(f"{quote(source)} is a web address; give the model's name on the hub, as 'owner/name'.")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"There is no model folder {quote(source)}; give a folder with a config.json or a hub name.")
     try:
@@ -206,7 +206,7 @@ def read_json(path: Path, subject: str, kind: type[T]) -> T:
         UserError: it cannot be read, or has a value of another kind.
     """
     if is_lfs_pointer(path):
-        raise UserError(f"{subject} is a note that Git LFS has left; fetch the file itself, by `git lfs pull`.")
+        raise UserError(f"{subject} is a pointer of Git LFS, not the file itself; fetch the file by `git lfs pull`.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -222,9 +222,9 @@ def read_json(path: Path, subject: str, kind: type[T]) -> T:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"it is no JSON ({error.msg} in line {error.lineno}, column {error.colno})"
+        return f"it is not JSON ({error.msg} in line {error.lineno}, column {error.colno})"
     if isinstance(error, RecursionError):
         return "it nests too deeply"
     if isinstance(error, UnicodeDecodeError):
-        return "it is no text"
+        return "it is not text"
     return (error.strerror if isinstance(error, OSError) else None) or reason_of(error)

@@ -108,7 +108,7 @@ def _pooling(config: Mapping[str, Any], where: str) -> list[Stage]:
         mode = [mode for flag, mode in _LEGACY_MODES.items() if config.get(flag)] or ["mean"]
     modes = (mode,) if isinstance(mode, str) else tuple(mode)
     if not modes:
-        raise UserError(f"{where} pools in no way (its pooling_mode is empty); laconic knows {', '.join(MODES)}.")
+        raise UserError(f"{where} has an empty pooling_mode; laconic knows {', '.join(MODES)}.")
     for mode in modes:
         if mode not in MODES:
             raise UserError(f"{where} pools by '{mode}', which laconic does not know; it knows {', '.join(MODES)}.")
@@ -137,8 +137,8 @@ def _activation(class_name: object, where: str) -> nn.Module:
     subject = f"The Dense module in {where} has the activation function '{class_name}'"
     if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
         raise UserError(
-            f"{subject}, which is no class of torch.nn; laconic never runs code that comes with a model; use one that "
-            "needs none."
+            f"{subject}, which is no class of torch.nn; laconic never runs code that comes with a model; use a "
+            "class of torch.nn."
         )
     remedy = "use a function like torch.nn.Tanh"
     try:
@@ -159,7 +159,7 @@ def _names(config: Mapping[str, Any], where: str) -> tuple[str, str]:
         if name not in (TOKENS, SENTENCE):
             raise UserError(
                 f"The module in {where} reads or writes '{name}', and laconic knows {TOKENS} and {SENTENCE}; use a "
-                "model that makes vectors of texts alone."
+                "model that reads only text."
             )
     return names
 
@@ -223,7 +223,7 @@ def _module(entry: Any, source: str) -> ModuleEntry:
     package, _, _ = class_name.partition(".")
     if package != NAMESPACE:
         raise UserError(
-            f"The model '{source}' needs code of its own: its {MODULES} names '{class_name}', which is no module of "
+            f"The model '{source}' needs custom code: its {MODULES} names '{class_name}', which is no module of "
             f"{NAMESPACE}, and laconic never runs code that comes with a model; use one that needs none."
         )
     relative = PureWindowsPath(path)

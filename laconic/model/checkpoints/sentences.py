@@ -101,14 +101,14 @@ def _unapplied(settings: Mapping[str, Any], task: str) -> Iterator[tuple[str, st
     for entry in settings.keys() - _IDLE - {*_CHECKED, *_ELSEWHERE}:
         if settings[entry] is not None:
             yield f"{entry}", "take it out if it is not needed"
-    plain = "use a model that reads texts as they are"
+    plain = "use a model that reads texts without changing them"
     modalities = settings.get("modality_config")
     if modalities is not None:
         if "message" in modalities:
             yield "modality_config.message, that texts are put into a chat template", plain
         text = modalities.get("text") or {}
         if (text.get("method"), text.get("method_output_name")) != ("forward", OUTPUTS[task]):
-            yield f"modality_config.text, that what is read is not the {OUTPUTS[task]} of forward", plain
+            yield f"modality_config.text, that another output than the {OUTPUTS[task]} of forward is read", plain
     for kind, entries in (settings.get("processing_kwargs") or {}).items():
         for entry in (entries or {}).keys() - {"max_length", "padding", "truncation"}:
             yield f"processing_kwargs.{kind}.{entry}", "take it out if it is not needed"
@@ -183,7 +183,7 @@ def read_embedding_config(location: Location) -> EmbeddingConfig | None:
         The modules and settings; None if there is no modules.json.
 
     Raises:
-        UserError: it needs code of its own, has modules or settings that are not supported, or its files are damaged.
+        UserError: it needs custom code, has modules or settings that are not supported, or its files are damaged.
     """
     entries = location.listing(MODULES)
     if entries is None:
@@ -263,7 +263,7 @@ def _text_settings(
     if default is not None and prompts[default] and model_type == CROSS_ENCODER:
         raise UserError(
             f"The cross-encoder '{source}' puts the prompt '{default}' before its texts, which laconic does not; take "
-            f"default_prompt_name out of {CONFIGURATION} to have it judged without."
+            f"default_prompt_name out of {CONFIGURATION} to evaluate the model without it."
         )
     similarity = settings.get("similarity_fn_name") or COSINE
     if similarity not in SIMILARITIES:

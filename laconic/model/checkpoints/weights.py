@@ -98,7 +98,7 @@ def find_weights(location: Location, config: PreTrainedConfig | None = None) -> 
         config: the model's configuration, whose `transformers_weights` may name the file.
 
     Returns:
-        The files; None if there are none.
+        The files; None if the model has no weights.
 
     Raises:
         MissingWeightsError: a shard is missing.
@@ -250,8 +250,8 @@ def _check_generation_config(location: Location) -> None:
         GenerationConfig.from_dict(values or {})
     except MODEL_ERRORS as error:
         raise UserError(
-            f"The file '{GENERATION_CONFIG}' of the model '{location.source}' cannot be used: {reason_of(error)}; put "
-            "it right, or take it away."
+            f"The file '{GENERATION_CONFIG}' of the model '{location.source}' cannot be used: {reason_of(error)}; "
+            "correct it, or remove it."
         ) from error
 
 
@@ -277,8 +277,8 @@ def _explain_no_weights(location: Location, config: PreTrainedConfig) -> str:
 def _damaged_error(file: Path, source: str, reason: str) -> UserError:
     if is_lfs_pointer(file):
         return UserError(
-            f"The weights of '{source}' cannot be loaded: Git LFS has left a note in the place of '{file.name}'; fetch "
-            "the file itself, by `git lfs pull`."
+            f"The weights of '{source}' cannot be loaded: '{file.name}' is a pointer of Git LFS, not the file itself; "
+            "fetch the file by `git lfs pull`."
         )
     return UserError(
         f"The weights of '{source}' cannot be loaded: the file '{file.name}' is damaged or cut off ({reason}); "
@@ -293,5 +293,5 @@ def _code_error(file: Path, source: str, message: str) -> UserError:
         return _damaged_error(file, source, "it is no pickle of tensors")
     return UserError(
         f"The file '{file.name}' of the model '{source}' is a pickle that asks to run '{match[1]}', and laconic reads "
-        "only tensors; use safetensors, or save model.state_dict() alone."
+        "only tensors; use safetensors, or save only model.state_dict()."
     )

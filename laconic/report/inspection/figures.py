@@ -180,7 +180,7 @@ def _style_colorbar(bar: Colorbar) -> None:
 
 
 def _text_size(rows: int) -> int:
-    """Font size for so many rows, in points."""
+    """The font size of a heatmap with this number of rows, in points."""
     return FONT_SIZE - 1 if rows <= MAX_NUMBERED else FONT_SIZE - 3
 
 

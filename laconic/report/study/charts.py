@@ -168,7 +168,7 @@ class _ChartBuilder:
         cost: measure on the horizontal axis.
         quality: measure on the vertical axis.
         kind: section of the report.
-        column: the column that colours stand for; None for families or methods.
+        column: the column whose values have colours; None for colours of families or methods.
     """
 
     names: GroupNames

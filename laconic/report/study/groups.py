@@ -228,7 +228,7 @@ class GroupNames:
 
 
 def cell_name(axes: Mapping[str, Value]) -> str:
-    """The name of a cell: its values on the axes, with the name of the axis where the value alone is unclear.
+    """The name of a cell: its values on the axes, with the name of the axis where the value is unclear without it.
 
     Example:
         >>> cell_name({"model": "minilm", "method": "svd", "keep": 0.5})

@@ -36,7 +36,7 @@ MAX_HALF_NAME = 24
 LINE_SPREAD = 0.05
 """The fraction of the width over which lines with the same amounts are spread, so that intervals do not overlap."""
 LEFT_EDGE = 0.2
-"""The fraction of the width to the left of which the name of a point is on its right."""
+"""The name of a point left of this fraction of the width is written on its right."""
 TICK_DISTANCE = 0.09
 """The least distance between two ticks, as a fraction of the width."""
 MAX_TICKED = 8
@@ -77,8 +77,8 @@ def draw_chart(chart: Chart) -> Figure:
         )
     for index, dot in enumerate(dots):
         _draw_dot(axes, dot, index, colours[dot.colour], shapes[dot.shape])
-    between = ":\n" if len(chart.title) + len(chart.quality.title) > MAX_TITLE_LINE else ": "
-    title = f"{chart.title}{between}{chart.quality.title}"
+    separator = ":\n" if len(chart.title) + len(chart.quality.title) > MAX_TITLE_LINE else ": "
+    title = f"{chart.title}{separator}{chart.quality.title}"
     label_axes(axes, escape_mathtext(title), x=escape_mathtext(chart.cost.title))
     handles = [
         Line2D([], [], color=colours[colour], marker=shapes[shape], linewidth=1.3, markersize=6, label=label)

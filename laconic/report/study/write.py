@@ -49,7 +49,7 @@ def write_file(path: Path, content: str | bytes) -> None:
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise UserError(
-            f"The report's file '{path}' cannot be written: {error.strerror or error}; name a folder that can."
+            f"The report's file '{path}' cannot be written: {error.strerror or error}; name another folder."
         ) from error
 
 
@@ -92,16 +92,16 @@ def write_figures(folder: Path, contents: Mapping[str, bytes]) -> None:
     Raises:
         UserError: a file cannot be written.
     """
-    before, now = _read_written(folder), {name: _hash(content) for name, content in contents.items()}
+    earlier, current = _read_written(folder), {name: _hash(content) for name, content in contents.items()}
     # The list is written first, so that a later report knows all files even if this process is killed.
-    write_file(folder / WRITTEN, json.dumps({**before, **now}, indent=1))
+    write_file(folder / WRITTEN, json.dumps({**earlier, **current}, indent=1))
     for name, content in contents.items():
         write_file(folder / name, content)
-    for name in before.keys() - now.keys():
+    for name in earlier.keys() - current.keys():
         path = folder / name
-        if path.is_file() and _hash(path.read_bytes()) == before[name]:
+        if path.is_file() and _hash(path.read_bytes()) == earlier[name]:
             path.unlink(missing_ok=True)
-    write_file(folder / WRITTEN, json.dumps(now, indent=1))
+    write_file(folder / WRITTEN, json.dumps(current, indent=1))
 
 
 def _read_written(folder: Path) -> dict[str, str]:
@@ -220,8 +220,8 @@ def query(source: Sequence[Mapping[str, Any]] | Path | str, sql: str) -> Table:
             rows = answer.fetchall()
         except duckdb.Error as error:
             raise UserError(f"The query cannot be answered: {reason_of(error)}.") from error
-    if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise UserError(f"The query gives two columns the name '{twice[0]}'; name one otherwise, by AS.")
+    if duplicates := [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"The query gives two columns the name '{duplicates[0]}'; name one otherwise, by AS.")
     columns = tuple(_column(name, [row[index] for row in rows]) for index, name in enumerate(names))
     cells = (
         (value if value is None or isinstance(value, (str, int, float)) else str(value) for value in row)

@@ -30,7 +30,7 @@ def test_names_are_those_of_the_harness():
         ("harness/", "The harness has no task ''"),
         ("harness/mmlu", "'harness/mmlu' is a group of the harness's tasks; name single tasks of it"),
         ("harness/humaneval", "'harness/humaneval' runs code that the model writes"),
-        ("harness/mmmu_val_art", "'harness/mmmu_val_art' shows pictures or sounds"),
+        ("harness/mmmu_val_art", "'harness/mmmu_val_art' uses images or audio"),
         ("harness/hellaswag", "The data 'Rowan/hellaswag' is no local file and cannot be loaded from the hub"),
     ],
 )
@@ -42,7 +42,9 @@ def test_what_cannot_be_asked_is_named(name: str, sentence: str):
 def test_without_local_files_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setenv("LACONIC_DATA", str(tmp_path))
     files = "LACONIC_DATA/piqa/dev.jsonl and LACONIC_DATA/piqa/dev-labels.lst"
-    with pytest.raises(UserError, match=f"There is no {files}, and the hub does not help: The data 'baber/piqa'"):
+    with pytest.raises(
+        UserError, match=f"There is no {files}, and the data set cannot be read from the hub: The data 'baber/piqa'"
+    ):
         check_task("harness/piqa")
 
 

@@ -186,7 +186,7 @@ def test_paths_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     assert close(outputs(load("adapter").model), wanted)
     change(said, base_model_name_or_path="/home/someone/else/base")
-    with pytest.raises(UserError, match=r"is of the model '/home/someone/else/base', and there is none; write where"):
+    with pytest.raises(UserError, match=r"was trained on the model '/home/someone/else/base', which does not exist"):
         check_model("adapter")
     for value in (None, "", 3):
         change(said, base_model_name_or_path=value)
@@ -273,7 +273,7 @@ def test_blocks_that_share_their_matrices_cannot_be_merged(tmp_path: Path) -> No
         ({"target_modules": ["q_proj", "v_proj", "down_proj", "o_proj"]}, r"\d+ of its tensors have no counterpart"),
         ({"target_modules": ["nowhere"]}, "does not fit the model .*nowhere"),
         ({"target_modules": "["}, "does not fit the model .*: unterminated character set"),
-        ({"of_tomorrow": 1}, r"is of a later peft than is installed: .*of_tomorrow"),
+        ({"of_tomorrow": 1}, r"was saved by a later peft than is installed: .*of_tomorrow"),
         ({"revision": 3}, "revision must be a branch, tag or commit; got 3"),
         ({"peft_type": None}, "peft_type must be the name of a kind of adapter; got None"),
     ],

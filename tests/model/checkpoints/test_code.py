@@ -65,9 +65,7 @@ def nothing_was_run(folder: Path) -> bool:
 def test_a_model_that_needs_code_is_refused(folder: Path, values: dict[str, object]) -> None:
     change(folder / "config.json", **values)
     for read in (check_model, load):
-        with pytest.raises(
-            UserError, match=r"needs code of its own, .*config\.json.*code_of_its_own\.Own.* never runs"
-        ):
+        with pytest.raises(UserError, match=r"needs custom code, .*config\.json.*code_of_its_own\.Own.* never runs"):
             read(str(folder))
     assert nothing_was_run(folder)
 
@@ -77,7 +75,7 @@ def test_where_transformers_has_the_class_it_is_used_and_a_notice_says_so(folder
     change(folder / "config.json", auto_map=OWN)
     change(folder / "preprocessor_config.json", auto_map={"AutoProcessor": "code_of_its_own.OwnProcessor"})
     with pytest.warns(
-        CheckpointNotice, match=r"code of its own \(.*\), which is not run: transformers' own class for 'bert'"
+        CheckpointNotice, match=r"custom code \(.*\), which is not run: transformers' own class for 'bert'"
     ):
         lm = load(str(folder))
     assert torch.equal(outputs(lm.model), outputs(plain))
@@ -90,7 +88,7 @@ def test_where_transformers_has_the_class_it_is_used_and_a_notice_says_so(folder
 def test_a_tokenizer_that_needs_code_is_refused(folder: Path, named: object) -> None:
     change(folder / "tokenizer_config.json", auto_map=named, tokenizer_class="OwnTokenizer")
     for read in (check_model, load, load_tokenizers):
-        with pytest.raises(UserError, match=r"needs code of its own, which its tokenizer_config\.json names"):
+        with pytest.raises(UserError, match=r"needs custom code, which its tokenizer_config\.json names"):
             read(str(folder))
     assert nothing_was_run(folder)
 
@@ -159,7 +157,7 @@ def test_every_verb_refuses_by_name(
     files = {"recipe": tmp_path / "recipe.yaml", "study": tmp_path / "study.yaml"}
     assert status(VERBS[verb].format(**names, **files).split()) == 2
     said = capsys.readouterr().err
-    assert f"'{folder}' needs code of its own, which its {where} names" in said
+    assert f"'{folder}' needs custom code, which its {where} names" in said
     assert len(said.splitlines()) == 1
     assert nothing_was_run(folder)
     assert not (tmp_path / "out").exists()

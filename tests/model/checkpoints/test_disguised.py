@@ -45,10 +45,12 @@ def test_archives(saved: Path, tmp_path: Path, make: Callable[[Path, Path], Path
 
 def test_a_folder_around_a_model_says_where_it_is(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "run" / "checkpoint-1")
-    with pytest.raises(UserError, match=rf"has no config\.json; it is in '{tmp_path}/run/checkpoint-1': give that\.$"):
+    with pytest.raises(
+        UserError, match=rf"has no config\.json; there is one in '{tmp_path}/run/checkpoint-1': give that\.$"
+    ):
         check_model(str(tmp_path / "run"))
     shutil.copytree(saved, tmp_path / "run" / "checkpoint-2")
-    with pytest.raises(UserError, match=r"; 2 folders in it have one, as '\S+/run/checkpoint-2': give that\.$"):
+    with pytest.raises(UserError, match=r"; 2 folders in it have one, such as '\S+/run/checkpoint-2': give that\.$"):
         check_model(str(tmp_path / "run"))
 
 
@@ -57,11 +59,17 @@ def test_a_folder_around_a_model_says_where_it_is(saved: Path, tmp_path: Path) -
     [
         (
             "config.json",
-            "The file 'config.json' of the model '.*' is a note that Git LFS has left; fetch the file itself",
+            "The file 'config.json' of the model '.*' is a pointer of Git LFS, not the file itself; fetch the file",
         ),
-        ("tokenizer.json", "The file 'tokenizer.json' of the model '.*' is a note that Git LFS has left"),
-        ("model.safetensors", "cannot be loaded: Git LFS has left a note in the place of 'model.safetensors'; fetch"),
-        ("pytorch_model.bin", "cannot be loaded: Git LFS has left a note in the place of 'pytorch_model.bin'; fetch"),
+        ("tokenizer.json", "The file 'tokenizer.json' of the model '.*' is a pointer of Git LFS"),
+        (
+            "model.safetensors",
+            "cannot be loaded: 'model.safetensors' is a pointer of Git LFS, not the file itself; fetch",
+        ),
+        (
+            "pytorch_model.bin",
+            "cannot be loaded: 'pytorch_model.bin' is a pointer of Git LFS, not the file itself; fetch",
+        ),
     ],
 )
 def test_notes_of_git(saved: Path, tmp_path: Path, name: str, sentence: str) -> None:
@@ -75,5 +83,7 @@ def test_notes_of_git(saved: Path, tmp_path: Path, name: str, sentence: str) -> 
 
 def test_a_note_of_git_in_place_of_a_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_text(POINTER)
-    with pytest.raises(UserError, match=r"^Git LFS has left a note in the place of '\S+/model\.gguf'; fetch the file"):
+    with pytest.raises(
+        UserError, match=r"^'\S+/model\.gguf' is a pointer of Git LFS, not the file itself; fetch the file"
+    ):
         check_model(str(tmp_path / "model.gguf"))

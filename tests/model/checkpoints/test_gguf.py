@@ -90,7 +90,7 @@ def test_positions_of_llama_3_are_scaled(tmp_path: Path) -> None:
     assert torch.allclose(model.model.rotary_emb.inv_freq.double(), frequencies / factors, rtol=1e-6)
     write_llama(tmp_path / "other.gguf", Kind.F32, more={"rope_freqs.weight": np.linspace(1, 3, 8, dtype=np.float32)})
     with pytest.raises(
-        UserError, match=r"says rope_freqs\.weight = factors .* not Llama 3's, which transformers leaves out"
+        UserError, match=r"says rope_freqs\.weight = factors .* not Llama 3's, which transformers ignores"
     ):
         check_model(str(tmp_path / "other.gguf"))
 
@@ -105,8 +105,8 @@ def test_positions_of_llama_3_are_scaled(tmp_path: Path) -> None:
         ({"llama.attention.sliding_window": 32}, r"says llama\.attention\.sliding_window = 32"),
         ({"llama.rope.dimension_count": 8}, r"'\S+_proj\.weight' has shape \(32, 64\) in the file and \(16, 64\)"),
         ({"llama.attention.layer_norm_epsilon": 1e-3}, r"says llama\.attention\.layer_norm_epsilon = 0\.001"),
-        ({"split.count": 3}, r"is one of 3 parts; put them together with `llama-gguf-split --merge`"),
-        ({"general.type": "adapter"}, "holds a thing of the type 'adapter' and no model"),
+        ({"split.count": 3}, r"is one of 3 parts; merge them with `llama-gguf-split --merge`"),
+        ({"general.type": "adapter"}, "has the type 'adapter' and is not a model"),
     ],
 )
 def test_what_transformers_leaves_out_is_refused(tmp_path: Path, said: dict[str, object], sentence: str) -> None:
@@ -151,7 +151,7 @@ def test_cut_off(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"is damaged, cut off or of another version: .+; fetch it again"):
             check_model(str(file))
     file.write_bytes(b"something else")
-    with pytest.raises(UserError, match="is no GGUF file: it does not begin as one"):
+    with pytest.raises(UserError, match="is not a GGUF file, as its first bytes show"):
         check_model(str(file))
 
 

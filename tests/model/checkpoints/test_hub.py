@@ -97,5 +97,5 @@ def test_code_in_a_repository(cache: Path, tmp_path: Path) -> None:
     said |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (tmp_path / "model" / "config.json").write_text(json.dumps(said))
     put(tmp_path / "model", "owner/model", cache)
-    with pytest.raises(UserError, match=r"The model 'owner/model' needs code of its own, .*own\.OwnConfig"):
+    with pytest.raises(UserError, match=r"The model 'owner/model' needs custom code, .*own\.OwnConfig"):
         check_model("owner/model")

@@ -59,9 +59,9 @@ def test_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("no such name", "no model of the hub can have that name"),
         (
             "https://huggingface.co/owner/name",
-            "is an address of the web; give the model's name on the hub, as 'owner/name",
+            "is a web address; give the model's name on the hub, as 'owner/name",
         ),
-        ("hf://owner/name", "is an address of the web"),
+        ("hf://owner/name", "is a web address"),
         ("/dev/null", "is neither a folder nor a file"),
         ("a\0b", "no model of the hub can have that name"),
     ],
@@ -73,8 +73,8 @@ def test_names(source: str, sentence: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("model.safetensors", "is a file of weights alone; give the folder that it lies in"),
-        ("pytorch_model.bin", "is a file of weights alone"),
+        ("model.safetensors", "contains only weights; give the folder that it lies in"),
+        ("pytorch_model.bin", "contains only weights"),
         ("model.zip", "is an archive; unpack it"),
         ("notes.txt", "is a file, and a model is a folder"),
     ],
@@ -106,12 +106,12 @@ def test_other_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (b"", "cannot be read: it is no JSON"),
+        (b"", "cannot be read: it is not JSON"),
         (
             b'{"model_type": "gpt2",}',
-            r"config\.json' of the model .* cannot be read: it is no JSON .* in line 1, column",
+            r"config\.json' of the model .* cannot be read: it is not JSON .* in line 1, column",
         ),
-        (b"\xff\xfe\x00", "cannot be read: it is no text"),
+        (b"\xff\xfe\x00", "cannot be read: it is not text"),
         (b"[]", r"must be a JSON object; got \[\]"),
         (b"3", "must be a JSON object; got 3"),
         (b"{}", "does not say model_type, the name of an architecture; take the one saved with the weights"),
@@ -235,7 +235,7 @@ def test_a_damaged_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_generation_config_that_is_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "generation_config.json"
     file.write_text(file.read_text()[:-4])
-    refused(folder, r"The file 'generation_config\.json' of the model .* cannot be read: it is no JSON", capsys)
+    refused(folder, r"The file 'generation_config\.json' of the model .* cannot be read: it is not JSON", capsys)
 
 
 def test_numbers_of_classes_that_are_text_are_taken() -> None:

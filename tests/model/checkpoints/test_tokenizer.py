@@ -24,26 +24,26 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("tokenizer.json", b"", r"'tokenizer\.json' of the model .* cannot be read: it is no JSON"),
+        ("tokenizer.json", b"", r"'tokenizer\.json' of the model .* cannot be read: it is not JSON"),
         (
             "tokenizer.json",
             b'{"version": "1.0", "mod',
-            r"'tokenizer\.json' of the model .* cannot be read: it is no JSON",
+            r"'tokenizer\.json' of the model .* cannot be read: it is not JSON",
         ),
-        ("tokenizer.json", b"\xff\xfe", "cannot be read: it is no text"),
+        ("tokenizer.json", b"\xff\xfe", "cannot be read: it is not text"),
         (
             "tokenizer.json",
             b"{}",
             r"The tokenizer of the model .* cannot be read \(tokenizer_config\.json is",
         ),
-        ("tokenizer_config.json", b"{", r"'tokenizer_config\.json' of the model .* cannot be read: it is no JSON"),
+        ("tokenizer_config.json", b"{", r"'tokenizer_config\.json' of the model .* cannot be read: it is not JSON"),
         ("tokenizer_config.json", b"[]", "must be a JSON object"),
         ("tokenizer_config.json", b'{"model_max_length": "x"}', "model_max_length must be a number of .*; got 'x'"),
         ("tokenizer_config.json", b'{"model_max_length": -5}', "model_max_length must be a number of .*; got -5"),
         (
             "tokenizer_config.json",
             b'{"tokenizer_class": 3}',
-            "cannot be read .*; fetch it again, or take its",
+            "cannot be read .*; fetch it again, or remove its",
         ),
     ],
 )

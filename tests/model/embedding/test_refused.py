@@ -35,8 +35,8 @@ def refused(folder: Path, sentence: str, capsys: pytest.CaptureFixture[str]) -> 
         ([NORMALIZE], r"is out of order: a module \(unit length\) reads 'sentence_embedding', which none before"),
         ([], "names no module that makes one vector of the tokens; add a Pooling module"),
         ([pooling("median")], "pools by 'median', which laconic does not know; it knows cls, max, mean"),
-        ([pooling("mean"), dense(WIDTH + 1, 8)], r"\(dense 33 → 8 Tanh\) reads 33 numbers and would be given 32"),
-        ([pooling("mean", "cls"), dense(WIDTH, 8)], "reads 32 numbers and would be given 64"),
+        ([pooling("mean"), dense(WIDTH + 1, 8)], r"\(dense 33 → 8 Tanh\) reads vectors of 33 numbers, and would get"),
+        ([pooling("mean", "cls"), dense(WIDTH, 8)], "reads vectors of 32 numbers, and would get vectors of 64"),
         ([pooling("mean"), dense(WIDTH, 8, "own.Curve")], "'own.Curve', which is no class of torch.nn"),
         ([pooling("mean"), dense(WIDTH, 8, "torch.nn.functional.gelu")], "functional.gelu', which is no class"),
         ([pooling("mean"), dense(WIDTH, 8)._replace(tensors=None)], "has neither model.safetensors nor"),
@@ -49,7 +49,7 @@ def refused(folder: Path, sentence: str, capsys: pytest.CaptureFixture[str]) -> 
             [pooling("mean"), dense(WIDTH, 8)._replace(tensors={"linear.weight": torch.zeros(8, WIDTH)})],
             "The weights in '2_Dense' of .* lack 'linear.bias'",
         ),
-        ([Part("Pooling", {"pooling_mode": []})], "pools in no way"),
+        ([Part("Pooling", {"pooling_mode": []})], "has an empty pooling_mode"),
         ([pooling("mean"), Part("LayerNorm", {"dimension": -3})], "config.json in '2_LayerNorm' of .* makes no sense"),
         (
             [pooling("mean"), Part("Dense", {"in_features": WIDTH, "out_features": -1})],
@@ -76,7 +76,7 @@ def test_modules(parts: list[Part], sentence: str, tmp_path: Path, capsys: pytes
         ({"tokenizer_args": {"add_eos_token": True}}, "says tokenizer_args.add_eos_token, .* tokenizer_config.json"),
         (
             {"modality_config": {"text": {"method": "get_text_features"}}},
-            "what is read is not the last_hidden_state",
+            "another output than the last_hidden_state",
         ),
         (
             {"modality_config": {"message": {"method": "forward", "method_output_name": "last_hidden_state"}}},
@@ -127,8 +127,8 @@ def test_settings_of_the_whole(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"type": "custom_st.Transformer"}, "needs code of its own: its modules.json names 'custom_st.Transformer'"),
-        ({"type": "sentence_transformers_own.Pooling"}, "needs code of its own"),
+        ({"type": "custom_st.Transformer"}, "needs custom code: its modules.json names 'custom_st.Transformer'"),
+        ({"type": "sentence_transformers_own.Pooling"}, "needs custom code"),
         ({"type": "sentence_transformers.base.modules.router.Router"}, "names 'Router' as module 0"),
         ({"type": "sentence_transformers.models.StaticEmbedding"}, "names 'StaticEmbedding' as module 0"),
         ({"path": "../elsewhere"}, r"names the folder '../elsewhere', which is not in that of the model"),
@@ -149,7 +149,7 @@ def test_entries_of_modules_json(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "it is no JSON"),
+        ("{", "it is not JSON"),
         ('{"a": 1}', "must be a JSON list; got"),
         ("[]", "names no module"),
         ("[1]", "has no type"),

@@ -173,7 +173,7 @@ def test_a_report_is_written_over_and_never_half(
     assert write_report(records, tmp_path, "One") == first
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setattr("laconic.report.study.write.os.fsync", _full)
-    with pytest.raises(UserError, match=r"cannot be written: No space left on device; name a folder that can\.$"):
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device; name another folder\.$"):
         write_report(records, tmp_path, "Another")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
