@@ -97,7 +97,7 @@ def export(
     tokenizer: PreTrainedTokenizerBase | None = None,
     track: Track = silent,
 ) -> ExportResult:
-    """Write a model for another runtime, after a check that its outputs equal those of torch.
+    """Write a model for another runtime, after a check that its outputs there equal those of torch.
 
     Args:
         model: a loaded model, or a folder or hub name.

@@ -74,7 +74,7 @@ def compress(
         bool,
         typer.Option(
             "--sequential",
-            help="Compress block by block, each on the inputs that the compressed blocks before it give.",
+            help="Compress block by block, each on the outputs of the compressed blocks before it.",
         ),
     ] = False,
     anchored: Annotated[

@@ -23,7 +23,7 @@ def export(
     label_order: LabelOrderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Export MODEL to ONNX Runtime or OpenVINO in the folder OUT, if its outputs there are those of torch."""
+    """Export MODEL to ONNX Runtime or OpenVINO in the folder OUT, if its outputs there equal those of torch."""
     names, order = names_from(tasks or []), None if label_order is None else names_from([label_order])
     silence_libraries()
     from laconic.api.export import export as export_model
