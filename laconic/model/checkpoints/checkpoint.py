@@ -225,7 +225,7 @@ def read_tokenizer(location: Location) -> PreTrainedTokenizerBase | None:
         if file is None:
             return None
         raise UserError(
-            f"The tokenizer of the model '{location.source}' cannot be read, although it has {file}: "
+            f"The tokenizer of the model '{location.source}' cannot be read although it has {file}: "
             f"{reason_of(error)}; fetch it again, or remove its files."
         ) from error
     # The saved tokenizer must not refer to code.

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
         (
             "tokenizer.json",
             b"{}",
-            r"The tokenizer of the model .* cannot be read, although it has tokenizer_config",
+            r"The tokenizer of the model .* cannot be read although it has tokenizer_config",
         ),
         ("tokenizer_config.json", b"{", r"'tokenizer_config\.json' of the model .* cannot be read: it is not JSON"),
         ("tokenizer_config.json", b"[]", "must be a JSON object"),
@@ -67,7 +67,7 @@ def test_of_a_later_version(folder: Path) -> None:
 
 def test_a_vocabulary_that_is_missing(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"cannot be read, although it has tokenizer_config\.json"):
+    with pytest.raises(UserError, match=r"cannot be read although it has tokenizer_config\.json"):
         load(str(folder))
     (folder / "tokenizer_config.json").unlink()
     assert load(str(folder)).tokenizer is None
