@@ -34,7 +34,7 @@ from laconic.methods import (
 from laconic.methods.prune.base import PruningMethod, UnstructuredPruning
 from laconic.methods.registry import parse_method, to_config
 from laconic.testing import METHOD_CHECKS
-from laconic.testing.methods import predicts_its_loss
+from laconic.testing.methods import check_candidates
 from tests.matrices import case
 
 EXAMPLES: tuple[Method, ...] = (
@@ -63,7 +63,7 @@ EXAMPLES: tuple[Method, ...] = (
 every_method = pytest.mark.parametrize("method", EXAMPLES, ids=lambda method: method.name)
 every_check = pytest.mark.parametrize(
     "check",
-    [pytest.param(check, marks=pytest.mark.slow) if check is predicts_its_loss else check for check in METHOD_CHECKS],
+    [pytest.param(check, marks=pytest.mark.slow) if check is check_candidates else check for check in METHOD_CHECKS],
     ids=lambda check: check.__name__,
 )
 

@@ -109,6 +109,16 @@ def test_it_is_used_in_a_recipe_and_a_study(model: Path, tmp_path: Path) -> None
     assert "coala" in (tmp_path / "study" / "report.html").read_text()
 
 
+def test_its_step_is_used_in_a_recipe(model: Path, tmp_path: Path) -> None:
+    recipe = {"model": str(model), "steps": [{"clip-weights": {"deviations": 1.5}}]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run("run", tmp_path / "recipe.yaml", "-o", tmp_path / "clipped")
+    name = "model.layers.1.mlp.up_proj.weight"
+    before, after = weights(model)[name], weights(tmp_path / "clipped")[name]
+    limit = 1.5 * before.std()
+    assert torch.allclose(after, before.clamp(-limit, limit)) and not torch.equal(after, before)
+
+
 def test_an_edit_of_the_method_changes_the_result(installed: Path, model: Path, tmp_path: Path) -> None:
     source = installed / PACKAGE / "method.py"
     text = source.read_text()
@@ -168,7 +178,7 @@ def test_its_own_tests_pass(installed: Path) -> None:
     assert spec is not None and spec.loader is not None
     tests = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tests)
-    assert len([test() for test in functions_of(tests)]) == 4
+    assert len([test() for test in functions_of(tests)]) == 5
 
 
 def functions_of(module: ModuleType) -> Iterator:
@@ -178,8 +188,8 @@ def functions_of(module: ModuleType) -> Iterator:
 def test_the_page_shows_the_files_as_they_are() -> None:
     shown = re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
     assert {name for name, _ in shown} == {
-        "pyproject.toml", f"{PACKAGE}/method.py", f"{PACKAGE}/architecture.py", f"{PACKAGE}/task.py",
-        "tests/test_plugin.py",
+        "pyproject.toml", f"{PACKAGE}/method.py", f"{PACKAGE}/step.py", f"{PACKAGE}/architecture.py",
+        f"{PACKAGE}/task.py", "tests/test_plugin.py",
     }  # fmt: skip
     for name, text in shown:
         assert text == (PLUGIN / name).read_text(), f"docs/extend.md shows another {name}"

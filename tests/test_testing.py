@@ -1,20 +1,23 @@
 """The checks that are shipped for others notice what is wrong, and say it."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import LayerStats
+from laconic.calibrate import STATISTICS, AbsMean, InputCovariance, InputStatistic, LayerStats
 from laconic.compress import Narrow, ShrinkHeads
+from laconic.errors import UserError
 from laconic.formats import FORMATS, Format, LowRank
 from laconic.methods import METHODS, Svd
 from laconic.model import LanguageModel
+from laconic.numerics.lowrank import Components
 from laconic.testing import (
     FORMAT_CHECKS,
+    MATRICES,
     check_architecture,
     check_format,
     check_method,
@@ -57,6 +60,66 @@ class Wrong(Svd):
 def test_a_mistake_of_a_method_is_noticed(mistake: str, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check_method(Wrong(multiple=1, mistake=mistake))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetful(Svd):
+    """An SVD that reads a statistic which is not in `needs`."""
+
+    name = "forgetful"
+    reads: ClassVar[type[InputStatistic]] = AbsMean
+
+    def components(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
+        assert stats[self.reads].count >= 0
+        return super().components(weight, stats)
+
+
+def test_a_statistic_that_is_missing_from_needs_is_noticed() -> None:
+    with pytest.raises(AssertionError, match=r"^'forgetful' fails .* 'AbsMean' was not collected .* in `needs`"):
+        check_method(Forgetful(multiple=1))
+
+
+class Largest(InputStatistic):
+    """max |x| of each input, as a plug-in may define it."""
+
+    @classmethod
+    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "Largest":
+        return cls(torch.zeros(in_features, dtype=torch.float64, device=device))
+
+    def update(self, x: Tensor) -> None:
+        self.count += len(x)
+        self.total = torch.maximum(self.total, x.abs().amax(0).double())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithOwnStatistic(Forgetful):
+    """An SVD that needs a statistic of its own."""
+
+    name, needs, reads = "with-own-statistic", frozenset({Largest}), Largest
+
+
+def test_a_method_may_need_a_statistic_of_its_own() -> None:
+    check_method(WithOwnStatistic(multiple=1))
+
+
+class Undecorated(Svd):
+    """A method without the decorator of a dataclass."""
+
+    name = "undecorated"
+
+
+def test_a_class_without_the_decorator_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="Undecorated is no frozen dataclass"):
+        check_method(Undecorated(multiple=1))
+
+
+def test_the_matrices_have_every_statistic() -> None:
+    assert all({type(statistic) for statistic in matrix.stats} == set(STATISTICS) for matrix in MATRICES)
+
+
+def test_a_statistic_that_was_not_collected_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"^The statistic 'InputCovariance' was not collected .* in `needs`\.$"):
+        LayerStats()[InputCovariance]
 
 
 def made_by_methods() -> list[Format]:

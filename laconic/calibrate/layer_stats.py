@@ -15,6 +15,7 @@ from torch import Tensor
 
 from laconic import processes
 from laconic.calibrate.statistics import GradientStatistic, Statistic
+from laconic.errors import UserError
 
 S = TypeVar("S", bound=Statistic)
 
@@ -56,7 +57,17 @@ class LayerStats:
         self.solutions.clear()
 
     def __getitem__(self, kind: type[S]) -> S:
-        statistic = self._by_type[kind]
+        """Return the statistic of one type.
+
+        Raises:
+            UserError: it was not collected.
+        """
+        statistic = self._by_type.get(kind)
+        if statistic is None:
+            raise UserError(
+                f"The statistic '{kind.__name__}' was not collected for this layer; the method that reads it must list "
+                "it in `needs`."
+            )
         assert isinstance(statistic, kind)
         return statistic
 

@@ -1,4 +1,4 @@
-"""Statistics of one linear layer: running sums over the tokens that passed through it.
+"""Statistics of one linear layer: sums or maxima over the tokens that passed through it.
 
 Statistics add up over batches, shards and processes (`merge`). Products within one batch are computed in fp32 (fp64 for
 an fp64 model), and sums over batches are kept in fp64. Padding is left out.
@@ -18,7 +18,8 @@ from torch import Tensor
 from laconic import processes
 from laconic.numerics.moments import InputMoment, OutputMoment, add_gram, symmetrize
 
-Inputs = Float[Tensor, "*rows tokens in"] | Int[Tensor, "*rows tokens"]
+Inputs = Float[Tensor, "tokens in"] | Int[Tensor, " tokens"]
+SequenceInputs = Float[Tensor, "*rows tokens in"] | Int[Tensor, "*rows tokens"]
 Gradients = Float[Tensor, "*rows tokens out"]
 
 # Above this width a full second moment of gradients (a head's vocabulary) no longer fits in memory.
@@ -32,10 +33,12 @@ Kind = TypeVar("Kind", bound="Statistic")
 
 
 class Statistic:
-    """A running sum and the count that it is divided by.
+    """A tensor accumulated over tokens, usually a sum, and the count of tokens or predictions.
+
+    `total` and `count` are the whole state: only they are merged, summed over processes and cached on disk.
 
     Args:
-        total: the sum so far, in fp64.
+        total: the tensor so far, in fp64.
     """
 
     def __init__(self, total: Tensor) -> None:
@@ -44,7 +47,7 @@ class Statistic:
 
     @classmethod
     def from_total(cls: type[Kind], total: Tensor, count: int) -> Kind:
-        """Build a statistic from a sum and its count."""
+        """Build a statistic from `total` and `count`, as an earlier one had them."""
         statistic = cls(total)
         statistic.count = count
         return statistic
@@ -55,7 +58,7 @@ class Statistic:
         self.count += other.count
 
     def gather(self) -> None:
-        """Sum the total over all processes; the caller sums the counts."""
+        """Combine `total` over all processes, by default by a sum; the caller sums the counts."""
         self.total = processes.all_reduce_sum(self.total)
 
     def _mean(self) -> Tensor:
@@ -76,12 +79,12 @@ class InputStatistic(Statistic, ABC):
         Args:
             in_features: width of the inputs.
             lookup: the layer is a word embedding, whose inputs are token ids.
-            device: where the sum is kept.
+            device: the device of `total`.
         """
 
     @abstractmethod
     def update(self, x: Inputs) -> None:
-        """Add the tokens of x, (tokens, in), or token numbers (tokens,) for a word embedding."""
+        """Add the tokens of x, (tokens, in) without padding, or token ids (tokens,) for a word embedding."""
 
 
 class GradientStatistic(Statistic, ABC):
@@ -97,11 +100,11 @@ class GradientStatistic(Statistic, ABC):
 
         Args:
             shape: (out, in) of the matrix.
-            device: where the sum is kept.
+            device: the device of `total`.
         """
 
     @abstractmethod
-    def update(self, x: Inputs | None, g: Gradients) -> None:
+    def update(self, x: SequenceInputs | None, g: Gradients) -> None:
         """Add one sequence, or several of equal length.
 
         Args:
@@ -227,7 +230,7 @@ class GradCovariance(GradientStatistic):
         size = (out_features,) if out_features > FULL_MOMENT_LIMIT else (out_features, out_features)
         return cls(torch.zeros(size, dtype=torch.float64, device=device))
 
-    def update(self, x: Inputs | None, g: Gradients) -> None:
+    def update(self, x: SequenceInputs | None, g: Gradients) -> None:
         g = _precise(g).reshape(-1, g.shape[-1])
         if self.total.ndim == 1:
             self._add(g.square().sum(0))
@@ -257,7 +260,7 @@ class Fisher(GradientStatistic):
     def empty(cls, shape: tuple[int, int], device: torch.device) -> "Fisher":
         return cls(torch.zeros(shape, dtype=torch.float64, device=device))
 
-    def update(self, x: Inputs | None, g: Gradients) -> None:
+    def update(self, x: SequenceInputs | None, g: Gradients) -> None:
         assert x is not None
         g = _precise(g)
         lookup = not x.is_floating_point()

@@ -225,7 +225,7 @@ class Compress(Step):
         # All properties of this step that a cached solution depends on; the size is none of them.
         parts = [*statistics, str(self._needs_losses), *methods, *(group.name for group in groups)]
         key = solver_cache.key_of(lm, data, parts, solver_cache.kinds_of(self.methods))
-        cached = solver_cache.load_entry(key, lm.device)
+        cached = solver_cache.load_entry(key, lm.device, self.needs)
         if cached is not None:
             problems = find_problems(lm, targeted.layer_sets, {}).with_stats(cached)
             return self._plan_and_replace(lm, targeted, {}, data, problems)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from laconic import processes
 from laconic.cache import DiskCache
-from laconic.calibrate import STATISTICS, Calibration, LayerStats
+from laconic.calibrate import STATISTICS, Calibration, LayerStats, Statistic
 from laconic.fingerprint import hash_classes, hash_packages, hash_tensors
 from laconic.methods import Method
 from laconic.model import LanguageModel
@@ -66,18 +66,21 @@ def kinds_of(methods: Iterable[Method]) -> set[type]:
     return kinds
 
 
-def load_entry(key: str | None, device: torch.device) -> dict[str, LayerStats] | None:
+def load_entry(
+    key: str | None, device: torch.device, kinds: Iterable[type[Statistic]] = ()
+) -> dict[str, LayerStats] | None:
     """Read an entry.
 
     Args:
         key: key of the entry; None for results that are not cached.
         device: device of the returned tensors.
+        kinds: types of statistics that a plug-in defines; those of laconic are known.
 
     Returns:
         The statistics and solutions of each group of layers, by name; None if there is no entry, or a process cannot
             read it.
     """
-    stats = None if key is None else ENTRIES.read(key, lambda path: _load(path, device))
+    stats = None if key is None else ENTRIES.read(key, lambda path: _load(path, device, kinds))
     return stats if processes.all_true(stats is not None) else None
 
 
@@ -109,10 +112,11 @@ def save_entry(key: str | None, stats: Mapping[str, LayerStats], statistics: boo
     ENTRIES.write(key, save, sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def _load(path: Path, device: torch.device) -> dict[str, LayerStats]:
+def _load(path: Path, device: torch.device, kinds: Iterable[type[Statistic]]) -> dict[str, LayerStats]:
+    by_name = {_full_name(kind): kind for kind in (*STATISTICS, *kinds)}
     with safe_open(path, "pt", device=str(device)) as file:
         contents = json.loads(file.metadata()["contents"])
-        return {name: _restore(lists, file.get_tensor) for name, lists in contents.items()}
+        return {name: _restore(lists, file.get_tensor, by_name) for name, lists in contents.items()}
 
 
 def _describe(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -> dict[str, list[list[object]]]:
@@ -125,17 +129,22 @@ def _describe(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -
         return number
 
     solutions = [[name, [add(part) for part in parts]] for name, parts in stats.solutions.items()]
-    collected = (
-        [[type(statistic).__name__, add(statistic.total), statistic.count] for statistic in stats] if statistics else []
-    )
-    return {"worked_out": solutions, "statistics": collected}
+    collected = [
+        [_full_name(type(statistic)), add(statistic.total), statistic.count] for statistic in stats if statistics
+    ]
+    return {"solutions": solutions, "statistics": collected}
 
 
-def _restore(lists: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> LayerStats:
-    kinds = {kind.__name__: kind for kind in STATISTICS}
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _restore(
+    lists: Mapping[str, Any], tensor: Callable[[str], Tensor], kinds: Mapping[str, type[Statistic]]
+) -> LayerStats:
     stats = LayerStats(
         kinds[str(name)].from_total(tensor(str(key)), int(str(count))) for name, key, count in lists["statistics"]
     )
-    for name, parts in lists["worked_out"]:
+    for name, parts in lists["solutions"]:
         stats.solutions[str(name)] = tuple(tensor(str(key)) for key in list(parts))
     return stats

@@ -202,7 +202,7 @@ class Worker:
         locks = cache_folder() / "surveys"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f".{key}.lock"):
-            self._stats = solver_cache.load_entry(key, lm.device)
+            self._stats = solver_cache.load_entry(key, lm.device, kinds)
             if self._stats is not None:
                 return self._stats, REUSED
             self._stats = collect_stats(lm, data, kinds, list(sites.values()))

@@ -35,7 +35,7 @@ def check_format(layer: Format) -> None:
         check(layer)
 
 
-def multiplies_by_its_matrix(layer: Format) -> None:
+def check_forward(layer: Format) -> None:
     """`forward` computes x W^T + b, with W from `dense`."""
     x = torch.randn(3, layer.shape[1], generator=torch.Generator().manual_seed(0)).to(layer.dense().dtype)
     with torch.no_grad():
@@ -45,14 +45,14 @@ def multiplies_by_its_matrix(layer: Format) -> None:
            f"'{layer.kind}' multiplies by another matrix than its dense()")  # fmt: skip
 
 
-def has_its_shape(layer: Format) -> None:
+def check_shape(layer: Format) -> None:
     """The shape of `dense` is `shape`, (out, in)."""
     expect(
         tuple(layer.dense().shape) == layer.shape, f"'{layer.kind}' has the shape {layer.shape}, and its matrix another"
     )
 
 
-def is_built_from_its_spec(layer: Format) -> None:
+def check_spec(layer: Format) -> None:
     """A layer made by `empty(**spec)`, with the spec read from JSON, loads the state dict and has the same matrix."""
     rebuilt = _rebuilt(layer).to(layer.dense().dtype)
     rebuilt.load_state_dict(copy.deepcopy(layer.state_dict()))
@@ -72,7 +72,7 @@ def _rebuilt(layer: Format) -> Format:
     return rebuilt
 
 
-def weighs_what_it_stores(layer: Format) -> None:
+def check_nbytes(layer: Format) -> None:
     """`nbytes`, and `nbytes_in` for its own dtype, are the bytes of its tensors without the bias."""
     bias = 0 if layer.bias is None else layer.bias.nbytes
     stored = sum(tensor.nbytes for tensor in layer.state_dict().values()) - bias
@@ -81,12 +81,12 @@ def weighs_what_it_stores(layer: Format) -> None:
     expect(cast == stored, f"nbytes_in of '{layer.kind}' is {cast} for its own dtype, and it stores {stored} bytes")
 
 
-def leaves_a_sign(layer: Format) -> None:
+def check_weight_is_empty(layer: Format) -> None:
     """Its tensor `weight` is empty, so that loading the checkpoint without laconic fails."""
     expect(layer.weight.numel() == 0, f"the tensor 'weight' of '{layer.kind}' must be empty")
 
 
-def takes_a_bias(layer: Format) -> None:
+def check_set_bias(layer: Format) -> None:
     """`set_bias` copies a bias, and None removes it."""
     other, bias = copy.deepcopy(layer), torch.arange(float(layer.shape[0])).to(layer.dense().dtype)
     other.set_bias(bias)
@@ -99,19 +99,19 @@ def takes_a_bias(layer: Format) -> None:
     expect(other.bias is None, f"set_bias(None) of '{layer.kind}' does not remove the bias")
 
 
-def keeps_its_zeros(layer: Format) -> None:
+def check_support(layer: Format) -> None:
     """The matrix is zero at positions where `support` is False."""
     if layer.support is not None:
         expect(not layer.dense()[~layer.support].any(), f"'{layer.kind}' has nonzero weights outside of its support")
 
 
 FORMAT_CHECKS: tuple[Callable[[Format], None], ...] = (
-    has_its_shape,
-    multiplies_by_its_matrix,
-    is_built_from_its_spec,
-    weighs_what_it_stores,
-    leaves_a_sign,
-    takes_a_bias,
-    keeps_its_zeros,
+    check_shape,
+    check_forward,
+    check_spec,
+    check_nbytes,
+    check_weight_is_empty,
+    check_set_bias,
+    check_support,
 )
 """The functions that `check_format` calls, in this order; a test can be parametrized over them."""

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 import torch
 
-from laconic.calibrate import GradCovariance, InputCovariance
+from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
+from laconic.errors import UserError
 from laconic.methods import Method
+from laconic.methods.base import LOSS_STATISTICS
 from laconic.methods.registry import to_config
 from laconic.numerics.moments import quadratic_loss
 from laconic.testing.formats import expect
@@ -37,7 +39,17 @@ def check_method(method: Method) -> None:
         check(method)
 
 
-def names_itself(method: Method) -> None:
+def _matrices(method: Method) -> list[Matrix]:
+    """`MATRICES`, with the statistics that the method defines itself."""
+    return [matrix.with_kinds(method.required_statistics) for matrix in MATRICES]
+
+
+def _matrix(method: Method) -> Matrix:
+    """One random matrix with the statistics of the method."""
+    return random_matrix("random", SHAPE).with_kinds(method.required_statistics)
+
+
+def check_names(method: Method) -> None:
     """It has a name in lower case, a family, a paper and a docstring."""
     expect(bool(method.name) and method.name == method.name.lower(), f"the name {method.name!r} is not in lower case")
     for part in ("family", "paper"):
@@ -45,15 +57,16 @@ def names_itself(method: Method) -> None:
     expect(bool((type(method).__doc__ or "").strip()), f"'{method.name}' has no docstring")
 
 
-def has_defaults(method: Method) -> None:
+def check_parameters(method: Method) -> None:
     """It is a frozen dataclass, and all parameters are keyword-only and have defaults."""
     kind = type(method)
-    expect(is_dataclass(kind) and kind.__dataclass_params__.frozen, f"{kind.__name__} is no frozen dataclass")  # type: ignore[attr-defined]
+    # Python lets no other dataclass derive from a frozen one.
+    expect("__dataclass_fields__" in vars(kind), f"{kind.__name__} is no frozen dataclass")
     expect(all(field.kw_only for field in fields(kind)), f"{kind.__name__} takes parameters without their names")
     expect(kind().name == method.name, f"{kind.__name__} cannot be made without parameters")
 
 
-def is_a_line_of_a_recipe(method: Method) -> None:
+def check_recipe_entry(method: Method) -> None:
     """Its configuration in a recipe, written as JSON and read again, gives an equal method."""
     ((name, parameters),) = to_config(method).items()
     parts = {
@@ -63,9 +76,9 @@ def is_a_line_of_a_recipe(method: Method) -> None:
     expect(construct(type(method), parts, name) == method, f"{parameters} is read as another '{name}'")
 
 
-def keeps_its_size(method: Method) -> None:
+def check_size(method: Method) -> None:
     """The result has at most the requested bytes (or the smallest possible size), the dtype of the matrix, no NaN."""
-    for matrix in MATRICES:
+    for matrix in _matrices(method):
         shape, dtype = matrix.weight.shape, matrix.weight.dtype
         for keep in (0.7, 0.3):
             sized = method.with_keep(keep, (shape[0], shape[1]), dtype)
@@ -79,17 +92,17 @@ def keeps_its_size(method: Method) -> None:
             expect(bool(torch.isfinite(dense).all()), f"{where} gives NaN or infinity")
 
 
-def multiplies_by_its_dense_matrix(method: Method) -> None:
+def check_result_forward(method: Method) -> None:
     """`forward` of the result multiplies by its `dense()`."""
-    matrix = random_matrix("forward", SHAPE)
+    matrix = _matrix(method)
     result = method.with_keep(0.5, SHAPE).compress(matrix.weight, matrix.stats)
     x = torch.randn(5, SHAPE[1], generator=torch.Generator().manual_seed(0))
     expect(torch.allclose(result(x), x @ result.dense().T, atol=1e-5), f"'{method.name}' multiplies by another matrix")
 
 
-def foretells_its_format(method: Method) -> None:
+def check_meta_format(method: Method) -> None:
     """`meta_format` is the format of the result, on the meta device."""
-    matrix = random_matrix("format", SHAPE)
+    matrix = _matrix(method)
     for keep in (0.7, 0.4):
         sized = method.with_keep(keep, SHAPE)
         made, form = sized.compress(matrix.weight, matrix.stats), sized.meta_format(SHAPE)
@@ -105,24 +118,39 @@ def foretells_its_format(method: Method) -> None:
         expect(method.meta_format(SHAPE).kind == form.kind, f"{where} is of another kind where no size is set")
 
 
-def is_deterministic(method: Method) -> None:
+def check_determinism(method: Method) -> None:
     """The same matrix twice gives the same result, to the last bit."""
-    matrix = random_matrix("twice", SHAPE)
+    matrix = _matrix(method)
     first, second = (method.with_keep(0.5, SHAPE).compress(matrix.weight, matrix.stats).dense() for _ in range(2))
     expect(torch.equal(first, second), f"'{method.name}' gives two results for one matrix")
 
 
-def leaves_its_input_alone(method: Method) -> None:
+def check_needs(method: Method) -> None:
+    """It reads no other statistics than `required_statistics`, and in `candidates` those of the predicted loss."""
+    matrix = _matrix(method)
+
+    def only(kinds: frozenset[type[Statistic]]) -> LayerStats:
+        return LayerStats(statistic for statistic in matrix.stats if type(statistic) in kinds)
+
+    needed = method.required_statistics
+    try:
+        method.with_keep(0.5, SHAPE).compress(matrix.weight, only(needed))
+        method.candidates(matrix.weight, only(needed | LOSS_STATISTICS))
+    except UserError as error:
+        raise AssertionError(f"'{method.name}' fails with the statistics that it needs: {error}") from error
+
+
+def check_weight_unchanged(method: Method) -> None:
     """The input matrix does not change."""
-    matrix = random_matrix("untouched", SHAPE)
+    matrix = _matrix(method)
     before = matrix.weight.clone()
     method.with_keep(0.5, SHAPE).compress(matrix.weight, matrix.stats)
     expect(torch.equal(matrix.weight, before), f"'{method.name}' changes the matrix that it is given")
 
 
-def predicts_its_loss(method: Method, matrices: tuple[Matrix, ...] = MATRICES) -> None:
+def check_candidates(method: Method) -> None:
     """The candidates are the dense matrix and smaller ones, each with its true size and loss ½ tr(F E C E^T)."""
-    for matrix in matrices:
+    for matrix in _matrices(method):
         offered = method.candidates(matrix.weight, matrix.stats)
         where = f"candidates of '{method.name}' ({matrix.name})"
         dense = [candidate for candidate in offered.all if candidate.method is None]
@@ -146,24 +174,25 @@ def predicts_its_loss(method: Method, matrices: tuple[Matrix, ...] = MATRICES) -
             )
 
 
-def loses_less_with_more_bytes(method: Method) -> None:
+def check_loss_order(method: Method) -> None:
     """The last candidate loses nothing, the first something, and the one before the last no more than the first."""
-    matrix = random_matrix("falling", SHAPE)
+    matrix = _matrix(method)
     losses = [candidate.loss for candidate in method.candidates(matrix.weight, matrix.stats).all]
     expect(losses[-1] == 0 < losses[0], f"the losses of '{method.name}' do not end at 0: {losses}")
     expect(len(losses) == 2 or losses[-2] < losses[0], f"the losses of '{method.name}' do not fall: {losses}")
 
 
 METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
-    names_itself,
-    has_defaults,
-    is_a_line_of_a_recipe,
-    leaves_its_input_alone,
-    keeps_its_size,
-    is_deterministic,
-    multiplies_by_its_dense_matrix,
-    foretells_its_format,
-    predicts_its_loss,
-    loses_less_with_more_bytes,
+    check_names,
+    check_parameters,
+    check_recipe_entry,
+    check_weight_unchanged,
+    check_needs,
+    check_size,
+    check_determinism,
+    check_result_forward,
+    check_meta_format,
+    check_candidates,
+    check_loss_order,
 )
 """The functions that `check_method` calls, in this order; a test can be parametrized over them."""

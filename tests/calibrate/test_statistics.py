@@ -1,4 +1,4 @@
-"""Running sums equal what they abbreviate, add up over shards, and treat token numbers as one-hot rows."""
+"""Statistics equal what they abbreviate, add up over shards, and treat token numbers as one-hot rows."""
 
 import pytest
 import torch

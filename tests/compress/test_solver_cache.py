@@ -1,12 +1,16 @@
 """Cached solutions: they are computed once, give the same model, and can be missing."""
 
 import importlib
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from laconic.cache import cache_limit
 from laconic.calibrate import Calibration
@@ -135,6 +139,66 @@ def test_an_edited_method_of_others_is_solved_anew(tmp_path, folder, monkeypatch
         results.append(run(step_of(importlib.import_module("own_method").Own(multiple=1), 0.5))[1])
     assert len(entries(folder)) == 2
     assert torch.equal(results[0], results[2]) and not torch.allclose(results[0], results[1])
+
+
+COUNTING = """
+from dataclasses import dataclass
+import torch
+from laconic.calibrate import InputCovariance as Theirs, InputStatistic
+from laconic.methods.lowrank.base import TruncationMethod
+from laconic.numerics.lowrank import svd_components
+
+class InputCovariance(InputStatistic):
+    @classmethod
+    def empty(cls, in_features, lookup, device):
+        return cls(torch.zeros(in_features, dtype=torch.float64, device=device))
+
+    def update(self, x):
+        self.count += len(x)
+        self._add(torch.bincount(x, minlength=len(self.total)) if x.ndim == 1 else x.abs().sum(0))
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(TruncationMethod):
+    name, paper, needs = "counting", "none", frozenset({Theirs, InputCovariance})
+    caches_solution = False
+
+    def components(self, weight, stats):
+        assert stats[Theirs].count == stats[InputCovariance].count > 0
+        return svd_components(weight * (1 + stats[InputCovariance].total))
+"""
+
+
+def test_a_statistic_of_a_plug_in_is_stored_and_read(tmp_path, folder, monkeypatch):
+    """Also if it has the name of one of laconic."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "counting_method.py").write_text(COUNTING)
+    method = importlib.import_module("counting_method").Counting(multiple=1)
+    fresh = run(step_of(method, 0.4))[1]
+    (entry,) = entries(folder)
+    # Without the stored solutions, the method reads the statistics again.
+    rewrite(
+        entry,
+        lambda contents: {
+            group: {key: stored if key == "statistics" else [] for key, stored in lists.items()}
+            for group, lists in contents.items()
+        },
+    )
+    assert torch.equal(run(step_of(method, 0.4), monkeypatch)[1], fresh)
+
+
+def test_an_entry_of_the_earlier_form_is_computed_again(folder, monkeypatch):
+    fresh = run(step_of(Drone(multiple=1), 0.4))[1]
+    (entry,) = entries(folder)
+    rewrite(entry, lambda contents: json.loads(json.dumps(contents).replace('"solutions"', '"worked_out"')))
+    assert torch.equal(run(step_of(Drone(multiple=1), 0.4))[1], fresh)
+    assert torch.equal(run(step_of(Drone(multiple=1), 0.4), monkeypatch)[1], fresh)
+
+
+def rewrite(entry: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the JSON description in an entry."""
+    with safe_open(entry, "pt") as file:
+        contents = change(json.loads(file.metadata()["contents"]))
+    save_file(load_file(entry), entry, {"contents": json.dumps(contents)})
 
 
 def test_a_method_without_source_is_not_cached(folder):

@@ -1,12 +1,22 @@
-"""The checks of `laconic.testing` for the method and the architecture, and a test of each object."""
+"""The checks of `laconic.testing` for the method, the step and the architecture, and a test of each object."""
 
 import torch
 from laconic_example.architecture import Relu2Config, Relu2ForCausalLM
 from laconic_example.method import Coala
+from laconic_example.step import ClipWeights
 from laconic_example.task import NextToken
 
 from laconic.calibrate import InputCovariance, LayerStats
-from laconic.testing import check_architecture, check_method, random_matrix
+from laconic.testing import check_architecture, check_method, check_step, random_matrix
+
+CONFIG = Relu2Config(
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 
 
 def test_the_method_keeps_the_contract() -> None:
@@ -14,15 +24,11 @@ def test_the_method_keeps_the_contract() -> None:
 
 
 def test_the_architecture_keeps_the_contract() -> None:
-    config = Relu2Config(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    check_architecture(Relu2ForCausalLM(config))
+    check_architecture(Relu2ForCausalLM(CONFIG))
+
+
+def test_the_step_keeps_the_contract() -> None:
+    check_step(ClipWeights(deviations=1.5), Relu2ForCausalLM(CONFIG))
 
 
 def test_the_task_is_found_by_its_name() -> None:
