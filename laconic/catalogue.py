@@ -16,8 +16,6 @@ from laconic.registry import plugins
 from laconic.yaml_loader import parse_value
 
 PATH = Path(__file__).with_name("catalogue.json")
-STEP = "step"
-"""The value of `Entry.family` for steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,28 +41,27 @@ class Entry:
 
     Args:
         name: its name in `--method` and in recipes.
-        family: the family of a method; "step" for a step.
+        is_step: True for a step, which changes a model; False for a method, which solves one matrix.
+        family: the kind of compression; empty for a step that compresses nothing itself.
+        needs_data: True if the example needs calibration data.
         needs: the names of the statistics that a method needs; empty for a step.
         paper: the reference of a method; None for a step.
         what: one sentence on what it does.
         parameters: its parameters, in order.
-        example: a command line that uses it.
+        example: a command line that uses it; for `compress`, which `--method` does not take, a line of a recipe.
         distribution: name and version of the plug-in that provides it; None for laconic itself.
     """
 
     name: str
+    is_step: bool
     family: str
+    needs_data: bool
     needs: tuple[str, ...] = ()
     paper: str | None = None
     what: str
     parameters: tuple[Parameter, ...]
     example: str
     distribution: str | None = None
-
-    @property
-    def is_step(self) -> bool:
-        """True for a step, which changes a model; False for a method, which solves one matrix."""
-        return self.family == STEP
 
 
 @cache

@@ -72,12 +72,16 @@ def methods() -> str:
         "`--method gptq:bits=4,group_size=64`. In a recipe it stands below it: `{gptq: {bits: 4, group_size: 64}}`.",
     ]
     entries = list(catalogue().values())
-    for family in dict.fromkeys(entry.family for entry in entries):
+    for family in dict.fromkeys(map(_family, entries)):
         lines += ["", f"## {FAMILIES.get(family, family.capitalize())}"]
         for entry in entries:
-            if entry.family == family:
+            if _family(entry) == family:
                 lines += ["", *_entry(entry)]
     return "\n".join([*lines, ""])
+
+
+def _family(entry: Entry) -> str:
+    return "step" if entry.is_step else entry.family
 
 
 def _entry(entry: Entry) -> Iterator[str]:
@@ -85,6 +89,10 @@ def _entry(entry: Entry) -> Iterator[str]:
     yield ""
     yield entry.what
     facts = []
+    if entry.is_step:
+        facts += [f"Family: {entry.family}."] if entry.family else []
+        if entry.name != "compress":
+            facts.append(f"The example needs {'calibration' if entry.needs_data else 'no'} data.")
     if entry.paper:
         facts.append(f"Paper: {entry.paper}.")
     if entry.needs:

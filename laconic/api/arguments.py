@@ -199,7 +199,7 @@ def _is_whole(value: object) -> bool:
 def _is_keep(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(_is_text(group) and _is_number(part) for group, part in value.items())
-    return value is None or _is_number(value)
+    return value is None or value == "auto" if isinstance(value, str | None) else _is_number(value)
 
 
 def _is_number(value: object) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fsdecode
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,14 +24,14 @@ from laconic.recipe.run import prepare_run
 from laconic.recipe.sampling import Sampling
 from laconic.recipe.schema import IN_MEMORY, with_plan
 
-DEFAULT_KEEP = float("0.5")
-"""The default of `keep`. It is a distinct object, so that it can be ignored for methods that have a size already."""
+DEFAULT_KEEP = 0.5
+"""The fraction that `keep="auto"` means for methods that need a size."""
 
 
 def compress(
     model: PreTrainedModel | str | PathLike[str],
     method: Method | Step | str | Sequence[Method | Step | str] = "kfac-svd",
-    keep: float | Mapping[str, float] | None = DEFAULT_KEEP,
+    keep: float | Mapping[str, float] | Literal["auto"] | None = "auto",
     *,
     data: str | PathLike[str] | Iterable[str] | None = None,
     allocate: str = "uniform",
@@ -58,7 +58,7 @@ def compress(
         method: a method or step, or several that run in order: `"svd"`, `"svd:rank=64"`, an object of
             `laconic.methods`, `"shrink-heads:keep=0.75"`, or an object of `laconic.compress` or `laconic.recover`.
         keep: fraction of the targeted bytes to keep, in (0, 1], or one for each group of matrices. None if every method
-            has a size already; the default is then ignored.
+            has a size of its own. Default: `"auto"`, which is 0.5 for methods that need a size, and None otherwise.
         data: calibration texts: the name of a source, as on the command line, or the texts themselves.
         allocate: distribution of the budget over matrices: `uniform`, `spectrum`, or `global` for pruning.
         targets: which matrices: groups (`attention`, `ffn`, `head`, `embedding`), `blocks`, `all`, globs over their
@@ -102,8 +102,8 @@ def compress(
     model_input = to_model_input(model, tokenizer, label_order, device)
     texts = None if data is None else to_texts(data)
     lines = [method_or_step(line, "method") if isinstance(line, str) else line for line in to_methods(method)]
-    if keep is DEFAULT_KEEP and all(method.has_size for method in methods_in(lines)):
-        keep = None
+    if keep == "auto":
+        keep = None if all(method.has_size for method in methods_in(lines)) else DEFAULT_KEEP
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     mode = "anchored" if anchored else "sequential" if sequential else None
     steps = to_steps(lines, keep, allocate, names, sequential=mode, allow_dense=allow_dense)

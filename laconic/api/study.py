@@ -125,9 +125,9 @@ class StudyResult(Result):
             "measured": summary.measured,
             "found": summary.found,
             "failed": [{"key": record["key"], "axes": record["axes"], **record["error"]} for record in self.failed],
-            "surveys": summary.surveys,
-            "aside": [{"file": file.name, "reason": file.reason} for file in summary.moved],
-            "strange": [{"file": file.name, "reason": file.reason} for file in summary.invalid],
+            "statistics_collected": summary.statistics_collected,
+            "moved_aside": [{"file": file.name, "reason": file.reason} for file in summary.moved],
+            "invalid_files": [{"file": file.name, "reason": file.reason} for file in summary.invalid],
             "seconds": round(summary.seconds, 3),
             "seconds_within_cells": round(summary.cell_seconds, 3),
             "report": None if self.page is None else str(self.page),
@@ -142,7 +142,7 @@ class StudyResult(Result):
         summary = self.summary
         return (
             f"Cells measured in {summary.seconds:.0f} s: {summary.measured}; finished before: {summary.found}; "
-            f"passes that collected statistics: {summary.surveys}."
+            f"passes that collected statistics: {summary.statistics_collected}."
         )
 
     def _table(self) -> Table | None:

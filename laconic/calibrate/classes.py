@@ -140,7 +140,7 @@ def _check_consistent(lm: LanguageModel) -> None:
         name = wrong[0]
         raise UserError(
             f"The config.json of {quote_model(lm)} contradicts itself: by id2label '{name}' is output "
-            f"{names.index(name)}, and by label2id {numbers[name]}; mend it, or give the names in the order of the "
+            f"{names.index(name)}, and by label2id {numbers[name]}; fix it, or give the names in the order of the "
             "outputs as label_order."
         )
 

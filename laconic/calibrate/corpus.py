@@ -57,7 +57,7 @@ class Example:
                 where = self.place or f"The row '{truncate(text[: odd.start()], 40)}…'"
                 raise UserError(
                     f"{where} has half of a surrogate pair in its text, {odd[0]!a} at character {odd.start() + 1}, "
-                    "which no tokenizer reads; mend the row."
+                    "which no tokenizer reads; fix the row."
                 )
 
     @property

@@ -126,7 +126,7 @@ def _are_flags(lm: LanguageModel, size: int, lists: Sequence[tuple[tuple[float |
         (row, where), (label, other) = repeated[0], others[0]
         raise UserError(
             f"{where} has the label {_quote_label(row)}, a 0 or 1 for each of the {size} labels of {quote_model(lm)}, "
-            f"and {other} has {_quote_label(label)}; mend the row, or write all rows in one way."
+            f"and {other} has {_quote_label(label)}; fix the row, or write all rows in one way."
         )
     return not others
 
@@ -181,7 +181,7 @@ class _ClassNumbers:
         at = _number(label) if at is None else at
         source = f"'{self.corpus.source}'"
         if at is None or not 0 <= at < len(self.corpus.classes):
-            raise _unknown_class(label, where, source, self.corpus.classes, "mend the row")
+            raise _unknown_class(label, where, source, self.corpus.classes, "fix the row")
         found = self.places[at]
         if found is None:
             raise class_mismatch(self.lm, self.corpus.classes, source)
@@ -197,7 +197,7 @@ class _ClassNumbers:
         data_names = tuple(dict.fromkeys(name.strip() for name, _ in self.rows if isinstance(name, str)))
         if isinstance(label, str) and all(find_class(name, self.names) is None for name in data_names):
             raise class_mismatch(self.lm, data_names, f"'{self.corpus.source}'")
-        remedy = "mend the row, or give label_order if the data has other names for the classes"
+        remedy = "fix the row, or give label_order if the data has other names for the classes"
         raise _unknown_class(label, where, quote_model(self.lm), self.names, remedy)
 
     def _by_number(self, number: int, is_truth: bool) -> int | None:

@@ -125,7 +125,7 @@ def run(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]…", help="Replace values of the recipe, such as steps[0].compress.keep=0.3."
+            metavar="[KEY=VALUE]…", help="Replace values of the recipe, such as 'steps[0].compress.keep=0.3'."
         ),
     ] = None,
     plan: Annotated[

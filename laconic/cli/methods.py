@@ -1,6 +1,7 @@
 """`laconic methods`: all methods and steps, or one of them with its parameters."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -56,30 +57,41 @@ def _list(json: bool) -> None:
 
         added, errors = plugin_entries()
         entries |= added
-    methods = [{**_facts(entry), "what": entry.what} for entry in entries.values() if not entry.is_step]
-    steps = [
-        {"name": entry.name, "what": entry.what, **_origin(entry)}
-        for entry in entries.values()
-        if entry.is_step and entry.name != COMPRESS
+    methods = [entry for entry in entries.values() if not entry.is_step]
+    steps = [entry for entry in entries.values() if entry.is_step and entry.name != COMPRESS]
+    families = dict.fromkeys(entry.family for entry in methods)
+    groups = {f"Methods: {family}": [entry for entry in methods if entry.family == family] for family in families}
+    from_plugins = any(entry.distribution for entry in (*methods, *steps))
+    tables = [_table(group, from_plugins).to_rich(title) for title, group in (groups | {"Steps": steps}).items()]
+    result = {
+        "methods": [{**_facts(entry), "what": entry.what} for entry in methods],
+        "steps": [{**_facts(entry), "what": entry.what} for entry in steps],
+    }
+    show(result | ({"failed": list(map(str, errors))} if errors else {}), json, *tables, *map(str, errors))
+
+
+def _table(entries: Sequence[Entry], from_plugins: bool) -> Table:
+    """The table of the methods of one family, or of all steps; `from_plugins` adds a column for the distribution."""
+    columns = [
+        (Column("name"), lambda entry: entry.name),
+        (Column("needs"), _needs),
+        (Column("what it does"), lambda entry: entry.what),
     ]
-    headings = ["method", "family", "needs", "paper", "what it does", "from"]
-    rows = [
-        (line["name"], line["family"], ", ".join(line["needs"]) or "–", line["paper"], line["what"]) for line in methods
-    ]
-    rows += [(line["name"], "step", "–", "–", line["what"]) for line in steps]
-    origins = [line.get("distribution", OWN) for line in (*methods, *steps)]
-    # The last column is for plug-ins.
-    columns = tuple(Column(heading) for heading in (headings if set(origins) > {OWN} else headings[:-1]))
-    cells = tuple((*row, origin)[: len(columns)] for row, origin in zip(rows, origins, strict=True))
-    result = {"methods": methods, "steps": steps} | ({"failed": list(map(str, errors))} if errors else {})
-    show(result, json, Table(columns, cells).to_rich(), *map(str, errors))
+    if entries[0].is_step:
+        columns.insert(1, (Column("family"), lambda entry: entry.family or None))
+    else:
+        columns.insert(2, (Column("paper"), lambda entry: entry.paper))
+    if from_plugins:
+        columns.append((Column("from"), lambda entry: entry.distribution or OWN))
+    return Table.of(entries, *columns)
 
 
 def _show(entry: Entry, json: bool) -> None:
-    about = {"name": entry.name, "family": entry.family, **_origin(entry)} if entry.is_step else _facts(entry)
-    head = [f"{entry.name}: {entry.what}", f"Family: {entry.family}"]
-    if not entry.is_step:
-        head += [f"Paper: {entry.paper}", f"Needs: {', '.join(entry.needs) or 'no data'}"]
+    head = [f"{entry.name}: {entry.what}"]
+    head += [f"Family: {entry.family}"] if entry.family else []
+    head += [f"Paper: {entry.paper}"] if entry.paper else []
+    # The needs of `compress` are those of its method.
+    head += [] if entry.name == COMPRESS else [f"Needs: {_needs(entry).replace(chr(10), ', ')}"]
     if entry.distribution is not None:
         head += [f"From: {entry.distribution}"]
     columns = tuple(Column(heading) for heading in ("parameter", "type", "default", "meaning"))
@@ -89,7 +101,7 @@ def _show(entry: Entry, json: bool) -> None:
     )
     tables = [Table(columns, rows).to_rich()] if rows else ["It has no parameters."]
     result = {
-        **about,
+        **_facts(entry),
         "what": entry.what,
         "parameters": [asdict(parameter) for parameter in entry.parameters],
         "example": entry.example,
@@ -97,11 +109,13 @@ def _show(entry: Entry, json: bool) -> None:
     show(result, json, *head, *tables, f"Example: {entry.example}")
 
 
+def _needs(entry: Entry) -> str:
+    """The statistics of a method, one a line; for others whether the example needs data."""
+    return "\n".join(entry.needs) or ("data" if entry.needs_data else "no data")
+
+
 def _facts(entry: Entry) -> dict[str, Any]:
-    about = {"name": entry.name, "family": entry.family, "needs": list(entry.needs), "paper": entry.paper}
-    return about | _origin(entry)
-
-
-def _origin(entry: Entry) -> dict[str, str]:
-    """The distribution of a plug-in's method or step; empty for those of laconic."""
-    return {} if entry.distribution is None else {"distribution": entry.distribution}
+    """The facts that `--json` prints of a method or a step, and the distribution of that of a plug-in."""
+    own = {"needs_data": entry.needs_data} if entry.is_step else {"needs": list(entry.needs), "paper": entry.paper}
+    origin = {} if entry.distribution is None else {"distribution": entry.distribution}
+    return {"name": entry.name, "family": entry.family, **own, **origin}

@@ -26,7 +26,7 @@ def study(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]…", help="Replace values of the study, such as limit=100 or axes.keep=[0.5]."
+            metavar="[KEY=VALUE]…", help="Replace values of the study, such as limit=100 or 'axes.keep=[0.5]'."
         ),
     ] = None,
     executor: Annotated[

@@ -42,6 +42,7 @@ class ShrinkHeads(Step):
     name = "shrink-heads"
     family = "width"
     example = "keep=0.75"
+    size_parameters = ("keep", "size")
 
     keep: Keep | None = None
     size: Positive | None = None
@@ -49,7 +50,10 @@ class ShrinkHeads(Step):
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.size is None):
-            raise UserError("The step 'shrink-heads' needs one size: give either keep or size.")
+            raise UserError(
+                "The step 'shrink-heads' needs one size: give either shrink-heads:keep=F with F in (0, 1], or "
+                "shrink-heads:size=N."
+            )
 
     @property
     def needs_data(self) -> bool:

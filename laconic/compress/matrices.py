@@ -77,7 +77,7 @@ class Compress(Step):
     """
 
     name = "compress"
-    example = "method=svd,keep=0.5"
+    example = "method: svd, keep: 0.5"
     example_needs_data = False
 
     method: Method

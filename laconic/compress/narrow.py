@@ -72,6 +72,7 @@ class Narrow(Step):
     name = "narrow"
     family = "width"
     example = "heads=0.5"
+    size_parameters = ("heads", "channels", "keep")
 
     heads: Fraction | None = None
     channels: Fraction | None = None
@@ -87,7 +88,10 @@ class Narrow(Step):
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.heads is None and self.channels is None):
-            raise UserError("The step 'narrow' needs a size: give heads, channels or both, or keep in place of them.")
+            raise UserError(
+                "The step 'narrow' needs a size: give narrow:heads=F, narrow:channels=F or both, or in place of them "
+                "narrow:keep=F, with F in (0, 1]."
+            )
         if self.keep is None and self.currency != "bytes":
             raise UserError("currency must be left out without keep, because it sets what keep counts.")
         if self.keep is not None and self.ranking == "local":

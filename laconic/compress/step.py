@@ -80,6 +80,8 @@ class Step(ABC, metaclass=Typed):
     """The kind of compression, by which reports group models; empty for a step that only trains."""
     example: ClassVar[str] = ""
     """Parameters of an example, in the notation of `--method`."""
+    size_parameters: ClassVar[tuple[str, ...]] = ()
+    """The parameters of which one sets the size, in place of `keep` of a method; empty for a step without a size."""
     example_needs_data: ClassVar[bool] = True
     """Whether the example needs calibration data."""
 

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass, replace
 from inspect import cleandoc
 from pathlib import Path
+from shlex import quote
 from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from laconic.catalogue import PATH, STEP, Entry, Parameter
-from laconic.compress import Step
+from laconic.catalogue import PATH, Entry, Parameter, split_name
+from laconic.compress import Compress, Step
 from laconic.errors import UserError
 from laconic.methods import METHODS, Method
 from laconic.methods.registry import METHOD_REGISTRY
@@ -42,7 +43,9 @@ def entry_of(kind: type[Method] | type[Step]) -> Entry:
     is_method = issubclass(kind, Method)
     return Entry(
         name=kind.name,
-        family=kind.family if is_method else STEP,
+        is_step=not is_method,
+        family=kind.family,
+        needs_data=_example_needs_data(kind),
         needs=tuple(sorted(statistic.__name__ for statistic in kind.needs)) if is_method else (),
         paper=kind.paper if is_method else None,
         what=first_line(kind),
@@ -131,12 +134,23 @@ def first_line(kind: type) -> str:
 
 
 def example_of(kind: type[Method] | type[Step]) -> str:
-    """A command line that uses the method or step."""
-    method = f"{kind.name}:{kind.example}" if kind.example else kind.name
-    keep = " --keep 0.5" if issubclass(kind, Method) and not kind().has_size else ""
-    needs = kind.needs if issubclass(kind, Method) else kind.example_needs_data
-    data = " --data builtin:pydoc" if needs else ""
-    return f"laconic compress MODEL --method {method}{keep}{data} -o OUT"
+    """A command line that uses the method or step; for `compress`, which wraps a method, a line of a recipe.
+
+    >>> from laconic.methods import Gptq
+    >>> example_of(Gptq)
+    'laconic compress MODEL --method gptq:bits=4 --data builtin:pydoc -o OUT'
+    """
+    if kind is Compress:
+        return f"steps: [{{compress: {{{kind.example}}}}}]"
+    text = f"{kind.name}:{kind.example}" if kind.example else kind.name
+    needs_size = issubclass(kind, Method) and not kind(**split_name(text, kind.name)[1]).has_size
+    keep = " --keep 0.5" if needs_size else ""
+    data = " --data builtin:pydoc" if _example_needs_data(kind) else ""
+    return f"laconic compress MODEL --method {quote(text)}{keep}{data} -o OUT"
+
+
+def _example_needs_data(kind: type[Method] | type[Step]) -> bool:
+    return bool(kind.needs) if issubclass(kind, Method) else kind.example_needs_data
 
 
 def _paragraphs(text: str) -> dict[str, str]:

@@ -87,7 +87,7 @@ def to_steps(
         first = lines[0]
         if isinstance(first, Method):
             raise keep_error(first, keep)
-        raise UserError(f"keep does not apply to '{first.name}', which has parameters for its size; got {keep}.")
+        raise _keep_error(first, keep)
     anchored = sequential == "anchored"
     if sequential is not None and not (methods if anchored else uses_inputs(methods)):
         raise _no_effect_error(lines, sequential)
@@ -106,6 +106,13 @@ def to_steps(
         )
         for line in lines
     )
+
+
+def _keep_error(step: Step, keep: object) -> UserError:
+    """The error for a `keep` without a method, beside the parameters of `step` that set its size."""
+    sizes = [f"{step.name}:{name}=…" for name in step.size_parameters]
+    remedy = f", and set its size by {' or '.join(sizes)}" if sizes else ""
+    return UserError(f"keep does not apply to '{step.name}', because it is a step: leave keep out{remedy}; got {keep}.")
 
 
 def methods_in(lines: Sequence[Method | Step]) -> list[Method]:

@@ -137,7 +137,7 @@ class Table:
         table = RichTable(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
         shown = self.shown()
         for index, column in enumerate(self.columns):
-            longest = max((len(row[index]) for row in shown), default=0)
+            longest = max((len(line) for row in shown for line in row[index].splitlines()), default=0)
             # On a narrow terminal, the first column and long texts are wrapped, headings only between words, and
             # numbers never. No text is cut off.
             heading = fill(column.heading, max(longest, *map(len, column.heading.split())))

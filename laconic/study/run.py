@@ -43,7 +43,7 @@ class Summary:
         measured: the number of cells that this run finished, including failed ones.
         found: the number of cells that an earlier run or another runner finished.
         failed: the records of all failed cells, from this run and from earlier runs.
-        surveys: how often this run collected statistics.
+        statistics_collected: how often this run collected statistics.
         moved: invalid files with the names of records; they were moved, and their cells were measured again.
         invalid: other files in the ledger that are not valid records.
         seconds: the duration of this run.
@@ -53,7 +53,7 @@ class Summary:
     measured: int
     found: int
     failed: tuple[Record, ...]
-    surveys: int
+    statistics_collected: int
     moved: tuple[InvalidFile, ...]
     invalid: tuple[InvalidFile, ...]
     seconds: float
@@ -139,7 +139,7 @@ def run_study(
             logger.add(record)
     finished = ledger.keys()
     missing = [cell for cell in cells if cell.key not in finished]
-    measured, surveys, cell_seconds = 0, 0, 0.0
+    measured, statistics_collected, cell_seconds = 0, 0, 0.0
     bar = iter(track(missing, "Cells"))
     with ledger.leases.renewing():
         for record in _measure(missing, cells, ledger, executor):
@@ -148,7 +148,7 @@ def run_study(
                 measured += 1
                 if logger is not None:
                     logger.add(record)
-                surveys += record.get("statistics") == COLLECTED
+                statistics_collected += record.get("statistics") == COLLECTED
                 cell_seconds += record["seconds"]["total"] if record["state"] == DONE else 0.0
     next(bar, None)
     ledger.remove_stale_leases()
@@ -158,7 +158,7 @@ def run_study(
         measured=measured,
         found=len(cells) - measured,
         failed=tuple(record for record in records if record["key"] in keys and record["state"] == FAILED),
-        surveys=surveys,
+        statistics_collected=statistics_collected,
         moved=tuple(moved),
         invalid=tuple(invalid),
         seconds=time.perf_counter() - start,

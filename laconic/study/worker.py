@@ -4,6 +4,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,11 +198,12 @@ class Worker:
             return self._stats, REUSED
         kinds = frozenset().union(*(step.needs for step in steps))
         sites = {site.name: site for step in steps for site in step.sites(lm)}
-        question = ["survey", *sorted(kind.__name__ for kind in kinds), *sorted(sites)]
+        question = ["statistics", *sorted(kind.__name__ for kind in kinds), *sorted(sites)]
         key = solver_cache.key_of(lm, data, question, kinds)
-        locks = cache_folder() / "surveys"
+        locks = cache_folder() / "statistics"
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f".{key}.lock"):
+        # Without a key nothing is cached, so that no process needs to wait for another.
+        with nullcontext() if key is None else FileLock(locks / f".{key}.lock"):
             self._stats = solver_cache.load_entry(key, lm.device, kinds)
             if self._stats is not None:
                 return self._stats, REUSED

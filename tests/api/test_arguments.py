@@ -1,5 +1,6 @@
 """Arguments of the Python entry that are of a wrong kind are one sentence each, before anything is done."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import laconic
+from laconic.api.compress import DEFAULT_KEEP
 from laconic.errors import UserError
 from laconic.methods import Svd
 from tests.architectures import BY_NAME
@@ -106,6 +108,19 @@ def test_others(argument: str, value: Any, sentence: str) -> None:
     model, usual = BY_NAME["llama"].model(), {"keep": 0.5, "data": TEXTS, "tokenizer": letters()}
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
         laconic.compress(model, "wanda", **{**usual, argument: value})
+
+
+def test_an_explicit_keep_is_never_taken_for_the_default() -> None:
+    default = inspect.signature(laconic.compress).parameters["keep"].default
+    assert default == "auto"
+    laconic.compress(BY_NAME["llama"].model(), "svd:rank=2")
+    laconic.compress(BY_NAME["llama"].model(), "svd:rank=2", default)
+    half = laconic.compress(BY_NAME["llama"].model(), "svd:multiple=1")
+    assert half.sites == laconic.compress(BY_NAME["llama"].model(), "svd:multiple=1", keep=DEFAULT_KEEP).sites
+    with pytest.raises(UserError, match=r"^keep does not apply to 'svd': its size is set by rank"):
+        laconic.compress(BY_NAME["llama"].model(), "svd:rank=2", DEFAULT_KEEP)
+    with pytest.raises(UserError, match="needs a size"):
+        laconic.compress(BY_NAME["llama"].model(), "svd", keep=None)
 
 
 def test_paths_are_names(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ GLUE_TESTS = {
 def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path, content: str, place: str):
     """JSON can spell one; no tokenizer reads it."""
     path = write(tmp_path / place.partition(":")[0].partition("[")[0], content)
-    with pytest.raises(UserError, match=re.escape(place) + ".* surrogate pair in its text, .* at character 3, .*mend"):
+    with pytest.raises(UserError, match=re.escape(place) + ".* surrogate pair in its text, .* at character 3, .*fix"):
         read(path)
     with pytest.raises(UserError, match=r"The row 'a …' has half"):
         Example("a \ud800")

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_data_folder")
         ("a.tsv", "text\tlabel\tlabel\nx\t0\t1\n", r"The header of .*a\.tsv has the field 'label' twice"),
         ("a.csv", "text,text\nx,y\n", r"The header of .*a\.csv has the field 'text' twice"),
         ("a.csv", 'text,label\n"x\ny",0\nz\n', r"a\.csv:4 has 1 columns, its header 2"),
-        ("a.csv", 'text\n"x" y\n', r"a\.csv:2 is not CSV: .*; mend the row, or write the data as \.jsonl"),
+        ("a.csv", 'text\n"x" y\n', r"a\.csv:2 is not CSV: .*; fix the row, or write the data as \.jsonl"),
         ("a.csv", "text;label\nx;0\n", r"a\.csv:2 has no field that laconic reads as text \(fields: 'text;label'\)"),
         ("a.tsv", "text\tlabel\nx\n", r"a\.tsv:2 has 1 columns, its header 2"),
         ("RTE/dev.tsv", "sentence1\tlabel\na\tb\n", "has no column 'sentence2'"),

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from laconic.api.inputs import read_document
+from laconic.catalogue import catalogue
 from laconic.cli.main import status
 from laconic.cli.options import keep_from
 from laconic.errors import DISTRIBUTION
 from laconic.model import load_empty
+from laconic.recipe import parse_recipe
 from laconic.recipe.catalogue import BUILTINS
 from laconic.recipe.checks import check_order
 from laconic.recipe.flow import to_steps
@@ -38,6 +42,11 @@ def test_methods_shows_one_with_an_example_that_is_one(name: str, capsys: Output
     printed = " ".join(capsys.readouterr().out.split())
     assert shown["what"] in printed and all(one["name"] in printed for one in shown["parameters"])
     assert f"Example: {shown['example']}" in printed
+    if name == "compress":
+        # `--method` does not take it; the example is a line of a recipe.
+        steps = read_document({"model": "MODEL", **yaml.safe_load(shown["example"])}, "recipe", {})
+        assert parse_recipe(steps.text, steps.path, steps.overrides).steps
+        return
     arguments = shlex.split(shown["example"])
     given = dict(zip(arguments[3::2], arguments[4::2], strict=True))
     steps = to_steps(
@@ -45,6 +54,28 @@ def test_methods_shows_one_with_an_example_that_is_one(name: str, capsys: Output
     )
     assert any(step.needs_data for step in steps) <= ("--data" in given)
     check_order(load_empty(str(tiny_model)), steps, ["--method"])
+
+
+def test_methods_shows_families_and_whether_steps_need_data(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {step["name"]: step for step in said(capsys, "methods")["steps"]}
+    assert (steps["narrow"]["family"], steps["narrow"]["needs_data"]) == ("width", True)
+    assert (steps["student"]["family"], steps["student"]["needs_data"]) == ("student", False)
+    assert said(capsys, "methods", "shorten")["family"] == "depth"
+    monkeypatch.setenv("COLUMNS", "80")
+    assert status(["methods"]) == 0
+    words = capsys.readouterr().out.split()
+    statistics = {name for entry in catalogue().values() for name in entry.needs}
+    assert set(catalogue()) - {"compress"} <= set(words) and statistics <= set(words)
+    assert status(["methods", "narrow"]) == 0 and "\nNeeds: data\n" in capsys.readouterr().out
+    assert status(["methods", "compress"]) == 0 and "required" in capsys.readouterr().out
+
+
+def test_examples_can_be_copied(capsys: Output) -> None:
+    assert said(capsys, "methods", "gptq")["example"] == (
+        "laconic compress MODEL --method gptq:bits=4 --data builtin:pydoc -o OUT"
+    )
+    assert said(capsys, "methods", "compress")["example"] == "steps: [{compress: {method: svd, keep: 0.5}}]"
+    assert " 'student:blocks=[0]' " in said(capsys, "methods", "student")["example"]
 
 
 def test_methods_tells_types_defaults_and_what_each_is_for(capsys: Output) -> None:

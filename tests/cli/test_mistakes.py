@@ -23,11 +23,22 @@ from tests.cli.printed import SVD, Output, complaint
         (("MODEL", "--method", "shrink-heads:keep=2"), "--method.shrink-heads.keep must be in (0, 1]; got 2."),
         (("MODEL", "--method", "narrow:heads=0"), "--method.narrow.heads must be in (0, 1]; got 0."),
         (("MODEL", "--method", "narrow"), "--method.narrow: The step 'narrow' needs a size"),
+        (("MODEL", "--method", "narrow", "--keep", "0.5"), "or in place of them narrow:keep=F, with F in (0, 1]."),
+        (
+            ("MODEL", "--method", "narrow:heads=0.5", "--keep", "0.5"),
+            "keep does not apply to 'narrow', because it is a step: leave keep out, and set its size by narrow:heads=… "
+            "or narrow:channels=… or narrow:keep=…; got 0.5.",
+        ),
+        (("MODEL", "--method", "shorten", "--keep", "0.5"), "give either shorten:drop=N or shorten:blocks=[N,…]."),
+        (
+            ("MODEL", "--method", "shorten:drop=1", "--keep", "0.5"),
+            "set its size by shorten:drop=… or shorten:blocks=…; got 0.5.",
+        ),
         (("MODEL", "--method", "narrow:heads=0.5"), "--data is missing"),
         (("MODEL", "--method", "shrink-head:size=4"), "no method 'shrink-head': did you mean 'shrink-heads'?"),
         (
             ("MODEL", "--method", "shrink-heads:size=4", "--keep", "0.5"),
-            "keep does not apply to 'shrink-heads'",
+            "leave keep out, and set its size by shrink-heads:keep=… or shrink-heads:size=…; got 0.5.",
         ),
         (("MODEL", "--method", "svd", "--keep", "0"), "--keep must be in (0, 1]; got 0.0."),
         (("MODEL", "--method", "svd", "--keep", "1.5"), "--keep must be in (0, 1]; got 1.5."),

@@ -104,8 +104,8 @@ def test_padding_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "sentence"),
     [
-        ("bert-base", {}, "give either drop or blocks"),
-        ("bert-base", {"drop": 1, "blocks": (0,)}, "give either drop or blocks"),
+        ("bert-base", {}, "give either shorten:drop=N or shorten:blocks="),
+        ("bert-base", {"drop": 1, "blocks": (0,)}, "give either shorten:drop=N or shorten:blocks="),
         ("bert-base", {"drop": 2}, r"drop must be at most 1, because one block stays in the model; got 2\."),
         ("bert-base", {"drop": -1}, r"drop must be in \[0, ∞\); got -1\."),
         ("bert-base", {"drop": 4, "parts": "sublayers"}, "drop must be at most 3, because one sub-block stays in the"),

@@ -159,8 +159,8 @@ def test_sizes_are_rounded_down(keep, multiple, size):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({}, "give either keep or size"),
-        ({"keep": 0.5, "size": 4}, "give either keep or size"),
+        ({}, "give either shrink-heads:keep=F with F in .0, 1., or shrink-heads:size=N"),
+        ({"keep": 0.5, "size": 4}, "give either shrink-heads:keep=F with F in .0, 1., or shrink-heads:size=N"),
         ({"keep": 1.5}, r"keep must be in \(0, 1\]; got 1.5"),
         ({"size": 9}, r"size must be in \[1, 8\], the size of the heads of 'encoder.layer.0.attention.self'; got 9"),
     ],

@@ -15,7 +15,7 @@ from tests.compress.test_narrow import IMPORTANCES, data_for
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({}, "needs a size: give heads, channels or both, or keep in place of them"),
+        ({}, "needs a size: give narrow:heads=F, narrow:channels=F or both, or in place of them narrow:keep=F"),
         ({"heads": 0.5, "keep": 0.5}, "needs a size"),
         ({"heads": 0}, r"^narrow.heads must be in \(0, 1\]; got 0\.0\.$"),
         ({"channels": 1.5}, r"^narrow.channels must be in \(0, 1\]; got 1.5\.$"),

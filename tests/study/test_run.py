@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from laconic.model import load
 from laconic.recipe import read_recipe, run
@@ -59,8 +60,24 @@ def test_every_cell_has_a_record_and_is_measured_once(little_study: dict[str, An
 def test_statistics_are_collected_once_for_a_model_and_seed(little_study: dict[str, Any], tmp_path: Path) -> None:
     little_study["axes"]["method"] = ["fwsvd", "drone", "kfac-svd"]
     summary = done(little_study, tmp_path / "study")
-    assert summary.measured == 13 and summary.surveys == 2
+    assert summary.measured == 13 and summary.statistics_collected == 2
     assert sum(record.get("statistics") == "kept" for record in records(tmp_path / "study").values()) == 10
+
+
+def test_nothing_is_locked_for_a_model_that_cannot_be_cached(
+    little_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks: list[str] = []
+
+    def lock(path: Path) -> FileLock:
+        locks.append(path.name)
+        return FileLock(path)
+
+    monkeypatch.setattr(import_module("laconic.study.worker"), "FileLock", lock)
+    monkeypatch.setattr(import_module("laconic.compress.solver_cache"), "hash_classes", lambda classes: None)
+    little_study["axes"] |= {"method": ["fwsvd"], "seed": [0]}
+    summary = done(little_study, tmp_path / "study")
+    assert summary.statistics_collected >= 1 and not summary.failed and not locks
 
 
 def test_a_cell_is_what_its_recipe_makes(little_study: dict[str, Any], tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def read_csv(path: Path) -> list[Example]:
         return _table_examples(path, ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells))))
     except csv.Error as error:
         raise UserError(
-            f"{path}:{reader.line_num} is not CSV: {error}; mend the row, or write the data as .jsonl."
+            f"{path}:{reader.line_num} is not CSV: {error}; fix the row, or write the data as .jsonl."
         ) from error
 
 
@@ -85,7 +85,7 @@ def _table_examples(path: Path, rows: Iterator[tuple[int, Sequence[str]]]) -> li
     examples: list[Example] = []
     for at, cells in rows:
         if len(cells) != len(names):
-            raise UserError(f"{path}:{at} has {len(cells)} columns, its header {len(names)}; mend the row.")
+            raise UserError(f"{path}:{at} has {len(cells)} columns, its header {len(names)}; fix the row.")
         examples.append(to_example(dict(zip(names, cells, strict=True)), f"{path}:{at}"))
     return examples
 
@@ -283,7 +283,7 @@ def read_glue_file(path: Path, task: GlueTask) -> list[Example]:
         if not line.strip() or (task.drops_broken_rows and len(cells) <= widest):
             continue
         if len(cells) <= widest:
-            raise UserError(f"{path}:{at} has {len(cells)} columns, {task.folder} {widest + 1}; mend the row.")
+            raise UserError(f"{path}:{at} has {len(cells)} columns, {task.folder} {widest + 1}; fix the row.")
         found = None if label is None else task.label_from(cells[label])
         rows.append(Example(*(cells[column] for column in texts), label=found, place=f"{path}:{at}"))
     return rows

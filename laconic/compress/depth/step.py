@@ -66,6 +66,7 @@ class Shorten(Step):
     name = "shorten"
     family = "depth"
     example = "drop=1"
+    size_parameters = ("drop", "blocks")
 
     drop: Number | dict[str, Number] | None = None
     blocks: Blocks | dict[str, Blocks] | None = None
@@ -76,7 +77,7 @@ class Shorten(Step):
 
     def __post_init__(self) -> None:
         if (self.drop is None) == (self.blocks is None):
-            raise UserError("The step 'shorten' needs to know what to drop: give either drop or blocks.")
+            raise UserError("The step 'shorten' needs a size: give either shorten:drop=N or shorten:blocks=[N,…].")
         if self.blocks is not None and (self.select != "dp" or self.contiguous or self.parts != "blocks"):
             raise UserError("select, parts and contiguous must be left out if blocks is given.")
         if self.replace == "linear" and (self.parts == "sublayers" or _name_parts(self.blocks)):

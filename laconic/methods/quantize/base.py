@@ -43,6 +43,7 @@ class QuantizationMethod(Method):
     """
 
     family: ClassVar[str] = "quantization"
+    example: ClassVar[str] = "bits=4"
     keeps_support: ClassVar[bool] = True
 
     bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)] | None = None
@@ -117,7 +118,7 @@ class AffineQuantization(QuantizationMethod):
     """A method that quantizes to evenly spaced values, scale · (code − zero point), and returns a `Quantized`.
 
     Args:
-        symmetric: no zero points are stored; the sign of the scale says on which side the extra value lies.
+        symmetric: the zero point is fixed at 2^(b−1); a negative scale puts the one extra value on the positive side.
         clip: search for the range of each group; otherwise it spans all of the group's weights.
     """
 
