@@ -53,7 +53,7 @@ class Narrow(Step):
         importance: how parts are ranked. `obs` predicts the rise of the KL divergence with the rest refitted; `taylor`
             and `taylor-squared` use gradients of gates, `variance` the variance of the inputs, `magnitude` the weights.
         ranking: `local` keeps the same fraction of every layer, `global` compares the parts of all layers. Every layer
-            keeps at least one part.
+            keeps at least one part. Default: `local` without `keep`, `global` with it.
         refit: fit the remaining columns of the output projections, and their biases, by least squares.
         add_bias: also give a bias to output projections whose class has none.
         multiple: round the number of channels kept down to a multiple of this, unless that removes over 1 % more than

@@ -151,7 +151,8 @@ def check_depths(lm: LanguageModel, dropped: Mapping[str, int]) -> None:
     if not fits_cache(lm, dropped):
         raise UserError(
             f"The decoder of '{lm.model.config.model_type}' would have more blocks than the encoder, and transformers "
-            "makes its key-value cache for as many blocks as the encoder has; drop as many blocks of the decoder."
+            "makes its key-value cache for as many blocks as the encoder has; drop at least as many blocks of "
+            "the decoder."
         )
 
 
