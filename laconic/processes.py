@@ -6,6 +6,7 @@ such as writing a folder or timing, runs in `on_rank_zero`, while the others wai
 single process all these functions work without communication.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -210,6 +211,9 @@ def _join() -> None:
         backend = "cpu:gloo,cuda:nccl"
         if _local_rank() < torch.cuda.device_count():
             torch.cuda.set_device(_local_rank())
+    # Its functions have the group of the moment of import as a default argument. Imported later, by torch._dynamo, they
+    # would keep the group and its threads alive until the interpreter ends, which can abort the process.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         store, own_rank, size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=WAIT_TIMEOUT)

@@ -123,6 +123,22 @@ with process_group():
 """
 
 
+ENDS = """
+from pathlib import Path
+from laconic.processes import process_group
+with process_group():
+    import torch._dynamo
+names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+print([name for name in names if "gloo" in name or "tcpstore" in name])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads have names on Linux only")
+def test_no_thread_of_the_group_is_alive_when_the_program_ends(tmp_path: Path) -> None:
+    assert [(code, out) for code, out, _ in launched("-c", ENDS, cache=tmp_path)] == [(0, "[]\n")] * 2
+
+
 def test_none_waits_for_one_that_has_died(tmp_path: Path) -> None:
     first, second = launched("-c", BREAKS, cache=tmp_path)
     assert first[0] not in (0, None) and second[0] == 3
