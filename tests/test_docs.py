@@ -20,7 +20,7 @@ from laconic.compress import SHRINKING
 from laconic.errors import UserError
 from laconic.evaluate import Conditions
 from laconic.methods import METHODS, Rtn
-from laconic.recipe import Evaluation, Recipe, recipe_from
+from laconic.recipe import EvaluationConfig, Recipe, recipe_from
 from laconic.recover import RECOVERING
 from laconic.study import study_from
 from laconic.testing import check_step
@@ -146,7 +146,7 @@ def test_the_table_of_steps_names_their_files_and_functions() -> None:
 
 def test_every_key_of_a_recipe_is_described() -> None:
     page = (DOCS / "reference" / "recipes.md").read_text()
-    keys = [field.name for kind in (Recipe, Evaluation) for field in fields(kind)]
+    keys = [field.name for kind in (Recipe, EvaluationConfig) for field in fields(kind)]
     assert all(f"| `{key}` |" in page for key in keys)
     assert all(f"{field.name}:" in page for field in fields(Conditions))
 

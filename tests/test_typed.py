@@ -21,7 +21,7 @@ from laconic.methods import METHODS, Gptq, LnStructured, Magnitude, Plus, Rtn, S
 from laconic.methods.registry import to_config
 from laconic.recipe.parse import STEPS, method_or_step
 from laconic.recipe.sampling import Sampling
-from laconic.recipe.schema import Evaluation, Recipe
+from laconic.recipe.schema import EvaluationConfig, Recipe
 from laconic.recover import Distil, Student
 from laconic.recover.layer_matching import Match
 from laconic.typed import Typed
@@ -36,7 +36,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "match": {"teacher": 0, "student": 0},
 }
 """What each cannot be made without."""
-KINDS: tuple[Any, ...] = (*METHODS, *STEPS, Match, Workload, Sampling, Conditions, Evaluation, Recipe)
+KINDS: tuple[Any, ...] = (*METHODS, *STEPS, Match, Workload, Sampling, Conditions, EvaluationConfig, Recipe)
 EVERY = [
     pytest.param(kind, name, hint, id=f"{kind.name}.{name}")
     for kind in KINDS

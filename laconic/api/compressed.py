@@ -18,7 +18,7 @@ from laconic.formats import Format
 from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.processes import on_rank_zero
-from laconic.recipe import Record, write_recipe
+from laconic.recipe import RunRecord, write_recipe
 from laconic.recipe.run import extra_files
 from laconic.report.evaluation import evaluation_remarks, evaluation_tables
 from laconic.report.tables import MEGABYTE, Column, Table
@@ -72,7 +72,7 @@ class CompressResult(Result):
     bytes: int
     dense_bytes: int
     seconds: float
-    record: Record
+    record: RunRecord
 
     @property
     def recipe(self) -> str:
@@ -165,7 +165,7 @@ class CompressResult(Result):
         return None if not groups else Table(columns, tuple(_group(name, rows) for name, rows in groups.items()))
 
 
-def compress_result(record: Record) -> CompressResult:
+def compress_result(record: RunRecord) -> CompressResult:
     """The result of a run; its model is prepared for `save_pretrained`."""
     lm, changes = record.lm, record.changes
     attach(lm.model)

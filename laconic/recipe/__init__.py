@@ -4,13 +4,13 @@ Internal: it may change with any version.
 """
 
 from laconic.recipe.parse import parse_recipe, read_recipe, recipe_from
-from laconic.recipe.run import Record, run
-from laconic.recipe.schema import Evaluation, Recipe, spell_recipe, write_recipe
+from laconic.recipe.run import RunRecord, run
+from laconic.recipe.schema import EvaluationConfig, Recipe, spell_recipe, write_recipe
 
 __all__ = [
-    "Evaluation",
+    "EvaluationConfig",
     "Recipe",
-    "Record",
+    "RunRecord",
     "parse_recipe",
     "read_recipe",
     "recipe_from",

@@ -19,7 +19,7 @@ from laconic.errors import UserError, add_place, must_be, quote, unknown
 from laconic.methods import Method
 from laconic.methods.registry import METHOD_REGISTRY, parse_method, split_config
 from laconic.recipe.building import apply_overrides, build, parse_mapping
-from laconic.recipe.schema import Evaluation, Recipe
+from laconic.recipe.schema import EvaluationConfig, Recipe
 from laconic.recover import RECOVERING
 from laconic.registry import Registry, check_named_class
 from laconic.yaml_loader import read_text
@@ -92,7 +92,7 @@ def recipe_from(mapping: Mapping[str, Any]) -> Recipe:
     """
     values = dict(mapping)
     if isinstance(values.get("evaluate"), dict):
-        values["evaluate"] = build(Evaluation, values["evaluate"], f"{ROOT}.evaluate")
+        values["evaluate"] = build(EvaluationConfig, values["evaluate"], f"{ROOT}.evaluate")
     if "steps" in values:
         values["steps"] = steps_from(values["steps"], f"{ROOT}.steps")
     return build(Recipe, values, ROOT)

@@ -18,13 +18,13 @@ from laconic.progress import Track, silent
 from laconic.recipe.checks import check_recipe
 from laconic.recipe.entry import ModelInput
 from laconic.recipe.flow import CombinedOutcome, apply_steps
-from laconic.recipe.schema import IN_MEMORY, Evaluation, Recipe, key_of, write_recipe
+from laconic.recipe.schema import IN_MEMORY, EvaluationConfig, Recipe, key_of, write_recipe
 from laconic.report.plots import curves, png
 from laconic.store import ExtraFiles, check_output, file_bytes, save
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class RunRecord:
     """The result of one run.
 
     Args:
@@ -92,7 +92,7 @@ class PreparedRun:
 
     def finish(
         self, lm: LanguageModel, outcome: CombinedOutcome, *, track: Track = silent, device: str = "cpu"
-    ) -> Record:
+    ) -> RunRecord:
         """Save and evaluate the compressed model.
 
         In a run of several processes, the first process writes and evaluates the folder; all return the same record.
@@ -107,7 +107,7 @@ class PreparedRun:
         if output is not None:
             on_rank_zero(save)(lm, output, extra_files(recipe, outcome))
         seconds = time.perf_counter() - self.start
-        return Record(
+        return RunRecord(
             recipe=recipe,
             key=key_of(recipe),
             lm=lm,
@@ -167,7 +167,7 @@ def prepare_run(
         yield PreparedRun(recipe=recipe, output=output, lm=lm, data=data, start=start)
 
 
-def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, device: str = "cpu") -> Record:
+def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, device: str = "cpu") -> RunRecord:
     """Run a recipe and write the compressed model to a folder. After an error there is no folder.
 
     Args:
@@ -211,7 +211,7 @@ def _calibration(recipe: Recipe, empty: LanguageModel, texts: Corpus | None, tra
 
 
 def _evaluation(recipe: Recipe, output: Path, track: Track, device: str) -> dict[str, Any]:
-    settings = recipe.evaluate or Evaluation()
+    settings = recipe.evaluate or EvaluationConfig()
     # The saved model is evaluated, not the one in memory.
     saved = load(str(output), device).with_label_order(recipe.label_order)
     return evaluate(saved, settings.tasks, limit=settings.limit, cost=settings.cost, track=track).to_json()

@@ -31,7 +31,7 @@ Name = bool | int | str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(metaclass=Typed):
+class EvaluationConfig(metaclass=Typed):
     """The measurements to make on the saved model.
 
     Args:
@@ -84,7 +84,7 @@ class Recipe(metaclass=Typed):
     labels: Labels = "auto"
     label_order: tuple[Name, ...] | None = None
     steps: tuple[Step, ...]
-    evaluate: Evaluation | None = None
+    evaluate: EvaluationConfig | None = None
 
     @property
     def sampling(self) -> Sampling:

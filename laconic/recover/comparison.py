@@ -35,7 +35,7 @@ LEAST_GAIN = 0.1
 Step = tuple[list[Pair], Anchor]
 
 
-class Comparison:
+class ModelPair:
     """A compressed model and its original, run side by side over the calibration batches.
 
     Args:

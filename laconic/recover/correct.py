@@ -38,7 +38,7 @@ from laconic.compress.kl_metric import Divergences, KLMetric
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import LanguageModel
-from laconic.recover.comparison import Comparison
+from laconic.recover.comparison import ModelPair
 from laconic.recover.layer_pairs import bias_of, matrix_of, pair_stacks, shape_of
 
 
@@ -150,7 +150,7 @@ def correct(lm: LanguageModel, original: LanguageModel, data: Calibration, refit
     Raises:
         UserError: inputs or outputs of a layer are not finite.
     """
-    for pairs, anchor in Comparison(lm, original, data).steps():
+    for pairs, anchor in ModelPair(lm, original, data).steps():
         for pair in pairs:
             layer = lm.model.get_submodule(pair.name)
             centred = bias_of(layer) is not None

@@ -12,7 +12,7 @@ from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS
 from laconic.recipe.flow import allocation_for, methods_in, supports, to_steps
 from laconic.recipe.parse import find_method_or_step, method_or_step
-from laconic.recipe.schema import Evaluation, Recipe
+from laconic.recipe.schema import EvaluationConfig, Recipe
 from laconic.study.axes import AXES, AxisValue, Label, MethodLine
 from laconic.study.cells import Cell
 from laconic.study.schema import Study
@@ -133,7 +133,7 @@ def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
         labels=study.labels or base.labels,
         label_order=study.order_of(point["model"].label if "model" in point else None) or base.label_order,
         steps=steps,
-        evaluate=Evaluation(tasks=tasks, cost=study.cost, limit=study.limit),
+        evaluate=EvaluationConfig(tasks=tasks, cost=study.cost, limit=study.limit),
     )
     return recipe, ignored | ignored_settings
 

@@ -5,7 +5,7 @@ from laconic.compress import AwqScale, Compress, Narrow, Shorten, ShrinkHeads, S
 from laconic.evaluate import Conditions
 from laconic.methods import METHODS, Awq, Drone, Gptq, KfacSvd, Magnitude, Plus, Rtn, SparseGpt, Svd
 from laconic.recipe import Recipe
-from laconic.recipe.schema import Evaluation
+from laconic.recipe.schema import EvaluationConfig
 from laconic.recover import Correct, Distil, Finetune, Match, Student
 from laconic.recover.observe import Feature
 
@@ -52,7 +52,7 @@ RECIPES = {
                 matches=(Match(teacher=4, student=2), Match(teacher=1, student=1, feature=Feature.ATTENTION)),
             ),
         ),
-        evaluate=Evaluation(tasks=("glue/sst2",), cost=Conditions(batch=(1,), length=(16,)), limit=8),
+        evaluate=EvaluationConfig(tasks=("glue/sst2",), cost=Conditions(batch=(1,), length=(16,)), limit=8),
     ),
     "least": Recipe(model="some/model", steps=(Compress(method=Svd(rank=8)),)),
 }

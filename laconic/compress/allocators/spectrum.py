@@ -49,7 +49,7 @@ LEAST_FACTOR = 1 / 4
 """Smallest correction factor, so that noise in a measurement cannot make a block free."""
 
 
-class Rows(NamedTuple):
+class RowSplit(NamedTuple):
     """Calibration rows in two disjoint parts.
 
     Args:
@@ -73,9 +73,9 @@ class CompressedCopy(NamedTuple):
     losses: dict[str, float]
 
 
-def split_halves(batches: Sequence[Batch], most: int = ROWS) -> Rows | None:
+def split_halves(batches: Sequence[Batch], most: int = ROWS) -> RowSplit | None:
     """Split the rows into two disjoint halves of at most `most` rows; None if there are fewer than two for each."""
-    halves = Rows([], [])
+    halves = RowSplit([], [])
     for start, half in enumerate(halves):
         remaining = most
         for batch in batches:

@@ -40,7 +40,7 @@ MAX_SINGULAR_VALUES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectrum:
+class SingularValues:
     """The singular values of a matrix and its ranks.
 
     Args:
@@ -58,12 +58,12 @@ class Spectrum:
     full: int
 
     @classmethod
-    def of(cls, weight: Tensor) -> "Spectrum":
+    def of(cls, weight: Tensor) -> "SingularValues":
         """The spectrum of one matrix.
 
         Example:
             >>> from torch import eye
-            >>> spectrum = Spectrum.of(eye(4))
+            >>> spectrum = SingularValues.of(eye(4))
             >>> round(spectrum.effective, 4), spectrum.rank_90, spectrum.full
             (4.0, 4, 4)
         """
@@ -98,7 +98,7 @@ class WeightStats:
     shape: tuple[int, ...]
     bits: float
     magnitudes: Magnitudes
-    spectrum: Spectrum | None
+    spectrum: SingularValues | None
 
     def to_json(self) -> dict[str, Any]:
         """All figures as JSON values."""
@@ -255,7 +255,7 @@ def _site_stats(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Wei
         shape=site.shape,
         bits=8 * lm.site_nbytes(site) / weight.numel(),
         magnitudes=Magnitudes.measure(weight),
-        spectrum=Spectrum.of(weight),
+        spectrum=SingularValues.of(weight),
     )
 
 
