@@ -12,7 +12,6 @@ TESTS = ROOT / "tests"
 TESTED_BY = {
     "laconic.api.evaluate": "api/test_results.py",
     "laconic.api.export": "api/test_results.py",
-    "laconic.api.inputs": "api/test_arguments.py",
     "laconic.api.inspect": "api/test_results.py",
     "laconic.api.load": "api/test_results.py",
     "laconic.api.study": "api/test_results.py",

@@ -125,7 +125,7 @@ def test_live_tensors_are_counted_until_they_are_freed():
         del total
         held = halves[0] * 2
     assert alive.peak == 2 * 4000
-    assert alive.now == 4000 + 2000 == halves.untyped_storage().nbytes() + held.nbytes
+    assert alive.current == 4000 + 2000 == halves.untyped_storage().nbytes() + held.nbytes
 
 
 def test_peak_memory_grows_with_the_batch_and_shrinks_with_the_weights():

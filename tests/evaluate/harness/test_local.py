@@ -47,7 +47,7 @@ def test_half_a_data_set_is_none(data: Path):
             '{"passage": "a", "question": "b", "title": "c", "answer": "yes"}',
             r"The answer of .*dev\.jsonl:1 must be true or false; got 'yes'",
         ),
-        (PIQA, "dev-labels.lst", "0\n1\n", r"dev-labels\.lst has 2 labels, dev\.jsonl 4 rows"),
+        (PIQA, "dev-labels.lst", "0\n1\n", r"dev-labels\.lst has 2 labels, and dev\.jsonl 4 rows"),
         (PIQA, "dev-labels.lst", "0\n1\n2\n0\n", r"dev-labels\.lst:3 must be 0 or 1; got '2'"),
         (
             WINOGRANDE,
