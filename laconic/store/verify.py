@@ -64,7 +64,7 @@ def _outputs_of_both(saved: LanguageModel, loaded: LanguageModel) -> tuple[Tenso
         with suppress(*MODEL_ERRORS):
             return _outputs(saved, batch).cpu(), _outputs(loaded, on_cpu)
     origin = f"the config.json of '{saved.source}'" if saved.source else "its configuration"
-    with _user_errors("does not run", f"correct {origin}, or do not compress the layer that the reason names"):
+    with _user_errors("does not run", f"look at {origin}, or do not compress the layer that the reason names"):
         expected = _outputs(_to_float32(saved), batch).cpu()
     with _user_errors("does not run as it was written", "compress it in another way"):
         return expected, _outputs(_to_float32(loaded), on_cpu)
