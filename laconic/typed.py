@@ -50,10 +50,11 @@ class Typed(ABCMeta):
         """
         if not values:
             return super().__call__(*args)  # type: ignore[misc]
-        read = _read_all(cls, values, cls.name)  # type: ignore[attr-defined]
+        named: Any = cls
+        read = _read_all(cls, values, named.name)
         made = super().__call__(*args, **read)  # type: ignore[misc]
         # Bounds are checked after `__post_init__`, whose error messages may be more specific.
-        _check_bounds(cls, read, cls.name, read)  # type: ignore[attr-defined]
+        _check_bounds(cls, read, named.name, read)
         return made
 
 

@@ -19,7 +19,7 @@ STARTED: list[subprocess.Popen[str]] = []
 
 
 def run_fresh(code: str) -> str:
-    """What `code` prints, without spaces around it; it must end without an error."""
+    """Run `code` in a fresh process, check that it ends without an error, and return its stripped standard output."""
     if not STARTED:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", "from tests.fresh_python import serve; serve()"]

@@ -36,7 +36,7 @@ from laconic.numerics.moments import check_finite
 from laconic.progress import Track, silent
 
 Labels = Literal["auto", "sampled", "enumerated", "data"]
-"""Where the labels of the Fisher information come from: the predictions of the model, or the data."""
+"""The source of the labels for the Fisher information: the predictions of the model, or the data."""
 
 
 @dataclass(frozen=True)
