@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from laconic.errors import UserError
 
     __version__: str
+    """The version of the installed package."""
 
 __all__ = [
     "CompressResult",
