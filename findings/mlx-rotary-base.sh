@@ -5,8 +5,7 @@
 # transformers. It matters for every model that was saved by transformers 5. With a second copy of the base at the top of
 # config.json, mlx-lm computes what transformers computes.
 # Seen (2026-11-30): as saved: llama 0.9577, qwen2 0.1902, olmoe 1.3998; with rope_theta at the top: below 0.0001
-source "$(dirname "$0")/environment.sh" torch==2.13.0 transformers==5.23.0 numpy==2.4.2 mlx==0.32.4 mlx-cpu==0.32.4 \
-    mlx-lm==0.32.2
+source "$(dirname "$0")/environment.sh" torch==2.13.0 transformers==5.23.0 numpy==2.4.2 mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2
 cat > program.py <<'PY'
 import json
 from pathlib import Path
