@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from laconic.formats import LowRank
-from laconic.model import LanguageModel, Site
+from laconic.model import LanguageModel, ModelTask, Site, first_token_mask
 from laconic.model.anatomy import find_entry
-from laconic.model.predictions import first_token_mask
+from laconic.model.task import infer_task, reads_choices
 from tests.tiny_models import (
     BART,
     BLOCKS,
@@ -58,16 +58,20 @@ BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
 
 def batch_for(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
-    """Two rows of seven tokens, the second one padded by two; with target tokens for an encoder-decoder."""
+    """Two rows of seven tokens, the second one padded by two; with target tokens for an encoder-decoder.
+
+    For multiple choice, each row has three choices of that length.
+    """
     generator = torch.Generator().manual_seed(seed)
-    batch = {
-        "input_ids": torch.randint(3, VOCABULARY, (2, 7), generator=generator),
-        "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
-    }
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    if reads_choices(type(model)):
+        mask = mask[:, None].repeat(1, 3, 1)
+    batch = {"input_ids": torch.randint(3, VOCABULARY, mask.shape, generator=generator), "attention_mask": mask}
     entry = find_entry(model.config.model_type)
     if entry is not None and entry.global_attention:
         batch["global_attention_mask"] = first_token_mask(batch["input_ids"])
-    if model.config.is_encoder_decoder:
+    # A class that finds answers makes the decoder's inputs itself, as many as source tokens.
+    if model.config.is_encoder_decoder and infer_task(model) is not ModelTask.QUESTION_ANSWERING:
         batch["decoder_input_ids"] = torch.randint(3, VOCABULARY, (2, 5), generator=generator)
     return batch
 

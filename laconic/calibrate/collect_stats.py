@@ -82,7 +82,7 @@ class Calibration:
 
 ENUMERATED_UP_TO = 4
 DRAWS = 4
-"""Labels sampled for each row with one prediction; a row with a prediction for each token gets one label per token."""
+"""Labels sampled for each row with one prediction; a row with several predictions gets one label for each."""
 
 
 def fisher_losses(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
@@ -98,7 +98,7 @@ def fisher_losses(predictions: Predictions, labels: Labels, generator: torch.Gen
             and a row has several predictions, for which enumeration is not exact.
     """
     values, distribution = predictions.values, predictions.distribution
-    check_finite(values, "The model's predictions are not finite; check the model and the data.")
+    check_finite(predictions.possible_values, "The model's predictions are not finite; check the model and the data.")
     # Predictions of one row share hidden states. With enumeration their gradients would not be independent, as they
     # are with sampled labels, and F would contain cross terms.
     single = len(predictions.rows.unique()) == len(predictions.rows)

@@ -26,6 +26,8 @@ from laconic.progress import Track, silent
 from laconic.system import short_numbers
 from laconic.typed import Typed
 
+CHOICES = 4
+"""Choices in each random row of a multiple-choice model, as many as in RACE and SWAG."""
 SHORT = 8
 """Number of tokens of the row on which `check_runs` runs a model."""
 LENT_PADDING = 0
@@ -37,8 +39,8 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
 
     Args:
         lm: the model.
-        batch: number of rows.
-        length: tokens of each row, reduced to the number of positions of the model.
+        batch: number of rows; a row of a multiple-choice model has `CHOICES` choices.
+        length: tokens of each row or choice, reduced to the number of positions of the model.
         seed: seed of the tokens.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -48,10 +50,11 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
     ends = special_token_ids(config, "eos_token_id")
     # Pad and end tokens would change how the model reads a row.
     words = [token for token in range(vocabulary) if token not in (*padding, *ends)] or list(range(vocabulary))
-    ids = torch.tensor(words)[torch.randint(len(words), (batch, length), generator=generator)]
+    shape = (batch, CHOICES, length) if lm.task is ModelTask.MULTIPLE_CHOICE else (batch, length)
+    ids = torch.tensor(words)[torch.randint(len(words), shape, generator=generator)]
     if ends and 0 <= ends[0] < vocabulary and ends[0] not in padding:
         # Encoder-decoder classifiers (BART) read the hidden state at the end token, and need exactly one in each row.
-        ids[:, -1] = ends[0]
+        ids[..., -1] = ends[0]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token_mask(ids)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
-from laconic.model import Batch, InputTokens, LanguageModel, ModelTask, Site
+from laconic.model import Batch, InputTokens, LanguageModel, Site, token_masks
 
 Mask = Bool[Tensor, "sequences tokens"]
 
@@ -112,7 +112,7 @@ class Recorder(ExitStack):
         self.sites = sites
         self._batch: Batch = {}
         self._calls: Counter[nn.Module] = Counter()
-        self._seq2seq = lm.task is ModelTask.SEQ2SEQ
+        self._task = lm.task
         self._inputs: dict[str, list[InputStatistic]] = {}
         self._gradients: dict[str, list[GradientStatistic]] = {}
         for site in sites:
@@ -160,7 +160,10 @@ class Recorder(ExitStack):
 
     def rows(self, shape: Sequence[int], reads: InputTokens, tokens_first: bool) -> TokenRows:
         """Return which rows of a layer's input are padding in the present batch; see `token_rows` for the arguments."""
-        return token_rows(shape, reads, tokens_first, *self._masks())
+        found = token_rows(shape, reads, tokens_first, *self._masks())
+        texts = len(self._batch["input_ids"])
+        # The choices of a row share one prediction, so that their tokens are one sequence.
+        return replace(found, counted=found.counted.reshape(texts, -1)) if len(found.counted) > texts else found
 
     def _hook(
         self, site: Site, module: nn.Module, reads: tuple[InputTokens, ...], reads_first: bool
@@ -205,8 +208,7 @@ class Recorder(ExitStack):
 
     def _masks(self) -> tuple[Tensor, Tensor]:
         """Masks of the source and target tokens, (rows, tokens) each, True where there is no padding."""
-        source = self._batch["attention_mask"].bool()
-        return source, self._batch["labels"] != -100 if self._seq2seq else source
+        return token_masks(self._task, self._batch)
 
 
 def _update(statistics: list[GradientStatistic], x: Tensor | None, g: Tensor, rows: TokenRows) -> None:

@@ -38,8 +38,9 @@ def predict_batches(
     run = _predict_labelled if labelled_only else predict_batch
     with evaluating(lm):
         for batch in track(batches, label):
-            values, rows, labels, distribution = run(lm, batch)[0]
-            yield batch, Predictions(values.cpu(), rows.cpu(), None if labels is None else labels.cpu(), distribution)
+            values, rows, labels, distribution, possible = run(lm, batch)[0]
+            labels, possible = (None if part is None else part.cpu() for part in (labels, possible))
+            yield batch, Predictions(values.cpu(), rows.cpu(), labels, distribution, possible)
 
 
 @torch.inference_mode()
@@ -92,7 +93,7 @@ def _predict_labelled(lm: LanguageModel, batch: Batch) -> tuple[Predictions, Ten
 
 def _check_finite(lm: LanguageModel, predictions: Predictions) -> None:
     sentence = f"The model '{lm.source}' predicts NaN or infinite values; it is broken or out of its range."
-    check_finite(predictions.values, sentence)
+    check_finite(predictions.possible_values, sentence)
 
 
 def rows_per_batch(lm: LanguageModel, length: int, most: int) -> int:

@@ -4,13 +4,12 @@ Internal: it may change with any version.
 """
 
 from laconic.model.anatomy import ANATOMIES, Anatomy, Stack
+from laconic.model.batch import Batch, first_token_mask, token_masks
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
 from laconic.model.loading import check_model, load, load_empty, with_tokenizers
 from laconic.model.predictions import (
-    Batch,
     Predictions,
     divergence,
-    first_token_mask,
     gather_predictions,
     predict,
     run_model,
@@ -39,5 +38,6 @@ __all__ = [
     "load_empty",
     "predict",
     "run_model",
+    "token_masks",
     "with_tokenizers",
 ]

@@ -1,9 +1,10 @@
 """Run a model on a batch and gather its predictions as parameters of a distribution.
 
-Predictions of classes and tokens are logits of a categorical distribution; those of a multi-label model are logits of
-one Bernoulli distribution per label. Regression and plain encoders predict the mean of a Gaussian with unit variance: a
-score, or the vector of a text. So every task has a KL divergence in nats and a Fisher information
-(`laconic.numerics.distributions`).
+Predictions of classes, tokens and choices are logits of a categorical distribution; those of a multi-label model are
+logits of one Bernoulli distribution per label. An answer has two predictions, the categorical distributions of its
+first and of its last token; tokens that no answer may begin or end at have a logit of −∞. Regression and plain encoders
+predict the mean of a Gaussian with unit variance: a score, or the vector of a text. So every task has a KL divergence
+in nats and a Fisher information (`laconic.numerics.distributions`).
 
 Some configurations build a model that cannot run, such as four query heads with three key heads; only a forward pass
 shows it. All code that runs a model does so within `report_run_errors`, which turns the exception into one sentence.
@@ -21,6 +22,7 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from laconic.errors import UserError, reason_of
+from laconic.model.batch import CONTEXT_MASK, LABELS, POSITIONS, Batch, first_token_mask, inputs_to_read, token_masks
 from laconic.model.embedding_modules import POOLING_MASK
 from laconic.model.lm import LanguageModel
 from laconic.model.stock import MODEL_ERRORS
@@ -43,7 +45,7 @@ class ModelRunError(UserError):
 
 
 @contextmanager
-def report_run_errors(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, writes: bool = False) -> Iterator[None]:
+def report_run_errors(lm: LanguageModel, ids: Int[Tensor, "*rows tokens"], *, writes: bool = False) -> Iterator[None]:
     """A context in which `lm` runs; exceptions of its class become one sentence.
 
     Exceptions of laconic's own code inside the model (a format or a hook) and out-of-memory errors pass unchanged.
@@ -63,8 +65,7 @@ def report_run_errors(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, wri
     except MODEL_ERRORS as error:
         if _is_laconic_error(error):
             raise
-        rows, tokens = ids.shape
-        size = f"{rows} row{'' if rows == 1 else 's'} of {tokens} token{'' if tokens == 1 else 's'}"
+        size = _describe_shape(ids)
         name, reason = _model_name(lm), reason_of(error)
         if writes:
             sentence = (
@@ -79,6 +80,12 @@ def report_run_errors(lm: LanguageModel, ids: Int[Tensor, "rows tokens"], *, wri
                 "experts and positions have to go together."
             )
         raise ModelRunError(sentence, reason) from error
+
+
+def _describe_shape(ids: Tensor) -> str:
+    """The size of a batch in words: "2 rows of 7 tokens", or "2 rows of 3 choices of 7 tokens"."""
+    counts = zip(ids.shape, ("row", "choice", "token") if ids.dim() > 2 else ("row", "token"), strict=True)
+    return " of ".join(f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts)
 
 
 def check_named(lm: LanguageModel, output: ModelOutput | tuple[object, ...]) -> ModelOutput:
@@ -104,28 +111,28 @@ def _is_laconic_error(error: BaseException) -> bool:
     return "laconic" in dropwhile(lambda package: package == "laconic", packages)
 
 
-Batch = dict[str, Tensor]
-"""The inputs of a model for one batch, by name.
-
-`input_ids` and `attention_mask` are (rows, tokens). `labels` exist if the task or the data has them; −100 is ignored.
-`pooling_mask` (rows, tokens) exists if vectors are pooled from some tokens only: a prompt may be left out.
-"""
-
-
 class Predictions(NamedTuple):
     """The predictions for one batch.
 
     Args:
-        values: parameters of the distribution, one row per prediction: logits, or a mean.
-        rows: the row of the batch that each prediction belongs to.
+        values: parameters of the distribution, one row per prediction: logits, or a mean. Of question answering, rows
+            2i and 2i + 1 are the first and the last token of the answer of row i.
+        rows: the row of the batch that each prediction belongs to, in ascending order.
         labels: the true class, token, labels or values of each prediction; None if the batch has none.
         distribution: the distribution with these parameters.
+        possible: True at the classes that may be predicted, False where a value of −∞ excludes one; None if all may be.
     """
 
     values: Float[Tensor, "n k"]
     rows: Int[Tensor, " n"]
     labels: Tensor | None
     distribution: Distribution
+    possible: Bool[Tensor, "n k"] | None = None
+
+    @property
+    def possible_values(self) -> Tensor:
+        """The values of possible classes, which are finite unless the model is broken."""
+        return self.values if self.possible is None else self.values[self.possible]
 
 
 def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Predictions, Float[Tensor, "rows d"]]:
@@ -160,8 +167,11 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
         return predictions, predictions.values.new_zeros(0, 1)
     # The predictions of an encoder-decoder come from its decoder.
     states = (output.get("decoder_hidden_states") or output["hidden_states"])[-1]
-    mask = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else batch["attention_mask"].bool()
-    weights = mask[..., None].to(states.dtype)
+    _, mask = token_masks(lm.task, batch)
+    # The tokens of all choices of a row count together; a class may have padded them further.
+    rows = len(batch["input_ids"])
+    weights = mask[..., None].to(states.dtype).reshape(rows, -1, 1)
+    states = states[:, : mask.shape[1]].reshape(rows, -1, states.shape[-1])
     return predictions, ((states * weights).sum(1) / weights.sum(1).clamp(min=1)).detach()
 
 
@@ -176,8 +186,7 @@ def run_model(lm: LanguageModel, batch: Batch, **options: bool) -> ModelOutput:
     Raises:
         UserError: the model cannot run the batch, or gives its outputs without names.
     """
-    unused = {POOLING_MASK} if lm.task is ModelTask.SEQ2SEQ else {POOLING_MASK, "labels"}
-    inputs = {name: tensor for name, tensor in batch.items() if name not in unused}
+    inputs = inputs_to_read(lm.task, batch)
     if lm.anatomy.global_attention:
         inputs["global_attention_mask"] = first_token_mask(batch["input_ids"])
     if lm.task is ModelTask.EMBEDDING and lm.model.config.is_encoder_decoder:
@@ -192,33 +201,39 @@ def gather_predictions(lm: LanguageModel, output: ModelOutput, batch: Batch) -> 
     if lm.task is ModelTask.EMBEDDING:
         vectors = lm.embedding_pipeline(output["last_hidden_state"], batch["attention_mask"], batch.get(POOLING_MASK))
         return Predictions(vectors, _row_numbers(vectors), None, lm.task.distribution)
+    if lm.task is ModelTask.QUESTION_ANSWERING:
+        return _gather_answers(output, batch)
     return _gather(lm.task, output["logits"], batch)
 
 
-def first_token_mask(input_ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
-    """The `global_attention_mask` with which Longformer and LED are run: only the first token is global."""
-    mask = torch.zeros_like(input_ids)
-    mask[:, 0] = 1
-    return mask
-
-
 def _gather(task: ModelTask, logits: Tensor, batch: Batch) -> Predictions:
-    labels = batch.get("labels")
-    if task.is_sequence_classification:
+    labels = batch.get(LABELS)
+    if task.predicts_once_per_row:
         return Predictions(logits, _row_numbers(logits), labels, task.distribution)
     if task is ModelTask.CAUSAL:
         is_counted, targets, logits = _next_tokens(batch), batch["input_ids"][:, 1:], logits[:, :-1]
     else:
-        assert labels is not None, "masked and sequence-to-sequence batches carry labels"
-        is_counted, targets = labels != -100, labels
+        assert labels is not None or task is ModelTask.TOKEN_CLASSIFICATION, "this task has labels in every batch"
+        is_counted, targets = batch["attention_mask"].bool() if labels is None else labels != -100, labels
     rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(is_counted)
-    return Predictions(logits[is_counted], rows[is_counted], targets[is_counted], task.distribution)
+    targets = None if targets is None else targets[is_counted]
+    return Predictions(logits[is_counted], rows[is_counted], targets, task.distribution)
+
+
+def _gather_answers(output: ModelOutput, batch: Batch) -> Predictions:
+    """The first and the last token of each answer, as two predictions over the tokens of the row."""
+    task = ModelTask.QUESTION_ANSWERING
+    logits = torch.stack([output[name] for name in task.output_names], dim=1).flatten(0, 1)
+    possible = batch.get(CONTEXT_MASK, batch["attention_mask"]).bool().repeat_interleave(len(POSITIONS), dim=0)
+    labels = torch.stack([batch[name] for name in POSITIONS], dim=1).flatten() if POSITIONS[0] in batch else None
+    rows = _row_numbers(logits) // len(POSITIONS)
+    return Predictions(logits.masked_fill(~possible, -torch.inf), rows, labels, task.distribution, possible)
 
 
 def _next_tokens(batch: Batch) -> Bool[Tensor, "rows t-1"]:
     """True at positions whose next token is no padding and has no label of −100 (as in overlapping windows)."""
     is_counted = batch["attention_mask"][:, 1:].bool() & batch["attention_mask"][:, :-1].bool()
-    labels = batch.get("labels")
+    labels = batch.get(LABELS)
     return is_counted if labels is None else is_counted & (labels[:, 1:] != -100)
 
 

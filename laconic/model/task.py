@@ -24,6 +24,9 @@ class ModelTask(StrEnum):
     MASKED = "masked"
     SEQ2SEQ = "seq2seq"
     EMBEDDING = "embedding"
+    TOKEN_CLASSIFICATION = "token-classification"
+    QUESTION_ANSWERING = "question-answering"
+    MULTIPLE_CHOICE = "multiple-choice"
 
     @property
     def distribution(self) -> Distribution:
@@ -37,6 +40,23 @@ class ModelTask(StrEnum):
         """True for transformers' `…ForSequenceClassification`, whatever its problem type."""
         return self in (ModelTask.CLASSIFICATION, ModelTask.MULTI_LABEL, ModelTask.REGRESSION)
 
+    @property
+    def predicts_once_per_row(self) -> bool:
+        """True if each row has one prediction; other models have one for each of several tokens."""
+        return self.is_sequence_classification or self in (ModelTask.MULTIPLE_CHOICE, ModelTask.EMBEDDING)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs of the model that its predictions are made from.
+
+        Example:
+            >>> ModelTask.QUESTION_ANSWERING.output_names
+            ('start_logits', 'end_logits')
+        """
+        if self is ModelTask.QUESTION_ANSWERING:
+            return ("start_logits", "end_logits")
+        return ("last_hidden_state",) if self is ModelTask.EMBEDDING else ("logits",)
+
 
 PROBLEM_TYPES = {
     "single_label_classification": ModelTask.CLASSIFICATION,
@@ -48,6 +68,12 @@ PROBLEM_TYPES = {
 # A class that appears in several mappings has the first of these tasks.
 AUTO_CLASSES = {
     ModelTask.CLASSIFICATION: (auto.AutoModelForSequenceClassification, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+    ModelTask.TOKEN_CLASSIFICATION: (
+        auto.AutoModelForTokenClassification,
+        auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    ),
+    ModelTask.QUESTION_ANSWERING: (auto.AutoModelForQuestionAnswering, auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING),
+    ModelTask.MULTIPLE_CHOICE: (auto.AutoModelForMultipleChoice, auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING),
     ModelTask.SEQ2SEQ: (auto.AutoModelForSeq2SeqLM, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
     ModelTask.CAUSAL: (auto.AutoModelForCausalLM, auto.MODEL_FOR_CAUSAL_LM_MAPPING),
     ModelTask.MASKED: (auto.AutoModelForMaskedLM, auto.MODEL_FOR_MASKED_LM_MAPPING),
@@ -60,8 +86,8 @@ VISION_LANGUAGE = (auto.AutoModelForImageTextToText, auto.MODEL_FOR_IMAGE_TEXT_T
 """Models of images and text. Decoders that can read text without images are causal models."""
 
 SUPPORTED = (
-    "supported are models for sequence classification and regression, causal (of images too), masked and "
-    "sequence-to-sequence language modelling, and plain encoders"
+    "supported are models for sequence classification and regression, token classification, question answering and "
+    "multiple choice, causal (of images too), masked and sequence-to-sequence language modelling, and plain encoders"
 )
 
 
@@ -189,6 +215,12 @@ def auto_classes() -> Iterator[tuple[ModelTask, type, Any]]:
         yield task, auto_class, mapping
     yield ModelTask.EMBEDDING, *TEXT_ENCODERS
     yield ModelTask.CAUSAL, *VISION_LANGUAGE
+
+
+def reads_choices(model_class: type) -> bool:
+    """Whether the inputs of a model class are (rows, choices, tokens)."""
+    _, mapping = AUTO_CLASSES[ModelTask.MULTIPLE_CHOICE]
+    return model_class.__name__ in mapping._model_mapping.values()
 
 
 def _reads_text(mapping: Any, config: Any) -> bool:

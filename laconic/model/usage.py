@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.model.stock import MODEL_ERRORS, build_empty, silence_transformers
+from laconic.model.task import reads_choices
 
 MATRICES = (nn.Linear, Conv1D, nn.Embedding)
 """The modules whose weights are watched."""
@@ -124,10 +125,12 @@ def _record(model: PreTrainedModel, globally: bool, options: Mapping[str, bool])
             part.set_experts_implementation(EXPERTS)
     words: Any = model.get_input_embeddings()
     ids = torch.arange(5, 5 + LENGTH, device=model.device)[None] % words.num_embeddings
+    if reads_choices(type(model)):
+        ids = ids[None]
     end = getattr(model.config, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < words.num_embeddings:
         # Classifiers among the encoder-decoders read the hidden state of this token.
-        ids[:, -1] = end
+        ids[..., -1] = end
     inputs = {"input_ids": ids}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids

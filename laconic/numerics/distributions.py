@@ -6,8 +6,9 @@ Outputs z, (predictions, k), are parameters of a distribution p(y | z):
     Bernoulli     logits of k independent labels; y has a 0 or 1 for each p = sigmoid(z)
     Gaussian      the mean of k real numbers                              y ~ N(z, I)
 
-Each has a KL divergence in nats, a loss −log p(y | z), and a Fisher information F(z) = E_y[∇ log p ∇ log p^T]:
-diag(p) − p p^T, diag(p (1 − p)) and I (J. Martens, arXiv 1412.1193, section 9).
+A logit of −∞ excludes a class: it has the probability 0. Each has a KL divergence in nats, a loss −log p(y | z), and a
+Fisher information F(z) = E_y[∇ log p ∇ log p^T]: diag(p) − p p^T, diag(p (1 − p)) and I (J. Martens, arXiv 1412.1193,
+section 9).
 """
 
 from abc import ABC, abstractmethod
@@ -66,11 +67,11 @@ class Distribution(ABC):
 
     @abstractmethod
     def describe(self, size: int) -> str:
-        """A description of `size` outputs in a few words, for messages: "one of 3 classes or tokens"."""
+        """A description of `size` outputs in a few words, for messages: "one of 3 classes, tokens or choices"."""
 
 
 class Categorical(Distribution):
-    """One of k classes or tokens.
+    """One of k classes, tokens or choices; those with a logit of −∞ are excluded.
 
     Example:
         >>> CATEGORICAL.same_decision(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 9.0]])).tolist()
@@ -79,7 +80,9 @@ class Categorical(Distribution):
 
     def divergence(self, reference: Values, other: Values, temperature: float = 1.0) -> Float[Tensor, " n"]:
         log_p, log_q = ((values / temperature).log_softmax(-1) for values in (reference, other))
-        return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+        # An excluded class has p = 0 and adds nothing, but (−∞) − (−∞) is not a number.
+        ratios = torch.where(log_p.isneginf(), 0.0, log_p - log_q)
+        return temperature**2 * (log_p.exp() * ratios).sum(-1)
 
     def loss(self, values: Values, labels: Tensor) -> Float[Tensor, " n"]:
         return functional.cross_entropy(values, labels.long(), reduction="none")
@@ -100,7 +103,7 @@ class Categorical(Distribution):
         return reference.argmax(-1) == other.argmax(-1)
 
     def describe(self, size: int) -> str:
-        return f"one of {size} classes or tokens"
+        return f"one of {size} classes, tokens or choices"
 
 
 class Bernoulli(Distribution):

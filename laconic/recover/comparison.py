@@ -23,7 +23,7 @@ from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.batching import to_device
 from laconic.calibrate.recorder import TokenRows, token_rows
 from laconic.calibrate.stream import Stream
-from laconic.model import Batch, LanguageModel, ModelTask
+from laconic.model import Batch, LanguageModel, token_masks
 from laconic.recover.layer_pairs import Pair, Piece, head_piece, pair_stacks, shape_of
 
 KEPT_NUMBERS = 2**26
@@ -149,10 +149,9 @@ class ModelPair:
         return tap
 
     def _rows(self, batch: Batch, pair: Pair, call: int, x: Tensor) -> TokenRows:
-        source = batch["attention_mask"].bool()
-        target = batch["labels"] != -100 if self.lm.task is ModelTask.SEQ2SEQ else source
         reads = pair.place.reads
-        return token_rows(x.shape[:-1], reads[call % len(reads)], pair.place.tokens_first, source, target)
+        masks = token_masks(self.lm.task, batch)
+        return token_rows(x.shape[:-1], reads[call % len(reads)], pair.place.tokens_first, *masks)
 
 
 def _run(stream: Stream, piece: Piece, number: int) -> None:

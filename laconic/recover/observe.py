@@ -13,7 +13,7 @@ from functools import partial
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from laconic.model import Batch, LanguageModel, ModelTask, Predictions, Stack, gather_predictions, run_model
+from laconic.model import Batch, LanguageModel, Predictions, Stack, gather_predictions, run_model, token_masks
 
 
 class Feature(StrEnum):
@@ -94,9 +94,7 @@ def eager(*models: LanguageModel) -> Iterator[None]:
 
 
 def _masks(lm: LanguageModel, batch: Batch) -> tuple[Tensor, ...]:
-    source = batch["attention_mask"].bool()
-    target = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else source
-    return source, target
+    return token_masks(lm.task, batch)
 
 
 @contextmanager

@@ -21,6 +21,9 @@ HUB_TASKS = {
     ModelTask.MASKED: "fill-mask",
     ModelTask.SEQ2SEQ: "text2text-generation",
     ModelTask.EMBEDDING: "feature-extraction",
+    ModelTask.TOKEN_CLASSIFICATION: "token-classification",
+    ModelTask.QUESTION_ANSWERING: "question-answering",
+    ModelTask.MULTIPLE_CHOICE: "multiple-choice",
 }
 SENTENCE_TASKS = {"SentenceTransformer": "sentence-similarity", "CrossEncoder": "text-ranking"}
 """Entries of the model card, by the class of sentence-transformers that loads the folder."""

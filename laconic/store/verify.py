@@ -85,11 +85,11 @@ def _load(stored: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def _outputs(lm: LanguageModel, batch: Batch) -> Tensor:
-    """The logits or the last hidden states, with a fixed random seed for models that draw random numbers."""
+    """The outputs that predictions are made from, with a fixed random seed for models that draw random numbers."""
     with evaluating(lm), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         output = forward(lm, batch)
-    return output["logits"] if "logits" in output else output["last_hidden_state"]
+    return torch.stack([output[name] for name in lm.task.output_names])
 
 
 def _differing_tensors(saved: PreTrainedModel, loaded: PreTrainedModel) -> Iterator[str]:

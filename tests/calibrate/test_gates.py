@@ -29,7 +29,7 @@ def losses(lm: LanguageModel, batches: list[Batch]) -> torch.Tensor:
     found = []
     with torch.no_grad():
         for batch in batches:
-            values, rows, labels, _ = predict(lm, batch)[0]
+            values, rows, labels, *_ = predict(lm, batch)[0]
             assert labels is not None
             each = nn.functional.cross_entropy(values, labels.long(), reduction="none")
             found.append(torch.zeros(len(batch["input_ids"]), dtype=each.dtype).index_add_(0, rows, each))

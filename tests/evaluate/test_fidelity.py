@@ -44,8 +44,8 @@ def test_a_changed_model_is_compared_prediction_by_prediction(name: str):
     corpus = CORPUS.first(len(WORDS)) if original.task is ModelTask.EMBEDDING else CORPUS
     found = compare_to_reference(lm, Reference(original, corpus))
     [batch] = batches(original, corpus, batch_size=100)
-    (p, _, _, distribution), hidden = predict(original, batch, hidden=True)
-    (q, _, _, _), other = predict(lm, batch, hidden=True)
+    (p, _, _, distribution, _), hidden = predict(original, batch, hidden=True)
+    (q, *_), other = predict(lm, batch, hidden=True)
     if distribution is CATEGORICAL:
         kl = functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="batchmean").item()
         agreement = (p.argmax(-1) == q.argmax(-1)).float().mean().item()

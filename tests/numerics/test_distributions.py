@@ -53,6 +53,23 @@ def test_bernoullis_by_hand() -> None:
     assert CATEGORICAL.divergence(even, moved).item() == pytest.approx(0, abs=1e-12)
 
 
+def test_an_excluded_class_counts_for_nothing() -> None:
+    possible = torch.tensor([True, False, True, False])
+    p, q = (torch.randn(2, 4, dtype=torch.float64).masked_fill(~possible, -torch.inf) for _ in range(2))
+    q.requires_grad_()
+    kl, loss = CATEGORICAL.divergence(p, q, 2.0), CATEGORICAL.loss(q, torch.tensor([0, 2]))
+    torch.testing.assert_close(kl, CATEGORICAL.divergence(p[:, possible], q[:, possible], 2.0))
+    torch.testing.assert_close(loss, CATEGORICAL.loss(q[:, possible], torch.tensor([0, 1])))
+    (gradient,) = torch.autograd.grad(kl.sum() + loss.sum(), q)
+    assert gradient.isfinite().all() and not gradient[:, ~possible].any()
+    drawn = CATEGORICAL.draw(q.expand(50, 2, 4).flatten(0, 1), torch.Generator().manual_seed(0))
+    assert possible[drawn].all() and len(drawn.unique()) == 2
+    axes = torch.stack(list(CATEGORICAL.fisher_factor(q)), -1)
+    probabilities = q.detach().softmax(-1)
+    fisher = probabilities.diag_embed() - probabilities[:, :, None] * probabilities[:, None, :]
+    torch.testing.assert_close(axes @ axes.mT, fisher)
+
+
 def test_a_categorical_by_hand() -> None:
     # p = (3/4, 1/4), q = (1/2, 1/2): ¾ ln(3/2) + ¼ ln(1/2).
     teacher, student = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)

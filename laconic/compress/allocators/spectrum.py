@@ -36,7 +36,6 @@ from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Candidate, Candidates, Method
 from laconic.model import Batch, LanguageModel
-from laconic.model.task import ModelTask
 
 Loss = Callable[[SolveGroup, Format], float]
 """The predicted loss of a group in a format, in nats."""
@@ -187,10 +186,9 @@ def allocate_corrected(
         The chosen plan; its record says under `ALLOCATED` which of the two it is.
     """
     pruned = any(request.problems[group.name].stats.support is not None for group in request.groups)
-    predicts_once_per_row = request.lm.task.is_sequence_classification or request.lm.task is ModelTask.EMBEDDING
     rows = None
     if request.data is not None and not pruned:
-        rows = split_halves(request.data.batches, ROWS_OF_ONE if predicts_once_per_row else ROWS)
+        rows = split_halves(request.data.batches, ROWS_OF_ONE if request.lm.task.predicts_once_per_row else ROWS)
     if rows is None:
         return make_plan({})
     uniform = uniform_plan(request)

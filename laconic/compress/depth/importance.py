@@ -31,7 +31,7 @@ from laconic.calibrate.collect_stats import fisher_losses
 from laconic.calibrate.recorder import TokenRows, token_rows
 from laconic.compress.depth.cuts import Cut, subblock_at
 from laconic.errors import UserError
-from laconic.model import Batch, LanguageModel, ModelTask, predict
+from laconic.model import Batch, LanguageModel, ModelTask, predict, token_masks
 from laconic.model.depth import SubBlock, find_subblocks
 from laconic.model.layers import Layers, find_layers
 
@@ -124,9 +124,7 @@ def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) 
         layers: the blocks of the stack.
         hidden: its hidden states; only the shape is used.
     """
-    source = batch["attention_mask"].bool()
-    target = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else source
-    return token_rows(hidden.shape[:-1], layers.stack.reads, False, source, target)
+    return token_rows(hidden.shape[:-1], layers.stack.reads, False, *token_masks(lm.task, batch))
 
 
 def _points(capture: ActivationCapture, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None) -> Points:
@@ -255,7 +253,9 @@ def _scale_updates(by_call: dict[int, Tensor]) -> Callable[..., Any]:
             return output
         h_in = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         h_out = output[0] if isinstance(output, tuple) else output
-        mixed = h_in + gate[:, None, None].to(h_out.dtype) * (h_out - h_in)
+        # The choices of a row share its gate.
+        by_sequence = gate.repeat_interleave(len(h_out) // len(gate))[:, None, None]
+        mixed = h_in + by_sequence.to(h_out.dtype) * (h_out - h_in)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
     return on_return

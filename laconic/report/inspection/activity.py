@@ -16,7 +16,7 @@ from laconic.calibrate.recorder import token_rows
 from laconic.compress.depth.cuts import Cut, all_cuts
 from laconic.compress.depth.importance import stack_hidden_states
 from laconic.errors import UserError
-from laconic.model import Batch, Group, LanguageModel, ModelTask, Site
+from laconic.model import Batch, Group, LanguageModel, Site, token_masks
 from laconic.model.prunable_group import PrunableGroup, prunable_groups
 from laconic.numerics.inspection import cka
 from laconic.report.inspection.weights import kind_of, layer_labels
@@ -154,10 +154,8 @@ def collect_states(
 
 def _unpadded_rows(lm: LanguageModel, site: Site, batch: Batch, values: Tensor) -> Tensor:
     """The rows of a matrix's input that are not padding."""
-    source = batch["attention_mask"].bool()
-    target = batch["labels"] != -100 if lm.task is ModelTask.SEQ2SEQ else source
     place = site.places[0]
-    rows = token_rows(values.shape[:-1], place.reads[0], place.tokens_first, source, target)
+    rows = token_rows(values.shape[:-1], place.reads[0], place.tokens_first, *token_masks(lm.task, batch))
     return rows.without_padding(rows.lines(values))
 
 
