@@ -1,6 +1,7 @@
 """Tiny random mixtures of experts, which transformers holds in one tensor of three dimensions for each layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import transformers as hf
 from transformers import PreTrainedModel
@@ -8,16 +9,21 @@ from transformers import PreTrainedModel
 from tests.architectures import BLOCKS, DECODER, HEADS, INNER, SMALL, WIDTH
 
 EXPERTS = 4
-FEW = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
+FEW: dict[str, Any] = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
 SMALLER = 24
 """Channels of an expert, where they have a number of their own."""
-EVERY = {**DECODER, **SMALL}
-LATENT = {
+EVERY: dict[str, Any] = {**DECODER, **SMALL}
+LATENT: dict[str, Any] = {
     **EVERY, "num_key_value_heads": HEADS, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "n_group": 1,
     "topk_group": 1, "moe_intermediate_size": SMALLER, "first_k_dense_replace": 1, "q_lora_rank": 16,
     "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_shared_experts": 1,
 }  # fmt: skip
-OSS = {"num_local_experts": EXPERTS, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters": None}
+OSS: dict[str, Any] = {
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+    "sliding_window": 8,
+    "rope_parameters": None,
+}
 
 # The model, the numbers of its experts and routers, and whether its feed-forwards have linears too.
 MIXTURES: dict[str, tuple[Callable[[], PreTrainedModel], int, bool]] = {

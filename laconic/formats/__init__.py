@@ -3,11 +3,14 @@
 from laconic.formats.base import Format, dense_weight, weight_macs, weight_nbytes
 from laconic.formats.codebook import Codebook
 from laconic.formats.dense import Constant, Dense, LinearReplacement
+from laconic.formats.expert_layer import ExpertLayer
+from laconic.formats.experts import DenseExpertStack, ExpertStack
 from laconic.formats.int8 import DynamicInt8
 from laconic.formats.lowrank import LowRank, LowRankEmbedding, LowRankReader, split_rows
 from laconic.formats.masked import Masked
 from laconic.formats.packed import PackedCodes, PackedEmbedding
 from laconic.formats.quantized import Quantized
+from laconic.formats.routing import Routing
 from laconic.formats.sparse import Sparse, SparseEmbedding
 from laconic.formats.sum import Sum
 
@@ -32,7 +35,10 @@ __all__ = [
     "Codebook",
     "Constant",
     "Dense",
+    "DenseExpertStack",
     "DynamicInt8",
+    "ExpertLayer",
+    "ExpertStack",
     "Format",
     "LinearReplacement",
     "LowRank",
@@ -42,6 +48,7 @@ __all__ = [
     "PackedCodes",
     "PackedEmbedding",
     "Quantized",
+    "Routing",
     "Sparse",
     "SparseEmbedding",
     "Sum",

@@ -1,0 +1,117 @@
+"""The pairs of tokens and experts that a router chooses, and the product of each expert's matrix with its tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+ALIGNMENT = 16
+"""Bytes that the rows of every operand of `torch.nn.functional.grouped_mm` must be a multiple of."""
+GROUPED_ON_CPU = (torch.bfloat16, torch.float16)
+"""The dtypes in which one grouped product is faster than one product for each expert on a CPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """The pairs of a token and an expert of one forward pass, sorted by expert.
+
+    Args:
+        order: (pairs,), the position of each sorted pair among the pairs in the order of their tokens.
+        tokens: (pairs,), the token of each pair.
+        experts: (pairs,), the expert of each pair, ascending.
+        weights: (pairs,), the weight that the router gives to the expert's output.
+        offsets: (experts,), int32, the number of pairs of each expert and all experts before it.
+
+    Example:
+        >>> Routing.of(torch.tensor([[2, 0], [2, 1]]), torch.ones(2, 2), experts=4).experts.tolist()
+        [0, 1, 2, 2]
+    """
+
+    order: Int[Tensor, " pairs"]
+    tokens: Int[Tensor, " pairs"]
+    experts: Int[Tensor, " pairs"]
+    weights: Float[Tensor, " pairs"]
+    offsets: Int[Tensor, " experts"]
+
+    @classmethod
+    def of(
+        cls, top_k_index: Int[Tensor, "tokens k"], top_k_weights: Float[Tensor, "tokens k"], experts: int
+    ) -> "Routing":
+        """Sort the choices of a router by expert.
+
+        Args:
+            top_k_index: the experts of each token.
+            top_k_weights: their weights.
+            experts: the number of experts of the layer.
+
+        Example:
+            >>> routing = Routing.of(torch.tensor([[2, 0], [2, 1]]), torch.ones(2, 2), experts=4)
+            >>> routing.tokens.tolist(), routing.counts.tolist()
+            ([0, 1, 0, 1], [1, 1, 2, 0])
+        """
+        chosen, order = torch.sort(top_k_index.flatten(), stable=True)
+        numbers = torch.arange(experts, device=chosen.device, dtype=chosen.dtype)
+        # Unlike a histogram, a search has a result of known shape, so it also runs on the meta device.
+        offsets = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
+        return cls(order, order // top_k_index.shape[-1], chosen, top_k_weights.flatten()[order], offsets)
+
+    @property
+    def counts(self) -> Int[Tensor, " experts"]:
+        """(experts,), the number of tokens of each expert."""
+        return self.offsets.diff(prepend=self.offsets.new_zeros(1))
+
+    def gather(self, outputs: Float[Tensor, "pairs width"], k: int) -> Float[Tensor, "tokens width"]:
+        """Sum the weighted outputs of the experts of each token.
+
+        Args:
+            outputs: the output of each sorted pair.
+            k: the number of experts of each token.
+        """
+        weighted = outputs * self.weights[:, None]
+        by_token = torch.empty_like(self.order)
+        by_token[self.order] = torch.arange(len(self.order), device=self.order.device)
+        return weighted[by_token].unflatten(0, (-1, k)).sum(dim=1)
+
+
+def grouped_product(
+    x: Float[Tensor, "pairs in"], weight: Float[Tensor, "experts out in"], offsets: Int[Tensor, " experts"]
+) -> Float[Tensor, "pairs out"]:
+    """Multiply the rows of each expert by its matrix.
+
+    This is one grouped product of torch where the dtype, the sizes and the device allow it and it is faster; otherwise
+    it is one product for each expert that has rows.
+
+    Args:
+        x: the rows, sorted by expert.
+        weight: the matrix of each expert.
+        offsets: as in `Routing`.
+
+    Example:
+        >>> weight = torch.tensor([[[1.0]], [[10.0]]])
+        >>> grouped_product(torch.ones(3, 1), weight, torch.tensor([1, 3], dtype=torch.int32)).flatten().tolist()
+        [1.0, 10.0, 10.0]
+    """
+    x = x.to(weight.dtype)
+    if x.device.type == "meta" or not len(x):
+        # The shape and the number of operations do not depend on the experts of the rows.
+        return nn.functional.linear(x, weight[0])
+    if _can_group(x, weight):
+        product = nn.functional.grouped_mm(x, weight.transpose(-2, -1), offs=offsets)
+        if product.requires_grad:
+            # The backward pass refuses an expanded gradient, such as that of a sum.
+            product.register_hook(torch.Tensor.contiguous)
+        return product
+    counts = offsets.diff(prepend=offsets.new_zeros(1)).tolist()
+    # Unbind collects the gradients of all matrices in one tensor; each index would make a tensor of its own.
+    pairs = zip(x.split(counts), weight.unbind(), strict=True)
+    products = [nn.functional.linear(rows, matrix) for rows, matrix in pairs if len(rows)]
+    return torch.cat(products)
+
+
+def _can_group(x: Tensor, weight: Tensor) -> bool:
+    if any(size * weight.element_size() % ALIGNMENT for size in weight.shape[1:]):
+        return False
+    if x.device.type == "cuda":
+        return weight.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return x.device.type == "cpu" and weight.dtype in GROUPED_ON_CPU
