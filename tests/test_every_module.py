@@ -15,6 +15,8 @@ TESTED_BY = {
     "laconic.api.inspect": "api/test_results.py",
     "laconic.api.load": "api/test_results.py",
     "laconic.api.study": "api/test_results.py",
+    "laconic.calibrate.sources.files": "calibrate/test_corpus.py",
+    "laconic.calibrate.sources.records": "calibrate/test_corpus.py",
     "laconic.cli.export": "export/test_export.py",
     "laconic.cli.inspect": "cli/test_verbs.py",
     "laconic.cli.study": "study/test_program.py",

@@ -1,6 +1,7 @@
-"""The rows of a corpus, and their conversion from records of files and of hub data sets.
+"""The rows of a corpus, and functions that read files, JSON and labels.
 
-`laconic.calibrate.sources.read` reads a corpus by its name.
+`laconic.calibrate.sources.read` reads a corpus by its name; `laconic.calibrate.sources.records` converts records to
+rows.
 """
 
 import json
@@ -20,19 +21,36 @@ Label = float | str | tuple[float | str, ...]
 """A number or a name as the source has it, or several; `laconic.calibrate.labels` converts them for a model."""
 
 
+class Answer(NamedTuple):
+    """An answer to a question, as a part of the context.
+
+    Args:
+        text: the answer.
+        start: the index of its first character in the context.
+    """
+
+    text: str
+    start: int
+
+
 @dataclass(frozen=True)
 class Example:
     """One row of a corpus.
 
     Args:
-        text: the text.
-        pair: the second text of a pair; None for a single text.
-        label: a class, several classes, or a score on the scale that models are trained on (STS-B divided by 5); None
-            if there is no label.
+        text: the text; of a row with `words`, these joined by spaces; of a row with `choices`, the text before them.
+        pair: the second text of a pair, such as the context of a question; None for a single text.
+        label: a class, several classes, or a score on the scale that models are trained on (STS-B divided by 5); of a
+            row with `words`, a class for each word; of a row with `choices`, the index of the right one; None if there
+            is no label.
         target: the text to generate, for sequence-to-sequence models.
         other_targets: further correct targets.
         group: group of rows whose scores are averaged first, before the mean over groups, such as a relation or a
             linguistic phenomenon; nested groups are separated by slashes.
+        words: the words of a sentence whose words have classes.
+        answers: the right answers to the question `text`, as parts of the context `pair`; empty if the context has no
+            answer, and None if the row has no answers or is no question.
+        choices: the texts of which one is right, in multiple choice.
         place: file and line of the row, for error messages; if empty, its number in the corpus is used.
 
     Raises:
@@ -49,10 +67,13 @@ class Example:
     target: str | None = None
     other_targets: tuple[str, ...] = ()
     group: str = ""
+    words: tuple[str, ...] = ()
+    answers: tuple[Answer, ...] | None = None
+    choices: tuple[str, ...] = ()
     place: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for text in filter(None, (self.text, self.pair, self.target)):
+        for text in filter(None, (self.text, self.pair, self.target, *self.choices)):
             if not text.isascii() and (odd := _HALF.search(text)):
                 where = self.place or f"The row '{truncate(text[: odd.start()], 40)}…'"
                 raise UserError(
@@ -121,15 +142,6 @@ def sample(corpus: Corpus, rows: int, seed: int) -> Corpus:
     return replace(corpus, examples=tuple(corpus.examples[index] for index in drawn))
 
 
-PAIRS = (
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-    ("question", "passage"),
-)
-TEXTS = ("text", "sentence", "content")
-LABELS = ("label", "labels", "answer")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -191,36 +203,6 @@ def as_json(value: Any) -> object:
     return value if isinstance(value, (str, int, float)) and not isinstance(value, bool) else _Json(value)
 
 
-def to_example(record: Any, place: str) -> Example:
-    """Convert one row of a file or hub data set.
-
-    Args:
-        record: a text, or a mapping of field names to values.
-        place: file and line of the row, for error messages.
-
-    Raises:
-        UserError: there is no field that is known to hold text, or a text field holds something else.
-    """
-    if isinstance(record, str):
-        return Example(record, place=place)
-    if not isinstance(record, Mapping):
-        raise must_be(place, "text or an object of named fields", as_json(record))
-    if "source" in record and "target" in record:
-        return Example(_text(record, "source", place), target=_text(record, "target", place), place=place)
-    for first, second in PAIRS:
-        if first in record and second in record:
-            pair = _text(record, second, place)
-            return Example(_text(record, first, place), pair, _label(record), place=place)
-    for name in TEXTS:
-        if name in record:
-            return Example(_text(record, name, place), label=_label(record), place=place)
-    fields = ", ".join(f"'{name}'" for name in record) or "none"
-    raise UserError(
-        f"{place} has no field that laconic reads as text (fields: {fields}); "
-        "name it text, sentence1 and sentence2, or source and target."
-    )
-
-
 def label_from(value: Any) -> Label | None:
     """Convert the value of a label field: a number (also one in a string), a name, or a list of these; None if empty.
 
@@ -250,11 +232,12 @@ def _float(value: Any) -> float | str:
     return number if math.isfinite(number) else str(value)
 
 
-def _label(record: Mapping[str, Any]) -> Label | None:
-    return label_from(next((record[name] for name in LABELS if name in record), None))
+def text_from(record: Mapping[str, Any], field: str, place: str) -> str:
+    """Return the text in a field of a record.
 
-
-def _text(record: Mapping[str, Any], field: str, place: str) -> str:
+    Raises:
+        UserError: the field holds something else; the message begins with `place`.
+    """
     value = record[field]
     if not isinstance(value, str):
         raise must_be(f"{place}: the field '{field}'", "text", as_json(value))

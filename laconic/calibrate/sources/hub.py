@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from laconic.calibrate.corpus import LABELS, Example, Rows, to_example
-from laconic.calibrate.sources.files import SPLIT_NAMES, GlueTask
+from laconic.calibrate.corpus import Example, Rows
+from laconic.calibrate.sources.conll import TAGS
+from laconic.calibrate.sources.files import SPLIT_NAMES
+from laconic.calibrate.sources.glue import GlueTask
+from laconic.calibrate.sources.records import LABELS, to_example
 from laconic.errors import UserError, reason_of
 from laconic.hub import out_of_reach
 
@@ -85,7 +88,7 @@ def _class_names(features: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names of the label feature; empty if it is no `ClassLabel`."""
     from datasets import ClassLabel, LargeList, Sequence  # noqa: PLC0415 (slow to import)
 
-    feature = next((features[name] for name in LABELS if name in features), None)
+    feature = next((features[name] for name in (*TAGS, *LABELS) if name in features), None)
     if isinstance(feature, (Sequence, LargeList)):
         feature = cast(Any, feature).feature
     return tuple(feature.names or ()) if isinstance(feature, ClassLabel) else ()
