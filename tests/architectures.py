@@ -24,6 +24,7 @@ from tests.tiny_models import (
     VOCABULARY,
     WIDTH,
 )
+from tests.tiny_relatives import RELATIVES
 
 __all__ = ["BART", "BLOCKS", "DECODER", "GPT2", "HEADS", "INNER", "SMALL", "T5", "VOCABULARY", "WIDTH"]
 
@@ -54,7 +55,9 @@ class Architecture:
 
 
 ARCHITECTURES = tuple(Architecture(name, build) for name, build in TINY_MODELS.items())
-BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
+EVERY_ARCHITECTURE = (*ARCHITECTURES, *(Architecture(name, build) for name, build in RELATIVES.items()))
+"""With those that resemble another one: their entries are tested, and not again what no entry decides."""
+BY_NAME = {architecture.name: architecture for architecture in EVERY_ARCHITECTURE}
 
 
 def batch_for(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:

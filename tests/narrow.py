@@ -6,9 +6,9 @@ from torch import nn
 from laconic.model import Group, LanguageModel
 from laconic.model.prunable_group import couple_groups, prunable_groups
 from laconic.model.width import keep_parts, update_config_widths
-from tests.architectures import ARCHITECTURES, BY_NAME
+from tests.architectures import BY_NAME, EVERY_ARCHITECTURE
 
-EVERY = tuple(architecture.name for architecture in ARCHITECTURES)
+EVERY = tuple(architecture.name for architecture in EVERY_ARCHITECTURE)
 ONE_OF_EACH = (
     "bert-classifier", "roberta-masked", "distilbert-masked", "albert-groups", "electra-masked", "deberta-masked",
     "deberta-v2-masked", "deberta-v3-classifier", "longformer-masked", "modernbert-masked", "gpt2", "gpt-neo",
@@ -16,10 +16,10 @@ ONE_OF_EACH = (
     "bart", "marian", "led",
 )  # fmt: skip
 """The same, an architecture a time."""
-FIXED_HEADS = ("longformer-masked", "longformer-classifier", "led")
+FIXED_HEADS = ("longformer-masked", "longformer-classifier", "led", "big-bird-masked", "olmo2", "olmo3")
 """Those whose heads cannot go."""
 ROTATED = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi")
-STOCK = (*ROTATED, "t5", "t5-gated", *FIXED_HEADS)
+STOCK = (*ROTATED, "t5", "t5-gated", "granite", "smollm3", "starcoder2", "cohere2", "mt5", *FIXED_HEADS)
 """Those whose class can be told of as few heads in every layer; all can be told of channels."""
 
 Parts = dict[str, list[int]]

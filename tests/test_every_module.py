@@ -25,7 +25,7 @@ TESTED_BY = {
     "laconic.compress.depth.fitting": "compress/test_depth_replacement.py",
     "laconic.compress.depth.folding": "compress/test_depth_replacement.py",
     "laconic.compress.solving": "compress/test_matrices.py",
-    "laconic.model.anatomy.decoders": "model/test_anatomy.py",
+    "laconic.model.anatomy.encoder_decoders": "model/test_anatomy.py",
     "laconic.model.anatomy.encoders": "model/test_anatomy.py",
     "laconic.model.anatomy.parts": "model/test_anatomy.py",
     "laconic.model.checkpoints.checkpoint": "model/test_loading.py",

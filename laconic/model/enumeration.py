@@ -85,7 +85,7 @@ def _all_sites(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
 
 
 def _embeddings(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
-    tables = {path: table for table in anatomy.embeddings if (path := _full_path(model, table.path))}
+    tables = {path: table for table in anatomy.embeddings if (path := full_path(model, table.path))}
     seen: set[str] = set()
     for first in tables:
         module = model.get_submodule(first)
@@ -101,29 +101,34 @@ def _embeddings(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Site]:
 
 
 def _outer_linears(model: PreTrainedModel, anatomy: Anatomy, in_blocks: list[str]) -> Iterator[Site]:
-    """The linears outside the blocks; the last one gives the predictions if it comes after the blocks."""
-    tables = [path for table in anatomy.embeddings if (path := _full_path(model, table.path))]
+    """The linears outside the blocks.
+
+    The last one outside the base model gives the predictions; without such a one, the last one after the blocks.
+    """
+    tables = [path for table in anatomy.embeddings if (path := full_path(model, table.path))]
     outer: list[tuple[str, nn.Module]] = []
-    blocks_follow = False
+    last = None
     for name, module in model.named_modules():
         if name in in_blocks:
-            blocks_follow = True
+            last = None
         is_inside = any(
             f"{name}.".startswith(f"{path}.") for path in (*in_blocks, *tables, *(path for path, _ in outer))
         )
         if not is_inside and isinstance(module, (Format, Linear)):
             outer.append((name, module))
-            blocks_follow = False
+            last = name
+    # Some classes make their head before the base model.
+    own = {id(module) for module in model.base_model.modules()}
+    last = next((name for name, module in reversed(outer) if id(module) not in own), last)
     reads = (anatomy.stacks[-1].reads,)
-    for number, (name, module) in enumerate(outer, start=1):
-        is_last = number == len(outer) and not blocks_follow
-        role = Role.OUTPUT if is_last else Role.OTHER
+    for name, module in outer:
+        role = Role.OUTPUT if name == last else Role.OTHER
         for path, key, linear in find_matrices(module, name, name):
             yield Site(group=Group.HEAD, role=role, input=key, block=None, places=(Place(path, linear, reads),))
 
 
 def _block_sites(stack: Stack, block_path: str, block: nn.Module) -> Iterator[Site]:
-    for shared in _shared_inputs(stack):
+    for shared in _shared_inputs(stack, block):
         paths = [(role, path) for role, path in shared.projections if path is not None]
         # The path of the first projection is the key of the shared input.
         key = f"{block_path}.{shared.same_as or paths[0][1]}" if paths else ""
@@ -137,7 +142,7 @@ def _block_sites(stack: Stack, block_path: str, block: nn.Module) -> Iterator[Si
                 yield Site(group=shared.group, role=role, input=input_key, block=block_path, places=(place,))
 
 
-def _shared_inputs(stack: Stack) -> Iterator[_SharedInput]:
+def _shared_inputs(stack: Stack, block: nn.Module) -> Iterator[_SharedInput]:
     """The projections of a block by input, in forward order."""
     own = (stack.reads,)
     first: str | None = None
@@ -152,7 +157,8 @@ def _shared_inputs(stack: Stack) -> Iterator[_SharedInput]:
         yield _SharedInput(Group.ATTENTION, ((Role.OUTPUT, cross.output),), own)
     for feed_forward in stack.feed_forward:
         inner = tuple((Role.INNER, path) for path in feed_forward.inner)
-        yield _SharedInput(Group.FFN, inner, own, same_as=first if stack.parallel else None)
+        shares = stack.parallel and not any(has_module(block, norm) for norm in feed_forward.norm)
+        yield _SharedInput(Group.FFN, inner, own, same_as=first if shares else None)
     for output in dict.fromkeys(feed_forward.output for feed_forward in stack.feed_forward):
         yield _SharedInput(Group.FFN, ((Role.OUTPUT, output),), own)
     for other in stack.other_linears:
@@ -179,13 +185,13 @@ def _self_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Itera
 def _expand(model: PreTrainedModel, path: str) -> list[str]:
     """The paths from the whole model that match `path`, which may have one `*`."""
     head, star, tail = path.partition(".*.")
-    full = _full_path(model, head)
+    full = full_path(model, head)
     if full is None or not star:
         return [] if full is None else [full]
     return [f"{full}.{name}.{tail}" for name, _ in model.get_submodule(full).named_children()]
 
 
-def _full_path(model: PreTrainedModel, path: str) -> str | None:
+def full_path(model: PreTrainedModel, path: str) -> str | None:
     """The path from the whole model of `path` below the base model; None if this model has no such module."""
     full = f"{model.base_model_prefix}.{path}" if model.base_model is not model else path
     return next((candidate for candidate in (full, path) if has_module(model, candidate)), None)

@@ -1,7 +1,8 @@
 """Find the heads of every attention, and change their size.
 
 A head computes softmax(qᵀ k · scale) v, and the output projection sums over heads. Linear maps of queries, keys, values
-and the input of the output projection change its size; the scale stays that of the original size.
+and the input of the output projection change its size; the scale stays that of the original size. Where the attention
+computes the scale 1/√size when it runs, the queries absorb the quotient of the two scales.
 """
 
 from dataclasses import dataclass
@@ -110,7 +111,10 @@ def resize_heads(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) 
         attention: one of its attentions.
         maps: the maps from the present size to the new one.
     """
-    transforms = (maps.query, maps.key, maps.value)
+    query = maps.query
+    if attention.heads.scales_in_forward:
+        query = query * (query.shape[1] / attention.size) ** 0.5
+    transforms = (query, maps.key, maps.value)
     weights, biases = [], []
     for reader, transform in zip(attention.readers(), transforms, strict=True):
         weights.append(_map_heads(transform, reader.weight))

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import UserError
 from laconic.formats import Constant, Dense
 from laconic.model.anatomy import Anatomy, Attention, FeedForward, Stack, list_architectures
+from laconic.model.enumeration import full_path
 from laconic.model.lm import LanguageModel
 from laconic.model.site import Group, Site, has_module
 
@@ -43,14 +44,25 @@ def check_prunable(lm: LanguageModel, group: Group) -> None:
         raise UserError(f"The {parts} of '{model_type}' cannot be removed one by one; supported are {supported}.")
     for stack, blocks in lm.stacks():
         for path, block in blocks:
+            if group is Group.ATTENTION and (obstacle := _find_obstacle(stack, block)) is not None:
+                raise UserError(
+                    f"The heads of this '{model_type}' cannot be removed one by one, as {obstacle}; narrow its "
+                    "channels, or compress its matrices."
+                )
             for layer in prunable_modules(stack, block, group):
                 _check_layer(path, block, layer)
+
+
+def _find_obstacle(stack: Stack, block: nn.Module) -> str | None:
+    """The reason why no head of a block can be removed; None if heads can be removed."""
+    known = [(block.get_submodule(layer.module), layer.heads) for layer in _headed_attentions(stack, block)]
+    return next((reason for module, heads in known if heads and (reason := heads.find_obstacle(module))), None)
 
 
 def _check_layer(path: str, block: nn.Module, layer: Attention | FeedForward) -> None:
     if is_dropped(block, layer):
         # The position bias of the stack has a column for each of its heads too.
-        if isinstance(layer, Attention) and layer.heads is not None and layer.heads.position_bias is not None:
+        if isinstance(layer, Attention) and layer.heads is not None and layer.heads.are_coupled:
             raise UserError(
                 f"The attention '{path}.{layer.module}' is dropped, and shares its position bias with the "
                 "others; heads must be removed before that."
@@ -81,10 +93,19 @@ def has_known_parts(stack: Stack, group: Group) -> bool:
 
 
 def prunable_modules(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
-    """The attentions or feed-forwards of a block with known parts."""
+    """The attentions or feed-forwards of a block with known parts that can be removed."""
     if group is Group.FFN:
         return [part for part in stack.feed_forward if all(has_module(block, inner) for inner in part.inner)]
-    return [attention for attention in stack.attentions if attention.heads is not None]
+    return [] if _find_obstacle(stack, block) else list(_headed_attentions(stack, block))
+
+
+def _headed_attentions(stack: Stack, block: nn.Module) -> list[Attention]:
+    """The attentions of a block with known heads."""
+    return [
+        attention
+        for attention in stack.attentions
+        if attention.heads is not None and has_module(block, attention.module)
+    ]
 
 
 def input_projections(layer: Attention | FeedForward) -> list[str]:
@@ -211,10 +232,24 @@ def _all_groups(lm: LanguageModel) -> Iterator[PrunableGroup]:
                     if isinstance(layer, FeedForward):
                         yield _feed_forward(path, block, layer, sites)
                     else:
-                        yield _attention(number, path, block, layer, sites)
+                        bias = _position_bias(lm, layer, path, is_first=path == blocks[0][0])
+                        yield _attention(number, path, block, layer, sites, bias)
 
 
-def _attention(number: int, path: str, block: nn.Module, layer: Attention, sites: dict[str, Site]) -> PrunableGroup:
+def _position_bias(lm: LanguageModel, layer: Attention, path: str, *, is_first: bool) -> str | None:
+    """Path of the position bias that loses its columns with the attention of a block; None if it has none."""
+    heads = layer.heads
+    assert heads is not None
+    if heads.model_position_bias is not None:
+        # The attentions lose the same heads, and the columns go with those of the first.
+        return full_path(lm.model, heads.model_position_bias) if is_first else None
+    own = f"{path}.{layer.module}.{heads.position_bias}"
+    return own if heads.position_bias is not None and has_module(lm.model, own) else None
+
+
+def _attention(
+    number: int, path: str, block: nn.Module, layer: Attention, sites: dict[str, Site], bias: str | None
+) -> PrunableGroup:
     heads = layer.heads
     assert heads is not None
     module, name = block.get_submodule(layer.module), f"{path}.{layer.module}"
@@ -243,12 +278,10 @@ def _attention(number: int, path: str, block: nn.Module, layer: Attention, sites
         writer=writer,
         counters=tuple(SizeAttribute(module, attribute, amount) for attribute, amount in counters if attribute),
         vectors=tuple(f"{name}.{vector}" for vector in heads.head_vectors),
-        bias=f"{name}.{heads.position_bias}"
-        if heads.position_bias and has_module(module, heads.position_bias)
-        else None,
+        bias=bias,
         config={key: amount for key, amount in declared.items() if key} if heads.config_count else {},
         pinned={heads.config_size: size} if heads.config_count and heads.config_size else {},
-        coupling=name if heads.position_bias is None else f"{number}.{layer.module}",
+        coupling=f"{number}.{layer.module}" if heads.are_coupled else name,
     )
 
 
@@ -262,6 +295,6 @@ def _feed_forward(path: str, block: nn.Module, layer: FeedForward, sites: dict[s
         readers=tuple(InputProjection(sites[f"{path}.{part}"], 2 if layer.fused_gate else 1) for part in layer.inner),
         writer=writer,
         counters=(SizeAttribute(block.get_submodule(holder), attribute, 1),) if attribute else (),
-        config={layer.config_width: 1},
+        config={layer.config_width: 1} if layer.config_width else {},
         coupling=writer.name,
     )

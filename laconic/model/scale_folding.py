@@ -108,18 +108,18 @@ def _norms(stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequ
     """The norms of one block whose output only projections read."""
     if stack.pre_norm_flag is not None and not getattr(block, stack.pre_norm_flag):
         return
-    pairs: list[tuple[str | None, str | None]] = [
-        (attention.fused or attention.query, attention.norm)
+    if stack.stream_norm_flag is not None and getattr(block, stack.stream_norm_flag):
+        return
+    pairs = [
+        (attention.fused or attention.query, (attention.norm or "").split())
         for attention in (stack.attention, stack.cross_attention)
         if attention is not None
     ]
-    pairs += [
-        (part.inner[0], next((norm for norm in part.norm if has_module(block, norm)), None))
-        for part in stack.feed_forward
-    ]
-    for first, norm in pairs:
+    pairs += [(part.inner[0], list(part.norm)) for part in stack.feed_forward]
+    for first, norms in pairs:
         several = readers.get(f"{path}.{first}", ())
-        if norm is None or not several or not has_module(block, norm):
+        norm = next((norm for norm in norms if has_module(block, norm)), None)
+        if norm is None or not several:
             continue
         module, width = block.get_submodule(norm), several[0].shape[1]
         weight = dict(module.named_parameters(recurse=False)).get("weight")

@@ -13,12 +13,12 @@ from tests.tiny_models import ENCODER, SMALL
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """An MPNet with the tokenizer of the tiny model."""
-    from transformers import MPNetConfig, MPNetForSequenceClassification
+    """An ERNIE with the tokenizer of the tiny model."""
+    from transformers import ErnieConfig, ErnieForSequenceClassification
 
-    folder = tmp_path / "mpnet"
+    folder = tmp_path / "ernie"
     Architecture(
-        "mpnet", lambda: MPNetForSequenceClassification(MPNetConfig(**ENCODER, **SMALL))
+        "ernie", lambda: ErnieForSequenceClassification(ErnieConfig(**ENCODER, **SMALL))
     ).model().save_pretrained(folder)
     for file in tiny_model.glob("tokenizer*"):
         shutil.copy(file, folder)
@@ -31,10 +31,10 @@ def test_compress_says_what_it_found(model: Path, tmp_path: Path, capsys: pytest
     said = capsys.readouterr()
     notices = [line for line in said.err.splitlines() if "found by structure" in line]
     assert notices == [
-        "The architecture 'mpnet' has no entry in laconic.model.anatomy; found by structure: 6 linears in each block "
-        "of mpnet.encoder.layer, each assumed to have its own input."
+        "The architecture 'ernie' has no entry in laconic.model.anatomy; found by structure: 6 linears in each block "
+        "of ernie.encoder.layer, each assumed to have its own input."
     ]
     assert len(json.loads(said.out)["sites"]) == 12
     # What was compressed is inspected the same way.
     assert status(["inspect", str(tmp_path / "small"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["stacks"] == [{"path": "mpnet.encoder.layer", "blocks": 2}]
+    assert json.loads(capsys.readouterr().out)["stacks"] == [{"path": "ernie.encoder.layer", "blocks": 2}]

@@ -10,7 +10,14 @@ from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.methods import Svd
 from laconic.model import ANATOMIES, LanguageModel, divergence, load, predict
-from laconic.model.head_size import HeadedAttention, HeadMaps, can_shrink, find_attentions, resize_heads
+from laconic.model.head_size import (
+    HeadedAttention,
+    HeadMaps,
+    can_shrink,
+    find_attentions,
+    resize_heads,
+    zero_padding_maps,
+)
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.headed import HEADED, RIGID, SIZE
@@ -77,6 +84,16 @@ def test_keeping_everything_changes_nothing(name):
     outcome = ShrinkHeads(keep=1.0).apply(lm, data_for(lm, 1))
     assert torch.equal(outputs(lm.model), before)
     assert outcome.nbytes == outcome.dense_nbytes
+
+
+@every_kind
+def test_dimensions_of_zeros_change_nothing(name):
+    """The scale of the scores is that of the original size, whenever the class computes it."""
+    lm = BY_NAME[name].lm()
+    before = outputs(lm.model)
+    for attention in find_attentions(lm):
+        resize_heads(lm, attention, zero_padding_maps(attention, 2 * attention.size))
+    torch.testing.assert_close(outputs(lm.model), before, rtol=1e-4, atol=1e-5)
 
 
 @every_kind

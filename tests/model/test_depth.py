@@ -15,7 +15,7 @@ from laconic.methods import Svd
 from laconic.model import LanguageModel
 from laconic.model.depth import drop_blocks
 from laconic.model.layers import Layers, consecutive_ranges, find_layers, group_schedule
-from tests.architectures import ARCHITECTURES, BY_NAME, GPT2, SMALL, batch_for, outputs
+from tests.architectures import BY_NAME, EVERY_ARCHITECTURE, GPT2, SMALL, batch_for, outputs
 from tests.tiny_models import RELATIVE
 
 DEEPER = {
@@ -67,7 +67,7 @@ def skipping(lm: LanguageModel, layers: Layers, indices: set[int]) -> torch.Tens
     return found
 
 
-CASES = [pytest.param(a.name, id=a.name) for a in ARCHITECTURES]
+CASES = [pytest.param(a.name, id=a.name) for a in EVERY_ARCHITECTURE]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -172,9 +172,9 @@ def test_a_block_that_a_convolution_follows_must_stay() -> None:
 
 
 def test_an_architecture_found_by_structure_can_be_shortened() -> None:
-    config = hf.MPNetConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+    config = hf.ErnieConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
                             intermediate_size=48, max_position_embeddings=40)  # fmt: skip
-    model = hf.MPNetModel(config).eval()
+    model = hf.ErnieModel(config).eval()
     with pytest.warns(match="has no entry"):
         lm = LanguageModel.of(model)
     expected = skipping(lm, find_layers(lm)[0], {1})

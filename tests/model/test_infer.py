@@ -23,27 +23,23 @@ from tests.store.readers import in_fresh_process
 from tests.tiny_models import BART, BLOCKS, ENCODER, GPT2, HEADS, INNER, SMALL, VOCABULARY, WIDTH
 from tests.unread import spoil
 
-BLOOM = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, **SMALL}
 XLM = {"vocab_size": VOCABULARY, "emb_dim": WIDTH, "n_layers": BLOCKS, "n_heads": HEADS, "max_position_embeddings": 40}
 FSMT = {**{key: value for key, value in BART.items() if key != "vocab_size"}, **SMALL}
 FSMT |= {"src_vocab_size": VOCABULARY, "tgt_vocab_size": VOCABULARY, "langs": ["de", "en"], "decoder_start_token_id": 2}
-FALCON = {**ENCODER, **SMALL, "new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}
 
 # The model, its linears of attention and of the feed-forward in one block (of each stack), and outside.
 UNKNOWN: dict[str, tuple[Callable[[], PreTrainedModel], tuple[int, int, int]]] = {
-    "mpnet": (lambda: hf.MPNetForMaskedLM(hf.MPNetConfig(**ENCODER, **SMALL)), (4, 2, 2)),
-    "xlm-roberta": (
-        lambda: hf.XLMRobertaForSequenceClassification(hf.XLMRobertaConfig(**ENCODER, **SMALL)),
+    "ernie": (lambda: hf.ErnieForMaskedLM(hf.ErnieConfig(**ENCODER, **SMALL)), (4, 2, 2)),
+    "roberta-prelayernorm": (
+        lambda: hf.RobertaPreLayerNormForSequenceClassification(hf.RobertaPreLayerNormConfig(**ENCODER, **SMALL)),
         (4, 2, 2),
     ),
-    "bloom": (lambda: hf.BloomForCausalLM(hf.BloomConfig(**BLOOM)), (2, 2, 1)),
-    "falcon": (lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)), (2, 2, 1)),
+    "codegen": (lambda: hf.CodeGenForCausalLM(hf.CodeGenConfig(**GPT2, **SMALL, rotary_dim=4)), (2, 2, 1)),
+    "persimmon": (lambda: hf.PersimmonForCausalLM(hf.PersimmonConfig(**ENCODER, **SMALL)), (2, 2, 1)),
     "openai-gpt": (lambda: hf.OpenAIGPTLMHeadModel(hf.OpenAIGPTConfig(**GPT2)), (2, 2, 1)),
-    "mbart": (lambda: hf.MBartForConditionalGeneration(hf.MBartConfig(**BART, **SMALL)), (4 + 8, 2 + 2, 1)),
-    "pegasus-untied": (
-        lambda: hf.PegasusForConditionalGeneration(
-            hf.PegasusConfig(**BART, **{**SMALL, "pad_token_id": 0}, tie_word_embeddings=False)
-        ),
+    "plbart": (lambda: hf.PLBartForConditionalGeneration(hf.PLBartConfig(**BART, **SMALL)), (4 + 8, 2 + 2, 1)),
+    "plbart-untied": (
+        lambda: hf.PLBartForConditionalGeneration(hf.PLBartConfig(**BART, **SMALL, tie_word_embeddings=False)),
         (4 + 8, 2 + 2, 1),
     ),
     "xlm": (lambda: hf.XLMWithLMHeadModel(hf.XLMConfig(**XLM)), (4, 2, 1)),
@@ -76,7 +72,7 @@ def test_every_linear_is_found(name: str) -> None:
         Group.ATTENTION: attention * BLOCKS,
         Group.FFN: ffn * BLOCKS,
         Group.HEAD: head,
-        Group.EMBEDDING: 2 if name == "pegasus-untied" else 1,
+        Group.EMBEDDING: 2 if name == "plbart-untied" else 1,
     }
     assert [site.module for site in every if site.group is Group.HEAD][-1] is (
         model.get_output_embeddings() or model.get_submodule("classifier.out_proj")
@@ -110,7 +106,7 @@ def test_replaced_saved_and_reloaded(name: str, tmp_path: Path) -> None:
 
 def test_reloaded_in_a_fresh_process(tmp_path: Path) -> None:
     wanted, jobs = {}, []
-    for name, auto in (("mpnet", "AutoModelForMaskedLM"), ("mbart", "AutoModelForSeq2SeqLM")):
+    for name, auto in (("ernie", "AutoModelForMaskedLM"), ("plbart", "AutoModelForSeq2SeqLM")):
         lm = compress_everything(see(architecture(name).model()), rank=4)
         save(lm, tmp_path / name)
         save_file(batch_for(lm.model), f"{tmp_path / name}.batch")
@@ -122,11 +118,11 @@ def test_reloaded_in_a_fresh_process(tmp_path: Path) -> None:
 
 
 def test_looked_up_without_weights(tmp_path: Path) -> None:
-    model = architecture("mpnet").model()
+    model = architecture("ernie").model()
     model.save_pretrained(tmp_path)
     spoil(tmp_path)
     check_model(str(tmp_path))
-    with pytest.warns(StructureNotice, match=r"'mpnet'.*: 6 linears in each block of mpnet\.encoder\.layer,"):
+    with pytest.warns(StructureNotice, match=r"'ernie'.*: 6 linears in each block of ernie\.encoder\.layer,"):
         empty = load_empty(str(tmp_path))
     assert [site.name for site in empty.sites(("*",))] == [site.name for site in see(model).sites(("*",))]
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from laconic.model import InputTokens, LanguageModel, Site
-from tests.architectures import ARCHITECTURES, BLOCKS, Architecture, batch_for
+from tests.architectures import BLOCKS, EVERY_ARCHITECTURE, Architecture, batch_for
 
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+every_architecture = pytest.mark.parametrize(
+    "architecture", EVERY_ARCHITECTURE, ids=lambda architecture: architecture.name
+)
 
 
 def inputs_of(lm: LanguageModel, sites: list[Site]) -> dict[str, list[torch.Tensor]]:

@@ -6,7 +6,7 @@ import torch
 from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.model.scale_folding import Absorber, find_absorbers, fold_scales
-from tests.architectures import ARCHITECTURES, BY_NAME, Architecture, factors, outputs
+from tests.architectures import BY_NAME, EVERY_ARCHITECTURE, Architecture, factors, outputs
 
 FREE = {
     "llama": 14,
@@ -39,7 +39,7 @@ def some_scales(absorber: Absorber) -> torch.Tensor:
     return torch.rand(absorber.count, generator=torch.Generator().manual_seed(1)) * 3 + 0.3
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize("architecture", EVERY_ARCHITECTURE, ids=lambda architecture: architecture.name)
 def test_the_model_computes_what_it_did(architecture: Architecture) -> None:
     lm = shaken(architecture)
     before, absorbers = outputs(lm.model), find_absorbers(lm)

@@ -10,9 +10,9 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import UserError
 from laconic.model import Group, LanguageModel, Role
 from tests.architectures import (
-    ARCHITECTURES,
     BLOCKS,
     BY_NAME,
+    EVERY_ARCHITECTURE,
     INNER,
     VOCABULARY,
     WIDTH,
@@ -63,12 +63,31 @@ COUNTS = {
     "marian": (4 + 8, 2 + 2, 1),
     "marian-two-vocabularies": (4 + 8, 2 + 2, 1),
     "led": (7 + 8, 2 + 2, 1),
+    "xlm-roberta-masked": (4, 2, 2),
+    "camembert-classifier": (4, 2, 2),
+    "mpnet-masked": (4, 2, 2),
+    "big-bird-masked": (4, 2, 3),  # and the pooler
+    "gptj": (4, 2, 1),
+    "granite": (4, 3, 1),
+    "smollm3": (4, 3, 1),
+    "starcoder2": (4, 2, 1),
+    "olmo2": (4, 3, 1),
+    "olmo3": (4, 3, 1),
+    "cohere2": (4, 3, 1),
+    "mt5": (4 + 8, 3 + 3, 1),
+    "blenderbot-small": (4 + 8, 2 + 2, 1),
+    "mbart": (4 + 8, 2 + 2, 1),
+    "m2m-100": (4 + 8, 2 + 2, 1),
+    "pegasus": (4 + 8, 2 + 2, 1),
+    "blenderbot": (4 + 8, 2 + 2, 1),
 }
 # ALBERT has fewer blocks than layers.
 BLOCKS_OF = {"albert-masked": 1, "albert-groups": 4}
 # Two stacks have a table each once nothing is tied.
 TABLES_OF = {"bart-untied": 2, "marian-two-vocabularies": 2}
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+every_architecture = pytest.mark.parametrize(
+    "architecture", EVERY_ARCHITECTURE, ids=lambda architecture: architecture.name
+)
 
 
 def names(lm: LanguageModel, *targets: str) -> list[str]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from laconic.formats import Format, LowRank, LowRankEmbedding
 from laconic.model import LanguageModel
-from tests.architectures import ARCHITECTURES, BY_NAME, Architecture, compress_everything, factors, outputs
+from tests.architectures import BY_NAME, EVERY_ARCHITECTURE, Architecture, compress_everything, factors, outputs
 
 # Where each tied model has its embedding and its head.
 TIED = {
@@ -44,7 +44,7 @@ def relative(after: torch.Tensor, before: torch.Tensor) -> float:
     return float((after - before).norm() / before.norm())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize("architecture", EVERY_ARCHITECTURE, ids=lambda architecture: architecture.name)
 def test_full_rank_everywhere_gives_the_dense_outputs(architecture: Architecture) -> None:
     dense = outputs(architecture.model())
     lm = compress_everything(architecture.lm())
@@ -53,7 +53,7 @@ def test_full_rank_everywhere_gives_the_dense_outputs(architecture: Architecture
     assert relative(outputs(compress_everything(architecture.lm(), rank=2).model), dense) > 0.1
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
+@pytest.mark.parametrize("architecture", EVERY_ARCHITECTURE, ids=lambda architecture: architecture.name)
 def test_every_single_site_counts(architecture: Architecture) -> None:
     dense = outputs(architecture.model())
     for number, site in enumerate(architecture.lm().sites(("*",))):

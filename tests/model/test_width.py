@@ -3,11 +3,13 @@
 import pytest
 import torch
 import transformers as hf
+from torch import nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.model import ANATOMIES, Group, LanguageModel
+from laconic.model.anatomy.heads import Obstacle
 from laconic.model.prunable_group import check_prunable, couple_groups, prunable_groups
 from laconic.model.width import EMPTY, keep_parts
 from tests.architectures import BY_NAME, HEADS, INNER, factors, outputs
@@ -96,6 +98,8 @@ def test_attentions_that_share_a_position_bias_are_one_family():
     lm = BY_NAME["t5"].lm()
     sizes = [len(family) for family in couple_groups(prunable_groups(lm, (Group.ATTENTION,)))]
     assert sizes == [2, 2, 2]
+    (family,) = couple_groups(prunable_groups(BY_NAME["mpnet-masked"].lm(), (Group.ATTENTION,)))
+    assert [group.bias for group in family] == ["mpnet.encoder.relative_attention_bias", None]
     assert all(len(family) == 1 for family in couple_groups(prunable_groups(BY_NAME["bart"].lm())))
 
 
@@ -128,11 +132,31 @@ def test_half_precision_is_rounded_as_it_is_stored():
             r"^The heads of 'led' cannot be removed one by one; supported are albert, bart, bert, ",
         ),
         ("longformer-masked", Group.ATTENTION, r"^The heads of 'longformer' cannot be removed one by one; "),
+        (
+            "olmo2",
+            Group.ATTENTION,
+            r"^The heads of this 'olmo2' cannot .* one by one, as a norm covers the queries of all",
+        ),
+        (
+            "big-bird-masked",
+            Group.ATTENTION,
+            r"^The heads of this 'big_bird' .*, as it makes its attentions anew for short",
+        ),
     ],
 )
 def test_heads_that_cannot_go_are_one_sentence(name, group, sentence):
     with pytest.raises(UserError, match=sentence):
         check_prunable(BY_NAME[name].lm(), group)
+
+
+def test_an_obstacle_may_depend_on_a_module_or_on_a_value():
+    attention = nn.Module()
+    attention.config = hf.FalconConfig(alibi=False)
+    assert Obstacle(reason="always").exists_in(attention)
+    by_module, by_value = Obstacle(reason="", module="q_norm"), Obstacle(reason="", flag="config.alibi")
+    assert not by_module.exists_in(attention) and not by_value.exists_in(attention)
+    attention.q_norm, attention.config = nn.Identity(), hf.FalconConfig(alibi=True)
+    assert by_module.exists_in(attention) and by_value.exists_in(attention)
 
 
 def test_heads_that_are_mixed_stay():

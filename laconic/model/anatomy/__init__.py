@@ -4,9 +4,9 @@ To add an architecture:
 
 1. Build a model of it and `print(model.base_model)`. Note the path of the `ModuleList` of blocks, the paths of the
    projections inside one block, and the path of the word embedding.
-2. Write an `Anatomy` in `encoders.py` or `decoders.py`; copy the entry of a similar architecture
-   and change its paths. `model_types` has the `model_type` of its config.json. Fields that do not apply can be left
-   out: an attention without `heads` keeps all its heads, a stack with `depth=None` keeps all its blocks.
+2. Write an `Anatomy` in `encoders.py`, `decoders.py`, `llama.py` or `encoder_decoders.py`; copy the entry of a similar
+   architecture and change its paths. `model_types` has the `model_type` of its config.json. Fields that do not apply
+   can be left out: an attention without `heads` keeps all its heads, a stack with `depth=None` keeps all its blocks.
 3. Add its name to the import and to `ANATOMIES` below.
 4. Add a tiny model of it to `TINY_MODELS` in `tests/tiny_models.py`. The tests of every architecture then check the
    entry against the outputs of the model: `pytest tests/model`.
@@ -17,15 +17,27 @@ linear is found, but heads, channels and shared inputs are not known.
 
 from collections.abc import Callable
 
-from laconic.model.anatomy.decoders import BART, GPT2, GPT_NEO, GPT_NEOX, LED, LLAMA, OPT, PHI, T5
-from laconic.model.anatomy.encoders import ALBERT, BERT, DEBERTA, DEBERTA_V2, DISTILBERT, LONGFORMER, MODERNBERT
+from laconic.model.anatomy.decoders import GPT2, GPT_NEO, GPT_NEOX, GPTJ, OPT
+from laconic.model.anatomy.encoder_decoders import BART, LED, MBART, T5
+from laconic.model.anatomy.encoders import (
+    ALBERT,
+    BERT,
+    BIG_BIRD,
+    DEBERTA,
+    DEBERTA_V2,
+    DISTILBERT,
+    LONGFORMER,
+    MODERNBERT,
+    MPNET,
+)
+from laconic.model.anatomy.heads import Heads, Obstacle
+from laconic.model.anatomy.llama import COHERE2, LLAMA, OLMO2, PHI, STARCODER2
 from laconic.model.anatomy.parts import (
     Anatomy,
     Attention,
     BiasTable,
     Depth,
     FeedForward,
-    Heads,
     OtherLinear,
     Stack,
     WordEmbedding,
@@ -34,9 +46,10 @@ from laconic.registry import Registry
 
 # fmt: off
 ANATOMIES: tuple[Anatomy, ...] = (
-    BERT, DISTILBERT, ALBERT, DEBERTA, DEBERTA_V2, LONGFORMER, MODERNBERT,
-    GPT2, GPT_NEO, GPT_NEOX, OPT, LLAMA, PHI,
-    T5, BART, LED,
+    BERT, DISTILBERT, ALBERT, DEBERTA, DEBERTA_V2, LONGFORMER, MODERNBERT, BIG_BIRD, MPNET,
+    GPT2, GPT_NEO, GPT_NEOX, GPTJ, OPT,
+    LLAMA, PHI, STARCODER2, OLMO2, COHERE2,
+    T5, BART, MBART, LED,
 )
 # fmt: on
 """The entries that come with laconic."""
@@ -101,6 +114,7 @@ __all__ = [
     "Depth",
     "FeedForward",
     "Heads",
+    "Obstacle",
     "OtherLinear",
     "Stack",
     "WordEmbedding",

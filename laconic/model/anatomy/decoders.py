@@ -1,21 +1,9 @@
-"""Entries of the decoders and the encoder-decoders."""
+"""Entries of the decoders with their own names of modules, most of them older than LLaMA."""
 
 from dataclasses import replace
 
-from laconic.model.anatomy.encoders import windowed_attention
-from laconic.model.anatomy.parts import (
-    Anatomy,
-    Attention,
-    BiasTable,
-    Depth,
-    FeedForward,
-    Heads,
-    Stack,
-    WordEmbedding,
-    one_stack,
-    separate_attention,
-)
-from laconic.model.site import InputTokens
+from laconic.model.anatomy.heads import Heads
+from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Stack, one_stack, separate_attention
 
 _QKV = "q_proj k_proj v_proj"
 _PLAIN_HEADS = Heads(count="num_heads", size="head_dim")
@@ -93,140 +81,20 @@ OPT = one_stack(
     ),
 )
 
-# Rotary positions rotate each head on its own. Heads that share keys and values are removed together.
-_ROTARY = Heads(
-    size="head_dim",
-    can_shrink=False,
-    config_size="head_dim",
-    config_count="num_attention_heads",
-    config_kv_count="num_key_value_heads",
-)
-
-LLAMA = one_stack(
-    "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text",
-    "embed_tokens",
+# Attention and feed-forward read the same norm.
+GPTJ = one_stack(
+    "gptj",
+    "wte",
     Stack(
-        blocks="layers",
-        attention=separate_attention("self_attn", _QKV, "self_attn.o_proj", norm="input_layernorm", heads=_ROTARY),
-        feed_forward=(
-            FeedForward(
-                ("mlp.gate_proj", "mlp.up_proj"),
-                "mlp.down_proj",
-                "intermediate_size",
-                width="mlp.intermediate_size",
-                # Gemma 2 and 3 have both, and the second one after the attention.
-                norm=("pre_feedforward_layernorm", "post_attention_layernorm"),
-            ),
+        blocks="h",
+        attention=separate_attention(
+            "attn",
+            _QKV,
+            "attn.out_proj",
+            norm="ln_1",
+            heads=Heads(count="num_attention_heads", size="head_dim", can_shrink=False),
         ),
-        # Gemma 2 and 3; the second is missing elsewhere.
-        depth=Depth(output_norms=("post_attention_layernorm", "post_feedforward_layernorm")),
-    ),
-)
-
-PHI = one_stack(
-    "phi",
-    "embed_tokens",
-    Stack(
-        blocks="layers",
-        attention=separate_attention("self_attn", _QKV, "self_attn.dense", norm="input_layernorm", heads=_ROTARY),
-        feed_forward=(FeedForward(("mlp.fc1",), "mlp.fc2", "intermediate_size", activation="mlp.activation_fn"),),
+        feed_forward=(FeedForward(("mlp.fc_in",), "mlp.fc_out", "n_inner", activation="mlp.act"),),
         parallel=True,
     ),
-)
-
-_SHARED_WORDS = (
-    WordEmbedding("shared", is_called=False),
-    WordEmbedding("encoder.embed_tokens"),
-    WordEmbedding("decoder.embed_tokens", InputTokens.TARGET),
-)
-
-
-def _t5_attention(layer: str, name: str) -> Attention:
-    # T5 does not scale its scores, so a configuration with another `d_kv` is all that smaller heads need.
-    heads = Heads(
-        count="n_heads",
-        size="key_value_proj_dim",
-        width="inner_dim",
-        position_bias="relative_attention_bias",
-        config_size="d_kv",
-        config_count="num_heads",
-    )
-    return separate_attention(f"{layer}.{name}", "q k v", f"{layer}.{name}.o", norm=f"{layer}.layer_norm", heads=heads)
-
-
-def _t5_stack(name: str, feed_forward: str, depth: Depth) -> Stack:
-    path, norm = f"{feed_forward}.DenseReluDense", (f"{feed_forward}.layer_norm",)
-    plain = FeedForward((f"{path}.wi",), f"{path}.wo", "d_ff", norm=norm, activation=f"{path}.act")
-    # The gated and the plain form share a model type; only the projections that exist become sites.
-    gated = replace(plain, inner=(f"{path}.wi_0", f"{path}.wi_1"), activation=None)
-    table = BiasTable("layer.0.SelfAttention", "relative_attention_bias", "has_relative_attention_bias")
-    return Stack(
-        blocks=f"{name}.block",
-        attention=_t5_attention("layer.0", "SelfAttention"),
-        feed_forward=(gated, plain),
-        depth=replace(depth, bias_table=table),
-    )
-
-
-T5 = Anatomy(
-    model_types=("t5",),
-    stacks=(
-        _t5_stack("encoder", "layer.1", Depth()),
-        replace(
-            _t5_stack(
-                "decoder",
-                "layer.2",
-                Depth(count="num_decoder_layers", stack_count="num_layers", cache_stack="encoder"),
-            ),
-            cross_attention=_t5_attention("layer.1", "EncDecAttention"),
-            reads=InputTokens.TARGET,
-        ),
-    ),
-    embeddings=_SHARED_WORDS,
-)
-
-
-def _bart_attention(module: str, heads: Heads | None) -> Attention:
-    return separate_attention(module, _QKV, f"{module}.out_proj", heads=heads)
-
-
-def _bart_stack(name: str, heads: Heads | None) -> Stack:
-    is_decoder = name == "decoder"
-    return Stack(
-        blocks=f"{name}.layers",
-        attention=_bart_attention("self_attn", heads),
-        cross_attention=_bart_attention("encoder_attn", heads) if is_decoder else None,
-        feed_forward=(FeedForward(("fc1",), "fc2", f"{name}_ffn_dim", activation="activation_fn"),),
-        reads=InputTokens.TARGET if is_decoder else InputTokens.SOURCE,
-        depth=Depth(count=f"{name}_layers", last_norm="final_layer_norm", input_norm=f"{name}.layernorm_embedding"),
-    )
-
-
-_BART_ENCODER = _bart_stack("encoder", _PLAIN_HEADS)
-
-BART = Anatomy(
-    model_types=("bart", "marian"),
-    stacks=(_BART_ENCODER, _bart_stack("decoder", _PLAIN_HEADS)),
-    embeddings=_SHARED_WORDS,
-)
-
-# BART with Longformer's attention in the encoder. The decoder too reshapes its heads to the width of the model, so that
-# they can be neither removed nor resized.
-LED = Anatomy(
-    model_types=("led",),
-    stacks=(
-        replace(
-            _BART_ENCODER,
-            attention=windowed_attention("self_attn.longformer_self_attn", "self_attn.output"),
-            depth=Depth(
-                count="encoder_layers",
-                lists=("attention_window",),
-                last_norm="final_layer_norm",
-                input_norm="encoder.layernorm_embedding",
-            ),
-        ),
-        _bart_stack("decoder", heads=None),
-    ),
-    embeddings=_SHARED_WORDS,
-    global_attention=True,
 )

@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 
-from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Heads, Stack, one_stack, separate_attention
+from laconic.model.anatomy.heads import Heads, Obstacle
+from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Stack, one_stack, separate_attention
 
 _WORDS = "embeddings.word_embeddings"
 _OUTPUT = "attention.output.dense"
+_QKV = "query key value"
 _HEADS = Heads(count="num_attention_heads", size="attention_head_size", width="all_head_size")
 _DEPTH = Depth(last_norm="output.LayerNorm", input_norm="embeddings.LayerNorm")
 _BERT_STACK = Stack(
     blocks="encoder.layer",
-    attention=separate_attention("attention.self", "query key value", _OUTPUT, heads=_HEADS),
+    attention=separate_attention("attention.self", _QKV, _OUTPUT, heads=_HEADS),
     feed_forward=(
         FeedForward(
             ("intermediate.dense",), "output.dense", "intermediate_size", activation="intermediate.intermediate_act_fn"
@@ -19,7 +21,31 @@ _BERT_STACK = Stack(
     depth=_DEPTH,
 )
 
-BERT = one_stack("bert roberta electra", _WORDS, _BERT_STACK)
+BERT = one_stack("bert roberta electra xlm-roberta camembert", _WORDS, _BERT_STACK)
+
+_BIG_BIRD_HEADS = replace(
+    _HEADS, can_shrink=False, obstacles=(Obstacle(reason="it makes its attentions anew for short texts"),)
+)
+BIG_BIRD = one_stack(
+    "big_bird",
+    _WORDS,
+    replace(_BERT_STACK, attention=separate_attention("attention.self", _QKV, _OUTPUT, heads=_BIG_BIRD_HEADS)),
+)
+
+# One table of relative positions, outside the blocks, has a column for each head.
+MPNET = one_stack(
+    "mpnet",
+    _WORDS,
+    replace(
+        _BERT_STACK,
+        attention=separate_attention(
+            "attention.attn",
+            "q k v",
+            "attention.attn.o",
+            heads=replace(_HEADS, scales_in_forward=True, model_position_bias="encoder.relative_attention_bias"),
+        ),
+    ),
+)
 
 DISTILBERT = one_stack(
     "distilbert",
@@ -43,7 +69,7 @@ ALBERT = one_stack(
     _WORDS,
     Stack(
         blocks="encoder.albert_layer_groups.*.albert_layers",
-        attention=separate_attention("attention", "query key value", "attention.dense", heads=_HEADS),
+        attention=separate_attention("attention", _QKV, "attention.dense", heads=_HEADS),
         feed_forward=(FeedForward(("ffn",), "ffn_output", "intermediate_size", activation="activation"),),
         depth=Depth(group_count="num_hidden_groups"),
     ),
@@ -88,7 +114,7 @@ def windowed_attention(module: str, output: str) -> Attention:
         output: the path of the output projection from the block.
     """
     paths = {f"global_{name}": f"{module}.{name}_global" for name in ("query", "key", "value")}
-    return replace(separate_attention(module, "query key value", output), **paths, tokens_first=True)
+    return replace(separate_attention(module, _QKV, output), **paths, tokens_first=True)
 
 
 LONGFORMER = replace(

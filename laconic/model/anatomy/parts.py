@@ -8,38 +8,8 @@ projections of a feed-forward; statistics of that input are collected once.
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
+from laconic.model.anatomy.heads import Heads
 from laconic.model.site import Group, InputTokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class Heads:
-    """The heads of an attention, as attributes of its module and keys of the configuration.
-
-    Args:
-        size: the attribute that holds the size of one head.
-        count: the attribute that holds the number of heads, or None.
-        width: the attribute that holds the product of the two, or None.
-        head_vectors: parameters of the module with one number for each row of the query, besides the biases.
-        mixers: submodules that mix the heads. No head can be removed from an attention that has one of them.
-        position_bias: the embedding with one column per head that the first attention of a stack adds to the scores of
-            all blocks; all attentions of such a stack lose the same heads.
-        can_shrink: whether the size can change. It can if scores are plain products of queries and keys (plus a bias),
-            each head has its own keys, and the scale of the scores is computed when the module is made.
-        config_size: the key of the configuration for the size, if it can have any value.
-        config_count: the key for the number of heads; None if the class computes the size of a head from it.
-        config_kv_count: the key for the number of key and value heads, if several heads can share them.
-    """
-
-    size: str
-    count: str | None = None
-    width: str | None = None
-    head_vectors: tuple[str, ...] = ()
-    mixers: tuple[str, ...] = ()
-    position_bias: str | None = None
-    can_shrink: bool = True
-    config_size: str | None = None
-    config_count: str | None = None
-    config_kv_count: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +24,16 @@ class Attention:
         value: the value projection.
         fused: query, key and value in one matrix, in this order.
         fused_layout: the rows of `fused`: "stacked" is all queries, all keys, all values; "by-head" is query, key and
-            value of the first head, then those of the second.
+            value of the first head, then those of the second. If heads share keys, "by-head" is the queries of all
+            heads that share the first key, then this key and its value, then those of the second.
         heads: its heads; None if they can be neither removed nor resized.
         global_query: the query projection for tokens with global attention; it reads only these tokens.
         global_key: the key projection for these tokens; it reads the same input as `key`.
         global_value: the value projection for these tokens.
         position_query: the query projection of relative positions.
         position_key: the key projection of relative positions.
-        norm: the norm whose output only `query` (or `fused`) and the projections with the same input read.
+        norm: the norm whose output only `query` (or `fused`) and the projections with the same input read. Of several
+            names, separated by spaces, the first one that a block has is meant.
         shares_positions: whether `query` and `key` may be called a second time, on relative positions.
         tokens_first: whether all projections except `output` read (tokens, rows, width).
     """
@@ -111,7 +83,7 @@ class FeedForward:
     Args:
         inner: the input projections: one, or gate and up.
         output: the output projection.
-        config_width: the key of the configuration for the number of channels.
+        config_width: the key of the configuration for the number of channels; None if the class computes this number.
         fused_gate: whether the single `inner` projection contains gate (the upper half of its rows, activated) and up.
         width: the path of a module attribute that holds the number of channels, or None.
         norm: names of norms; the output of the first one that a block has is read only by `inner`.
@@ -120,7 +92,7 @@ class FeedForward:
 
     inner: tuple[str, ...]
     output: str
-    config_width: str
+    config_width: str | None
     _: KW_ONLY
     fused_gate: bool = False
     width: str | None = None
@@ -201,9 +173,11 @@ class Stack:
             if the block lacks one of its projections.
         cross_attention: the attention of a decoder block to the encoder.
         reads: the tokens that pass through the blocks.
-        parallel: whether the feed-forward reads the same input as the attention.
+        parallel: whether the feed-forward reads the same input as the attention, in blocks that have none of its norms.
         pre_norm_flag: the attribute of a block that is True if its norms come before its sub-blocks; None if they
             always do.
+        stream_norm_flag: the attribute of a block that is True if the residual stream passes these norms too; None if
+            it never does.
         other_linears: linears whose function is not known.
         depth: the changes when blocks are dropped; None if they are not known.
     """
@@ -215,6 +189,7 @@ class Stack:
     reads: InputTokens = InputTokens.SOURCE
     parallel: bool = False
     pre_norm_flag: str | None = None
+    stream_norm_flag: str | None = None
     other_linears: tuple[OtherLinear, ...] = ()
     depth: Depth | None = Depth()
 

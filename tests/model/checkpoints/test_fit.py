@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from laconic.errors import CheckpointNotice, UserError
 from laconic.model.loading import check_model, load
-from tests.architectures import ARCHITECTURES, BY_NAME
+from tests.architectures import BY_NAME, EVERY_ARCHITECTURE
 from tests.experts import MIXTURES
 
 Tensors = dict[str, Tensor]
 EVERY: dict[str, Callable[[], PreTrainedModel]] = {
-    **{one.name: one.model for one in ARCHITECTURES},
+    **{one.name: one.model for one in EVERY_ARCHITECTURE},
     **{name: build for name, (build, _, _) in MIXTURES.items()},
 }
 

@@ -1,0 +1,82 @@
+"""Entries of LLaMA and of the decoders with its names of modules."""
+
+from dataclasses import replace
+
+from laconic.model.anatomy.heads import Heads, Obstacle
+from laconic.model.anatomy.parts import Depth, FeedForward, Stack, one_stack, separate_attention
+
+_QKV = "q_proj k_proj v_proj"
+
+# Rotary positions rotate each head on its own. Heads that share keys and values are removed together.
+_ROTARY = Heads(
+    size="head_dim",
+    can_shrink=False,
+    config_size="head_dim",
+    config_count="num_attention_heads",
+    config_kv_count="num_key_value_heads",
+)
+
+_GATED = FeedForward(
+    ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj",
+    "intermediate_size",
+    width="mlp.intermediate_size",
+    # Gemma 2 and 3 have both, and the second one after the attention.
+    norm=("pre_feedforward_layernorm", "post_attention_layernorm"),
+)
+_ATTENTION = separate_attention("self_attn", _QKV, "self_attn.o_proj", norm="input_layernorm", heads=_ROTARY)
+_STACK = Stack(
+    blocks="layers",
+    attention=_ATTENTION,
+    feed_forward=(_GATED,),
+    # Gemma 2 and 3; the second is missing elsewhere.
+    depth=Depth(output_norms=("post_attention_layernorm", "post_feedforward_layernorm")),
+)
+
+LLAMA = one_stack("llama mistral qwen2 qwen3 gemma gemma2 gemma3_text granite smollm3", "embed_tokens", _STACK)
+
+PHI = one_stack(
+    "phi",
+    "embed_tokens",
+    Stack(
+        blocks="layers",
+        attention=separate_attention("self_attn", _QKV, "self_attn.dense", norm="input_layernorm", heads=_ROTARY),
+        feed_forward=(FeedForward(("mlp.fc1",), "mlp.fc2", "intermediate_size", activation="mlp.activation_fn"),),
+        parallel=True,
+    ),
+)
+
+STARCODER2 = one_stack(
+    "starcoder2",
+    "embed_tokens",
+    Stack(
+        blocks="layers",
+        attention=_ATTENTION,
+        feed_forward=(
+            FeedForward(
+                ("mlp.c_fc",),
+                "mlp.c_proj",
+                "intermediate_size",
+                norm=("post_attention_layernorm",),
+                activation="mlp.act",
+            ),
+        ),
+    ),
+)
+
+# Its norms come after the sub-blocks. Those of queries and keys cover all heads, so every head depends on every other.
+OLMO2 = one_stack(
+    "olmo2 olmo3",
+    "embed_tokens",
+    replace(
+        _STACK,
+        attention=replace(
+            _ATTENTION,
+            norm=None,
+            heads=replace(_ROTARY, obstacles=(Obstacle(reason="a norm covers the queries of all its heads"),)),
+        ),
+        feed_forward=(replace(_GATED, norm=()),),
+    ),
+)
+
+COHERE2 = one_stack("cohere2", "embed_tokens", replace(_STACK, parallel=True, depth=Depth()))
