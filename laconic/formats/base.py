@@ -265,7 +265,7 @@ def weight_macs(module: nn.Module) -> int:
     return 0 if isinstance(module, nn.Embedding) else module.get_parameter("weight").numel()
 
 
-def byte_parameter(data: UInt8[Tensor, " bytes"]) -> nn.Parameter:
+def byte_parameter(data: UInt8[Tensor, "*matrices bytes"]) -> nn.Parameter:
     """Bytes as a parameter without gradients, which transformers can load and tie."""
     return nn.Parameter(data, requires_grad=False)
 

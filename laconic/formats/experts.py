@@ -71,6 +71,31 @@ class ExpertStack(nn.Module, ABC):
             index: the number of the expert.
         """
 
+    @abstractmethod
+    def set_slice(self, index: int, matrix: Format | nn.Module) -> None:
+        """Copy the matrix of one expert, and its bias if there is one, into the stack.
+
+        Args:
+            index: the number of the expert.
+            matrix: a format or a linear layer, of the kind and size of `slice`.
+        """
+
+    def _set_bias_of(self, index: int, bias: Tensor | None) -> None:
+        if self.bias is not None and bias is not None:
+            self.bias.detach()[index] = bias.detach()
+
+    @property
+    def packed_names(self) -> tuple[str, ...]:
+        """Names of the tensors in a state dict that store the matrices in fewer bits than they are computed with."""
+        return ()
+
+    def unpack(self) -> None:
+        """Convert the tensors of a loaded checkpoint to those that `forward` uses; a second call does nothing.
+
+        Raises:
+            UserError: the tensors are inconsistent.
+        """
+
     def set_bias(self, bias: Tensor | None) -> None:
         """Set the biases (experts, out) to a copy of `bias`; None removes them."""
         self.bias = copy_bias(bias)
@@ -163,6 +188,11 @@ class DenseExpertStack(ExpertStack):
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.detach()[index], requires_grad=False)
         return linear
+
+    def set_slice(self, index: int, matrix: Format | nn.Module) -> None:
+        assert isinstance(matrix, nn.Linear)
+        self.matrices.detach()[index] = matrix.weight.detach()
+        self._set_bias_of(index, matrix.bias)
 
     def nbytes(self) -> int:
         return self.weight.nbytes

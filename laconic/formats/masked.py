@@ -173,7 +173,7 @@ class Masked(Format):
         if self.bits.is_meta:
             self.fill(self.values.new_empty(self.shape), self.bits.new_empty(self.shape, dtype=torch.bool))
             return
-        mask, trainable = self._to_mask(self.bits.detach()), self.values.requires_grad
+        mask, trainable = self.to_mask(self.bits.detach()), self.values.requires_grad
         if int(mask.count_nonzero()) != len(self.values):
             raise UserError(
                 f"A pruned layer of {self.out_features} x {self.in_features} keeps {int(mask.count_nonzero())} weights "
@@ -187,7 +187,7 @@ class Masked(Format):
         weight = state.pop(f"{prefix}{self.child}.weight", None)
         if weight is not None and self.mask is not None:
             state[prefix + VALUES] = self.orient(weight)[self.mask]
-            state[prefix + BITS] = self._to_bits(self.mask)
+            state[prefix + BITS] = self.to_bits(self.mask)
         return state
 
     def unpack_state_dict(self, state_dict: Any, prefix: str, errors: list[str]) -> None:
@@ -205,7 +205,7 @@ class Masked(Format):
         """Prepare for a weight with these values and mask bits; returns an error message or None."""
         if len(bits) != self.index_nbytes:
             return f"the mask must have {self.index_nbytes} bytes; got {len(bits)}"
-        mask = self._to_mask(bits)
+        mask = self.to_mask(bits)
         if int(mask.count_nonzero()) != len(values):
             return f"the mask keeps {int(mask.count_nonzero())} weights; got {len(values)} values"
         if self.values is not None:
@@ -223,12 +223,18 @@ class Masked(Format):
             return packed_nbytes(self.out_features * self.in_features, 1)
         return packed_nbytes(self.out_features * self.in_features // self.pattern[1], index_bits(self.pattern))
 
-    def _to_bits(self, mask: Bool[Tensor, "out in"]) -> UInt8[Tensor, " bytes"]:
+    def to_bits(self, mask: Bool[Tensor, "out in"]) -> UInt8[Tensor, " bytes"]:
+        """The positions of the kept weights as they are stored."""
         if self.pattern is None:
             return pack_mask(mask)
         return pack(rank_combinations(mask.view(-1, self.pattern[1])), index_bits(self.pattern))
 
-    def _to_mask(self, bits: Tensor) -> Bool[Tensor, "out in"]:
+    def to_mask(self, bits: Tensor) -> Bool[Tensor, "out in"]:
+        """The mask of stored positions.
+
+        Raises:
+            UserError: they do not follow the pattern.
+        """
         # transformers may have cast it with the weights, to a dtype that holds every byte value.
         stream = bits.to(torch.uint8)
         if self.pattern is None:

@@ -96,7 +96,7 @@ def grouped_product(
     if x.device.type == "meta" or not len(x):
         # The shape and the number of operations do not depend on the experts of the rows.
         return nn.functional.linear(x, weight[0])
-    if _can_group(x, weight):
+    if can_group(x.device, weight.dtype, (weight.shape[1], weight.shape[2])):
         product = nn.functional.grouped_mm(x, weight.transpose(-2, -1), offs=offsets)
         if product.requires_grad:
             # The backward pass refuses an expanded gradient, such as that of a sum.
@@ -109,9 +109,10 @@ def grouped_product(
     return torch.cat(products)
 
 
-def _can_group(x: Tensor, weight: Tensor) -> bool:
-    if any(size * weight.element_size() % ALIGNMENT for size in weight.shape[1:]):
+def can_group(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> bool:
+    """Whether torch has a fast grouped product for matrices of a shape (out, in)."""
+    if any(size * dtype.itemsize % ALIGNMENT for size in shape):
         return False
-    if x.device.type == "cuda":
-        return weight.dtype is torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    return x.device.type == "cpu" and weight.dtype in GROUPED_ON_CPU
+    if device.type == "cuda":
+        return dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and dtype in GROUPED_ON_CPU
