@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from laconic.errors import UserError
 from laconic.formats import Codebook, Constant, Format, LowRank, Quantized, Sparse, Sum, dense_weight
-from laconic.formats.expert_stacks import STACKS, LowRankStack, SparseStack, empty_stack, stack_formats
+from laconic.formats.expert_stacks import STACKS, LowRankStack, empty_stack, stack_formats
 from laconic.formats.experts import ExpertStack
 from laconic.formats.int8 import DynamicInt8
 from laconic.formats.packed_stack import PackedStack
 from laconic.formats.routing import Routing
+from laconic.formats.sparse_stack import SparseStack
 from laconic.methods import Awq, Gptq, Int8, KMeans, LnStructured, Magnitude, Method, Plus, Rtn, Svd
 from tests.matrices import case
 
