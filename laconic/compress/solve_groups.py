@@ -176,7 +176,7 @@ def sets_by_parameter(layer_sets: Sequence[LayerSet]) -> list[list[LayerSet]]:
     by_parameter: dict[object, list[LayerSet]] = {}
     for layer_set in layer_sets:
         sites = layer_set.sites
-        key = id(sites[0].parameter) if len(sites) == 1 else sites[0].name
+        key = sites[0].storage if len(sites) == 1 else sites[0].name
         by_parameter.setdefault(key, []).append(layer_set)
     return list(by_parameter.values())
 

@@ -11,7 +11,7 @@ administrator may read it, no energy is reported.
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -164,21 +164,24 @@ def _storages_in(values: Any) -> list[torch.UntypedStorage]:
 
 OTHER = "other"
 """The part for norms, biases, positions, and matrices that are in no group."""
-PART_ORDER = (Group.EMBEDDING, Group.ATTENTION, Group.FFN, Group.HEAD)
+PART_ORDER = (Group.EMBEDDING, Group.ATTENTION, Group.FFN, Group.EXPERTS, Group.HEAD)
 """The order in which parts are counted: a head that is tied to the embedding counts as embedding."""
 
 
 def bytes_by_part(lm: LanguageModel) -> dict[str, int]:
-    """Bytes of word embeddings, attention, feed-forwards, head and everything else, in the stored dtype.
+    """Bytes of word embeddings, attention, feed-forwards, experts, head and everything else, in the stored dtype.
+
+    Only a mixture has the part of its experts.
 
     A tensor that several modules share counts once, for the first of them.
     """
     sites = sorted(lm.sites(("all",)), key=lambda site: PART_ORDER.index(site.group))
-    parts = dict.fromkeys((group.value for group in PART_ORDER), 0)
-    counted: set[int] = set()
+    present = {site.group for site in sites}
+    parts = {group.value: 0 for group in PART_ORDER if group is not Group.EXPERTS or group in present}
+    counted: set[Hashable] = set()
     for site in sites:
-        if id(site.parameter) not in counted:
-            counted.add(id(site.parameter))
+        if site.storage not in counted:
+            counted.add(site.storage)
             parts[site.group.value] += lm.site_nbytes(site)
     return {**parts, OTHER: lm.size()[1] - sum(parts.values())}
 

@@ -44,6 +44,13 @@ class ExpertStack(nn.Module, ABC):
         self.register_parameter("bias", nn.Parameter(torch.empty(experts, out_features)) if bias else None)
         self.bias: nn.Parameter | None
 
+    def requires_grad_(self, requires_grad: bool = True) -> "ExpertStack":
+        """Like the method of torch, but only for floating-point parameters; codes have no gradient."""
+        for parameter in self.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(requires_grad)
+        return self
+
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of the matrix of one expert."""

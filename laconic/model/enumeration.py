@@ -12,8 +12,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from laconic.formats import Format
-from laconic.model.anatomy import Anatomy, Attention, Stack
-from laconic.model.site import Group, InputTokens, Linear, Place, Role, Site, find_matrices, get_submodule, has_module
+from laconic.formats.expert_layer import find_expert_stacks, is_experts
+from laconic.model.anatomy import Anatomy, Attention, Experts, Stack
+from laconic.model.site import (
+    Group,
+    InputTokens,
+    Linear,
+    Place,
+    Role,
+    Site,
+    find_expert_matrices,
+    find_matrices,
+    get_submodule,
+    has_module,
+)
 from laconic.model.usage import trace_usage
 
 Blocks = list[tuple[str, nn.Module]]
@@ -140,6 +152,18 @@ def _block_sites(stack: Stack, block_path: str, block: nn.Module) -> Iterator[Si
                 # The output of a factor, which the next factor reads, has the axes of the input.
                 place = Place(name, linear, shared.reads, shared.tokens_first)
                 yield Site(group=shared.group, role=role, input=input_key, block=block_path, places=(place,))
+    for experts in stack.experts:
+        yield from _expert_sites(experts, stack.reads, block_path, block)
+
+
+def _expert_sites(experts: Experts, reads: InputTokens, block_path: str, block: nn.Module) -> Iterator[Site]:
+    module = get_submodule(block, experts.module)
+    if module is None or not is_experts(module):
+        return
+    for role, (name, stack) in zip((Role.INNER, Role.OUTPUT), find_expert_stacks(module).items(), strict=True):
+        path = f"{block_path}.{experts.module}.{name}"
+        for input_key, place in find_expert_matrices(stack, path, path, reads):
+            yield Site(group=Group.EXPERTS, role=role, input=input_key, block=block_path, places=(place,))
 
 
 def _shared_inputs(stack: Stack, block: nn.Module) -> Iterator[_SharedInput]:

@@ -1,13 +1,13 @@
 """A Transformers model seen as stacks of blocks and sites, with the changes that compression makes to it."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from laconic.formats import Format, Masked, PackedCodes
+from laconic.formats import ExpertLayer, ExpertStack, Format, Masked, PackedCodes
 from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.embedding import MEAN_POOLING, Pipeline
@@ -91,9 +91,10 @@ class LanguageModel:
         """The sites that at least one target matches, in forward order.
 
         Args:
-            targets: each a group (`attention`, `ffn`, `head`, `embedding`), `blocks` (every linear inside the blocks),
-                `all` (every site), one of the sets of The Cost of Compression (`cost-of-compression:attention`, `:ffn`,
-                `:all`), a glob over site names, or a regular expression after `re:`.
+            targets: each a group (`attention`, `ffn`, `experts`, `head`, `embedding`), `blocks` (every linear inside
+                the blocks), `all` (every site), one of the sets of The Cost of Compression
+                (`cost-of-compression:attention`, `:ffn`, `:all`), a glob over site names, or a regular expression after
+                `re:`.
 
         Raises:
             UserError: a target matches nothing. One of the two default targets may match nothing, as a model may have
@@ -145,30 +146,56 @@ class LanguageModel:
             self.model.set_submodule(name, format)
         tie(self.model, site.names[0], list(site.names[1:]))
 
+    def replace_stack(self, path: str, stack: ExpertStack, bias: torch.Tensor | None = None) -> None:
+        """Replace the matrices of all experts of a layer by a stack, in place.
+
+        Args:
+            path: the path of their present stack, as `Site.unit`.
+            stack: the new stack, of the same number and shape (out, in).
+            bias: new biases (experts, out); None keeps the present ones.
+        """
+        parent, _, name = path.rpartition(".")
+        owner = self.model.get_submodule(parent)
+        if not isinstance(owner, (ExpertLayer, ExpertStack)):
+            owner = ExpertLayer(owner)
+            self.model.set_submodule(parent, owner)
+        present = owner.get_submodule(name)
+        assert isinstance(present, ExpertStack)
+        stack.set_bias(present.bias if bias is None else bias)
+        # Codes have no gradient, so a stack of codes stays frozen.
+        is_trained = any(parameter.requires_grad for parameter in present.parameters())
+        stack = stack.to(self.dtype).to(present.slice(0).weight.dtype).to(self.device)
+        stack.train(self.model.training).requires_grad_(is_trained)
+        owner.add_module(name, stack)
+
     def stored_nbytes(self, sites: Sequence[Site]) -> dict[str, int]:
-        """Bytes on disk of the matrix of each site now, by site name.
+        """Bytes on disk of the matrices now, by `Site.unit`: those of the experts of one stack together.
 
         A matrix that several sites share counts once, at the first of them. It counts 0 where a module outside `sites`
         shares it, as replacing it frees nothing.
         """
         names = {name for site in sites for name in site.names}
-        counted: set[int] = set()
-        nbytes = {}
+        counted: set[Hashable] = set()
+        nbytes: dict[str, int] = {}
         for site in sites:
-            is_free = id(site.parameter) in counted or not self._tied_modules(site) <= names
-            counted.add(id(site.parameter))
+            if site.stack is not None:
+                nbytes[site.unit] = site.stack.nbytes_in(self.dtype)
+                continue
+            is_free = site.storage in counted or not self._tied_modules(site) <= names
+            counted.add(site.storage)
             nbytes[site.name] = 0 if is_free else self.site_nbytes(site)
         return nbytes
 
     def site_nbytes(self, site: Site) -> int:
         """Bytes on disk of the matrix of one site, whether it is shared or not."""
-        if not isinstance(site.module, Format):
+        module = site.module
+        if not isinstance(module, Format):
             return site.parameter.numel() * self.dtype.itemsize
-        return site.module.nbytes_in(self.dtype)
+        return module.nbytes_in(self.dtype)
 
     def sites_to_untie(self, sites: Sequence[Site]) -> list[str]:
         """Names of the sites whose matrix is tied to a module that is not replaced with them."""
-        return [site.name for site in sites if not self._tied_modules(site) <= set(site.names)]
+        return [site.name for site in sites if site.stack is None and not self._tied_modules(site) <= set(site.names)]
 
     def _tied_modules(self, site: Site) -> set[str]:
         return tied_modules(self.model, site.name, site.matrix_parameter)

@@ -1,6 +1,6 @@
 """A site: one matrix of a model that can be compressed, always seen as (out, in), with its role in the transformer."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -9,16 +9,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from laconic.formats import Format
+from laconic.formats import ExpertStack, Format
 
 Linear = nn.Linear | Conv1D
 
 
 class Group(StrEnum):
-    """The part of a transformer that a site belongs to; each is a target on the command line."""
+    """The part of a transformer that a site belongs to; each is a target on the command line.
+
+    EXPERTS are the feed-forwards of a mixture that a router chooses for each token; shared experts are FFN.
+    """
 
     ATTENTION = "attention"
     FFN = "ffn"
+    EXPERTS = "experts"
     HEAD = "head"
     EMBEDDING = "embedding"
 
@@ -74,17 +78,22 @@ class Place:
         module: the module.
         reads: the tokens of its input rows, one entry for each call in one forward pass.
         tokens_first: whether its input is (tokens, rows, width).
+        index: the number of the expert, if the module is an `ExpertStack`; else None.
     """
 
     name: str
     module: nn.Module
     reads: tuple[InputTokens, ...] = (InputTokens.SOURCE,)
     tokens_first: bool = False
+    index: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """A matrix that can be compressed, in a linear, a word embedding, or a format that replaced one of them.
+
+    The matrices of experts are stored in stacks, with one matrix of each expert. Each matrix is a site, named by the
+    path of its stack and the number of its expert, such as `model.layers.0.mlp.experts.down_proj.17`.
 
     Args:
         group: the part of the transformer that it belongs to.
@@ -120,19 +129,40 @@ class Site:
 
     @property
     def module(self) -> nn.Module:
-        """The module at the first place."""
-        return self.places[0].module
+        """The module at the first place; for the matrix of an expert, that matrix as a linear layer or a format."""
+        place = self.places[0]
+        return place.module if self.stack is None or place.index is None else self.stack.slice(place.index)
+
+    @property
+    def stack(self) -> ExpertStack | None:
+        """The stack that has the matrix of an expert; None for other matrices."""
+        module = self.places[0].module
+        return module if isinstance(module, ExpertStack) else None
+
+    @property
+    def unit(self) -> str:
+        """The name in plans and records: the path of the stack for the matrix of an expert, else the site's own name.
+
+        All matrices of a stack have one format and one size, and are replaced together.
+        """
+        return self.name if self.stack is None else self.name.rpartition(".")[0]
+
+    @property
+    def storage(self) -> Hashable:
+        """A key that is equal for sites that are stored as one matrix, such as a head tied to the word embedding."""
+        return id(self.parameter) if self.stack is None else self.name
 
     @property
     def is_lookup(self) -> bool:
         """True for a word embedding, whose input rows are one-hot."""
-        module = self.module
+        module = self.places[0].module
         return module.is_embedding if isinstance(module, Format) else isinstance(module, nn.Embedding)
 
     @property
     def padding_idx(self) -> int | None:
         """The padding token of a word embedding, whose row is not trained; None for other modules."""
-        return self.module.padding_idx if isinstance(self.module, (Format, nn.Embedding)) else None
+        module = self.places[0].module
+        return module.padding_idx if isinstance(module, (Format, nn.Embedding)) else None
 
     @property
     def matrix_parameter(self) -> str:
@@ -147,7 +177,7 @@ class Site:
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
-        return matrix_shape(self.module)
+        return matrix_shape(self.module) if self.stack is None else self.stack.shape
 
     @property
     def support(self) -> Bool[Tensor, "out in"] | None:
@@ -212,3 +242,29 @@ def find_matrices(module: nn.Module, input_key: str, name: str) -> Iterator[tupl
         for child_name, child in module.named_children():
             path = f"{name}.{child_name}"
             yield from find_matrices(child, input_key if child_name in module.input_modules else path, path)
+
+
+def find_expert_matrices(
+    stack: ExpertStack, input_key: str, name: str, reads: InputTokens
+) -> Iterator[tuple[str, Place]]:
+    """Find the matrices of every expert that lie in a stack, as `find_matrices` does in a format.
+
+    Args:
+        stack: the stack.
+        input_key: the key of its input; each expert reads its own rows of it.
+        name: its path.
+        reads: the tokens that the router sends to the experts.
+
+    Yields:
+        The input key and the place of each matrix.
+    """
+    if stack.matrix_parameter is not None:
+        for index in range(stack.experts):
+            yield f"{input_key}.{index}", Place(f"{name}.{index}", stack, (reads,), index=index)
+        return
+    for child_name, child in stack.named_children():
+        if isinstance(child, ExpertStack):
+            path = f"{name}.{child_name}"
+            yield from find_expert_matrices(
+                child, input_key if child_name in stack.input_modules else path, path, reads
+            )

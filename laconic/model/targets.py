@@ -46,6 +46,11 @@ class DenseParameter:
     role: Role = Role.OTHER
     is_lookup: bool = False
 
+    @property
+    def unit(self) -> str:
+        """Its name."""
+        return self.name
+
 
 Targetable = Site | DenseParameter
 INPUT_ROLES = (Role.QUERY, Role.KEY, Role.VALUE, Role.FUSED)
@@ -56,8 +61,8 @@ _PAPER_SETS: dict[str, Callable[[Targetable], bool]] = {
 }
 TARGETS: dict[str, Callable[[Targetable], bool]] = {
     **{group.value: lambda site, group=group: site.group is group for group in Group},
-    "blocks": lambda site: site.block is not None,
-    "all": lambda site: True,
+    "blocks": lambda site: site.block is not None and site.group is not Group.EXPERTS,
+    "all": lambda site: site.group is not Group.EXPERTS,
     **{f"cost-of-compression:{name}": condition for name, condition in _PAPER_SETS.items()},
     # The names of earlier versions.
     **{f"coc:{name}": condition for name, condition in _PAPER_SETS.items()},
@@ -78,10 +83,10 @@ def matches(target: str, site: Targetable) -> bool:
         return TARGETS[target](site)
     if target.startswith("re:"):
         try:
-            return re.search(target.removeprefix("re:"), site.name) is not None
+            return any(re.search(target.removeprefix("re:"), name) for name in {site.name, site.unit})
         except re.error as error:
             raise UserError(f"The target '{target}' is not a regular expression: {error}.") from error
-    return fnmatchcase(site.name, target)
+    return any(fnmatchcase(name, target) for name in {site.name, site.unit})
 
 
 def select_sites(

@@ -71,6 +71,7 @@ def test_every_linear_is_found(name: str) -> None:
     assert counts == {
         Group.ATTENTION: attention * BLOCKS,
         Group.FFN: ffn * BLOCKS,
+        Group.EXPERTS: 0,
         Group.HEAD: head,
         Group.EMBEDDING: 2 if name == "plbart-untied" else 1,
     }

@@ -18,8 +18,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import StructureNotice, UserError
-from laconic.formats import Format
-from laconic.model.anatomy import Anatomy, Depth, OtherLinear, Stack, WordEmbedding, find_entry, list_architectures
+from laconic.formats import ExpertStack, Format
+from laconic.formats.expert_layer import is_experts
+from laconic.model.anatomy import (
+    Anatomy,
+    Depth,
+    Experts,
+    OtherLinear,
+    Stack,
+    WordEmbedding,
+    find_entry,
+    list_architectures,
+)
 from laconic.model.site import InputTokens, guess_group
 from laconic.model.stock import text_config
 from laconic.model.usage import Usage, trace_usage
@@ -88,7 +98,8 @@ def _stacks(model: PreTrainedModel) -> Iterator[Stack]:
             # The modules do not show which number of the configuration belongs to the encoder or the decoder. Nor can
             # one list be shortened without the lists that hold other parts of its layers.
             depth = Depth() if is_whole and not model.config.is_encoder_decoder else None
-            yield Stack(blocks=path, other_linears=linears, reads=reads, depth=depth)
+            experts = tuple(Experts(module=module) for module in _experts(blocks))
+            yield Stack(blocks=path, other_linears=linears, experts=experts, reads=reads, depth=depth)
 
 
 def leftover_lists(model: PreTrainedModel) -> list[str]:
@@ -190,11 +201,19 @@ def _linears(blocks: nn.ModuleList) -> list[str]:
     """Paths of the linears, and of the formats that replaced one, in any of the blocks; a block itself is left out."""
     paths: dict[str, None] = {}
     for block in blocks:
-        formats = tuple(f"{name}." for name, module in block.named_modules() if isinstance(module, Format))
+        formats = tuple(
+            f"{name}." for name, module in block.named_modules() if isinstance(module, (Format, ExpertStack))
+        )
         for name, module in block.named_modules():
             if name and isinstance(module, (Format, nn.Linear, Conv1D)) and not name.startswith(formats):
                 paths[name] = None
     return list(paths)
+
+
+def _experts(blocks: nn.ModuleList) -> list[str]:
+    """Paths of the modules of experts in any of the blocks."""
+    paths = (name for block in blocks for name, module in block.named_modules() if is_experts(module))
+    return list(dict.fromkeys(paths))
 
 
 def _word_embeddings(model: PreTrainedModel) -> Iterator[WordEmbedding]:

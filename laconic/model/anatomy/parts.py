@@ -101,6 +101,21 @@ class FeedForward:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The experts of a block, of which a router chooses some for each token.
+
+    The names and layouts of their matrices are read from their module (`laconic.formats.expert_layer`).
+
+    Args:
+        module: the module that has the matrices of all experts.
+        router: the module that chooses; None if it is not known.
+    """
+
+    module: str
+    router: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OtherLinear:
     """A linear whose function is not known; it counts as having its own input.
 
@@ -171,6 +186,7 @@ class Stack:
         attention: the self-attention of a block.
         feed_forward: the feed-forward; several if blocks have one of several forms. A form is ignored
             if the block lacks one of its projections.
+        experts: the experts, in the blocks that have them; several if they are at different paths.
         cross_attention: the attention of a decoder block to the encoder.
         reads: the tokens that pass through the blocks.
         parallel: whether the feed-forward reads the same input as the attention, in blocks that have none of its norms.
@@ -185,6 +201,7 @@ class Stack:
     blocks: str
     attention: Attention | None = None
     feed_forward: tuple[FeedForward, ...] = ()
+    experts: tuple[Experts, ...] = ()
     cross_attention: Attention | None = None
     reads: InputTokens = InputTokens.SOURCE
     parallel: bool = False

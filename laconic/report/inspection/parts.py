@@ -1,6 +1,6 @@
 """The parts of a model: its stacks of blocks, the matrices that can be compressed, and the bytes of each part."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -135,7 +135,7 @@ def measure_parts(lm: LanguageModel) -> ModelParts:
         group, nbytes = site.group.value, lm.site_nbytes(site)
         matrix = MatrixSize(name=site.name, group=group, shape=site.shape, nbytes=nbytes, sparsity=sparsity)
         matrices.append((site, matrix))
-    counted: set[int] = set()
+    counted: set[Hashable] = set()
     parts = [
         _part_size(group, [(site, matrix) for site, matrix in matrices if site.group is group], counted)
         for group in PART_ORDER
@@ -166,15 +166,15 @@ def measure_parts(lm: LanguageModel) -> ModelParts:
     )
 
 
-def _part_size(group: Group, matrices: Sequence[tuple[Site, MatrixSize]], counted: set[int]) -> PartSize:
+def _part_size(group: Group, matrices: Sequence[tuple[Site, MatrixSize]], counted: set[Hashable]) -> PartSize:
     """The size of the matrices of a group.
 
     Args:
         group: the group.
         matrices: its matrices.
-        counted: ids of the parameters that count elsewhere; those of this group are added.
+        counted: keys of the matrices that count elsewhere; those of this group are added.
     """
-    unique = {id(site.parameter): (site, matrix) for site, matrix in matrices}
+    unique = {site.storage: (site, matrix) for site, matrix in matrices}
     uncounted = [unique[key] for key in unique if key not in counted]
     counted.update(unique)
     entries = sum(site.shape[0] * site.shape[1] for site, _ in unique.values())

@@ -216,7 +216,7 @@ def weight_statistics(lm: LanguageModel, track: Track = silent) -> ModelWeights:
         track: shows progress.
     """
     labels = layer_labels(lm)
-    sites = list({id(site.parameter): site for site in reversed(lm.sites(("all",)))}.values())[::-1]
+    sites = list({site.storage: site for site in reversed(lm.sites(("all",)))}.values())[::-1]
     # Singular values take most of the time, and a word embedding more of it than a whole block.
     work = [float(max(site.shape)) * min(site.shape) ** 2 for site in sites]
     tallies = [_site_stats(lm, site, labels) for site in track(sites, "Measuring the weights", work)]
