@@ -219,7 +219,7 @@ def log_probabilities(
     parts, data = batch_by_length(lm, [row for _, row in rows], BATCH)
     sums = torch.zeros(len(sentences), dtype=torch.float64)
     tokens = torch.zeros(len(sentences), dtype=torch.long)
-    for part, (_, (values, lines, labels, _)) in zip(
+    for part, (_, (values, lines, labels, *_)) in zip(
         parts, predict_batches(lm, data, track, label, labelled_only=True), strict=True
     ):
         assert labels is not None, "the tokens are the labels of a language model"

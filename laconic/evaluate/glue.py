@@ -181,7 +181,7 @@ class Glue(EvalTask):
         rows = tokenize_corpus(lm, self._with_classes(corpus), max_length=CONTEXT, labelled=True)
         parts, data = batch_by_length(lm, rows, BATCH)
         lines: list[torch.Tensor] = []
-        for _, (values, _, labels, _) in predict_batches(lm, data, track, self.source):
+        for _, (values, _, labels, *_) in predict_batches(lm, data, track, self.source):
             assert labels is not None, "the rows are labelled"
             # Convert the model's class indices to GLUE's, as F1 is defined for class 1 of GLUE.
             true, predicted = (

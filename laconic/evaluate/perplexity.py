@@ -95,7 +95,7 @@ class Perplexity(EvalTask):
         data, rows = _windows(lm, corpus, context, stride)
         sums = torch.zeros(len(corpus.examples), 2, dtype=torch.float64)
         start = 0
-        for batch, (values, lines, tokens, _) in predict_batches(lm, data, track, self.name):
+        for batch, (values, lines, tokens, *_) in predict_batches(lm, data, track, self.name):
             assert tokens is not None, "the next tokens are the labels of a causal model"
             nats = functional.cross_entropy(values.float(), tokens, reduction="none").double()
             end = start + len(batch["input_ids"])
