@@ -87,16 +87,18 @@ class ExpertLayer(nn.Module):
         first, last = self.stacks().values()
         routing = Routing.of(top_k_index, top_k_weights, last.experts)
         inner = first(hidden_states[routing.tokens], routing)
-        hidden = self._activate(inner)
-        outputs = last(hidden, routing)
-        if self.has_post_expert_norm:
-            outputs = self.get_submodule("post_expert_norm")(outputs)
+        outputs = self.normalize(last(self.activate(inner), routing))
         return routing.gather(outputs, top_k_index.shape[-1]).to(hidden_states.dtype)
 
-    def _activate(self, inner: Float[Tensor, "pairs inner"]) -> Float[Tensor, "pairs hidden"]:
+    def activate(self, inner: Float[Tensor, "pairs inner"]) -> Float[Tensor, "pairs hidden"]:
+        """The activation function, or the product of the gate and its input, of outputs of the first stack."""
         if self.has_gate:
             return self._experts_class._apply_gate(self, inner)
         return self.get_submodule("act_fn")(inner)
+
+    def normalize(self, outputs: Float[Tensor, "pairs width"]) -> Float[Tensor, "pairs width"]:
+        """The norm of the outputs of each expert, which few models have."""
+        return self.get_submodule("post_expert_norm")(outputs) if self.has_post_expert_norm else outputs
 
 
 def is_experts(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from laconic.formats.int8 import FULL, int8_product
 from laconic.model import LanguageModel
 from laconic.numerics.packing import from_bytes
 from laconic.runtime.engines import ONNX
+from laconic.runtime.portable_experts import unroll_experts
 from laconic.runtime.portable_layers import (
     AffineCodes,
     CodedLookup,
@@ -57,6 +58,7 @@ def to_portable(lm: LanguageModel, runtime: str) -> tuple[LanguageModel, dict[st
         The copy, and a summary of its quantized layers by the label of the module that replaced them.
     """
     twin = lm.shallow_copy()
+    unroll_experts(twin)
     layers: dict[str, ExportedLayers] = {}
     for module, paths in coded_layers(twin):
         replacement = _replacement(module, runtime)
@@ -81,6 +83,7 @@ def to_exact(lm: LanguageModel, runtime: str) -> LanguageModel:
         runtime: `ONNX` or `OPENVINO`; the ONNX model rounds the inputs of dynamic int8 layers.
     """
     twin = lm.shallow_copy()
+    unroll_experts(twin)
     for module, paths in coded_layers(twin):
         if isinstance(module, PackedCodes):
             for path in paths:
