@@ -19,8 +19,9 @@ from torch.nn import functional
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from laconic.cache import cache_folder
-from laconic.calibrate.batching import IGNORED, batches
+from laconic.calibrate.batching import batches
 from laconic.calibrate.corpus import Corpus, Example
+from laconic.calibrate.row import IGNORED
 from laconic.calibrate.sources import read
 from laconic.errors import UserError, install
 from laconic.model import Batch, LanguageModel

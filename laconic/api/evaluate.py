@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.api.arguments import check_kinds, to_counts, to_model_input, to_tasks
 from laconic.api.results import Part, Result
-from laconic.calibrate.batching import tokenizer_of
 from laconic.calibrate.classes import share_label_order
+from laconic.calibrate.row import tokenizer_of
 from laconic.evaluate import Conditions, Cost, Evaluation, Fidelity, calibration_sources, check_comparable, check_tasks
 from laconic.evaluate import evaluate as evaluate_model
 from laconic.evaluate.metrics import Interval

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.api.arguments import check_kinds, to_folder, to_model_input, to_tasks
 from laconic.api.results import Part, Result
-from laconic.calibrate.batching import tokenizer_of
+from laconic.calibrate.row import tokenizer_of
 from laconic.evaluate import check_tasks
 from laconic.evaluate.tasks import load_corpus
 from laconic.export import ExportOutcome, check_target

@@ -1,44 +1,41 @@
-"""Tokenize rows of text and collate them to batches, with right padding and the labels of the model's task.
+"""Tokenize rows of text for the model's task, and collate them to batches.
 
 Masked language models get the 15 % masking of Devlin et al. 2019 (https://arxiv.org/abs/1810.04805); every chosen token
 is replaced by the mask token. Rows keep their order; a row that is too short for the task is left out.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from laconic.calibrate.collation import collate
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.labels import Target, convert_labels
+from laconic.calibrate.multiple_choice import choice_rows
+from laconic.calibrate.question_answering import answer_rows
+from laconic.calibrate.row import IGNORED, Row, row_from, tokenizer_of
+from laconic.calibrate.token_classification import tagged_rows
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, ModelTask
-from laconic.model.embedding_modules import POOLING_MASK
 from laconic.model.stock import text_config
-from laconic.model.tokens import check_decoder_start, check_token_ids, pad_token_id, vocabulary_size
+from laconic.model.tokens import pad_token_id
+
+# Plug-ins import Row, collate and tokenizer_of from here.
+__all__ = [
+    "Row",
+    "batches",
+    "check_readable",
+    "collate",
+    "limit_batch_size",
+    "max_positions",
+    "tokenize_corpus",
+    "tokenize_rows",
+    "tokenizer_of",
+]
 
 MASKED_SHARE = 0.15
-IGNORED = -100
-"""The label that the losses of transformers ignore."""
-
-
-@dataclass
-class Row:
-    """One tokenized row.
-
-    Args:
-        input_ids: token ids.
-        token_type_ids: segment ids; None if the model has no segment embeddings.
-        labels: token ids (a list), a class or score (a number), one number for each output (a tuple), or None.
-        unpooled: number of leading prompt tokens that an embedding model leaves out of its pooling.
-    """
-
-    input_ids: list[int]
-    token_type_ids: list[int] | None = None
-    labels: list[int] | Target | None = None
-    unpooled: int = 0
 
 
 def batches(
@@ -53,9 +50,11 @@ def batches(
     """Tokenize a corpus and collate it to CPU batches, in the order of the corpus.
 
     The labels depend on the task. A masked language model gets the masked tokens, a sequence-to-sequence model the
-    tokens of the target (or of the text itself if a row has no target), and a classifier the labels of the data, but
-    only if `labelled`. Other batches have no labels. An embedding model gets the two texts of a pair as two rows, each
-    preceded by the model's default prompt, if it declares one.
+    tokens of the target (or of the text itself if a row has no target), and a classifier (of texts, tokens or choices)
+    or a model that answers questions the labels of the data, but only if `labelled`. Other batches have no labels,
+    except that labels of token classification always mark the first token of each word. A long context of a question
+    becomes several rows. An embedding model gets the two texts of a pair as two rows, each preceded by the model's
+    default prompt, if it declares one.
 
     Args:
         lm: the model whose tokenizer and task are used.
@@ -63,11 +62,12 @@ def batches(
         batch_size: largest number of rows of a batch.
         max_length: largest number of tokens of a row; longer rows are truncated.
         seed: seed of the masking.
-        labelled: read the labels of the data, for sequence classification.
+        labelled: read the labels of the data.
 
     Raises:
         UserError: the model has no tokenizer, or a masked language model's tokenizer has no mask token; no row has
-            tokens; or `labelled` is set and a label is missing or is none of the model's classes.
+            tokens; `labelled` is set and a label is missing or is none of the model's classes; or rows lack what the
+            task needs, such as choices.
     """
     rows = tokenize_corpus(lm, corpus, max_length=max_length, seed=seed, labelled=labelled)
     return _collate_all(lm, rows, batch_size)
@@ -98,25 +98,6 @@ def limit_batch_size(lm: LanguageModel, batch_size: int) -> int:
     return 1 if lm.task.is_sequence_classification and pad_token_id(lm) is None else batch_size
 
 
-def tokenizer_of(lm: LanguageModel) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
-
-    Raises:
-        UserError: the model has none.
-    """
-    if lm.tokenizer is None:
-        raise UserError(f"The model '{lm.source}' has no tokenizer in its folder; save its tokenizer there too.")
-    return lm.tokenizer
-
-
-def pad_token(lm: LanguageModel) -> int:
-    """Return the token id to pad with: the declared pad token, else the end token, else 0; padding is masked out."""
-    size = vocabulary_size(lm.model)
-    own = () if lm.tokenizer is None else (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id)
-    candidates = (pad_token_id(lm), *own, 0)
-    return next(token for token in candidates if isinstance(token, int) and 0 <= token < size)
-
-
 def max_positions(lm: LanguageModel) -> int | None:
     """Return the longest input, in tokens, that the model has positions for; None if the length is not limited."""
     for name, module in lm.model.named_modules():
@@ -144,9 +125,10 @@ def tokenize_rows(
     # The length that a sentence-transformers configuration declares.
     declared = None if lm.pipeline is None else lm.pipeline.settings.max_length or tokenizer.model_max_length
     longest = min(max_length, max_positions(lm) or max_length, declared or max_length)
-    if lm.task.is_sequence_classification:
+    if lm.task.reads_labels:
         labels = convert_labels(lm, corpus) if labelled else [None] * len(corpus.examples)
-        return _with_labels(_encode(lm, tokenizer, corpus.examples, longest), labels)
+        make_rows = TASK_ROWS.get(lm.task, _classified_rows)
+        return make_rows(lm, tokenizer, corpus.examples, labels, longest)
     if lm.task is ModelTask.CAUSAL:
         # A causal model needs two tokens for one prediction.
         rows = _encode(lm, tokenizer, [Example(example.joined) for example in corpus.examples], longest)
@@ -178,19 +160,29 @@ def _encode_prompted(
 def _encode(
     lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], longest: int
 ) -> Iterator[Row]:
-    has_segments = getattr(lm.model.config, "type_vocab_size", 0) > 1
     for example in examples:
-        encoded = tokenizer(example.text, example.pair, truncation=True, max_length=longest)
-        # Only a model with segment embeddings may get segments: GPT-2 would look them up as words.
-        segments = encoded.get("token_type_ids") if has_segments else None
-        yield Row(list(encoded["input_ids"]), None if segments is None else list(segments))
+        yield row_from(lm, tokenizer(example.text, example.pair, truncation=True, max_length=longest))
 
 
-def _with_labels(rows: Iterator[Row], labels: Sequence[Target | None]) -> Iterator[Row]:
-    for row, label in zip(rows, labels, strict=True):
+def _classified_rows(
+    lm: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    labels: Sequence[Target | None],
+    longest: int,
+) -> Iterator[Row]:
+    for row, label in zip(_encode(lm, tokenizer, examples, longest), labels, strict=True):
         row.labels = label
         if row.input_ids:
             yield row
+
+
+TASK_ROWS: dict[ModelTask, Callable[..., Iterator[Row]]] = {
+    ModelTask.TOKEN_CLASSIFICATION: tagged_rows,
+    ModelTask.QUESTION_ANSWERING: answer_rows,
+    ModelTask.MULTIPLE_CHOICE: choice_rows,
+}
+"""The functions that tokenize rows for tasks with labels of the data; all others are sequence classification."""
 
 
 def _with_targets(
@@ -223,60 +215,9 @@ def _mask_tokens(tokenizer: PreTrainedTokenizerBase, rows: Iterator[Row], seed: 
             yield row
 
 
-def collate(lm: LanguageModel, rows: Sequence[Row]) -> Batch:
-    """Pad rows on the right and stack them to one batch.
-
-    Args:
-        lm: the model that reads the batch.
-        rows: tokenized rows, all with the same kind of labels.
-
-    Returns:
-        `input_ids` and `attention_mask`, and `token_type_ids`, a pooling mask and `labels` where the rows have them.
-
-    Raises:
-        UserError: the model has no embedding for a token, or the configuration of a sequence-to-sequence model has no
-            start token for the decoder.
-    """
-    check_token_ids(lm, (token for row in rows for token in row.input_ids))
-    check_decoder_start(lm)
-    labels = [row.labels for row in rows if isinstance(row.labels, list)]
-    # The original tokens at masked positions are only in the labels.
-    label_tokens = (token for tokens in labels for token in tokens if token != IGNORED)
-    check_token_ids(lm, label_tokens, targets=lm.task is ModelTask.SEQ2SEQ)
-    batch = {
-        "input_ids": _pad([row.input_ids for row in rows], pad_token(lm)),
-        "attention_mask": _pad([[1] * len(row.input_ids) for row in rows], 0),
-    }
-    if rows[0].token_type_ids is not None:
-        batch["token_type_ids"] = _pad([row.token_type_ids or [] for row in rows], 0)
-    if any(row.unpooled for row in rows):
-        pooled = [[int(at >= row.unpooled) for at in range(len(row.input_ids))] for row in rows]
-        batch[POOLING_MASK] = _pad(pooled, 0)
-    if isinstance(rows[0].labels, list):
-        batch["labels"] = _pad(labels, IGNORED)
-    elif rows[0].labels is not None:
-        batch["labels"] = torch.tensor([row.labels for row in rows])
-    return batch
-
-
 def _collate_all(lm: LanguageModel, rows: Sequence[Row], batch_size: int) -> list[Batch]:
     size = limit_batch_size(lm, batch_size)
     return [collate(lm, rows[start : start + size]) for start in range(0, len(rows), size)]
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return a new batch with all tensors on `device`.
-
-    Example:
-        >>> to_device({"input_ids": torch.ones(1, 2)}, torch.device("meta"))["input_ids"].device.type
-        'meta'
-    """
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def _pad(sequences: Sequence[list[int]], fill: int) -> Tensor:
-    width = max(len(sequence) for sequence in sequences)
-    return torch.tensor([sequence + [fill] * (width - len(sequence)) for sequence in sequences])
 
 
 PROBED = 64

@@ -170,7 +170,7 @@ def match_outputs(lm: LanguageModel, other: LanguageModel, classes: Sequence[str
     Raises:
         UserError: the numbers of outputs differ, or the classes do not match.
     """
-    if not lm.task.is_sequence_classification or other.task is not lm.task:
+    if not lm.task.has_class_names or other.task is not lm.task:
         return None
     counts = [model.model.config.num_labels for model in (lm, other)]
     if counts[0] != counts[1]:

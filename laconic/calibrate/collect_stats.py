@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from laconic import processes
-from laconic.calibrate.batching import to_device
+from laconic.calibrate.collation import to_device
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.layer_stats import LayerStats, gather
 from laconic.calibrate.passes import evaluating

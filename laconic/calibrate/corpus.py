@@ -32,6 +32,11 @@ class Answer(NamedTuple):
     text: str
     start: int
 
+    @property
+    def end(self) -> int:
+        """The index behind its last character."""
+        return self.start + len(self.text)
+
 
 @dataclass(frozen=True)
 class Example:

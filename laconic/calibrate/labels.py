@@ -9,25 +9,23 @@ as on the hub.
 import math
 from collections.abc import Callable, Sequence
 
-from laconic.calibrate.classes import (
-    canonical_name,
-    class_mismatch,
-    class_names,
-    class_number,
-    class_numbers,
-    find_class,
-    join_names,
-    match_classes,
-    quote_model,
-)
-from laconic.calibrate.corpus import Corpus, Label
-from laconic.errors import LONGEST_VALUE, UserError, quote, truncate
+from laconic.calibrate.class_numbers import ClassNumbers, Placed, quote_label
+from laconic.calibrate.classes import class_names, class_number, quote_model
+from laconic.calibrate.corpus import Corpus, Example, Label
+from laconic.errors import UserError
 from laconic.model import LanguageModel, ModelTask
 
 Target = int | float | tuple[float, ...]
-"""A label as a loss takes it: a class number, a score, or one number for each output."""
-TRUTH = {"false": 0, "true": 1}
-"""The class numbers of the JSON values `false` and `true`."""
+"""A label as a loss takes it: a class number, a score, or one number for each output or word.
+
+For a question it is the first character of the answer in the context and its end, or an empty tuple for no answer.
+"""
+NEEDED = {
+    ModelTask.TOKEN_CLASSIFICATION: "words with classes, such as a .conll file, or jsonl with tokens and ner_tags",
+    ModelTask.QUESTION_ANSWERING: "answers, such as a file of SQuAD, or jsonl with question, context and answers",
+    ModelTask.MULTIPLE_CHOICE: "choices and labels, such as jsonl with text, choices and label",
+}
+"""The data that a task needs, for error messages."""
 HIDDEN = -1.0
 FLAGS = (0.0, 1.0)
 
@@ -37,10 +35,12 @@ def convert_labels(lm: LanguageModel, corpus: Corpus) -> list[Target]:
 
     A classifier takes a class name or number. A multi-label model takes a list of the names or numbers of the labels
     that apply, or, if all rows have this form, a 0 or 1 for each of its labels. A regression model takes a score, or a
-    list with one score for each output. An embedding model takes the similarity of the two texts of the row.
+    list with one score for each output. An embedding model takes the similarity of the two texts of the row. A model
+    for token classification takes a class name or number for each word, one for question answering the first of the
+    answers, and one for multiple choice the index of the right choice.
 
     Args:
-        lm: a sequence classification, regression or embedding model; its weights need not be loaded.
+        lm: a model that reads labels, or an embedding model; its weights need not be loaded.
         corpus: the rows.
 
     Returns:
@@ -49,19 +49,21 @@ def convert_labels(lm: LanguageModel, corpus: Corpus) -> list[Target]:
     Raises:
         UserError: a row has no label or an unknown one, or the classes of data and model do not match.
     """
-    rows = [(example.label, row_location(corpus, number)) for number, example in enumerate(corpus.examples)]
+    rows = [(_label_of(lm, example), row_location(corpus, number)) for number, example in enumerate(corpus.examples)]
     # For scores, and for models with a class called −1, no value means "no label".
     scored = lm.task in (ModelTask.REGRESSION, ModelTask.EMBEDDING)
-    hidden = None if scored or any(class_number(name) == HIDDEN for name in class_names(lm)) else HIDDEN
+    named = lm.task.has_class_names and any(class_number(name) == HIDDEN for name in class_names(lm))
+    hidden = None if scored or named else HIDDEN
     missing = [where for label, where in rows if label is None or label == hidden]
     if len(missing) == len(rows):
+        needed = NEEDED.get(lm.task, "labels in a field 'label'")
         raise UserError(
             f"The {corpus.split} split of '{corpus.source}' has no labels, and they are needed here; name data with "
-            "labels in a field 'label'."
+            f"{needed}."
         )
     if missing:
         first = next(label for label, where in rows if where == missing[0])
-        note = "" if first is None else f" ({_quote_label(first)} means none)"
+        note = "" if first is None else f" ({quote_label(first)} means none)"
         raise UserError(
             f"{missing[0]} has no label{note}, and of {len(rows)} rows {len(rows) - len(missing)} have one; label the "
             "row or leave it out."
@@ -76,13 +78,19 @@ def row_location(corpus: Corpus, number: int) -> str:
     return corpus.examples[number].place or f"Row {number + 1} of '{corpus.source}'"
 
 
-Placed = Sequence[tuple[Label, str]]
-"""Labels, each with the place of its row for error messages."""
+def _label_of(lm: LanguageModel, example: Example) -> Label | None:
+    if lm.task is not ModelTask.QUESTION_ANSWERING:
+        return example.label
+    if example.answers is None:
+        return None
+    return (float(example.answers[0].start), float(example.answers[0].end)) if example.answers else ()
+
+
 Converter = Callable[[Label, str], Target]
 
 
 def _class_converter(lm: LanguageModel, corpus: Corpus, rows: Placed) -> Converter:
-    number = _ClassNumbers(lm, corpus, rows)
+    number = ClassNumbers(lm, corpus, rows)
 
     def convert(label: Label, where: str) -> int:
         if isinstance(label, tuple):
@@ -100,7 +108,7 @@ def _multi_label_converter(lm: LanguageModel, corpus: Corpus, rows: Placed) -> C
     lists = [(_as_tuple(label), where) for label, where in rows]
     if not corpus.classes and _are_flags(lm, size, lists):
         return lambda label, where: tuple(map(float, _as_tuple(label)))
-    number = _ClassNumbers(lm, corpus, [(name, where) for names, where in lists for name in names])
+    number = ClassNumbers(lm, corpus, [(name, where) for names, where in lists for name in names])
 
     def convert(label: Label, where: str) -> tuple[float, ...]:
         numbers = {number(name, where) for name in _as_tuple(label)}
@@ -125,8 +133,8 @@ def _are_flags(lm: LanguageModel, size: int, lists: Sequence[tuple[tuple[float |
     if repeated and others:
         (row, where), (label, other) = repeated[0], others[0]
         raise UserError(
-            f"{where} has the label {_quote_label(row)}, a 0 or 1 for each of the {size} labels of {quote_model(lm)}, "
-            f"and {other} has {_quote_label(label)}; fix the row, or write all rows in one way."
+            f"{where} has the label {quote_label(row)}, a 0 or 1 for each of the {size} labels of {quote_model(lm)}, "
+            f"and {other} has {quote_label(label)}; fix the row, or write all rows in one way."
         )
     return not others
 
@@ -143,9 +151,51 @@ def _score_converter(lm: LanguageModel, corpus: Corpus, rows: Placed) -> Convert
         numbers = [score for score in scores if isinstance(score, (int, float)) and math.isfinite(score)]
         if len(numbers) != size or len(scores) != size:
             raise UserError(
-                f"{where} has the label {_quote_label(label)}; {quote_model(lm)} {verb}, so it must be {requirement}."
+                f"{where} has the label {quote_label(label)}; {quote_model(lm)} {verb}, so it must be {requirement}."
             )
         return numbers[0] if size == 1 else tuple(numbers)
+
+    return convert
+
+
+def _word_converter(lm: LanguageModel, corpus: Corpus, rows: Placed) -> Converter:
+    for (label, where), example in zip(rows, corpus.examples, strict=True):
+        if not isinstance(label, tuple) or len(label) != len(example.words):
+            raise UserError(
+                f"{where} has no list of words with a class for each, which {quote_model(lm)} predicts; give data with "
+                f"{NEEDED[lm.task]}."
+            )
+    # Each tag once, with the place of its first word.
+    first: dict[float | str, str] = {}
+    for label, where in rows:
+        for tag in _as_tuple(label):
+            first.setdefault(tag, where)
+    number = ClassNumbers(lm, corpus, list(first.items()))
+
+    def convert(label: Label, where: str) -> tuple[float, ...]:
+        return tuple(number(tag, where) for tag in _as_tuple(label))
+
+    return convert
+
+
+def _answer_converter(lm: LanguageModel, corpus: Corpus, rows: Placed) -> Converter:
+    return lambda label, where: tuple(place for place in _as_tuple(label) if isinstance(place, float))
+
+
+def _choice_converter(lm: LanguageModel, corpus: Corpus, rows: Placed) -> Converter:
+    counts = {where: len(example.choices) for (_, where), example in zip(rows, corpus.examples, strict=True)}
+
+    def convert(label: Label, where: str) -> int:
+        count = counts[where]
+        if not count:
+            raise UserError(f"{where} has no choices, and {quote_model(lm)} needs {NEEDED[lm.task]}.")
+        number = int(label) if isinstance(label, float) and label.is_integer() else -1
+        if not 0 <= number < count:
+            raise UserError(
+                f"{where} has the label {quote_label(label)} and {count} choices; the label must be the index of a "
+                f"choice, from 0 to {count - 1}."
+            )
+        return number
 
     return convert
 
@@ -155,98 +205,7 @@ _CONVERTERS: dict[ModelTask, Callable[[LanguageModel, Corpus, Placed], Converter
     ModelTask.MULTI_LABEL: _multi_label_converter,
     ModelTask.REGRESSION: _score_converter,
     ModelTask.EMBEDDING: _score_converter,
+    ModelTask.TOKEN_CLASSIFICATION: _word_converter,
+    ModelTask.QUESTION_ANSWERING: _answer_converter,
+    ModelTask.MULTIPLE_CHOICE: _choice_converter,
 }
-
-
-class _ClassNumbers:
-    """Maps labels of the data to class numbers of the model."""
-
-    def __init__(self, lm: LanguageModel, corpus: Corpus, rows: Placed) -> None:
-        self.lm, self.corpus, self.rows = lm, corpus, rows
-        self.names = class_names(lm)
-        self.places = match_classes(corpus.classes, self.names)
-        self._found: dict[Label, int] = {}
-        if not corpus.classes:
-            self._check_one_kind()
-
-    def __call__(self, label: Label, where: str) -> int:
-        # Converted once per distinct label.
-        if label not in self._found:
-            self._found[label] = self._declared(label, where) if self.corpus.classes else self._own(label, where)
-        return self._found[label]
-
-    def _declared(self, label: Label, where: str) -> int:
-        """Look a label up among the classes that the data source declares."""
-        at = find_class(label, self.corpus.classes) if isinstance(label, str) else None
-        at = _number(label) if at is None else at
-        source = f"'{self.corpus.source}'"
-        if at is None or not 0 <= at < len(self.corpus.classes):
-            raise _unknown_class(label, where, source, self.corpus.classes, "fix the row")
-        found = self.places[at]
-        if found is None:
-            raise class_mismatch(self.lm, self.corpus.classes, source)
-        return found
-
-    def _own(self, label: Label, where: str) -> int:
-        """Look a label up among the model's class names, or by number if the names do not match."""
-        found, number = find_class(_label_text(label), self.names), _number(label)
-        if found is None and number is not None:
-            found = self._by_number(number, isinstance(label, str) and label.strip().casefold() in TRUTH)
-        if found is not None:
-            return found
-        data_names = tuple(dict.fromkeys(name.strip() for name, _ in self.rows if isinstance(name, str)))
-        if isinstance(label, str) and all(find_class(name, self.names) is None for name in data_names):
-            raise class_mismatch(self.lm, data_names, f"'{self.corpus.source}'")
-        remedy = "fix the row, or give label_order if the data has other names for the classes"
-        raise _unknown_class(label, where, quote_model(self.lm), self.names, remedy)
-
-    def _by_number(self, number: int, is_truth: bool) -> int | None:
-        """Look up a number that is no class name."""
-        if {canonical_name(name) for name in self.names} == set(TRUTH) and number in TRUTH.values():
-            return find_class(next(name for name, value in TRUTH.items() if value == number), self.names)
-        if is_truth:
-            return find_class(str(number), self.names)
-        counted = all(class_number(name) is None for name in self.names)
-        return number if counted and 0 <= number < len(self.names) else None
-
-    def _check_one_kind(self) -> None:
-        """Raise UserError if some rows give their class by name and others by number."""
-        counted = class_numbers(self.names) is not None
-        numbers = [
-            (label, where)
-            for label, where in self.rows
-            if _number(label) is not None and (counted or find_class(_label_text(label), self.names) is None)
-        ]
-        names = [(label, where) for label, where in self.rows if isinstance(label, str) and _number(label) is None]
-        if numbers and names:
-            (number, where), (name, other) = numbers[0], names[0]
-            raise UserError(
-                f"{where} has the label {_quote_label(number)}, and {other} {_quote_label(name)}; call the classes of "
-                "all rows by name, or all by number."
-            )
-
-
-def _number(label: Label) -> int | None:
-    """The class number that a label is or names, such as 1, `true` or `LABEL_1`; None for other labels."""
-    if isinstance(label, str):
-        return TRUTH.get(label.strip().casefold(), class_number(label))
-    return int(label) if isinstance(label, (int, float)) and float(label).is_integer() else None
-
-
-def _label_text(label: Label) -> str:
-    number = None if isinstance(label, str) else _number(label)
-    return str(label if number is None else number)
-
-
-def _unknown_class(label: Label, where: str, whose: str, classes: Sequence[str], remedy: str) -> UserError:
-    numbered = [f"{number} {name}" for number, name in enumerate(classes)]
-    return UserError(
-        f"{where} has the label {_quote_label(label)}, which is none of the classes of {whose}: "
-        f"{join_names(numbered)}; {remedy}."
-    )
-
-
-def _quote_label(label: Label) -> str:
-    if isinstance(label, tuple):
-        return f"[{', '.join(map(_quote_label, label))}]"
-    return quote(label) if isinstance(label, str) else truncate(_label_text(label), LONGEST_VALUE)

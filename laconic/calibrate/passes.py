@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from laconic.calibrate.batching import max_positions, to_device
+from laconic.calibrate.batching import max_positions
+from laconic.calibrate.collation import to_device
 from laconic.model import Batch, LanguageModel, ModelTask, Site, first_token_mask
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.stock import text_config

@@ -31,7 +31,7 @@ from laconic.calibrate.activation_capture import (
     residual_before,
 )
 from laconic.calibrate.anchor import Anchor
-from laconic.calibrate.batching import to_device
+from laconic.calibrate.collation import to_device
 from laconic.calibrate.collect_stats import Calibration, check_stats, collect_stats
 from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.recorder import Recorder

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic import processes
-from laconic.calibrate.batching import to_device
 from laconic.calibrate.classes import match_outputs
+from laconic.calibrate.collation import to_device
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
 MAX_CACHED_LOGITS = 2**26

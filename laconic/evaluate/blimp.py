@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from laconic.calibrate.batching import IGNORED, Row, max_positions, tokenizer_of
+from laconic.calibrate.batching import max_positions
 from laconic.calibrate.corpus import Corpus, Example
+from laconic.calibrate.row import IGNORED, Row, tokenizer_of
 from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, unknown
 from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, read_objects, text_field, tokenizer_name

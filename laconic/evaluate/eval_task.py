@@ -21,13 +21,17 @@ from laconic.progress import Track
 
 EXAMPLE_TASKS = {
     ModelTask.CLASSIFICATION: "glue/TASK",
+    ModelTask.MULTI_LABEL: "multi-label:SOURCE",
     ModelTask.REGRESSION: "glue/stsb",
+    ModelTask.TOKEN_CLASSIFICATION: "token-classification:SOURCE",
+    ModelTask.QUESTION_ANSWERING: "question-answering:SOURCE",
+    ModelTask.MULTIPLE_CHOICE: "multiple-choice:SOURCE",
     ModelTask.CAUSAL: "perplexity:SOURCE",
     ModelTask.MASKED: "blimp",
     ModelTask.SEQ2SEQ: "seq2seq:SOURCE",
     ModelTask.EMBEDDING: "glue/stsb",
 }
-"""A suggestion of a task for each kind of model, for error messages. There is none for multi-label classifiers."""
+"""A suggestion of a task for each kind of model, for error messages."""
 
 MAX_COMPARED_ROWS = 1000
 """The largest number of rows for fidelity, for tasks that score one token per row. Fidelity compares all tokens, which

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from laconic.calibrate.batching import IGNORED, Row, collate, max_positions, tokenizer_of
+from laconic.calibrate.batching import max_positions
+from laconic.calibrate.collation import collate
 from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.row import IGNORED, Row, tokenizer_of
 from laconic.errors import UserError, must_be
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
 from laconic.evaluate.metrics import Metric, Scores, SubsetMetric

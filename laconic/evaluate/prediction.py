@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from laconic.calibrate.batching import IGNORED, Row, collate, limit_batch_size, to_device
+from laconic.calibrate.batching import limit_batch_size
+from laconic.calibrate.collation import collate, to_device
 from laconic.calibrate.passes import evaluating
+from laconic.calibrate.row import IGNORED, Row
 from laconic.model import Batch, LanguageModel, ModelTask, Predictions, predict
 from laconic.model.predictions import gather_predictions, run_model
 from laconic.model.tokens import vocabulary_size

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import Row, collate, max_positions, to_device, tokenizer_of
+from laconic.calibrate.batching import max_positions
+from laconic.calibrate.collation import collate, to_device
 from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.row import Row, tokenizer_of
 from laconic.errors import UserError
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
 from laconic.evaluate.metrics import Metric, Share

@@ -21,8 +21,12 @@ from laconic.evaluate.eval_task import EvalTask, source_of
 from laconic.evaluate.glue import Glue
 from laconic.evaluate.harness import Harness
 from laconic.evaluate.lama import Lama
+from laconic.evaluate.multi_label import MultiLabel
+from laconic.evaluate.multiple_choice import MultipleChoice
 from laconic.evaluate.perplexity import Perplexity
+from laconic.evaluate.question_answering import QuestionAnswering
 from laconic.evaluate.seq2seq import Seq2Seq
+from laconic.evaluate.token_classification import TokenClassification
 from laconic.model import LanguageModel
 from laconic.registry import Registry
 from laconic.runtime import EAGER, ONNX, OPENVINO
@@ -59,7 +63,19 @@ class FidelityRows:
 
 TaskKind = type[EvalTask] | type[FidelityRows]
 
-TASK_KINDS: tuple[TaskKind, ...] = (Glue, Lama, Blimp, Harness, Perplexity, Seq2Seq, FidelityRows)
+TASK_KINDS: tuple[TaskKind, ...] = (
+    Glue,
+    MultiLabel,
+    TokenClassification,
+    QuestionAnswering,
+    MultipleChoice,
+    Lama,
+    Blimp,
+    Harness,
+    Perplexity,
+    Seq2Seq,
+    FidelityRows,
+)
 """The kinds of tasks that come with laconic."""
 
 

@@ -41,6 +41,16 @@ class ModelTask(StrEnum):
         return self in (ModelTask.CLASSIFICATION, ModelTask.MULTI_LABEL, ModelTask.REGRESSION)
 
     @property
+    def has_class_names(self) -> bool:
+        """True if `id2label` of the configuration names what the outputs mean; choices and answers have no names."""
+        return self.is_sequence_classification or self is ModelTask.TOKEN_CLASSIFICATION
+
+    @property
+    def reads_labels(self) -> bool:
+        """True if labels are read from the data; other tasks predict tokens of the text, or vectors."""
+        return self.has_class_names or self in (ModelTask.QUESTION_ANSWERING, ModelTask.MULTIPLE_CHOICE)
+
+    @property
     def predicts_once_per_row(self) -> bool:
         """True if each row has one prediction; other models have one for each of several tokens."""
         return self.is_sequence_classification or self in (ModelTask.MULTIPLE_CHOICE, ModelTask.EMBEDDING)

@@ -10,10 +10,11 @@ from dataclasses import replace
 from functools import partial
 
 from laconic.calibrate import sources
-from laconic.calibrate.batching import check_readable, tokenizer_of
+from laconic.calibrate.batching import check_readable
 from laconic.calibrate.classes import class_names, match_outputs, quote_model
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.calibrate.labels import convert_labels
+from laconic.calibrate.row import tokenizer_of
 from laconic.compress import Step
 from laconic.errors import UserError, add_place
 from laconic.evaluate import calibration_sources, check_tasks
@@ -164,7 +165,7 @@ def check_labels(
                 raise add_place(error, place) from error
     if sampling.labels == FROM_DATA and any(step.needs_data for step in steps):
         for lm in structures:
-            if lm.task.is_sequence_classification:
+            if lm.task.reads_labels:
                 convert_labels(lm, sample(read(), sampling.samples, sampling.seed))
     check_label_order(*structures)
 
@@ -181,10 +182,10 @@ def check_label_order(*models: LanguageModel) -> None:
     first = models[0]
     if first.label_order is None:
         return
-    heads = [model for model in models if model.task.is_sequence_classification]
+    heads = [model for model in models if model.task.has_class_names]
     if not heads:
         raise UserError(
-            f"label_order applies to models that classify texts, and {quote_model(first)} is of the kind "
+            f"label_order applies to models that classify texts or tokens, and {quote_model(first)} is of the kind "
             f"{first.task.value}; leave it out."
         )
     if all(model.model.config.num_labels != len(first.label_order) for model in heads):

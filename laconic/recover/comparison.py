@@ -20,7 +20,7 @@ from laconic.calibrate.activation_capture import (
     residual_before,
 )
 from laconic.calibrate.anchor import Anchor
-from laconic.calibrate.batching import to_device
+from laconic.calibrate.collation import to_device
 from laconic.calibrate.recorder import TokenRows, token_rows
 from laconic.calibrate.stream import Stream
 from laconic.model import Batch, LanguageModel, token_masks

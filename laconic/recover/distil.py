@@ -13,8 +13,8 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from laconic.calibrate.batching import to_device
 from laconic.calibrate.classes import match_outputs
+from laconic.calibrate.collation import to_device
 from laconic.errors import UserError, must_be, unknown
 from laconic.model import LanguageModel, ModelTask, load, load_empty
 from laconic.recover.distillation_loss import TERMS, Terms, WeightSchedule

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from laconic.calibrate.batching import to_device
+from laconic.calibrate.collation import to_device
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Predictions
 from laconic.numerics.distributions import Gaussian

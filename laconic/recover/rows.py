@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.batching import Row, collate, to_device, tokenize_rows
+from laconic.calibrate.batching import tokenize_rows
+from laconic.calibrate.collation import collate, to_device
 from laconic.calibrate.corpus import Corpus, sample
+from laconic.calibrate.row import Row
 from laconic.errors import UserError, must_be
 from laconic.model import LanguageModel, predict
 from laconic.progress import Track

@@ -146,7 +146,7 @@ class Training(Step):
         split(self._require_data(data), self.rows, self.held_out)
 
     def check_labels(self, lm: LanguageModel, corpus: Corpus, seed: int) -> None:
-        if lm.task.is_sequence_classification:
+        if lm.task.reads_labels:
             for part in split(Calibration([], seed=seed, corpus=corpus), self.rows, self.held_out):
                 convert_labels(lm, part)
 

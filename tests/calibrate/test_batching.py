@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from laconic.calibrate.batching import batches, max_positions, pad_token
+from laconic.calibrate.batching import batches, max_positions
+from laconic.calibrate.collation import pad_token
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
 from laconic.model import LanguageModel, predict

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from laconic.calibrate.batching import IGNORED, Row, collate
+from laconic.calibrate.collation import collate
+from laconic.calibrate.row import IGNORED, Row
 from laconic.evaluate.prediction import predict_batches
 from laconic.model import LanguageModel, ModelTask
 from laconic.progress import silent

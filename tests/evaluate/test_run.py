@@ -105,7 +105,7 @@ def test_a_task_for_another_kind_of_model_is_refused_before_a_model_is_needed(
         ("bert-masked", "name a task for such models, like blimp, or compare it with its original: "),
         ("bert-base", "name a task for such models, like glue/stsb, or compare it with its original: "),
         ("t5", "name a task for such models, like seq2seq:SOURCE, or compare it with its original: "),
-        ("multi-label", "compare it with its original: "),
+        ("multi-label", "name a task for such models, like multi-label:SOURCE, or compare it with its original: "),
     ],
 )
 def test_the_remedies_for_another_kind_of_model_are_some_that_it_can_take(name: str, remedy: str):

@@ -186,7 +186,7 @@ def test_an_order_is_for_models_that_tell_classes_apart(tiny_model: Path, texts:
         "label_order": ["a", "b"],
         "steps": [{"compress": {"method": "rtn:bits=8"}}],
     }
-    with pytest.raises(UserError, match=r"label_order applies to models that classify texts, and '.*' is of the kind"):
+    with pytest.raises(UserError, match=r"label_order applies to models that classify texts or tokens, and '.*' is of"):
         run(recipe_from(recipe), tmp_path / "out")
 
 

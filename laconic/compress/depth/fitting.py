@@ -24,7 +24,7 @@ from torch import Tensor
 from laconic.calibrate import Calibration, LayerStats
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.anchor import Anchor
-from laconic.calibrate.batching import to_device
+from laconic.calibrate.collation import to_device
 from laconic.compress.depth.cuts import Cut, all_cuts, subblock_at
 from laconic.compress.depth.importance import is_close, stack_rows
 from laconic.errors import UserError

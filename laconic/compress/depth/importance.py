@@ -26,7 +26,7 @@ from torch.nn import functional
 from laconic import processes
 from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import TOLERANCE, ActivationCapture
-from laconic.calibrate.batching import to_device
+from laconic.calibrate.collation import to_device
 from laconic.calibrate.collect_stats import fisher_losses
 from laconic.calibrate.recorder import TokenRows, token_rows
 from laconic.compress.depth.cuts import Cut, subblock_at

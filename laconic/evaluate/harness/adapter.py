@@ -26,7 +26,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from torch import Tensor
 
-from laconic.calibrate.batching import tokenizer_of
+from laconic.calibrate.row import tokenizer_of
 from laconic.calibrate.sources.hub import find_split
 from laconic.errors import UserError, reason_of
 from laconic.evaluate.harness.local import SPLIT, LocalData, find_local_data, find_task_file, local_files

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laconic.calibrate.batching import max_positions, tokenizer_of
+from laconic.calibrate.batching import max_positions
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.passes import evaluating
+from laconic.calibrate.row import tokenizer_of
 from laconic.errors import UserError, unknown
 from laconic.evaluate.eval_task import EvalTask, TaskResult, tokenizer_name
 from laconic.evaluate.harness.local import find_task_file

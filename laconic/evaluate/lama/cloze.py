@@ -21,8 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from laconic.calibrate.batching import IGNORED, Row, max_positions, tokenizer_of
+from laconic.calibrate.batching import max_positions
 from laconic.calibrate.corpus import Example
+from laconic.calibrate.row import IGNORED, Row, tokenizer_of
 from laconic.errors import UserError
 from laconic.evaluate.lama.facts import MASK
 from laconic.evaluate.perplexity import start_token

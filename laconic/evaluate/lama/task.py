@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from laconic.calibrate.batching import tokenizer_of
 from laconic.calibrate.corpus import Corpus, Example, read_text
+from laconic.calibrate.row import tokenizer_of
 from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, unknown
 from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, tokenizer_name
