@@ -17,6 +17,10 @@ from laconic.registry import Registry
 NAMES = {
     "glue/sst2": "glue/sst2",
     "GLUE/SST-2": "glue/sst2",
+    "multi-label:a.jsonl": "a.jsonl",
+    "token-classification:a.conll": "a.conll",
+    "Question-Answering:dev.json": "dev.json",
+    "multiple-choice:piqa": "piqa",
     "lama": "lama",
     "lama/trex": "lama/trex",
     "blimp": "blimp",
