@@ -21,7 +21,7 @@ from laconic.calibrate.batching import max_positions
 from laconic.calibrate.collation import to_device
 from laconic.model import Batch, LanguageModel, ModelTask, Site, first_token_mask
 from laconic.model.predictions import check_named, report_run_errors
-from laconic.model.stock import text_config
+from laconic.model.stock import reset_attention_type, text_config
 from laconic.model.tokens import special_token_ids, vocabulary_size
 from laconic.progress import Track, silent
 from laconic.system import short_numbers
@@ -75,6 +75,7 @@ def forward(lm: LanguageModel, inputs: Batch) -> ModelOutput:
         UserError: the forward pass fails.
     """
     caching = {"use_cache": False} if lm.task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ) else {}
+    reset_attention_type(lm.model)
     with _temporary_padding(lm), report_run_errors(lm, inputs["input_ids"]):
         return check_named(lm, lm.model(**inputs, **caching))
 

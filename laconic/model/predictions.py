@@ -25,7 +25,7 @@ from laconic.errors import UserError, reason_of
 from laconic.model.batch import CONTEXT_MASK, LABELS, POSITIONS, Batch, first_token_mask, inputs_to_read, token_masks
 from laconic.model.embedding_modules import POOLING_MASK
 from laconic.model.lm import LanguageModel
-from laconic.model.stock import MODEL_ERRORS
+from laconic.model.stock import MODEL_ERRORS, reset_attention_type
 from laconic.model.task import ModelTask
 from laconic.numerics.distributions import Distribution
 
@@ -192,6 +192,7 @@ def run_model(lm: LanguageModel, batch: Batch, **options: bool) -> ModelOutput:
     if lm.task is ModelTask.EMBEDDING and lm.model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
     caching = {"use_cache": False} if lm.task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ) else {}
+    reset_attention_type(lm.model)
     with report_run_errors(lm, batch["input_ids"]):
         return check_named(lm, lm.model(**inputs, **options, **caching))
 

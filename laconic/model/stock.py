@@ -135,6 +135,10 @@ def differences(actual: Mapping[str, nn.Module], expected: Mapping[str, nn.Modul
             yield ModuleDifference(path, None, None, type(other).__name__)
 
 
+SWITCHING_TYPES = ("big_bird", "bigbird_pegasus")
+"""Architectures that select another attention for short rows."""
+
+
 def copy_attention_type(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     """Give `plain` the attention type that a forward pass of `model` selected, as BigBird does for short rows."""
     for path, part in model.named_modules():
@@ -143,6 +147,20 @@ def copy_attention_type(model: PreTrainedModel, plain: PreTrainedModel) -> None:
             other = plain.get_submodule(path)
             target: Any = other if isinstance(other, BigBirdModel) else other.get_submodule("encoder")
             target.set_attention_type(holder.attention_type)
+
+
+def reset_attention_type(model: PreTrainedModel) -> None:
+    """Make a BigBird attend as its configuration says.
+
+    A row that is short switches it to full attention for every later pass. Without a reset, the outputs for a text
+    depend on the texts before it.
+    """
+    if model.config.model_type in SWITCHING_TYPES:
+        for part in model.modules():
+            if isinstance(part, BigBirdModel):
+                part.set_attention_type(part.config.attention_type)
+            elif isinstance(part, BigBirdPegasusModel):
+                part.encoder.set_attention_type(part.config.attention_type)
 
 
 def _module_differences(path: str, module: nn.Module, other: nn.Module) -> Iterator[ModuleDifference]:
