@@ -19,7 +19,7 @@ from transformers.utils.generic import ModelOutput
 
 from laconic.calibrate.batching import max_positions
 from laconic.calibrate.collation import to_device
-from laconic.model import Batch, LanguageModel, ModelTask, Site, first_token_mask
+from laconic.model import Batch, LanguageModel, ModelTask, Site, global_token_mask
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.stock import reset_attention_type, text_config
 from laconic.model.tokens import special_token_ids, vocabulary_size
@@ -58,7 +58,7 @@ def random_batch(lm: LanguageModel, batch: int, length: int, seed: int = 0) -> B
         ids[..., -1] = ends[0]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if lm.anatomy.global_attention:
-        inputs["global_attention_mask"] = first_token_mask(ids)
+        inputs["global_attention_mask"] = global_token_mask(lm, ids)
     if lm.task is ModelTask.SEQ2SEQ or (lm.task is ModelTask.EMBEDDING and config.is_encoder_decoder):
         inputs["decoder_input_ids"] = ids
     return to_device(inputs, lm.device)

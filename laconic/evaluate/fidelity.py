@@ -133,7 +133,7 @@ def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
         UserError: a token id is another token in the tokenizer of `lm`, or the rows are too long for `lm`.
     """
     original = reference.original
-    longest, length = max_positions(lm), max(batch["input_ids"].shape[1] for batch in reference.batches)
+    longest, length = max_positions(lm), max(batch["input_ids"].shape[-1] for batch in reference.batches)
     if longest is not None and length > longest:
         raise UserError(
             f"The models cannot be compared: {quote_model(lm)} reads {longest} tokens at most, and "

@@ -108,7 +108,7 @@ def latency(
 
         warm_up = [run() for _ in track(range(WARM_UP_RUNS), f"Warming up for {rows}")]
         seconds = _repeat(run, min(warm_up), (min(runs, MIN_RUNS), runs), track, f"Timing {rows}")
-    length = inputs["input_ids"].shape[1]
+    length = inputs["input_ids"].shape[-1]
     return Latency(batch, length, **asdict(Quartiles.of([second for (second,) in seconds])), runs=len(seconds))
 
 

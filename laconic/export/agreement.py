@@ -1,12 +1,13 @@
 """Compare the outputs of an exported model with those of the model in torch, on random tokens and text with padding."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from laconic.calibrate.batching import batches, max_positions
+from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.calibrate.sources import read
 from laconic.errors import UserError
@@ -138,16 +139,28 @@ def _batches(lm: LanguageModel) -> Iterator[Batch]:
         batch = random_batch(lm, rows, length if longest is None else min(length, longest), seed)
         yield _pad(batch)
     if lm.tokenizer is not None:
-        texts = read(SOURCE, "dev").first(TEXTS)
-        yield from batches(lm, texts, batch_size=TEXTS // 3, max_length=MAX_LENGTH)
+        yield from batches(lm, _texts(lm), batch_size=TEXTS // 3, max_length=MAX_LENGTH)
+
+
+def _texts(lm: LanguageModel) -> Corpus:
+    texts = read(SOURCE, "dev").first(TEXTS)
+    if lm.task is not ModelTask.MULTIPLE_CHOICE:
+        return texts
+    # The texts have no choices; the two before each take their place.
+    rows = texts.examples
+    return replace(
+        texts,
+        examples=tuple(
+            replace(row, choices=(rows[number - 1].joined, rows[number - 2].joined)) for number, row in enumerate(rows)
+        ),
+    )
 
 
 def _pad(batch: Batch) -> Batch:
-    """Mask the last tokens: none in the first row, and one more in each following row."""
+    """Mask the last tokens: none in the first row, and one more in each following row, or each following choice."""
     mask = batch["attention_mask"].clone()
-    rows, length = mask.shape
-    for row in range(rows):
-        mask[row, max(1, length - row) :] = 0
+    for number, sequence in enumerate(mask.view(-1, mask.shape[-1])):
+        sequence[max(1, len(sequence) - number) :] = 0
     return {**batch, "attention_mask": mask}
 
 
@@ -155,6 +168,6 @@ def _mask(lm: LanguageModel, outputs: Tensor, batch: Batch) -> Tensor:
     """The positions of outputs to compare: all tokens except padding; for a decoder, whose inputs have no mask, all."""
     mask = batch["attention_mask"].bool()
     by_token = outputs.dim() == 3 and TARGETS not in batch and lm.task is not ModelTask.SEQ2SEQ
-    if by_token and outputs.shape[:2] == mask.shape:
+    if (by_token or lm.task is ModelTask.QUESTION_ANSWERING) and outputs.shape[:2] == mask.shape:
         return mask
     return torch.ones(len(outputs), dtype=torch.bool)

@@ -15,7 +15,7 @@ from laconic.evaluate.paired import SIGNIFICANT
 from laconic.export.agreement import Agreement, check_agreement
 from laconic.files import expand_user
 from laconic.markdown import code, plain
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, ModelTask
 from laconic.model.embedding_modules import POOLING_MASK, SENTENCE
 from laconic.progress import Track, silent
 from laconic.runtime import LoadedExport, check_runtime, serve
@@ -38,6 +38,14 @@ SNIPPETS = {
     ),
 }
 """For each runtime, lines of code for the card: the import, loading the model, and the call."""
+TOKENIZED = {
+    ModelTask.QUESTION_ANSWERING: ('inputs = dict(tokenizer(["A question?"], ["Its context."], return_tensors="np"))',),
+    ModelTask.MULTIPLE_CHOICE: (
+        'rows = tokenizer(["A text."] * 2, ["A choice.", "Another one."], padding=True, return_tensors="np")',
+        "inputs = {name: choices[None] for name, choices in rows.items()}",
+    ),
+}
+"""Lines of code for the card that make the inputs, by the task of the model; other tasks read a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +207,10 @@ def _card(lm: LanguageModel, name: str, model: ExportedModel) -> Iterator[str]:
     values = asdict(model)
     yield f"{origin}{type(lm.model).__name__}, exported by laconic for {values['library']}: {values['bytes']:,} bytes."
     yield ""
+    has_choices = lm.task is ModelTask.MULTIPLE_CHOICE
+    sizes = "batch size, number of choices and length" if has_choices else "batch size and length"
     yield (
-        f"Inputs: {', '.join(map(code, model.inputs))}, int64, any batch size and length. "
+        f"Inputs: {', '.join(map(code, model.inputs))}, int64, any {sizes}. "
         f"Outputs: {', '.join(map(code, model.outputs))}, float32."
     )
     agreement = model.agreement
@@ -230,7 +240,7 @@ def _card(lm: LanguageModel, name: str, model: ExportedModel) -> Iterator[str]:
     yield load_line.format(file=model.file)
     if lm.tokenizer is not None:
         yield 'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
-        yield 'inputs = dict(tokenizer(["A text."], return_tensors="np"))'
+        yield from TOKENIZED.get(lm.task, ('inputs = dict(tokenizer(["A text."], return_tensors="np"))',))
     if TARGETS in model.inputs:
         yield f'inputs["{TARGETS}"] = …  # the tokens written so far'
     yield f"outputs = {call}"

@@ -4,7 +4,7 @@ Internal: it may change with any version.
 """
 
 from laconic.model.anatomy import ANATOMIES, Anatomy, Stack
-from laconic.model.batch import Batch, first_token_mask, token_masks
+from laconic.model.batch import Batch, first_token_mask, global_token_mask, token_masks
 from laconic.model.lm import DEFAULT_TARGETS, LanguageModel
 from laconic.model.loading import check_model, load, load_empty, with_tokenizers
 from laconic.model.predictions import (
@@ -34,6 +34,7 @@ __all__ = [
     "divergence",
     "first_token_mask",
     "gather_predictions",
+    "global_token_mask",
     "load",
     "load_empty",
     "predict",

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from laconic.model.embedding_modules import POOLING_MASK
+from laconic.model.lm import LanguageModel
 from laconic.model.task import ModelTask
 
 Batch = dict[str, Tensor]
@@ -72,7 +73,25 @@ def flatten_choices(tensor: Tensor) -> Tensor:
 
 
 def first_token_mask(input_ids: Int[Tensor, "*rows tokens"]) -> Int[Tensor, "*rows tokens"]:
-    """The `global_attention_mask` with which Longformer and LED are run: only the first token is global."""
+    """A mask that is 1 at the first token of each sequence."""
     mask = input_ids.new_zeros(input_ids.shape)
     mask[..., 0] = 1
     return mask
+
+
+def global_token_mask(lm: LanguageModel, input_ids: Int[Tensor, "*rows tokens"]) -> Int[Tensor, "*rows tokens"]:
+    """The `global_attention_mask` with which Longformer and LED are run: only the first token is global.
+
+    For question answering all tokens of the question, which ends at the first separator, are global too, as in
+    transformers' own class.
+
+    Args:
+        lm: the model; its configuration has the separator.
+        input_ids: the tokens.
+    """
+    separator = getattr(lm.model.config, "sep_token_id", None)
+    if lm.task is not ModelTask.QUESTION_ANSWERING or separator is None:
+        return first_token_mask(input_ids)
+    is_separator = input_ids == separator
+    is_question = (is_separator.cumsum(-1) == 0) & is_separator.any(-1, keepdim=True)
+    return first_token_mask(input_ids) | is_question.to(input_ids.dtype)

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from laconic.errors import UserError, reason_of
-from laconic.model.batch import CONTEXT_MASK, LABELS, POSITIONS, Batch, first_token_mask, inputs_to_read, token_masks
+from laconic.model.batch import CONTEXT_MASK, LABELS, POSITIONS, Batch, global_token_mask, inputs_to_read, token_masks
 from laconic.model.embedding_modules import POOLING_MASK
 from laconic.model.lm import LanguageModel
 from laconic.model.stock import MODEL_ERRORS, reset_attention_type
@@ -188,7 +188,7 @@ def run_model(lm: LanguageModel, batch: Batch, **options: bool) -> ModelOutput:
     """
     inputs = inputs_to_read(lm.task, batch)
     if lm.anatomy.global_attention:
-        inputs["global_attention_mask"] = first_token_mask(batch["input_ids"])
+        inputs["global_attention_mask"] = global_token_mask(lm, batch["input_ids"])
     if lm.task is ModelTask.EMBEDDING and lm.model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
     caching = {"use_cache": False} if lm.task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ) else {}

@@ -26,7 +26,7 @@ import torch
 from laconic.calibrate.passes import check_runs, evaluating
 from laconic.errors import UserError, reason_of
 from laconic.formats import DynamicInt8
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, ModelTask
 from laconic.runtime.engines import EXACT, ONNX, OPENVINO
 from laconic.runtime.portable import ExportedLayers, to_portable
 from laconic.runtime.portable_layers import Portable
@@ -34,8 +34,10 @@ from laconic.runtime.signature import TARGETS, Signature, TracedModel, sentence_
 
 OPSET = 21
 """The first ONNX opset with integers of 4 bits."""
+ROWS, CHOICES = ("batch", "length"), ("batch", "choices", "length")
+"""Names of the axes of inputs, also for multiple choice."""
 AXES = {TARGETS: ("batch", "target_length")}
-"""Names of the axes of inputs whose axes are not (batch, length)."""
+"""Names of the axes of other inputs."""
 SMALL = 2**10
 """Tensors with fewer elements stay in float32, as a cast operator would take more bytes than it saves."""
 LARGEST_FILE = 2**30
@@ -90,7 +92,7 @@ def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
                 tuple(inputs.values()),
                 input_names=signature.inputs,
                 output_names=signature.outputs,
-                dynamic_shapes=(tuple({0: dynamic, 1: dynamic} for _ in inputs),),
+                dynamic_shapes=(tuple(dict.fromkeys(range(ids.dim()), dynamic) for ids in inputs.values()),),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -129,16 +131,21 @@ def _remove_metadata(model: Any) -> None:
 
 
 def _name_axes(graph: Any, signature: Signature) -> None:
-    """Name the dynamic axes "batch" and "length"; the tracer numbers them."""
+    """Name the dynamic axes "batch", "choices" and "length"; the tracer numbers them."""
     ir: Any = import_module("onnx_ir")
-    for value in graph.inputs:
-        value.shape = ir.Shape(AXES.get(value.name, ("batch", "length")))
-    source = TARGETS if TARGETS in signature.inputs else "input_ids"
+    inputs = {value.name: value for value in graph.inputs}
+    has_choices = len(inputs["input_ids"].shape) == len(CHOICES)
+    for name, value in inputs.items():
+        value.shape = ir.Shape(AXES.get(name, CHOICES if has_choices else ROWS))
+    # The hidden states of all choices of all rows are in one axis.
+    rows = ("sequences", "length") if has_choices else AXES[TARGETS] if TARGETS in signature.inputs else ROWS
     for value in graph.outputs:
         if value.shape is not None and len(value.shape) == 3:
-            value.shape = ir.Shape([*AXES.get(source, ("batch", "length")), value.shape[2]])
+            value.shape = ir.Shape([*rows, value.shape[2]])
         elif value.shape is not None and len(value.shape) == 2:
-            value.shape = ir.Shape(["batch", value.shape[1]])
+            by_token = value.name in ModelTask.QUESTION_ANSWERING.output_names
+            last = "length" if by_token else "choices" if has_choices else value.shape[1]
+            value.shape = ir.Shape(["batch", last])
 
 
 def _shrink(graph: Any, four_bit: set[str], dtype: str) -> None:

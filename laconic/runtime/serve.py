@@ -22,7 +22,7 @@ from laconic.model.predictions import report_run_errors
 from laconic.runtime.engines import COMPILE, EAGER, Program, check_runtime, load_program
 from laconic.runtime.graph import build_graph, exported_bytes, write_model
 from laconic.runtime.portable import ExportedLayers
-from laconic.runtime.signature import LOGITS, STATES, Signature
+from laconic.runtime.signature import STATES, Signature
 
 
 @dataclass
@@ -30,6 +30,8 @@ class Output(ModelOutput):
     """The outputs of an exported model, under the names of transformers."""
 
     logits: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     """Only the last of them."""
@@ -89,8 +91,9 @@ class ExportedForward:
         loaded = self.load(output_hidden_states and not is_encoder)
         outputs = loaded.program(loaded.signature.feeds(self._lm, {"input_ids": input_ids, **inputs}))
         states = outputs.get(STATES)
+        heads = {} if is_encoder else {name: outputs[name] for name in self._lm.task.output_names}
         return Output(
-            logits=outputs.get(LOGITS),
+            **heads,
             last_hidden_state=states,
             hidden_states=None if states is None or is_encoder else (states,),
         )

@@ -1,6 +1,6 @@
 """The names of the inputs and outputs of an exported model, and conversions between batches and its inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from laconic.calibrate.passes import random_batch
 from laconic.errors import UserError
-from laconic.model import Batch, LanguageModel, ModelTask, first_token_mask
+from laconic.model import Batch, LanguageModel, ModelTask, global_token_mask
+from laconic.model.batch import CONTEXT_MASK, LABELS, POSITIONS
 from laconic.model.embedding import Pipeline
 from laconic.model.embedding_modules import ATTENTION_MASK, POOLING_MASK, SENTENCE
 
-LOGITS, STATES = "logits", "last_hidden_state"
+STATES = "last_hidden_state"
 SEGMENTS, GLOBAL, TARGETS = "token_type_ids", "global_attention_mask", "decoder_input_ids"
 TRACED = (2, 8)
-"""Batch size and length of the traced example. Neither may be 1, which the tracer would treat as a constant."""
+"""Batch size and length of the traced example. Neither may be 1, which the tracer would treat as a constant, nor the
+number of choices, as the tracer would identify axes of equal length."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class Signature:
     """Names of inputs and outputs, in order.
 
     Args:
-        inputs: int64 tensors (batch, length); `decoder_input_ids` is (batch, target length). A sentence encoder that
-            excludes its prompt from pooling has the input `pooling_mask`, which is 1 at pooled tokens.
-        outputs: `logits` of a model with a head, `last_hidden_state` of a plain encoder or on request, and
-            `sentence_embedding` (batch, width) of a sentence encoder.
+        inputs: int64 tensors (batch, length), or (batch, choices, length) for multiple choice; `decoder_input_ids` is
+            (batch, target length). A sentence encoder that excludes its prompt from pooling has the input
+            `pooling_mask`, which is 1 at pooled tokens.
+        outputs: `logits` of a model with a head, `start_logits` and `end_logits` for question answering,
+            `last_hidden_state` of a plain encoder or on request, and `sentence_embedding` (batch, width) of a sentence
+            encoder.
 
     Example:
         >>> ids = torch.ones(1, 3, dtype=torch.long)
@@ -55,8 +59,11 @@ class Signature:
             TARGETS: lm.task is ModelTask.SEQ2SEQ or (lm.task is ModelTask.EMBEDDING and config.is_encoder_decoder),
             POOLING_MASK: (pipeline := sentence_pipeline(lm)) is not None and not pipeline.pools_prompts,
         }
-        states = (STATES,) if pipeline is None else (STATES, SENTENCE)
-        outputs = states if lm.task is ModelTask.EMBEDDING else (LOGITS, STATES) if hidden else (LOGITS,)
+        outputs = lm.task.output_names
+        if pipeline is not None:
+            outputs = (*outputs, SENTENCE)
+        elif hidden and STATES not in outputs:
+            outputs = (*outputs, STATES)
         return cls(("input_ids", "attention_mask", *(name for name, used in optional.items() if used)), outputs)
 
     def feeds(self, lm: LanguageModel, batch: Mapping[str, Tensor]) -> Batch:
@@ -65,12 +72,12 @@ class Signature:
         Args:
             lm: the model in torch.
             batch: inputs of the model. A missing input gets the default that the model itself uses. `labels` are used
-                only for the inputs of a decoder.
+                only for the inputs of a decoder; the places of answers are not read.
 
         Raises:
             UserError: `batch` has an input that the exported model does not take.
         """
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in (LABELS, CONTEXT_MASK, *POSITIONS)}
         if unexpected := sorted(inputs.keys() - {*self.inputs, SEGMENTS}):
             raise UserError(
                 f"An exported model reads {', '.join(self.inputs)}; got '{unexpected[0]}', which it does not take."
@@ -80,7 +87,7 @@ class Signature:
         inputs.setdefault(POOLING_MASK, inputs[ATTENTION_MASK])
         inputs.setdefault(SEGMENTS, torch.zeros_like(ids))
         if GLOBAL in self.inputs:
-            inputs.setdefault(GLOBAL, first_token_mask(ids))
+            inputs.setdefault(GLOBAL, global_token_mask(lm, ids))
         if TARGETS in self.inputs and TARGETS not in inputs:
             inputs[TARGETS] = _decoder_inputs(lm, batch)
         return {name: inputs[name] for name in self.inputs}
@@ -89,7 +96,7 @@ class Signature:
         """Random inputs for tracing the model."""
         inputs = self.feeds(lm, random_batch(lm, *TRACED))
         # The tracer would identify axes of equal length, and inputs that share memory.
-        return {name: (tensor[:, :-2] if name == TARGETS else tensor).clone() for name, tensor in inputs.items()}
+        return {name: (tensor[..., :-2] if name == TARGETS else tensor).clone() for name, tensor in inputs.items()}
 
 
 class TracedModel(nn.Module):
@@ -108,10 +115,8 @@ class TracedModel(nn.Module):
         super().__init__()
         self.model, self.signature, self.pipeline = model, signature, pipeline
         self.options: dict[str, bool] = {"use_cache": False} if task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ) else {}
-        self.states = STATES if task is ModelTask.EMBEDDING else None
-        if STATES in signature.outputs and self.states is None:
+        if STATES in signature.outputs and STATES not in task.output_names:
             self.options["output_hidden_states"] = True
-            self.states = "decoder_hidden_states" if task is ModelTask.SEQ2SEQ else "hidden_states"
 
     def forward(self, *inputs: Tensor) -> tuple[Float[Tensor, "..."], ...]:
         batch = dict(zip(self.signature.inputs, inputs, strict=True))
@@ -119,14 +124,13 @@ class TracedModel(nn.Module):
         return tuple(self._read(output, name, batch) for name in self.signature.outputs)
 
     def _read(self, output: Mapping[str, Any], name: str, batch: Batch) -> Tensor:
-        if name == LOGITS:
-            return output[LOGITS]
         if name == SENTENCE:
             assert self.pipeline is not None, "only its signature has this output"
             return self.pipeline(output[STATES], batch[ATTENTION_MASK], batch.get(POOLING_MASK))
-        assert self.states is not None
-        states: Tensor | Sequence[Tensor] = output[self.states]
-        return states if isinstance(states, Tensor) else states[-1]
+        if name in output:
+            return output[name]
+        # The predictions of an encoder-decoder come from its decoder.
+        return (output.get("decoder_hidden_states") or output["hidden_states"])[-1]
 
 
 def sentence_pipeline(lm: LanguageModel) -> Pipeline | None:

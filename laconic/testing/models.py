@@ -11,8 +11,9 @@ from laconic.calibrate import Calibration
 from laconic.compress import Compress, Step
 from laconic.errors import UserError
 from laconic.methods import Svd
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, ModelTask
 from laconic.model.anatomy import find_entry
+from laconic.model.task import infer_task, reads_choices
 from laconic.recipe.checks import check_order
 from laconic.store import save
 from laconic.testing.formats import expect
@@ -44,6 +45,8 @@ def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 def random_batch(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
     """Make a batch of two rows of seven tokens, the second with two padding tokens; with targets for a seq2seq model.
 
+    For multiple choice, each row has three choices of that length.
+
     Args:
         model: a model with more than three tokens in its vocabulary.
         seed: seed of the tokens.
@@ -57,11 +60,12 @@ def random_batch(model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.get_text_config().vocab_size
-    batch = {
-        "input_ids": torch.randint(3, vocabulary, (2, 7), generator=generator),
-        "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
-    }
-    if model.config.is_encoder_decoder:
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+    if reads_choices(type(model)):
+        mask = mask[:, None].repeat(1, 3, 1)
+    batch = {"input_ids": torch.randint(3, vocabulary, mask.shape, generator=generator), "attention_mask": mask}
+    # A class that finds answers makes the decoder's inputs itself, as many as source tokens.
+    if model.config.is_encoder_decoder and infer_task(model) is not ModelTask.QUESTION_ANSWERING:
         batch["decoder_input_ids"] = torch.randint(3, vocabulary, (2, 5), generator=generator)
     return batch
 

@@ -75,6 +75,19 @@ def test_an_answer_lies_in_its_context() -> None:
     torch.testing.assert_close(whole.distribution.loss(whole.values, whole.labels).mean(), model(**batch, **ends).loss)
 
 
+def test_longformer_attends_from_all_of_the_question() -> None:
+    model: Any = TASK_MODELS[f"longformer-{ANSWER.value}"].model()
+    # One separator ends the question, and two more follow, as its class requires.
+    ids = torch.tensor([[0, 9, 8, 7, 2, 2, 5, 6, 2], [0, 9, 2, 2, 5, 6, 7, 8, 2]])
+    model.config.sep_token_id = 2
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        expected = model(**batch)
+    found, _ = predictions_of(model, batch)
+    torch.testing.assert_close(found.values[0::2], expected.start_logits)
+    torch.testing.assert_close(found.values[1::2], expected.end_logits)
+
+
 def test_choices_of_a_row_share_a_distribution_and_one_mean_state() -> None:
     model = TASK_MODELS[f"bert-{CHOICE.value}"].model()
     batch, labels = batch_for(model), torch.tensor([2, 0])
