@@ -208,7 +208,7 @@ def _loss(model: PreTrainedModel, batch: Tensor) -> Tensor:
     if is_mixture:
         # transformers sums the use of an expert over all blocks, so that one block could use few of its experts.
         balance = [load_balancing_loss_func((logits,), EXPERTS, PER_TOKEN) for logits in outputs.router_logits]
-        loss = loss + BALANCE * torch.stack(balance).mean()
+        loss = loss + BALANCE * sum(balance) / len(balance)
     return loss
 
 

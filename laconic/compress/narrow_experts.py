@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from laconic import processes
 from laconic.calibrate import Calibration
-from laconic.calibrate.batching import to_device
+from laconic.calibrate.collation import to_device
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import token_rows
 from laconic.compress.step import Outcome

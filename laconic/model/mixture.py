@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, reason_of
+from laconic.formats import ExpertLayer
+from laconic.formats.expert_layer import is_experts
 from laconic.model.lm import LanguageModel
 from laconic.model.stock import MODEL_ERRORS, build_stock, differences, modules_by_path, text_config
 
-FLAGS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated", "_is_expert_parallel")
-"""Attributes that transformers sets on every module of experts that it can compute by its own functions."""
 ROUTERS = ("router", "gate")
 """The names that the classes of transformers give to the router, which stands beside the experts."""
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -86,7 +86,7 @@ def find_mixtures(model: nn.Module) -> list[Mixture]:
 
 def experts_paths(model: nn.Module) -> list[str]:
     """The path of every module of experts, in forward order."""
-    return [path for path, module in model.named_modules() if set(FLAGS) <= vars(module).keys()]
+    return [path for path, module in model.named_modules() if is_experts(module)]
 
 
 def _find_mixture(model: nn.Module, path: str) -> Mixture | None:
@@ -141,6 +141,8 @@ def check_removable(lm: LanguageModel, keep: float) -> None:
     if unknown := sorted(set(paths) - {mixture.path for mixture in mixtures}):
         raise UserError(f"The router of '{unknown[0]}' is not known, so no expert can be removed; leave out experts.")
     for mixture in mixtures:
+        if isinstance(mixture.experts, ExpertLayer):
+            raise UserError(f"The experts '{mixture.path}' are compressed already; remove experts before that.")
         # A table of the experts of each token would name experts that are gone.
         if any(not tensor.is_floating_point() for tensor in (*mixture.router.parameters(), *mixture.router.buffers())):
             raise UserError(f"The router of '{mixture.path}' selects experts by a table, so none can be removed.")
