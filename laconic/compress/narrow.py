@@ -21,7 +21,8 @@ from laconic.calibrate import (
 from laconic.calibrate.collect_stats import GateGradients, gate_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.compress.narrow_experts import ExpertImportance, ExpertRemoval, check_expert_options
-from laconic.compress.solving import check_weight, iterate_problems
+from laconic.compress.replacing import check_weight
+from laconic.compress.solving import iterate_problems
 from laconic.compress.step import Outcome, Step
 from laconic.compress.width_budget import (
     Currency,
