@@ -112,14 +112,27 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
     return _all_reduce(tensor, dist.ReduceOp.MAX)
 
 
+def all_gather(value: Result) -> list[Result]:
+    """The value of each process, by rank; it must be picklable.
+
+    >>> all_gather(3)
+    [3]
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Result] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def barrier() -> None:
     """Wait until every process has reached this call."""
-    _all_gather(None)
+    all_gather(None)
 
 
 def all_true(condition: bool) -> bool:
     """Whether `condition` is true in every process."""
-    return all(_all_gather(condition))
+    return all(all_gather(condition))
 
 
 def broadcast(value: Result) -> Result:
@@ -165,7 +178,7 @@ def sync_errors() -> Iterator[None]:
         raise
     except UserError as error:
         mistake = error
-    sentence = next((other for other in _all_gather(mistake and str(mistake)) if other is not None), None)
+    sentence = next((other for other in all_gather(mistake and str(mistake)) if other is not None), None)
     if sentence is not None:
         raise _AgreedError(sentence) from mistake
 
@@ -248,12 +261,3 @@ def _communication_device(device: torch.device) -> torch.device:
     """The device for communication: `device`, or the GPU if the existing group cannot send CPU tensors."""
     supported = dist.get_backend_config()
     return device if f"{device.type}:" in supported else torch.device("cuda" if device.type == "cpu" else "cpu")
-
-
-def _all_gather(value: Result) -> list[Result]:
-    """The value of each process, by rank."""
-    if world_size() == 1:
-        return [value]
-    values: list[Result] = [value] * world_size()
-    dist.all_gather_object(values, value)
-    return values

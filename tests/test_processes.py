@@ -21,6 +21,7 @@ from laconic.model.prunable_group import prunable_groups
 from laconic.recipe.flow import apply_steps
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
+from tests.calibrate.test_experts import batches, measure, texts, tiny
 
 KINDS = (InputCovariance, Mean, AbsMean, AbsMax, GradCovariance, Fisher)
 
@@ -39,7 +40,7 @@ def batches_of(name: str, count: int) -> list[dict[str, Tensor]]:
     return batches
 
 
-def statistics_of(name: str, labels: str, count: int) -> dict[str, tuple[Tensor, int]]:
+def statistics_of(name: str, labels: str, count: int) -> dict[str, tuple[Tensor, float]]:
     lm = BY_NAME[name].lm()
     known = collect_stats(lm, Calibration(batches_of(name, count), labels, seed=3), set(KINDS), lm.sites(("*",)))
     return {f"{site}.{kind.__name__}": (of[kind].total, of[kind].count) for site, of in known.items() for kind in KINDS}
@@ -64,6 +65,24 @@ def test_statistics_are_those_of_one_process(pair, name, labels, count):
         for key, (total, number) in one.items():
             assert two[key][1] == number, key
             assert torch.allclose(two[key][0], total, rtol=1e-9, atol=1e-12 * float(total.abs().max())), key
+
+
+def experts_of(count: int) -> dict[str, tuple[Tensor, float]]:
+    lm = tiny("qwen3-moe")
+    stats = measure(lm, batches(texts(count), 2))
+    return {f"{site}.{kind.__name__}": (of[kind].total, of[kind].count) for site, of in stats.items() for kind in KINDS}
+
+
+@pytest.mark.parametrize("count", [2, 9])
+@pytest.mark.filterwarnings("ignore::laconic.errors.Notice")
+def test_statistics_of_experts_are_those_of_one_process(pair, count):
+    """Also of experts that saw few tokens, and if a process has no batch at all."""
+    one = experts_of(count)
+    for two in pair(experts_of, count):
+        for key, (total, number) in one.items():
+            # Norms and routers compute in fp32, and round by where a tensor lies.
+            assert two[key][1] == pytest.approx(number, rel=1e-5), key
+            assert torch.allclose(two[key][0], total, rtol=1e-5, atol=1e-5 * float(total.abs().max())), key
 
 
 def test_a_batch_draws_the_same_whatever_the_others_are():

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from laconic import processes
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.corpus import Corpus
-from laconic.calibrate.layer_stats import LayerStats, gather
+from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.statistics import GradientStatistic, Statistic
@@ -155,8 +155,7 @@ def collect_stats(
                 for number, loss in enumerate(losses, start=1):
                     loss.backward(retain_graph=number < len(losses))
                 recorder.count_predictions(len(predictions.values))
-    stats = recorder.stats()
-    gather(stats)
+    stats = recorder.stats(gathered=True)
     check_stats(stats, needs)
     return stats
 

@@ -27,6 +27,7 @@ class LayerStats:
         statistics: at most one of each type.
         support: mask of an earlier pruning step, (out, in), True at weights that may be nonzero; None if nothing was
             pruned. Solvers keep the zeros.
+        routed: for the matrix of an expert, the number of tokens that the router sent to it; None for other matrices.
 
     Example:
         >>> import torch
@@ -36,9 +37,14 @@ class LayerStats:
         [1.0, 1.0]
     """
 
-    def __init__(self, statistics: Iterable[Statistic] = (), support: Bool[Tensor, "out in"] | None = None) -> None:
+    def __init__(
+        self,
+        statistics: Iterable[Statistic] = (),
+        support: Bool[Tensor, "out in"] | None = None,
+        routed: int | None = None,
+    ) -> None:
         self._by_type = {type(statistic): statistic for statistic in statistics}
-        self.support = support
+        self.support, self.routed = support, routed
         self.solutions: dict[str, tuple[Tensor, ...]] = {}
 
     def get_or_compute(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -80,7 +86,8 @@ class LayerStats:
     def __or__(self, other: "LayerStats") -> "LayerStats":
         """Return the union of both; for a type that both have, the statistic of `other` is taken."""
         merged = {**self._by_type, **other._by_type}
-        return LayerStats(merged.values(), self.support if other.support is None else other.support)
+        support = self.support if other.support is None else other.support
+        return LayerStats(merged.values(), support, self.routed if other.routed is None else other.routed)
 
 
 def concatenate_stats(parts: Sequence[LayerStats]) -> LayerStats:
@@ -107,6 +114,9 @@ def merge(into: Mapping[str, LayerStats], other: Mapping[str, LayerStats]) -> No
     """
     for name, statistic in _each_once(into):
         statistic.merge(other[name][type(statistic)])
+    for name, stats in into.items():
+        if stats.routed is not None:
+            stats.routed += other[name].routed or 0
 
 
 def gather(stats: Mapping[str, LayerStats]) -> None:
@@ -114,7 +124,7 @@ def gather(stats: Mapping[str, LayerStats]) -> None:
     if processes.world_size() == 1:
         return
     statistics = [statistic for _, statistic in _each_once(stats)]
-    counts = processes.all_reduce_sum(torch.tensor([statistic.count for statistic in statistics]))
+    counts = processes.all_reduce_sum(torch.tensor([statistic.count for statistic in statistics], dtype=torch.float64))
     for statistic, count in zip(statistics, counts.tolist(), strict=True):
         statistic.gather()
         statistic.count = count

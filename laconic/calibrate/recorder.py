@@ -1,5 +1,6 @@
 """Hooks that update the statistics of linear layers while a model runs, without the rows of padding."""
 
+import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -12,8 +13,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn import functional
 
-from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.experts import Counted, Keys, find_expert_recorders
+from laconic.calibrate.layer_stats import LayerStats, gather
+from laconic.calibrate.reservoir import token_keys
+from laconic.calibrate.starved import describe_starved, shrink_starved
 from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
+from laconic.errors import Notice
 from laconic.model import Batch, InputTokens, LanguageModel, Site, token_masks
 
 Mask = Bool[Tensor, "sequences tokens"]
@@ -98,7 +103,8 @@ def _every(shape: tuple[int, ...], mask: Mask) -> Mask:
 class Recorder(ExitStack):
     """A context manager that updates input statistics in forward passes and gradient statistics in backward passes.
 
-    Layers that read the same tensor share their input statistics. `start` must be called before each forward pass,
+    Layers that read the same tensor share their input statistics. The matrices of experts have recorders of their own
+    (`laconic.calibrate.experts`). `start` must be called before each forward pass,
     because the masks of the batch say which tokens are padding.
 
     Args:
@@ -109,13 +115,14 @@ class Recorder(ExitStack):
 
     def __init__(self, lm: LanguageModel, sites: Sequence[Site], needs: Collection[type[Statistic]]) -> None:
         super().__init__()
-        self.sites = sites
+        self.sites = [site for site in sites if site.stack is None]
+        self._all_sites = sites
         self._batch: Batch = {}
         self._calls: Counter[nn.Module] = Counter()
         self._task = lm.task
         self._inputs: dict[str, list[InputStatistic]] = {}
         self._gradients: dict[str, list[GradientStatistic]] = {}
-        for site in sites:
+        for site in self.sites:
             out_features, in_features = site.shape
             self._gradients[site.name] = [
                 kind.empty((out_features, in_features), lm.device)
@@ -128,6 +135,8 @@ class Recorder(ExitStack):
                     for kind in needs
                     if issubclass(kind, InputStatistic)
                 ]
+        of_experts = [site for site in sites if site.stack is not None]
+        self.experts = find_expert_recorders(lm, of_experts, needs, self._find_expert_tokens)
 
     def __enter__(self) -> Self:
         reader = {site.input: site.name for site in reversed(self.sites)}
@@ -139,24 +148,49 @@ class Recorder(ExitStack):
             for module, reads in modules.items():
                 reads_first = reader[site.input] == site.name
                 self.callback(self._hook(site, module, tuple(reads), reads_first).remove)
+        for layer in self.experts:
+            self.enter_context(layer)
         return self
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules whose calls update the statistics."""
+        places = [place.module for site in self.sites for place in site.places]
+        return [*places, *(module for layer in self.experts for module in layer.modules)]
 
     def start(self, batch: Batch) -> None:
         """Set the batch that the next forward pass runs on."""
         self._batch, self._calls = batch, Counter()
 
-    def stats(self) -> dict[str, LayerStats]:
-        """The statistics collected so far, by layer name."""
-        return {
+    def stats(self, gathered: bool = False) -> dict[str, LayerStats]:
+        """The statistics that were collected, by layer name; to be called once, after the last batch.
+
+        Args:
+            gathered: combine the statistics of all processes, each of which ran a share of the batches.
+        """
+        stats = {
             site.name: LayerStats([*self._inputs[site.input], *self._gradients[site.name]], site.support)
             for site in self.sites
         }
+        if gathered:
+            gather(stats)
+        for layer in self.experts:
+            if gathered:
+                layer.gather()
+            shrink_starved(layer)
+        if (sentence := describe_starved(self.experts)) is not None:
+            warnings.warn(sentence, Notice, stacklevel=2)
+        for layer in self.experts:
+            stats |= layer.stats()
+        return {site.name: stats[site.name] for site in self._all_sites}
 
     def count_predictions(self, number: int) -> None:
         """Add `number` to the number of predictions that the gradient statistics are divided by."""
         for statistics in self._gradients.values():
             for statistic in statistics:
                 statistic.count += number
+        for layer in self.experts:
+            layer.count_predictions(number)
 
     def rows(self, shape: Sequence[int], reads: InputTokens, tokens_first: bool) -> TokenRows:
         """Return which rows of a layer's input are padding in the present batch; see `token_rows` for the arguments."""
@@ -205,6 +239,15 @@ class Recorder(ExitStack):
             return leaf.clone()
 
         return module.register_forward_hook(on_return) if gradients else module.register_forward_pre_hook(on_call)
+
+    def _find_expert_tokens(self, number: int, reads: InputTokens) -> tuple[Counted, Keys]:
+        """Return which of the tokens that enter a layer of experts are no padding, and the keys of these tokens."""
+        counted = self.rows((number,), reads, False).counted
+        texts = [self._batch[name] for name in ("input_ids", "labels") if name in self._batch]
+        ids = next((ids for ids in texts if ids.shape == counted.shape), None)
+        if ids is None:
+            ids = torch.arange(number, device=counted.device).view(counted.shape)
+        return counted, token_keys(ids, counted)
 
     def _masks(self) -> tuple[Tensor, Tensor]:
         """Masks of the source and target tokens, (rows, tokens) each, True where there is no padding."""

@@ -37,6 +37,7 @@ from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.statistics import GradientStatistic, InputCovariance, InputStatistic, Statistic
 from laconic.calibrate.stream import Stream
+from laconic.errors import UserError
 from laconic.model import Group, LanguageModel, Site
 
 LayerProblems = list[tuple[Site, Problem]]
@@ -107,9 +108,23 @@ def sequential_calibrate(
         the same input.
 
     Raises:
-        UserError: there is no batch, or activations, predictions or gradients are not finite.
+        UserError: there is no batch, or activations, predictions or gradients are not finite; or `anchored` is set and
+            a layer is the matrix of an expert.
     """
-    yield from _SequentialPass(lm, data, needs, sites, config or SequentialConfig()).problems(gradient_stats)
+    config = config or SequentialConfig()
+    check_anchored(config, sites)
+    yield from _SequentialPass(lm, data, needs, sites, config).problems(gradient_stats)
+
+
+def check_anchored(config: SequentialConfig, sites: Sequence[Site]) -> None:
+    """Raise UserError if `anchored` is set and one of `sites` is the matrix of an expert."""
+    experts = next((site.unit for site in sites if site.stack is not None), None)
+    if config.anchored and experts is not None:
+        raise UserError(
+            f"anchored must be left out for experts such as '{experts}': the router of the compressed model may send a "
+            "token to other experts, which have no outputs in the original model to fit; use sequential, or leave the "
+            "experts out of the targets."
+        )
 
 
 class _SequentialPass:
@@ -188,7 +203,7 @@ class _SequentialPass:
             if anchor is not None and self.dense is not None:
                 self._compare(piece, sites, anchor, recorder)
             elif kinds:
-                self._run_batches(piece, sites, recorder)
+                self._run_batches(piece, recorder)
         measured = recorder.stats()
         check_stats(measured, kinds)
         stats = {site.name: self.gradients[site.name] | measured[site.name] for site in sites}
@@ -198,9 +213,9 @@ class _SequentialPass:
         centred = all(site.bias() is not None for site in sites)
         return [(site, anchor.problem(site.name, site.weight(), stats[site.name], centred)) for site in sites]
 
-    def _run_batches(self, piece: _Piece, sites: list[Site], recorder: Recorder) -> None:
-        """Run every batch, up to the last call of `sites`."""
-        with RunUntil(place.module for site in sites for place in site.places) as until:
+    def _run_batches(self, piece: _Piece, recorder: Recorder) -> None:
+        """Run every batch, up to the last call of a layer that is measured."""
+        with RunUntil(recorder.modules) as until:
             for number, batch in enumerate(self.changed.batches):
                 recorder.start(batch)
                 with until.run():

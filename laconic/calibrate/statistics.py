@@ -35,7 +35,8 @@ Kind = TypeVar("Kind", bound="Statistic")
 class Statistic:
     """A tensor accumulated over tokens, usually a sum, and the count of tokens or predictions.
 
-    `total` and `count` are the whole state: only they are merged, summed over processes and cached on disk.
+    `total` and `count` are the whole state: only they are merged, summed over processes and cached on disk. The tokens
+    of an expert count as much as the square of their router's weight.
 
     Args:
         total: the tensor so far, in fp64.
@@ -43,10 +44,10 @@ class Statistic:
 
     def __init__(self, total: Tensor) -> None:
         self.total = total
-        self.count = 0
+        self.count: int | float = 0
 
     @classmethod
-    def from_total(cls: type[Kind], total: Tensor, count: int) -> Kind:
+    def from_total(cls: type[Kind], total: Tensor, count: int | float) -> Kind:
         """Build a statistic from `total` and `count`, as an earlier one had them."""
         statistic = cls(total)
         statistic.count = count
@@ -62,7 +63,7 @@ class Statistic:
         self.total = processes.all_reduce_sum(self.total)
 
     def _mean(self) -> Tensor:
-        return self.total / max(self.count, 1)
+        return self.total / (self.count or 1)
 
     def _add(self, amount: Tensor) -> None:
         self.total += amount.to(self.total.device, torch.float64)
@@ -118,7 +119,8 @@ class GradientStatistic(Statistic, ABC):
         """Combine the statistics of matrices with the same input to that of the matrices concatenated along rows."""
 
 
-def _precise(x: Tensor) -> Tensor:
+def precise(x: Tensor) -> Tensor:
+    """Return x in the dtype that products within a batch are computed in: fp32, or fp64 for an fp64 model."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -152,7 +154,7 @@ class InputCovariance(InputStatistic):
         if x.ndim == 1:
             self._add(torch.bincount(x, minlength=len(self.total)))
         else:
-            add_gram(self.total, _precise(x))
+            add_gram(self.total, precise(x))
 
     @property
     def matrix(self) -> InputMoment:
@@ -183,7 +185,7 @@ class Mean(_ColumnStatistic):
 
     def update(self, x: Inputs) -> None:
         self.count += len(x)
-        self._add(torch.bincount(x, minlength=len(self.total)) if x.ndim == 1 else _precise(x).sum(0))
+        self._add(torch.bincount(x, minlength=len(self.total)) if x.ndim == 1 else precise(x).sum(0))
 
 
 class AbsMean(_ColumnStatistic):
@@ -191,7 +193,7 @@ class AbsMean(_ColumnStatistic):
 
     def update(self, x: Inputs) -> None:
         self.count += len(x)
-        self._add(torch.bincount(x, minlength=len(self.total)) if x.ndim == 1 else _precise(x).abs().sum(0))
+        self._add(torch.bincount(x, minlength=len(self.total)) if x.ndim == 1 else precise(x).abs().sum(0))
 
 
 class AbsMax(_ColumnStatistic):
@@ -231,7 +233,7 @@ class GradCovariance(GradientStatistic):
         return cls(torch.zeros(size, dtype=torch.float64, device=device))
 
     def update(self, x: SequenceInputs | None, g: Gradients) -> None:
-        g = _precise(g).reshape(-1, g.shape[-1])
+        g = precise(g).reshape(-1, g.shape[-1])
         if self.total.ndim == 1:
             self._add(g.square().sum(0))
         else:
@@ -262,9 +264,9 @@ class Fisher(GradientStatistic):
 
     def update(self, x: SequenceInputs | None, g: Gradients) -> None:
         assert x is not None
-        g = _precise(g)
+        g = precise(g)
         lookup = not x.is_floating_point()
-        sequences = x.reshape(-1, x.shape[-1]) if lookup else _precise(x).reshape(-1, *x.shape[-2:])
+        sequences = x.reshape(-1, x.shape[-1]) if lookup else precise(x).reshape(-1, *x.shape[-2:])
         gradients = g.reshape(len(sequences), -1, g.shape[-1])
         if lookup:
             for tokens, g_row in zip(sequences, gradients, strict=True):

@@ -143,7 +143,7 @@ def _restore(
     lists: Mapping[str, Any], tensor: Callable[[str], Tensor], kinds: Mapping[str, type[Statistic]]
 ) -> LayerStats:
     stats = LayerStats(
-        kinds[str(name)].from_total(tensor(str(key)), int(str(count))) for name, key, count in lists["statistics"]
+        kinds[str(name)].from_total(tensor(str(key)), float(str(count))) for name, key, count in lists["statistics"]
     )
     for name, parts in lists["solutions"]:
         stats.solutions[str(name)] = tuple(tensor(str(key)) for key in list(parts))

@@ -58,10 +58,9 @@ def add_grams(
         >>> totals.flatten().tolist()
         [5.0, 2.25]
     """
-    if w is not None:
-        X = X * w[:, None]
     for expert, rows in expert_rows(ends):
-        add_gram(totals[expert], X[rows])
+        # Weighting the rows of one expert at a time keeps them in the cache for the product.
+        add_gram(totals[expert], X[rows] if w is None else X[rows] * w[rows, None])
 
 
 def add_sums(
@@ -75,7 +74,7 @@ def add_sums(
         >>> totals.flatten().tolist()
         [1.0, 0.5]
     """
-    squares = w.square()
+    squares = w.square().to(X.dtype)
     for expert, rows in expert_rows(ends):
         totals[expert] += squares[rows] @ X[rows]
 

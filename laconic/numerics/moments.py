@@ -28,7 +28,7 @@ OutputMoment = Float[Tensor, "out out"] | Float[Tensor, " out"]
 RELATIVE_FLOOR = 1e-12
 
 # Wide enough for products at full speed, narrow enough to save nearly half of the work.
-GRAM_BLOCK = 256
+GRAM_BLOCK = 128
 
 
 def shrink(S: Moment, alpha: float) -> Moment:

@@ -69,7 +69,7 @@ def test_products_are_squared_once_for_each_expert_and_sequence(counts):
 
 
 def test_wide_moments_are_summed_in_blocks_of_their_upper_triangle():
-    """Above 256 columns `add_gram` leaves out the lower blocks; the sums of all calls add up."""
+    """Above 128 columns `add_gram` leaves out the lower blocks; the sums of all calls add up."""
     X = torch.randn(12, 300, dtype=torch.float64)
     totals = torch.zeros(2, 300, 300, dtype=torch.float64)
     for part in X.split(6):
