@@ -25,6 +25,7 @@ TESTED_BY = {
     "laconic.compress.checks": "recipe/test_order.py",
     "laconic.compress.depth.fitting": "compress/test_depth_replacement.py",
     "laconic.compress.depth.folding": "compress/test_depth_replacement.py",
+    "laconic.compress.replacing": "compress/test_matrices.py",
     "laconic.compress.solving": "compress/test_matrices.py",
     "laconic.evaluate.labelled_task": "evaluate/test_multi_label.py",
     "laconic.model.anatomy.encoder_decoders": "model/test_anatomy.py",

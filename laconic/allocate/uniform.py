@@ -30,6 +30,7 @@ def allocate_uniform(
     keep: float,
     dtype: torch.dtype = torch.float32,
     stored: Mapping[str, float] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> Plan:
     """Set a method to the same fraction of bytes for each matrix.
 
@@ -42,6 +43,7 @@ def allocate_uniform(
         keep: fraction of the bytes to keep; with 1 or more, no matrix is compressed.
         dtype: dtype of the uncompressed model.
         stored: fraction of a matrix that counts as its own, by name; 1 if missing, ½ for each of two tied matrices.
+        counts: number of matrices of one size that a name stands for, such as the experts of a stack; 1 if missing.
 
     Returns:
         The method with a size for each matrix; None for each if `keep` is 1 or more.
@@ -58,7 +60,7 @@ def allocate_uniform(
     check_overhead(method, keep, dtype, min(parts.values(), default=1.0))
     if keep >= 1:
         return dict.fromkeys(shapes)
-    sizes = _UniformSizes(method, shapes, {name: keep * part for name, part in parts.items()}, dtype)
+    sizes = _UniformSizes(method, shapes, {name: keep * part for name, part in parts.items()}, dtype, counts or {})
     sizes.reduce_to_budget()
     if sizes.left < -ROUNDING:
         raise too_small_error(keep, keep * sizes.smallest() / sizes.budget)
@@ -80,15 +82,26 @@ class _UniformSizes:
         shapes: (out, in) of each matrix, by name.
         shares: fraction of its dense bytes that each matrix may take, by name.
         dtype: dtype of the uncompressed model.
+        counts: number of matrices that each name stands for; 1 if missing.
     """
 
-    def __init__(self, method: Method, shapes: Shapes, shares: Mapping[str, float], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        method: Method,
+        shapes: Shapes,
+        shares: Mapping[str, float],
+        dtype: torch.dtype,
+        counts: Mapping[str, int],
+    ) -> None:
         self._method = method
         self._shapes = shapes
         self._shares = shares
         self._dtype = dtype
         self._sizes: dict[tuple[Method, tuple[int, int]], int] = {}
-        self._dense = {name: rows * columns * dtype.itemsize for name, (rows, columns) in shapes.items()}
+        self._counts = counts
+        self._dense = {
+            name: counts.get(name, 1) * rows * columns * dtype.itemsize for name, (rows, columns) in shapes.items()
+        }
         self.budget = sum(share * self._dense[name] for name, share in shares.items())
         self.sized = {name: method.with_keep(share, shapes[name], dtype) for name, share in shares.items()}
 
@@ -99,8 +112,8 @@ class _UniformSizes:
     def smallest(self) -> int:
         """Bytes of all matrices at their smallest sizes."""
         return sum(
-            self._size_of(self._method.with_keep(SMALLEST, shape, self._dtype), shape)
-            for shape in self._shapes.values()
+            self._size_of(self._method.with_keep(SMALLEST, shape, self._dtype), name)
+            for name, shape in self._shapes.items()
         )
 
     def reduce_to_budget(self) -> None:
@@ -124,7 +137,7 @@ class _UniformSizes:
             larger = self.sized[name].next_larger(self._shapes[name], finest=finest) if above < 0 else None
             if larger is None:
                 continue
-            extra = self._size_of(larger, self._shapes[name]) - self._nbytes(name)
+            extra = self._size_of(larger, name) - self._nbytes(name)
             if 0 < extra <= left:
                 self.sized[name] = larger
                 left -= extra
@@ -135,9 +148,10 @@ class _UniformSizes:
         return round(self._shares[name] - self._nbytes(name) / self._dense[name], 12)
 
     def _nbytes(self, name: str) -> int:
-        return self._size_of(self.sized[name], self._shapes[name])
+        return self._size_of(self.sized[name], name)
 
-    def _size_of(self, method: Method, shape: tuple[int, int]) -> int:
-        if (method, shape) not in self._sizes:
-            self._sizes[method, shape] = method.meta_format(shape).to(self._dtype).nbytes()
-        return self._sizes[method, shape]
+    def _size_of(self, method: Method, name: str) -> int:
+        key = method, self._shapes[name]
+        if key not in self._sizes:
+            self._sizes[key] = method.meta_format(self._shapes[name]).to(self._dtype).nbytes()
+        return self._counts.get(name, 1) * self._sizes[key]

@@ -19,6 +19,7 @@ from transformers.utils.generic import ModelOutput
 
 from laconic.calibrate.batching import max_positions
 from laconic.calibrate.collation import to_device
+from laconic.formats.expert_layer import expert_layers
 from laconic.model import Batch, LanguageModel, ModelTask, Site, global_token_mask
 from laconic.model.predictions import check_named, report_run_errors
 from laconic.model.stock import reset_attention_type, text_config
@@ -196,7 +197,7 @@ class Profile:
 
     Args:
         seconds: median time of a pass.
-        layers: calls and time share of each matrix, by layer name.
+        layers: calls and time share of each matrix, by layer name; those of the experts of a stack together.
     """
 
     seconds: float
@@ -217,8 +218,8 @@ def profile(lm: LanguageModel, sites: Sequence[Site], workload: Workload, track:
     """
     inputs = random_batch(lm, workload.batch, workload.length)
     totals: list[float] = []
-    shares: dict[str, list[float]] = {site.name: [] for site in sites}
-    with evaluating(lm), torch.inference_mode(), _stopwatches(lm, sites) as watches:
+    shares: dict[str, list[float]] = {site.unit: [] for site in sites}
+    with evaluating(lm), expert_layers(lm.model), torch.inference_mode(), _stopwatches(lm, sites) as watches:
         for _ in range(WARM_UP):
             forward(lm, inputs)
         for _ in track(range(RUNS), "Timing the model"):
@@ -247,20 +248,22 @@ class _Stopwatch:
         self.seconds = 0.0
         self.rows: list[int] = []
 
-    def on_call(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def on_call(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._start = read_clock(self._device)
 
-    def on_return(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def on_return(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self.seconds += read_clock(self._device) - self._start
         self.rows.append(output.numel() // output.shape[-1])
 
 
 @contextmanager
 def _stopwatches(lm: LanguageModel, sites: Sequence[Site]) -> Iterator[dict[str, _Stopwatch]]:
-    watches = {site.name: _Stopwatch(lm.device) for site in sites}
+    units = {site.unit: site for site in sites}
+    watches = {unit: _Stopwatch(lm.device) for unit in units}
     with ExitStack() as hooks:
-        for site in sites:
-            for module in {} if site.is_lookup else dict.fromkeys(place.module for place in site.places):
-                hooks.callback(module.register_forward_pre_hook(watches[site.name].on_call).remove)
-                hooks.callback(module.register_forward_hook(watches[site.name].on_return).remove)
+        for unit, site in units.items():
+            modules = [lm.model.get_submodule(unit)] if site.stack else [place.module for place in site.places]
+            for module in {} if site.is_lookup else dict.fromkeys(modules):
+                hooks.callback(module.register_forward_pre_hook(watches[unit].on_call).remove)
+                hooks.callback(module.register_forward_hook(watches[unit].on_return).remove)
         yield watches

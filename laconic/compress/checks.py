@@ -16,7 +16,7 @@ from laconic.errors import Notice, UserError, must_be
 from laconic.formats import PackedCodes, PackedEmbedding
 from laconic.methods import Method
 from laconic.methods.quantize.base import QuantizationMethod
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, Site
 from laconic.model.targets import Coverage
 
 DENSE, REACHED = "dense", "reached"
@@ -160,23 +160,28 @@ def check_layers(layer_sets: Sequence[LayerSet], method: Method, plan: Plan | No
         UserError: a layer is quantized already, its method would fill the zeros of earlier pruning, or its shape does
             not suit the method.
     """
-    for site in (site for layer_set in layer_sets for site in layer_set.sites):
+    for site in _one_of_each_unit(site for layer_set in layer_sets for site in layer_set.sites):
         if isinstance(site.module, (PackedCodes, PackedEmbedding)):
             raise UserError(
-                f"The layer '{site.name}' is quantized already; put this step before the one that quantizes, "
+                f"The layer '{site.unit}' is quantized already; put this step before the one that quantizes, "
                 f"or choose other targets."
             )
     pairs = list(methods_by_group(layer_sets, method, plan))
-    for site, chosen in ((site, chosen) for group, chosen in pairs for site in group.sites):
+    for site, chosen in ((site, chosen) for group, chosen in pairs for site in _one_of_each_unit(group.sites)):
         if not chosen.keeps_support and site.support is not None:
             raise UserError(
-                f"The layer '{site.name}' is pruned, and '{chosen.name}' would fill its zeros; "
+                f"The layer '{site.unit}' is pruned, and '{chosen.name}' would fill its zeros; "
                 f"prune after '{chosen.name}', or choose other targets."
             )
     for group, chosen in pairs:
         if error := chosen.shape_error(group.shape, f"'{group.name}'"):
             raise error
     _warn_of_group_size(pairs)
+
+
+def _one_of_each_unit(sites: Iterable[Site]) -> Iterable[Site]:
+    """One layer of each stack of experts, which all have one format, and every other layer."""
+    return {site.unit: site for site in sites}.values()
 
 
 def _warn_of_group_size(pairs: Sequence[tuple[SolveGroup, Method]]) -> None:
@@ -216,7 +221,7 @@ def shortfall(
     for budget, members in split_budget(keep, layer_sets):
         sites = [site for layer_set in members for site in layer_set.sites]
         dense = sum(site.shape[0] * site.shape[1] for site in sites) * dtype.itemsize
-        reached = sum(after[site.name] for site in sites) / dense
+        reached = sum(after[unit] for unit in {site.unit for site in sites}) / dense
         if reached < (1 - CLOSE) * budget:
             lines.append({"keep": budget, "kept": round(reached, 4)})
     return {REACHED: lines} if lines else {}

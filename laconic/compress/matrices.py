@@ -24,16 +24,9 @@ from laconic.calibrate.sequential import check_anchored
 from laconic.compress import solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
 from laconic.compress.checks import check_dense, check_layers, check_sequential, dense_share, shortfall
+from laconic.compress.replacing import put_empty_format, replace_layers, solve_matrices
 from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups, split_budget
-from laconic.compress.solving import (
-    Problems,
-    find_problems,
-    finite_weight,
-    iterate_problems,
-    join_problems,
-    put_empty_format,
-    replace_layers,
-)
+from laconic.compress.solving import Problems, find_problems, iterate_problems, problems_by_matrix
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method, statistics_for
@@ -233,7 +226,7 @@ class Compress(Step):
             return self._plan_and_replace(lm, targeted, {}, data, problems)
         problems = find_problems(lm, targeted.layer_sets, collect_stats(lm, data, self.needs, targeted.sites))
         outcome = self._plan_and_replace(lm, targeted, {}, data, problems)
-        stats = {group.name: problems.stats[group.name] for group in groups}
+        stats = {matrix.name: problems.stats[matrix.name] for group in groups for matrix in group.matrices}
         solver_cache.save_entry(key, stats, statistics=not all(method.caches_solution for method in self.methods))
         return outcome
 
@@ -269,11 +262,10 @@ class Compress(Step):
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
         with evaluating(lm):
             for group, parts in in_order:
-                problem = problems[group.name] if parts is None else join_problems(group, parts)
+                solved = problems if parts is None else problems_by_matrix(group, parts)
                 method = plan[group.name]
                 assert method is not None
-                whole = method.compress(finite_weight(lm, group, problem), problem.stats)
-                sizes = replace_layers(lm, group, whole, problem)
+                sizes = replace_layers(lm, group, solve_matrices(lm, group, method, solved), solved)
                 if sizes is None:
                     final_plan[group.name] = None
                 else:

@@ -1,4 +1,4 @@
-"""Narrow a model: remove attention heads and feed-forward channels, so that its matrices become smaller."""
+"""Narrow a model: remove attention heads, feed-forward channels and experts, so that it becomes smaller."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,9 @@ from laconic.calibrate import (
 )
 from laconic.calibrate.collect_stats import GateGradients, gate_gradients
 from laconic.calibrate.passes import evaluating
-from laconic.compress.solving import check_weight, iterate_problems
+from laconic.compress.narrow_experts import ExpertImportance, ExpertRemoval, check_expert_options
+from laconic.compress.replacing import check_weight
+from laconic.compress.solving import iterate_problems
 from laconic.compress.step import Outcome, Step
 from laconic.compress.width_budget import (
     Currency,
@@ -43,15 +45,22 @@ Ranking = Literal["local", "global"]
 
 @dataclass(frozen=True, kw_only=True)
 class Narrow(Step):
-    """Remove the attention heads and feed-forward channels that matter least.
+    """Remove the attention heads, feed-forward channels and experts that matter least.
 
     Args:
         heads: fraction of the attention heads kept, in (0, 1]. Heads that share keys and values are removed together.
         channels: fraction of the feed-forward channels kept, in (0, 1].
-        keep: fraction of all attentions and feed-forwards kept, in place of both; heads then compete with channels.
+        experts: fraction of the experts of a mixture kept, in (0, 1], with their rows of the router; every block keeps
+            the same number. A token is read by at most as many experts as are left. Experts are removed before heads
+            and channels are measured.
+        keep: fraction of all attentions and feed-forwards kept, in place of heads and channels, which then compete.
         currency: what `keep` counts: bytes, or multiply-accumulates.
-        importance: how parts are ranked. `obs` predicts the rise of the KL divergence with the rest refitted; `taylor`
-            and `taylor-squared` use gradients of gates, `variance` the variance of the inputs, `magnitude` the weights.
+        importance: how heads and channels are ranked. `obs` predicts the rise of the KL divergence with the rest
+            refitted; `taylor` and `taylor-squared` use gradients of gates, `variance` the variance of the inputs,
+            `magnitude` the weights.
+        expert_importance: how experts are ranked. `reap` takes the mean norm of an expert's output, times the weight of
+            the router, over the tokens that the router sends to it; `frequency` counts these tokens.
+        seed: seed of `expert_importance: random`.
         ranking: `local` keeps the same fraction of every layer, `global` compares the parts of all layers. Every layer
             keeps at least one part. Default: `local` without `keep`, `global` with it.
         refit: fit the remaining columns of the output projections, and their biases, by least squares.
@@ -72,13 +81,16 @@ class Narrow(Step):
     name = "narrow"
     family = "width"
     example = "heads=0.5"
-    size_parameters = ("heads", "channels", "keep")
+    size_parameters = ("heads", "channels", "experts", "keep")
 
     heads: Fraction | None = None
     channels: Fraction | None = None
+    experts: Fraction | None = None
     keep: Fraction | None = None
     currency: Currency = "bytes"
     importance: Importance = "obs"
+    expert_importance: ExpertImportance = "reap"
+    seed: Annotated[int, Field(ge=0)] = 0
     ranking: Ranking | None = None
     refit: bool = True
     add_bias: bool = False
@@ -87,11 +99,15 @@ class Narrow(Step):
     anchored: bool = False
 
     def __post_init__(self) -> None:
-        if (self.keep is None) == (self.heads is None and self.channels is None):
+        sizes = (self.heads, self.channels)
+        if (self.keep is not None and sizes != (None, None)) or not (self._narrows_layers or self.experts is not None):
             raise UserError(
                 "The step 'narrow' needs a size: give narrow:heads=F, narrow:channels=F or both, or in place of them "
-                "narrow:keep=F, with F in (0, 1]."
+                "narrow:keep=F, or narrow:experts=F for a mixture of experts, with F in (0, 1]."
             )
+        check_expert_options(self.experts, self.expert_importance, self.seed, self.ranking)
+        if self._is_sequential and not self._narrows_layers:
+            raise UserError("sequential and anchored have no effect on experts; leave them out.")
         if self.keep is None and self.currency != "bytes":
             raise UserError("currency must be left out without keep, because it sets what keep counts.")
         if self.keep is not None and self.ranking == "local":
@@ -105,14 +121,30 @@ class Narrow(Step):
             )
 
     @property
+    def _narrows_layers(self) -> bool:
+        """True if a size of heads or channels is given."""
+        return any(size is not None for size in (self.heads, self.channels, self.keep))
+
+    @property
+    def _expert_removal(self) -> ExpertRemoval | None:
+        """The removal of experts; None if all stay."""
+        if self.experts is None or self.experts == 1:
+            return None
+        return ExpertRemoval(self.experts, self.expert_importance, self.seed)
+
+    @property
     def needs(self) -> frozenset[type[Statistic]]:
         """The types of statistics that are collected of the output projections."""
+        if not self._narrows_layers:
+            return frozenset()
         refitting: frozenset[type[Statistic]] = frozenset({InputCovariance, Mean}) if self.refit else frozenset()
         return NEEDS[self.importance] | refitting
 
     @property
     def needs_data(self) -> bool:
-        return bool(self.needs) or self.importance in BY_GATES or self._is_sequential
+        by_gates = self._narrows_layers and self.importance in BY_GATES
+        removal = self._expert_removal
+        return bool(self.needs) or by_gates or self._is_sequential or (removal is not None and removal.needs_data)
 
     @property
     def _is_sequential(self) -> bool:
@@ -134,6 +166,8 @@ class Narrow(Step):
         return tuple(kind for kind, size in sizes.items() if (self.keep or size or 1) < 1)
 
     def check(self, lm: LanguageModel) -> None:
+        if (removal := self._expert_removal) is not None:
+            removal.check(lm)
         for kind in self._groups:
             check_prunable(lm, kind)
         all_coupled = couple_groups(prunable_groups(lm, self._groups))
@@ -152,6 +186,8 @@ class Narrow(Step):
             )
 
     def dry_run(self, lm: LanguageModel) -> None:
+        if (removal := self._expert_removal) is not None:
+            removal.dry_run(lm)
         all_coupled = couple_groups(prunable_groups(lm, self._groups))
         counts = uniform_counts(all_coupled, self._keeps, self.multiple)
         for group in (group for coupled in all_coupled for group in coupled):
@@ -169,7 +205,7 @@ class Narrow(Step):
             data: calibration data; None is allowed if `importance` and `refit` need none.
 
         Returns:
-            The bytes of every attention and feed-forward before and after.
+            The bytes of every attention, feed-forward and mixture of experts before and after.
 
         Raises:
             UserError: data is missing or empty, nothing in `lm` can be removed, weights are not finite, or too little
@@ -178,6 +214,8 @@ class Narrow(Step):
         if self.needs_data and data is None:
             raise UserError("The step 'narrow' needs calibration data; name a source of it.")
         self.check(lm)
+        removal = self._expert_removal
+        removed = None if removal is None else removal.apply(lm, data)
         groups = prunable_groups(lm, self._groups)
         for site in (site for group in groups for site in group.sites):
             check_weight(site.name, site.weight())
@@ -188,7 +226,8 @@ class Narrow(Step):
         # Sequential calibration collects its own statistics; only a comparison of layers needs them before it.
         if data is not None and groups and self.needs and (self._global or not self._is_sequential):
             stats = collect_stats(lm, data, self.needs, [group.writer for group in groups])
-        return self.solve(lm, stats, gates, data)
+        outcome = self.solve(lm, stats, gates, data)
+        return outcome if removed is None else removed.add_to(outcome)
 
     def solve(
         self,
@@ -197,7 +236,7 @@ class Narrow(Step):
         gates: Mapping[str, GateGradients],
         data: Calibration | None = None,
     ) -> Outcome:
-        """Choose and remove parts with given statistics; the same statistics can be used for several sizes.
+        """Choose and remove heads and channels with given statistics, which can be used for several sizes.
 
         Args:
             lm: the model, changed in place.

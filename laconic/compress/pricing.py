@@ -32,8 +32,8 @@ from laconic.calibrate.passes import (
     read_clock,
     time_call,
 )
+from laconic.compress.replacing import replace_layers, solve_matrices
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, sets_by_parameter
-from laconic.compress.solving import finite_weight, replace_layers
 from laconic.errors import UserError, must_be
 from laconic.methods import Candidate, Candidates
 from laconic.model import LanguageModel
@@ -137,7 +137,7 @@ class LatencyPricing(Pricing):
     @processes.on_rank_zero
     def spend(self, layer_sets: Sequence[LayerSet], candidates: CandidatesByGroup, keep: float) -> dict[str, Candidate]:
         groups = all_groups(layer_sets)
-        sites = list({site.name: site for group in groups for site in group.sites}.values())
+        sites = list({site.unit: site for group in groups for site in group.sites}.values())
         prices = Prices(profile(self.lm, sites, self.workload, self.track), product_times(self.lm.device))
         tried: list[tuple[float, dict[str, Candidate]]] = []
         for _ in range(TRIALS):
@@ -258,10 +258,9 @@ def relative_latency(pricing: LatencyPricing, groups: Sequence[SolveGroup], chos
     lm = pricing.lm
     small = replace(lm, model=deepcopy(lm.model))
     for group in groups:
-        method, problem = chosen[group.name].method, pricing.problems[group.name]
+        method = chosen[group.name].method
         if method is not None:
-            whole = method.compress(finite_weight(small, group, problem), problem.stats)
-            replace_layers(small, group, whole, problem)
+            replace_layers(small, group, solve_matrices(small, group, method, pricing.problems), pricing.problems)
     inputs = random_batch(lm, pricing.workload.batch, pricing.workload.length)
     ratios: list[float] = []
     with evaluating(lm, small), torch.inference_mode():

@@ -1,11 +1,15 @@
-"""Groups of layers that are solved as one matrix, and the division of a budget or a plan among them.
+"""Groups of layers that are solved with one method and size, and the division of a budget or a plan among them.
 
 Layers can be solved together if they read the same input and have the same shape: query, key and value of an attention
 (key and value only, if there are more query heads), or gate and up projection. At rank r, a shared input factor takes
 r (in + Σ out) numbers; separate factors take r Σ (in + out). At equal size the shared factor has a higher rank (by half
 for three square matrices).
+
+The matrices of all experts of a layer that are stored in one stack are a group too. Each of them is solved by itself,
+with the same method and size.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,39 +17,51 @@ from difflib import get_close_matches
 from laconic.allocate import Plan, group_name, site_names
 from laconic.errors import UserError, unknown
 from laconic.methods import Method
-from laconic.model import LanguageModel, Site
+from laconic.model import Group, LanguageModel, Site
 from laconic.model.targets import Coverage, excluded_error
 
 
 @dataclass(frozen=True)
 class SolveGroup:
-    """Layers that are solved as one matrix: one layer, or several that read the same input.
+    """Layers with one method and size: one layer, several that are solved as one matrix, or a stack of experts.
 
     Args:
         sites: the layers, in forward order.
+        stack: the path of the stack that the layers are; None if they are solved as one matrix.
     """
 
     sites: tuple[Site, ...]
+    stack: str | None = None
 
     @property
     def name(self) -> str:
-        """The name in a plan, such as `h.0.attn.{q,k}`."""
-        return group_name([site.name for site in self.sites])
+        """The name in a plan, such as `h.0.attn.{q,k}`, or the path of the stack."""
+        return group_name([site.name for site in self.sites]) if self.stack is None else self.stack
+
+    @property
+    def matrices(self) -> tuple["SolveGroup", ...]:
+        """The matrices that are solved by themselves: this group, or each expert of the stack."""
+        return (self,) if self.stack is None else tuple(SolveGroup((site,)) for site in self.sites)
+
+    @property
+    def count(self) -> int:
+        """The number of matrices that are solved by themselves."""
+        return 1 if self.stack is None else len(self.sites)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(Σ out, in)."""
-        return sum(site.shape[0] for site in self.sites), self.sites[0].shape[1]
+        """(Σ out, in) of one matrix."""
+        return sum(self.rows), self.sites[0].shape[1]
 
     @property
     def numel(self) -> int:
-        """The number of weights, pruned ones included."""
-        return self.shape[0] * self.shape[1]
+        """The number of weights of all matrices, pruned ones included."""
+        return self.count * self.shape[0] * self.shape[1]
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The number of outputs of each layer."""
-        return tuple(site.shape[0] for site in self.sites)
+        """The number of outputs of each layer that is solved as a part of one matrix."""
+        return tuple(site.shape[0] for site in (self.sites if self.stack is None else self.sites[:1]))
 
 
 @dataclass(frozen=True)
@@ -86,15 +102,18 @@ def find_layer_sets(sites: Sequence[Site], share_inputs: bool) -> list[LayerSet]
     Args:
         sites: the targeted layers.
         share_inputs: put layers with the same block, input and shape into one set; otherwise each layer is a set of its
-            own.
+            own. The experts of a stack are always one set.
     """
     sets: dict[tuple[object, ...], list[Site]] = {}
     for site in sites:
-        is_single = not share_inputs or site.is_lookup or site.block is None
-        key = (site.name,) if is_single else (site.block, site.input, site.shape)
+        is_single = not share_inputs or site.is_lookup or site.block is None or site.stack is not None
+        key = (site.unit,) if is_single else (site.block, site.input, site.shape)
         sets.setdefault(key, []).append(site)
     layer_sets = []
     for members in sets.values():
+        if members[0].stack is not None:
+            layer_sets.append(LayerSet(((SolveGroup(tuple(members), members[0].unit),),)))
+            continue
         separate = tuple(SolveGroup((site,)) for site in members)
         joint = (SolveGroup(tuple(members)),)
         layer_sets.append(LayerSet((separate,) if len(members) == 1 else (separate, joint)))
@@ -130,38 +149,61 @@ def find_targeted(lm: LanguageModel, targets: Sequence[str], share_inputs: bool,
     """
     if plan is None:
         sites = lm.sites(targets)
+        _check_whole_stacks(sites)
         return TargetedLayers(sites, find_layer_sets(sites, share_inputs), lm.coverage(targets, sites))
-    all_sites = lm.sites(("all",))
-    by_name = {site.name: site for site in all_sites}
+    all_sites = lm.sites(("*",))
+    by_unit: dict[str, list[Site]] = {}
+    for site in all_sites:
+        by_unit.setdefault(site.unit, []).append(site)
     names = [name for line in plan for name in site_names(line)]
     excluded = lm.excluded_matrices()
     for name in names:
         if name in excluded:
             raise excluded_error(name, excluded[name])
-        if name not in by_name:
-            nearest = get_close_matches(name, list(by_name), n=3, cutoff=0) or list(by_name)[:3]
+        if name not in by_unit:
+            nearest = get_close_matches(name, list(by_unit), n=3, cutoff=0) or list(by_unit)[:3]
             raise unknown("site of this model", name, nearest)
     coverage = lm.coverage(("blocks",), [site for site in all_sites if site.block is not None])
-    return TargetedLayers([by_name[name] for name in names], _layer_sets_in_plan(plan, by_name), coverage)
+    sites = [site for name in names for site in by_unit[name]]
+    return TargetedLayers(sites, _layer_sets_in_plan(plan, by_unit), coverage)
 
 
-def _layer_sets_in_plan(plan: Plan, by_name: Mapping[str, Site]) -> list[LayerSet]:
-    """The groups that the lines of a plan name, each as a set without alternatives; layers are given by name."""
+def _check_whole_stacks(sites: Sequence[Site]) -> None:
+    """Raise UserError if only some experts of a stack are targeted: all of them have one method and size."""
+    counts = Counter(site.unit for site in sites)
+    for site in sites:
+        if site.stack is not None and counts[site.unit] < site.stack.experts:
+            raise UserError(
+                f"The targets name {counts[site.unit]} of the {site.stack.experts} matrices of '{site.unit}', which "
+                f"have one method and size; name all of them, as '{site.unit}'."
+            )
+
+
+def _layer_sets_in_plan(plan: Plan, by_unit: Mapping[str, Sequence[Site]]) -> list[LayerSet]:
+    """The groups that the lines of a plan name, each as a set without alternatives.
+
+    Args:
+        plan: the plan.
+        by_unit: the layers by their name in plans: one, or the experts of a stack.
+    """
     seen: set[str] = set()
     layer_sets = []
     for line, method in plan.items():
-        members = tuple(by_name[name] for name in site_names(line))
-        if repeated := seen & {site.name for site in members}:
+        names = site_names(line)
+        members = tuple(site for name in names for site in by_unit[name])
+        if repeated := seen & set(names):
             raise UserError(f"The plan names '{sorted(repeated)[0]}' in two lines; keep one of them.")
-        seen |= {site.name for site in members}
-        if len(members) > 1:
+        seen |= set(names)
+        if len(names) > 1:
             _check_together(line, members, method)
-        layer_sets.append(LayerSet(((SolveGroup(members),),)))
+        stack = None if members[0].stack is None else members[0].unit
+        layer_sets.append(LayerSet(((SolveGroup(members, stack),),)))
     return layer_sets
 
 
 def _check_together(line: str, sites: Sequence[Site], method: Method | None) -> None:
-    if len({(site.block, site.input, site.shape) for site in sites}) > 1 or any(site.is_lookup for site in sites):
+    is_apart = any(site.is_lookup or site.stack is not None for site in sites)
+    if len({(site.block, site.input, site.shape) for site in sites}) > 1 or is_apart:
         raise UserError(f"The plan's line '{line}' must name matrices of one shape that read one input; split it.")
     if method is not None and not method.shares_inputs:
         raise UserError(f"The plan's line '{line}' names several matrices, but '{method.name}' makes no input factor.")
@@ -176,7 +218,7 @@ def sets_by_parameter(layer_sets: Sequence[LayerSet]) -> list[list[LayerSet]]:
     by_parameter: dict[object, list[LayerSet]] = {}
     for layer_set in layer_sets:
         sites = layer_set.sites
-        key = sites[0].storage if len(sites) == 1 else sites[0].name
+        key = sites[0].storage if len(sites) == 1 else sites[0].unit
         by_parameter.setdefault(key, []).append(layer_set)
     return list(by_parameter.values())
 
@@ -201,7 +243,7 @@ def split_budget(
     """
     if not isinstance(keep, Mapping):
         return [(keep, list(layer_sets))]
-    kinds = [layer_set.sites[0].group.value for layer_set in layer_sets]
+    kinds = [_budget_of(layer_set.sites[0].group, keep) for layer_set in layer_sets]
     for name in keep:
         if name not in kinds:
             raise unknown("targeted group", name, set(kinds))
@@ -211,6 +253,11 @@ def split_budget(
         (fraction, [layer_set for layer_set, kind in zip(layer_sets, kinds, strict=True) if kind == name])
         for name, fraction in keep.items()
     ]
+
+
+def _budget_of(group: Group, keep: Mapping[str, float]) -> str:
+    """The name in `keep` of the budget for a kind of layer: experts are feed-forwards unless they are named."""
+    return Group.FFN.value if group is Group.EXPERTS and group.value not in keep else group.value
 
 
 def planned_groups(plan: Plan, layer_sets: Sequence[LayerSet]) -> list[SolveGroup]:

@@ -6,6 +6,8 @@ module by functions that read its flags: its forward pass is the same for all cl
 parameters are modules, which can be compressed and can have hooks.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -138,3 +140,20 @@ def find_expert_stacks(module: nn.Module) -> dict[str, ExpertStack]:
             parameters; those of an `ExpertLayer` are its modules.
     """
     return module.stacks() if isinstance(module, ExpertLayer) else find_dense_stacks(module)
+
+
+@contextmanager
+def expert_layers(model: nn.Module) -> Iterator[None]:
+    """Within the context an `ExpertLayer` stands in for each module of experts of transformers in `model`.
+
+    The tensors are the same. Hooks can then be registered at the path of each stack.
+    """
+    found = {path: module for path, module in model.named_modules() if is_experts(module)}
+    plain = {path: module for path, module in found.items() if not isinstance(module, ExpertLayer)}
+    try:
+        for path, module in plain.items():
+            model.set_submodule(path, ExpertLayer(module))
+        yield
+    finally:
+        for path, module in plain.items():
+            model.set_submodule(path, module)

@@ -12,7 +12,7 @@ from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.embedding import MEAN_POOLING, Pipeline
 from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
-from laconic.model.site import Site
+from laconic.model.site import Site, has_module
 from laconic.model.targets import Coverage, find_dense_parameters, matches, measure_coverage, select_sites
 from laconic.model.task import ModelTask, infer_task
 
@@ -167,6 +167,17 @@ class LanguageModel:
         stack = stack.to(self.dtype).to(present.slice(0).weight.dtype).to(self.device)
         stack.train(self.model.training).requires_grad_(is_trained)
         owner.add_module(name, stack)
+
+    def modules_of(self, site: Site) -> dict[str, torch.nn.Module]:
+        """The modules that replacing a site replaces, by path; putting them back undoes it.
+
+        The matrices of experts are parameters of one module until the first of them is replaced.
+        """
+        if site.stack is None:
+            return {name: self.model.get_submodule(name) for name in site.names}
+        parent = site.unit.rpartition(".")[0]
+        path = site.unit if has_module(self.model, site.unit) else parent
+        return {path: self.model.get_submodule(path)}
 
     def stored_nbytes(self, sites: Sequence[Site]) -> dict[str, int]:
         """Bytes on disk of the matrices now, by `Site.unit`: those of the experts of one stack together.

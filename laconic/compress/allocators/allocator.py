@@ -121,6 +121,8 @@ def uniform_plan(request: AllocationRequest) -> Plan:
         return {group.name: method for group in request.groups}
     plan: Plan = {}
     for fraction, layer_sets in split_budget(keep, request.layer_sets):
-        shapes = {group.name: group.shape for layer_set in layer_sets for group in layer_set.joint}
-        plan |= allocate_uniform(method, shapes, fraction, request.lm.dtype, stored_fractions(layer_sets))
+        groups = [group for layer_set in layer_sets for group in layer_set.joint]
+        shapes = {group.name: group.shape for group in groups}
+        counts = {group.name: group.count for group in groups}
+        plan |= allocate_uniform(method, shapes, fraction, request.lm.dtype, stored_fractions(layer_sets), counts)
     return plan

@@ -136,7 +136,7 @@ class _Pool:
         """
         if keep >= 1:
             return {group.name: None for group in self.groups}
-        masks = sum(packed_nbytes(group.numel, 1) for group in self.groups)
+        masks = sum(group.count * packed_nbytes(group.numel // group.count, 1) for group in self.groups)
         dense = sum(group.numel * stored.get(group.name, 1) for group in self.groups) * dtype.itemsize
         kept = floor((keep * dense - masks) / dtype.itemsize)
         if kept < self.numel - self._most_zeros:
@@ -163,27 +163,30 @@ class _Pool:
 
     def _plan_for_zeros(self, zeros: int) -> Plan:
         lost = count_pruned(self._matrices, max(zeros, sum(matrix.floor for matrix in self._matrices)))
-        return {
-            # If all weights are zero already, nothing is left to prune.
-            group.name: self.method.with_sparsity(sparsity_of(count, group.numel)) if 0 < count < group.numel else None
-            for group, count in zip(self.groups, lost, strict=True)
-        }
+        return {group.name: self._sized(group, count) for group, count in zip(self.groups, lost, strict=True)}
+
+    def _sized(self, group: SolveGroup, zeros: int) -> Method | None:
+        """The method with this many zeros in a group, the same number in each of its matrices."""
+        each, numel = zeros // group.count, group.numel // group.count
+        # If all weights are zero already, nothing is left to prune.
+        return self.method.with_sparsity(sparsity_of(each, numel)) if 0 < each < numel else None
 
     def _matrix(self, group: SolveGroup) -> ScoredMatrix:
-        support = self.problems[group.name].stats.support
-        pruned = 0 if support is None else int((~support).sum())
+        supports = [self.problems[matrix.name].stats.support for matrix in group.matrices]
+        pruned = sum(0 if support is None else int((~support).sum()) for support in supports)
         # Rounded up, so that a sparsity equal to the cap is reached over all matrices; at least one weight stays.
-        cap = min(ceil(self.method.cap * group.numel - 1e-9), group.numel - 1)
+        cap = min(ceil(self.method.cap * group.numel - 1e-9), group.numel - group.count)
         return ScoredMatrix(lambda: self._scores(group), cap, pruned)
 
     def _scores(self, group: SolveGroup) -> Iterator[Float[Tensor, "out in"]]:
-        problem = self.problems[group.name]
-        error = f"{self.method.name} cannot prune '{group.name}', because it has weights that are NaN or infinite."
-        check_finite(problem.weight, error)
-        scores = self.method.scores(problem.weight, problem.stats)
-        if factor := self.factors.get(block_name(group)):
-            scores = scores * factor
-        yield exclude_pruned(scores, problem.stats.support)
+        for matrix in group.matrices:
+            problem = self.problems[matrix.name]
+            error = f"{self.method.name} cannot prune '{matrix.name}', because it has weights that are NaN or infinite."
+            check_finite(problem.weight, error)
+            scores = self.method.scores(problem.weight, problem.stats)
+            if factor := self.factors.get(block_name(group)):
+                scores = scores * factor
+            yield exclude_pruned(scores, problem.stats.support)
 
 
 def sparsity_of(zeros: int, numel: int) -> float:

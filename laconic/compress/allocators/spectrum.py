@@ -15,7 +15,7 @@ it is better by more than one standard error.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -27,18 +27,19 @@ from laconic.allocate import Plan
 from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.passes import evaluating
 from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator, uniform_plan
+from laconic.compress.allocators.experts import add_candidates, check_currency
 from laconic.compress.checks import SizeSpec, check_size, check_workload
 from laconic.compress.kl_metric import Divergences, KLMetric, shrink_estimates
 from laconic.compress.pricing import CandidatesByGroup, CountedPricing, LatencyPricing, Pricing
+from laconic.compress.replacing import replace_layers, solve_matrices
 from laconic.compress.solve_groups import SolveGroup, all_groups, planned_groups, split_budget
-from laconic.compress.solving import replace_layers
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Candidate, Candidates, Method
 from laconic.model import Batch, LanguageModel
 
 Loss = Callable[[SolveGroup, Format], float]
-"""The predicted loss of a group in a format, in nats."""
+"""The predicted loss of a matrix that is solved by itself in a format, in nats."""
 
 ROWS = 32
 """Calibration rows for measuring blocks; the same number of other rows compares the plans."""
@@ -92,18 +93,25 @@ def compress_copy(request: AllocationRequest, plan: Plan, loss: Loss) -> Compres
     Args:
         request: the model and its problems.
         plan: the plan.
-        loss: the predicted loss of a group in a format.
+        loss: the predicted loss of a matrix in a format.
     """
     copy, losses = request.lm.shallow_copy(), {}
     with evaluating(copy):
         for group in request.track(planned_groups(plan, request.layer_sets), "Compressing a copy"):
-            method, problem = plan[group.name], request.problems[group.name]
+            method = plan[group.name]
             losses[group.name] = 0.0
             if method is not None:
-                whole = method.compress(problem.weight, problem.stats)
-                replace_layers(copy, group, whole, problem)
-                losses[group.name] = loss(group, whole)
+                solved = solve_matrices(copy, group, method, request.problems)
+                wholes = _add_losses(losses, group, solved, loss)
+                replace_layers(copy, group, wholes, request.problems)
     return CompressedCopy(copy, losses)
+
+
+def _add_losses(losses: dict[str, float], group: SolveGroup, wholes: Iterable[Format], loss: Loss) -> Iterator[Format]:
+    """Yield the compressed matrices of a group, and add the predicted loss of each to that of the group."""
+    for matrix, whole in zip(group.matrices, wholes, strict=True):
+        losses[group.name] += loss(matrix, whole)
+        yield whole
 
 
 def factors(request: AllocationRequest, compressed: CompressedCopy, rows: Sequence[Batch]) -> Mapping[str, float]:
@@ -153,8 +161,9 @@ def measure_divergences(request: AllocationRequest, compressed: CompressedCopy, 
 def _restore_blocks(original: LanguageModel, changed: LanguageModel, groups: Sequence[SolveGroup]) -> LanguageModel:
     """A copy of `changed` in which `groups` have their original matrices."""
     copy = changed.shallow_copy()
-    for name in (name for group in groups for site in group.sites for name in site.names):
-        copy.model.set_submodule(name, original.model.get_submodule(name))
+    for site in (site for group in groups for site in group.sites):
+        for path, module in original.modules_of(site).items():
+            copy.model.set_submodule(path, module)
     return copy
 
 
@@ -185,7 +194,8 @@ def allocate_corrected(
     Returns:
         The chosen plan; its record says under `ALLOCATED` which of the two it is.
     """
-    pruned = any(request.problems[group.name].stats.support is not None for group in request.groups)
+    matrices = (matrix for group in request.groups for matrix in group.matrices)
+    pruned = any(request.problems[matrix.name].stats.support is not None for matrix in matrices)
     rows = None
     if request.data is not None and not pruned:
         rows = split_halves(request.data.batches, ROWS_OF_ONE if request.lm.task.predicts_once_per_row else ROWS)
@@ -227,11 +237,19 @@ class Spectrum(Allocator):
     def needs_losses(self, size_spec: SizeSpec) -> bool:
         return True
 
+    def plan_from_shapes(self, request: AllocationRequest) -> Plan:
+        check_currency(request.size_spec.currency, request.layer_sets)
+        return super().plan_from_shapes(request)
+
     def plan(self, request: AllocationRequest) -> AllocationResult:
         candidates: dict[str, Candidates] = {}
         for group in request.track(all_groups(request.layer_sets), "Decomposing the layers"):
-            problem = request.problems[group.name]
-            candidates[group.name] = request.size_spec.method.candidates(problem.weight, problem.stats)
+            own = {}
+            for matrix in group.matrices:
+                problem = request.problems[matrix.name]
+                own[matrix.name] = request.size_spec.method.candidates(problem.weight, problem.stats)
+            candidates |= own
+            candidates[group.name] = add_candidates(list(own.values()))
         if request.size_spec.currency != "bytes":
             # In other currencies the uniform plan has another cost, so the two plans cannot be compared.
             return _spend_budget(request, candidates, {})
@@ -248,8 +266,8 @@ def _spend_budget(request: AllocationRequest, candidates: CandidatesByGroup, fac
         pricing = LatencyPricing(request.lm, size_spec.workload, request.problems, request.track)
     factor_of = {group.name: factors.get(block_name(group), 1.0) for group in all_groups(request.layer_sets)}
     corrected = {
-        name: Candidates(tuple(replace(option, loss=option.loss * factor_of[name]) for option in options.all))
-        for name, options in candidates.items()
+        name: Candidates(tuple(replace(option, loss=option.loss * factor) for option in candidates[name].all))
+        for name, factor in factor_of.items()
     }
     chosen: dict[str, Candidate] = {}
     for keep, layer_sets in split_budget(size_spec.keep, request.layer_sets):

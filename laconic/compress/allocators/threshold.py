@@ -25,8 +25,8 @@ from laconic.calibrate.passes import Profile, evaluating, profile
 from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator
 from laconic.compress.checks import SizeSpec
 from laconic.compress.kl_metric import KLMetric
+from laconic.compress.replacing import replace_layers, solve_matrices
 from laconic.compress.solve_groups import SolveGroup
-from laconic.compress.solving import finite_weight, replace_layers
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
 from laconic.model import Batch, LanguageModel
@@ -86,7 +86,9 @@ def allot_error(error: float, groups: Sequence[SolveGroup], profile: Profile) ->
     Returns:
         The part of each group, by name.
     """
-    times = {group.name: sum(profile.layers[site.name].share for site in group.sites) for group in groups}
+    times = {
+        group.name: sum(profile.layers[name].share for name in {site.unit for site in group.sites}) for group in groups
+    }
     whole = sum(times.values())
     return {name: error * time / whole if whole else error / len(groups) for name, time in times.items()}
 
@@ -120,7 +122,7 @@ def search_sizes(
             allowed += parts[group.name]
             # The distinct sizes on the grid, smallest first.
             sizes = list(dict.fromkeys(method.with_keep(keep, group.shape, lm.dtype) for keep in GRID))
-            plan[group.name] = trial.shrink(group, sizes, problems[group.name], allowed)
+            plan[group.name] = trial.shrink(group, sizes, problems, allowed)
     return plan
 
 
@@ -131,14 +133,16 @@ class _Trial:
         self._trial = replace(lm, model=deepcopy(lm.model))
         self._metric = KLMetric(lm, batches)
 
-    def shrink(self, group: SolveGroup, sizes: Sequence[Method], problem: Problem, allowed: float) -> Method | None:
+    def shrink(
+        self, group: SolveGroup, sizes: Sequence[Method], problems: Mapping[str, Problem], allowed: float
+    ) -> Method | None:
         """Replace `group` by the smallest of `sizes` with an error of at most `allowed`; None if it stays dense."""
         chosen, layers = None, self._layers(group)
-        low, high, weight = 0, len(sizes), finite_weight(self._trial, group, problem)
+        low, high = 0, len(sizes)
         while low < high:
             middle = (low + high) // 2
-            whole = sizes[middle].compress(weight, problem.stats)
-            smaller = replace_layers(self._trial, group, whole, problem) is not None
+            wholes = solve_matrices(self._trial, group, sizes[middle], problems)
+            smaller = replace_layers(self._trial, group, wholes, problems) is not None
             if smaller and self._metric(self._trial) <= allowed:
                 chosen, layers, high = sizes[middle], self._layers(group), middle
             else:
@@ -148,4 +152,4 @@ class _Trial:
         return chosen
 
     def _layers(self, group: SolveGroup) -> dict[str, nn.Module]:
-        return {name: self._trial.model.get_submodule(name) for site in group.sites for name in site.names}
+        return {path: layer for site in group.sites for path, layer in self._trial.modules_of(site).items()}

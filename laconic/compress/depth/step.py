@@ -24,7 +24,7 @@ from laconic.compress.depth.cuts import (
 from laconic.compress.depth.fitting import find_map_place
 from laconic.compress.depth.selection import BY_PLACE, MEASURED, Select, Selection
 from laconic.compress.depth.trial import Replacement, Trial, check_maps, check_places, drop_cuts, make_fitter
-from laconic.compress.solving import check_weight
+from laconic.compress.replacing import check_weight
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, unknown
 from laconic.model import LanguageModel

@@ -1,0 +1,277 @@
+"""Choose which experts of a mixture stay, and remove the others.
+
+`reap` ranks experts by router-weighted expert activation (REAP; M. Lasby et al., "REAP the Experts: Why Pruning
+Prevails for One-Shot MoE Compression", arXiv 2510.13999, equation 9):
+
+    S_e = mean over the tokens x that the router sends to e of  w_e(x) · ‖f_e(x)‖₂
+
+with the weight w_e(x) of the router and the output f_e(x) of the expert before that weight. `frequency` counts the
+tokens that the router sends to an expert. `random` is a baseline.
+
+One forward pass over the data measures both, without gradients. Padding does not count.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from laconic import processes
+from laconic.calibrate import Calibration
+from laconic.calibrate.collation import to_device
+from laconic.calibrate.passes import evaluating
+from laconic.calibrate.recorder import token_rows
+from laconic.compress.step import Outcome
+from laconic.errors import UserError
+from laconic.model import InputTokens, LanguageModel, predict
+from laconic.model.mixture import Mixture, check_removable, count_kept, find_mixtures, keep_experts
+from laconic.numerics.moments import check_finite
+
+ExpertImportance = Literal["reap", "frequency", "random"]
+
+MEASURED: frozenset[ExpertImportance] = frozenset({"reap", "frequency"})
+"""The importances that need calibration data."""
+
+
+def check_expert_options(experts: float | None, importance: ExpertImportance, seed: int, ranking: str | None) -> None:
+    """Raise UserError if parameters of the step contradict each other; the arguments are those of `Narrow`."""
+    if experts is None and importance != "reap":
+        raise UserError("expert_importance must be left out without experts, because it ranks only experts.")
+    if seed and importance != "random":
+        raise UserError("seed must be left out without expert_importance: random, because nothing else is drawn.")
+    if experts is not None and ranking == "global":
+        raise UserError(
+            "ranking must be local or left out with experts, because the configuration of a model has one number of "
+            "experts for all blocks."
+        )
+
+
+@dataclass
+class ExpertActivity:
+    """The use of the experts of one block, summed over tokens.
+
+    Args:
+        tokens: the number of tokens that the router sends to each expert, (experts,).
+        weighted: Σ w_e(x) · ‖f_e(x)‖₂ over these tokens, (experts,).
+    """
+
+    tokens: Float[Tensor, " experts"]
+    weighted: Float[Tensor, " experts"]
+
+    @property
+    def saliency(self) -> Float[Tensor, " experts"]:
+        """The mean of w_e(x) · ‖f_e(x)‖₂ over the tokens of each expert; 0 for an expert without tokens."""
+        return self.weighted / self.tokens.clamp(min=1)
+
+
+def measure_experts(lm: LanguageModel, data: Calibration) -> dict[str, ExpertActivity]:
+    """Run every batch forward and measure how much each expert contributes.
+
+    Args:
+        lm: the model; it is in eval mode during the call.
+        data: the calibration data.
+
+    Returns:
+        The activity of the experts of each block, by `Mixture.path`.
+
+    Raises:
+        UserError: there is no batch, or outputs of experts are not finite.
+    """
+    if not data.batches:
+        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+    mixtures = find_mixtures(lm.model)
+    found = {
+        mixture.path: ExpertActivity(*torch.zeros(2, mixture.count, dtype=torch.float64, device=lm.device))
+        for mixture in mixtures
+    }
+    with processes.sync_errors(), evaluating(lm), torch.no_grad():
+        for batch, _ in data.share("Measuring the experts"):
+            inputs = to_device(batch, lm.device)
+            with _watch(mixtures, found, inputs["attention_mask"].bool()):
+                predict(lm, inputs)
+    for path, activity in found.items():
+        activity.tokens = processes.all_reduce_sum(activity.tokens)
+        activity.weighted = processes.all_reduce_sum(activity.weighted)
+        check_finite(activity.weighted, f"The outputs of '{path}' are not finite; check the model and the data.")
+    return found
+
+
+@contextmanager
+def _watch(
+    mixtures: Sequence[Mixture], found: Mapping[str, ExpertActivity], mask: Bool[Tensor, "rows tokens"]
+) -> Iterator[None]:
+    """Within the context every call of the experts adds to their activity."""
+    with ExitStack() as hooks:
+        for mixture in mixtures:
+            watch = _Watch(found[mixture.path], mask)
+            hooks.callback(mixture.experts.register_forward_pre_hook(watch.on_call).remove)
+            hooks.callback(mixture.experts.register_forward_hook(watch.on_return).remove)
+        yield
+
+
+class _Watch:
+    """Hooks that have the experts return f_e(x) of each pair of a token and an expert, and sum these themselves.
+
+    A module of experts returns only the sum Σ w_e(x) f_e(x). If each pair is a token of its own, with one expert and
+    the weight 1, the module computes f_e(x) in the same grouped products.
+    """
+
+    def __init__(self, activity: ExpertActivity, mask: Bool[Tensor, "rows tokens"]) -> None:
+        self._activity, self._mask = activity, mask
+        self._index = self._weights = torch.empty(0)
+
+    def on_call(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, self._index, self._weights = args
+        pairs = self._index.reshape(-1, 1)
+        return (
+            hidden.repeat_interleave(self._index.shape[1], dim=0),
+            pairs,
+            torch.ones_like(self._weights).view_as(pairs),
+        )
+
+    def on_return(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        outputs = output.view(*self._index.shape, -1)
+        counted = token_rows(self._index.shape[:1], InputTokens.EITHER, False, self._mask, self._mask).counted.flatten()
+        index = self._index[counted].flatten()
+        norms = outputs[counted].double().norm(dim=-1) * self._weights[counted]
+        self._activity.tokens.index_add_(0, index, torch.ones_like(norms).flatten())
+        self._activity.weighted.index_add_(0, index, norms.flatten())
+        return (outputs * self._weights[..., None]).sum(1).to(output.dtype)
+
+
+def score_experts(
+    lm: LanguageModel, data: Calibration | None, importance: ExpertImportance, seed: int
+) -> dict[str, Float[Tensor, " experts"]]:
+    """Score the experts of every block; those with the lowest scores are removed.
+
+    Args:
+        lm: the model.
+        data: the calibration data; used by `reap` and `frequency`.
+        importance: how experts are ranked.
+        seed: seed of `random`.
+
+    Returns:
+        Scores by `Mixture.path`.
+    """
+    if importance == "random":
+        return {mixture.path: _random_scores(mixture, seed) for mixture in find_mixtures(lm.model)}
+    if data is None:
+        raise UserError("The step 'narrow' needs calibration data; name a source of it.")
+    measured = measure_experts(lm, data)
+    return {path: each.saliency if importance == "reap" else each.tokens for path, each in measured.items()}
+
+
+def _random_scores(mixture: Mixture, seed: int) -> Float[Tensor, " experts"]:
+    # The path makes blocks differ, and a block keeps its scores if others are dropped before it.
+    digest = sha256(f"{seed} {mixture.path}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+    return torch.rand(mixture.count, generator=generator)
+
+
+def choose_experts(scores: Float[Tensor, " experts"], kept: int, groups: int = 1) -> list[int]:
+    """Return the numbers of the experts with the highest scores, ascending; of equal ones the first.
+
+    Args:
+        scores: one score for each expert.
+        kept: the number of experts that stay.
+        groups: the number of groups of consecutive experts, each of which keeps the same number.
+
+    Example:
+        >>> choose_experts(torch.tensor([4.0, 1.0, 2.0, 3.0]), 2)
+        [0, 3]
+        >>> choose_experts(torch.tensor([4.0, 1.0, 2.0, 3.0, 6.0, 5.0]), 2, groups=2)
+        [0, 4]
+    """
+    best = scores.view(groups, -1).argsort(dim=1, descending=True, stable=True)[:, : kept // groups].sort(dim=1).values
+    first = torch.arange(groups, device=best.device)[:, None] * (len(scores) // groups)
+    return (best + first).flatten().tolist()
+
+
+@dataclass(frozen=True)
+class RemovedExperts:
+    """The record of a removal of experts.
+
+    Args:
+        kept: the numbers of the experts that stay, by `Mixture.path`.
+        per_token: the number of experts that read a token afterwards.
+        before: bytes of the experts of each block before the removal.
+        after: the same after it.
+    """
+
+    kept: Mapping[str, list[int]]
+    per_token: int
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+
+    def add_to(self, outcome: Outcome) -> Outcome:
+        """Return the record of a step with this removal added."""
+        found = {"experts": {"kept": dict(self.kept), "per_token": self.per_token}}
+        return replace(
+            outcome,
+            before={**outcome.before, **self.before},
+            after={**outcome.after, **self.after},
+            found={**outcome.found, **found},
+        )
+
+
+@dataclass(frozen=True)
+class ExpertRemoval:
+    """Remove the experts with the lowest scores from every block, equally many from each.
+
+    Args:
+        keep: the fraction of the experts that stays, in (0, 1).
+        importance: how experts are ranked.
+        seed: seed of `random`.
+    """
+
+    keep: float
+    importance: ExpertImportance
+    seed: int
+
+    @property
+    def needs_data(self) -> bool:
+        """True if `apply` needs calibration data."""
+        return self.importance in MEASURED
+
+    def check(self, lm: LanguageModel) -> None:
+        """Raise UserError if experts of `lm`, whose weights need not be loaded, cannot be removed."""
+        check_removable(lm, self.keep)
+
+    def dry_run(self, lm: LanguageModel) -> None:
+        """Remove all but the first experts of each group, to give a model without weights its later structure."""
+        keep_experts(
+            lm,
+            {
+                mixture.path: choose_experts(torch.zeros(mixture.count), count_kept(mixture, self.keep), mixture.groups)
+                for mixture in find_mixtures(lm.model)
+            },
+        )
+
+    def apply(self, lm: LanguageModel, data: Calibration | None) -> RemovedExperts:
+        """Choose and remove the experts.
+
+        Args:
+            lm: the model, changed in place; it has passed `check`.
+            data: the calibration data; None if `needs_data` is False.
+        """
+        before = _experts_nbytes(lm)
+        scores = score_experts(lm, data, self.importance, self.seed)
+        kept = {
+            mixture.path: choose_experts(scores[mixture.path], count_kept(mixture, self.keep), mixture.groups)
+            for mixture in find_mixtures(lm.model)
+        }
+        keep_experts(lm, kept)
+        return RemovedExperts(kept, find_mixtures(lm.model)[0].per_token, before, _experts_nbytes(lm))
+
+
+def _experts_nbytes(lm: LanguageModel) -> dict[str, int]:
+    """Bytes on disk of the experts of each block, by `Mixture.path`."""
+    return {
+        mixture.path: sum(parameter.numel() for parameter in mixture.experts.parameters()) * lm.dtype.itemsize
+        for mixture in find_mixtures(lm.model)
+    }

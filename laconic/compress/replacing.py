@@ -1,0 +1,174 @@
+"""Solve the matrices of a group of layers, and replace the layers by the solutions."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from laconic.calibrate import Problem
+from laconic.compress.solve_groups import SolveGroup
+from laconic.formats import Format, LowRank, split_rows
+from laconic.formats.expert_stacks import empty_stack, stack_formats
+from laconic.methods import Method
+from laconic.model import LanguageModel
+from laconic.numerics.moments import check_finite
+
+
+def finite_weight(lm: LanguageModel, group: SolveGroup, problem: Problem) -> Float[Tensor, "out in"]:
+    """Return the weight of a problem in the dtype that the model is stored in.
+
+    Args:
+        lm: the model.
+        group: the layers, for their name in the error.
+        problem: the problem of the group.
+
+    Raises:
+        UserError: a weight is NaN or infinite.
+    """
+    weight = problem.weight.to(lm.dtype)
+    check_weight(group.name, weight)
+    return weight
+
+
+def check_weight(name: str, weight: Tensor) -> None:
+    """Raise UserError if a weight of the layer or parameter `name` is NaN or infinite."""
+    check_finite(weight, f"The weights of '{name}' are not finite; use a checkpoint without NaN and infinity.")
+
+
+def solve_matrices(
+    lm: LanguageModel, group: SolveGroup, method: Method, problems: Mapping[str, Problem]
+) -> Iterator[Format]:
+    """Compress each matrix of a group, one after another.
+
+    Args:
+        lm: the model.
+        group: the group.
+        method: the method with its size.
+        problems: the problem of each matrix, by name.
+
+    Raises:
+        UserError: a weight is NaN or infinite.
+    """
+    for matrix in group.matrices:
+        problem = problems[matrix.name]
+        yield method.compress(finite_weight(lm, matrix, problem), problem.stats)
+
+
+def replace_layers(
+    lm: LanguageModel, group: SolveGroup, wholes: Iterable[Format], problems: Mapping[str, Problem]
+) -> dict[str, int] | None:
+    """Replace the layers of a group by their compressed form.
+
+    Args:
+        lm: the model, changed in place.
+        group: the layers to replace.
+        wholes: the compressed matrices of the group: one of all layers, (Σ out, in), or that of each expert. Each is
+            copied before the next one is taken, so that those of a stack need not exist together.
+        problems: the problems that were solved, by the name of the matrix; if one has means, the biases are adjusted to
+            remove the mean error.
+
+    Returns:
+        The bytes of each layer, or of the stack, afterwards. None if nothing was replaced, because the result is
+        neither smaller than the present one nor has more zeros.
+    """
+    solutions = zip(group.matrices, wholes, strict=True)
+    if group.stack is not None:
+        return _replace_stack(lm, group, solutions, problems)
+    ((_, whole),) = solutions
+    nonzero = _nonzero_in(whole, group)
+    if whole.nbytes() >= _stored_nbytes(lm, group) and nonzero >= _nonzero_count(group):
+        return None
+    formats = _split_format(whole, group)
+    bias = _unbiased(whole, problems[group.name])
+    biases = [None] * len(group.sites) if bias is None else bias.split(group.rows)
+    sizes = {site.name: format.nbytes() for site, format in zip(group.sites, formats, strict=True)}
+    for site, format, site_bias in zip(group.sites, formats, biases, strict=True):
+        lm.replace(site, format, site_bias)
+    return sizes
+
+
+def _replace_stack(
+    lm: LanguageModel,
+    group: SolveGroup,
+    solutions: Iterable[tuple[SolveGroup, Format]],
+    problems: Mapping[str, Problem],
+) -> dict[str, int] | None:
+    nonzero, biases = 0, list[Tensor]()
+
+    def take() -> Iterator[Format]:
+        nonlocal nonzero
+        for matrix, whole in solutions:
+            nonzero += _nonzero_in(whole, matrix)
+            bias = _unbiased(whole, problems[matrix.name])
+            if bias is not None:
+                biases.append(bias)
+            yield whole
+
+    stack = stack_formats(take(), group.count)
+    nbytes = stack.nbytes()
+    if nbytes >= _stored_nbytes(lm, group) and nonzero >= _nonzero_count(group):
+        return None
+    lm.replace_stack(group.name, stack, torch.stack(biases) if biases else None)
+    return {group.name: nbytes}
+
+
+def _nonzero_in(whole: Format, group: SolveGroup) -> int:
+    return group.numel if whole.support is None else int(whole.support.count_nonzero())
+
+
+@torch.no_grad()
+def _unbiased(whole: Format, problem: Problem) -> Float[Tensor, " out"] | None:
+    """The bias that removes the mean error; None if the bias is not adjusted."""
+    # The factors are stored rounded but multiplied in float32, so the bias is computed from the same product.
+    bias = None if problem.means is None else problem.bias(deepcopy(whole).float().dense())
+    return None if bias is None else bias.float()
+
+
+def put_empty_format(lm: LanguageModel, group: SolveGroup, method: Method) -> None:
+    """Replace the layers of a group in a model without weights, under the same condition as `replace_layers`.
+
+    Args:
+        lm: the model on the meta device, changed in place.
+        group: the layers to replace.
+        method: the method with its size.
+    """
+    rows, columns = group.shape
+    # Earlier pruning may have left different numbers of weights to the experts; their stack has room for the most.
+    nonzero = max(_nonzero_count(matrix) for matrix in group.matrices)
+    whole = method.meta_format(group.shape, nonzero if nonzero < rows * columns else None).to(lm.dtype)
+    remaining = rows * columns if whole.support is None else whole.count
+    if group.stack is not None:
+        stack = empty_stack(whole, group.count)
+        if stack.nbytes() < _stored_nbytes(lm, group) or remaining < nonzero:
+            lm.replace_stack(group.name, stack)
+        return
+    if whole.nbytes() >= _stored_nbytes(lm, group) and remaining >= nonzero:
+        return
+    for site, format in zip(group.sites, _split_format(whole, group), strict=True):
+        lm.replace(site, format)
+
+
+def _stored_nbytes(lm: LanguageModel, group: SolveGroup) -> int:
+    """Stored bytes of the group's present layers."""
+    first = group.sites[0]
+    if group.stack is not None and first.stack is not None:
+        return first.stack.nbytes_in(lm.dtype)
+    return sum(lm.site_nbytes(site) for site in group.sites)
+
+
+def _nonzero_count(group: SolveGroup) -> int:
+    """Number of weights that no earlier step has pruned."""
+    modules = [(site.module, site.shape) for site in group.sites]
+    return sum(
+        module.count if isinstance(module, Format) and module.support is not None else shape[0] * shape[1]
+        for module, shape in modules
+    )
+
+
+def _split_format(whole: Format, group: SolveGroup) -> tuple[Format, ...]:
+    if len(group.sites) == 1:
+        return (whole,)
+    assert isinstance(whole, LowRank), "only methods that make an input factor are given several matrices"
+    return split_rows(whole, group.rows)
