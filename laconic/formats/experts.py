@@ -107,6 +107,11 @@ class ExpertStack(nn.Module, ABC):
         """Set the biases (experts, out) to a copy of `bias`; None removes them."""
         self.bias = copy_bias(bias)
 
+    @property
+    def count(self) -> int:
+        """The number of stored weights of all experts, for a stack that stores each matrix as a whole."""
+        return self.experts * self.out_features * self.in_features
+
     @abstractmethod
     def nbytes(self) -> int:
         """Bytes on disk of all matrices in the present dtype, without the biases."""

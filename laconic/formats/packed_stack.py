@@ -175,6 +175,15 @@ class PackedStack(ExpertStack):
         """Bytes in memory that the called kernels keep in addition to the codes."""
         return sum(slice.kernel_nbytes for slice in self._slices.made)
 
+    @property
+    def count(self) -> int:
+        kept = self.packed.get("kept_bits")
+        if kept is None:
+            return super().count
+        if kept.is_meta:
+            return self.experts * self.matrix["kept"]
+        return sum(slice.count for slice in self._slices.of(self))
+
     def nbytes(self) -> int:
         return sum(tensor.numel() for tensor in self.packed.values())
 

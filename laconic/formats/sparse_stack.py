@@ -93,7 +93,12 @@ class SparseStack(ExpertStack):
     def slice(self, index: int) -> Sparse:
         assert self.weight is not None, "a packed stack must be unpacked first"
         assert self.mask is not None
-        layer = Sparse.from_dense(self.weight.detach()[index], self.mask[index], self.pattern)
+        if self.mask.is_meta:
+            layer = self._codec()
+            layer.unpack()
+            layer = layer.to(self.weight.dtype)
+        else:
+            layer = Sparse.from_dense(self.weight.detach()[index], self.mask[index], self.pattern)
         layer.set_bias(None if self.bias is None else self.bias.detach()[index])
         return layer
 
@@ -176,6 +181,10 @@ class SparseStack(ExpertStack):
             state_dict[prefix + WEIGHT] = weight
 
     @property
+    def count(self) -> int:
+        return self.experts * self.kept if self.mask is None or self.mask.is_meta else int(self.mask.count_nonzero())
+
+    @property
     def packed_names(self) -> tuple[str, ...]:
         return VALUES, BITS
 
@@ -185,7 +194,12 @@ class SparseStack(ExpertStack):
         return self.nbytes_in(stored.dtype)
 
     def nbytes_in(self, dtype: torch.dtype) -> int:
-        return self.experts * (self.kept * dtype.itemsize + self._codec().index_nbytes)
+        return self.experts * self.kept * dtype.itemsize + self.index_nbytes
+
+    @property
+    def index_nbytes(self) -> int:
+        """Bytes on disk of the positions of the kept weights."""
+        return self.experts * self._codec().index_nbytes
 
     def macs(self) -> int:
         # A dense product includes the zeros.

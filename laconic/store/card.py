@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from laconic.errors import DISTRIBUTION
-from laconic.formats import Format, LinearReplacement
+from laconic.formats import DenseExpertStack, ExpertStack, Format, LinearReplacement
 from laconic.markdown import code, plain
 from laconic.model.embedding import Pipeline
 from laconic.model.stock import build_stock
@@ -75,7 +75,11 @@ def _front_matter(model: PreTrainedModel, source: str, pipeline: Pipeline | None
 
 
 def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Iterator[str]:
-    formats = {name: module for name, module in model.named_modules() if isinstance(module, Format)}
+    formats = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (Format, ExpertStack)) and not isinstance(module, DenseExpertStack)
+    }
     stock_model = build_stock(model)
     shapes = changed_shapes(model, stock_model)
     yield f"Weights: {nbytes:,} bytes in {str(model.dtype).removeprefix('torch.')}."
@@ -111,12 +115,13 @@ def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Ite
     yield "```"
 
 
-def _format_lines(formats: Mapping[str, Format]) -> Iterator[str]:
-    """A sentence about all compressed matrices, and a table with one row for each."""
+def _format_lines(formats: Mapping[str, Format | ExpertStack]) -> Iterator[str]:
+    """A sentence about all compressed matrices, and a table with one row for each matrix or stack of experts."""
     outer = [format for name, format in formats.items() if not any(name.startswith(f"{other}.") for other in formats)]
     nbytes, dense_nbytes = sum(format.nbytes() for format in outer), sum(map(_dense_nbytes, outer))
+    matrices = sum(format.experts if isinstance(format, ExpertStack) else 1 for format in outer)
     yield (
-        f"{len(outer)} matrices are compressed, from {dense_nbytes:,} to {nbytes:,} bytes "
+        f"{matrices} matrices are compressed, from {dense_nbytes:,} to {nbytes:,} bytes "
         f"({nbytes / dense_nbytes:.1%} of their dense size)."
     )
     yield ""
@@ -125,16 +130,18 @@ def _format_lines(formats: Mapping[str, Format]) -> Iterator[str]:
     yield "| layer | format | shape | bytes | of dense |"
     yield "|---|---|---|---:|---:|"
     for name, format in formats.items():
-        rows, columns = format.shape
-        size = f"{rows} × {columns} | {format.nbytes():,} | {format.nbytes() / _dense_nbytes(format):.1%}"
+        sizes = (*((format.experts,) if isinstance(format, ExpertStack) else ()), *format.shape)
+        shape, part = " × ".join(map(str, sizes)), format.nbytes() / _dense_nbytes(format)
+        size = f"{shape} | {format.nbytes():,} | {part:.1%}"
         yield f"| {code(name, in_table=True)} | {format.kind} | {size} |"
     yield ""
     yield "</details>"
     yield ""
 
 
-def _dense_nbytes(format: Format) -> int:
-    return format.shape[0] * format.shape[1] * format.weight.element_size()
+def _dense_nbytes(format: Format | ExpertStack) -> int:
+    matrices, one = (format.experts, format.slice(0)) if isinstance(format, ExpertStack) else (1, format)
+    return matrices * format.shape[0] * format.shape[1] * one.weight.element_size()
 
 
 def _resized_lines(model: PreTrainedModel, stock_model: PreTrainedModel, names: list[str]) -> Iterator[str]:

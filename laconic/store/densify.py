@@ -22,6 +22,7 @@ from laconic.model.prunable_group import prunable_groups
 from laconic.model.stock import build_empty, build_stock
 from laconic.model.task import check_pretrained
 from laconic.model.width import EMPTY, empty_linear, keep_parts, resize_linear
+from laconic.store.expert_layers import densify_experts
 from laconic.store.shapes import MAPPED, changed_shapes
 from laconic.store.structure import outermost_formats
 
@@ -62,7 +63,7 @@ def detach_quantizer(model: PreTrainedModel) -> None:
 
 
 def densify(model: PreTrainedModel) -> None:
-    """Replace each format by a dense layer, and restore the shapes of the stock class, in place.
+    """Replace formats and layers of experts by dense modules, and restore the shapes of the stock class, in place.
 
     Raises:
         UserError: a layer has a shape or a bias that the stock class cannot have.
@@ -74,6 +75,7 @@ def densify(model: PreTrainedModel) -> None:
         for path, layer in zip(paths, layers, strict=True):
             layer.weight = layers[0].weight
             model.set_submodule(path, layer.train(model.training))
+    densify_experts(model, plain)
     _restore_widths(model, plain)
     _restore_ties(model, plain)
 

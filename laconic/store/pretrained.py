@@ -10,6 +10,7 @@ from laconic.model import LanguageModel, load_empty
 from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.checkpoints.fit import check_report
 from laconic.store.densify import detach_quantizer
+from laconic.store.expert_layers import is_placeholder
 from laconic.store.quantizer import NAME, VERSION, LaconicConfig, LaconicQuantizer
 from laconic.store.structure import describe, rebuild, unpack_formats
 
@@ -63,6 +64,7 @@ def check_load(model: PreTrainedModel) -> None:
 
     def adjust_and_check(report: Any) -> None:
         del vars(model)[hook]
+        report.unexpected_keys = {name for name in report.unexpected_keys if not is_placeholder(model, name)}
         adjust(report)
         # A model on the meta device has no weights, so that all of them are missing.
         if all(tensor.is_meta for tensor in model.parameters()):

@@ -91,8 +91,10 @@ class LaconicQuantizer(HfQuantizer):
     # transformers saves the first item as the state dict, unless it is None.
     def get_state_dict_and_metadata(self, model: "PreTrainedModel") -> Any:
         """Update the structure in the configuration, and return the tensors to save. Saving begins with this call."""
+        from laconic.store.expert_layers import store_stacks_as_they_are
         from laconic.store.structure import describe, stored_tensors
 
+        store_stacks_as_they_are(model)
         if structure := describe(model):
             model.config.quantization_config = LaconicConfig(structure, VERSION)
         else:

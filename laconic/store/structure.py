@@ -2,7 +2,8 @@
 
 A structure maps the dotted path of a module to `{"kind": ..., **spec}`. `"aliases"` lists the other paths of a format
 that occurs in several places (tied word embeddings). `"source"` is the path of the format whose input factor it shares.
-An entry describes a format or a changed shape (`laconic.store.shapes`).
+An entry describes a format, the compressed matrices of all experts of a layer, that layer
+(`laconic.store.expert_layers`), or a changed shape (`laconic.store.shapes`).
 
 The `per_layer_config` of transformers is not used: it is for configuration attributes that differ by layer, and formats
 are not attributes of the configuration.
@@ -17,13 +18,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, quote, reason_of
-from laconic.formats import FORMATS, Format, PackedEmbedding
+from laconic.formats import FORMATS, DenseExpertStack, ExpertStack, Format, PackedEmbedding
+from laconic.formats.expert_stacks import STACKS
 from laconic.model.enumeration import tie, untie
 from laconic.model.site import has_module
 from laconic.model.stock import MODEL_ERRORS, build_stock, copy_attention_type, differences, modules_by_path
+from laconic.store.expert_layers import EXPERTS, find_expert_layers, insert_expert_layer, placeholders
 from laconic.store.shapes import ATTRIBUTES, MAPPED, RESIZED, apply_shape, changed_shapes
 
 Structure = Mapping[str, Mapping[str, Any]]
+Replacement = Format | ExpertStack
+"""A module in place of a layer, or of a matrix of every expert."""
 REMEDY = "take the config.json that was saved with the weights"
 
 
@@ -74,14 +79,14 @@ def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
 
 
 def format_entries(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """The entry of each format in `model`, by the first path of the format."""
+    """The entry of each format in `model`, by the first path of the format, and of the layers and stacks of experts."""
     paths = _format_paths(model)
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {name: {"kind": EXPERTS} for name in find_expert_layers(model)}
     for format, (name, *aliases) in paths.items():
         entry = entries[name] = {"kind": format.kind, **format.spec()}
         if aliases:
             entry["aliases"] = aliases
-        if format.source is not None:
+        if isinstance(format, Format) and format.source is not None:
             entry["source"] = paths[format.source][0]
     return entries
 
@@ -91,7 +96,9 @@ def outermost_formats(model: PreTrainedModel) -> dict[Format, list[str]]:
     paths = _format_paths(model)
     every = {path for names in paths.values() for path in names}
     return {
-        format: names for format, names in paths.items() if not any(names[0].startswith(f"{other}.") for other in every)
+        format: names
+        for format, names in paths.items()
+        if isinstance(format, Format) and not any(names[0].startswith(f"{other}.") for other in every)
     }
 
 
@@ -119,6 +126,8 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
             )
         if first is not None and entry.get("kind") in (RESIZED, ATTRIBUTES, MAPPED):
             apply_shape(model, first, name, entry)
+        elif first is not None and entry.get("kind") == EXPERTS:
+            insert_expert_layer(model, first, name)
         elif first is not None:
             _insert(model, _empty_format(name, entry), first, others)
     for name, entry in structure.items():
@@ -150,18 +159,19 @@ def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
         for alias in paths[1:]:
             for tensor in layer.packed_names:
                 del state[f"{alias}.{tensor}"]
-    return state
+    return state | placeholders(model)
 
 
-def _format_paths(model: PreTrainedModel) -> dict[Format, list[str]]:
-    paths: dict[Format, list[str]] = {}
+def _format_paths(model: PreTrainedModel) -> dict[Replacement, list[str]]:
+    paths: dict[Replacement, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Format):
+        # Dense stacks hold the parameters that the class has.
+        if isinstance(module, Replacement) and not isinstance(module, DenseExpertStack):
             paths.setdefault(module, []).append(name)
     return paths
 
 
-def _packed_layers(model: PreTrainedModel) -> dict[Format, list[str]]:
+def _packed_layers(model: PreTrainedModel) -> dict[Replacement, list[str]]:
     return {format: paths for format, paths in _format_paths(model).items() if format.packed_names}
 
 
@@ -185,7 +195,7 @@ def _connect(model: PreTrainedModel, name: str, source: str) -> None:
         reader.set_source(owner)
 
 
-def _insert(model: PreTrainedModel, format: Format, first: str, others: list[str]) -> None:
+def _insert(model: PreTrainedModel, format: Replacement, first: str, others: list[str]) -> None:
     paths = [first, *others]
     untie(model, set(paths))
     for path in paths:
@@ -193,13 +203,13 @@ def _insert(model: PreTrainedModel, format: Format, first: str, others: list[str
     tie(model, first, others)
 
 
-def _empty_format(name: str, entry: Mapping[str, Any]) -> Format:
-    kinds = {format.kind: format for format in FORMATS}
+def _empty_format(name: str, entry: Mapping[str, Any]) -> Replacement:
+    kinds: dict[str, type[Replacement]] = {format.kind: format for format in (*FORMATS, *STACKS)}
     kind = entry.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise UserError(
             f"The layer '{name}' is stored as {quote(kind)}, which this version of laconic does not know "
-            f"(it knows {', '.join(sorted((*kinds, RESIZED, ATTRIBUTES, MAPPED)))}); upgrade laconic."
+            f"(it knows {', '.join(sorted((*kinds, EXPERTS, RESIZED, ATTRIBUTES, MAPPED)))}); upgrade laconic."
         )
     spec = {key: value for key, value in entry.items() if key not in ("kind", "aliases", "source")}
     misfit = f"quantization_config.structure['{name}'] in config.json does not fit the kind '{kind}'"
