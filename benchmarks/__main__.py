@@ -4,6 +4,7 @@ import sys
 
 from benchmarks import (
     allocation,
+    architectures,
     bert_base,
     clipping,
     depth_quality,
@@ -42,6 +43,8 @@ from benchmarks import (
 BENCHMARKS = {
     "allocation": allocation.main,
     "allocation_tables": allocation.write_tables,
+    "architectures": architectures.main,
+    "architectures_tables": architectures.write_tables,
     "lowrank_quality": lowrank.main,
     "loss_prediction": loss_prediction.main,
     "latency": latency.main,
