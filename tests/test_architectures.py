@@ -45,7 +45,7 @@ def test_the_page_says_no_failure_and_gives_each_refusal_its_sentence() -> None:
 
 
 def test_a_sentence_is_numbered_once_and_states_are_counted() -> None:
-    refused = {"state": REFUSED, "sentence": "method: No; supported are bert.", "share": None}
+    refused = {"state": REFUSED, "sentence": "No.", "share": None}
     cells = {"rtn": {"state": PART, "sentence": "Dense.", "share": 0.368}, "heads": refused, "channels": refused}
     cells |= {"inspect": {"state": WORKS}, "experts": {"state": ABSENT}, "shorten": {"state": FAILED}}
     text = page({"A, b": {"cells": cells}}, [ModelClass("Group", "A, b", {})])
@@ -55,7 +55,7 @@ def test_a_sentence_is_numbered_once_and_states_are_counted() -> None:
 
 
 def test_sentences_lose_lists_of_other_architectures() -> None:
-    assert shorten("method: It cannot; supported are a, b; leave it out.") == "It cannot; leave it out."
+    assert shorten("method: 'bert' cannot; supported are a, b; leave 'it' out.") == "'…' cannot; leave 'it' out."
 
 
 def test_classes_are_chosen_by_glob_or_because_they_have_no_line() -> None:

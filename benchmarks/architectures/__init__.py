@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.architectures.cells import FAILED, OPERATIONS
 from benchmarks.architectures.classes import ModelClass, model_classes
-from benchmarks.architectures.page import page, summary
+from benchmarks.architectures.page import page, shorten, summary
 from benchmarks.architectures.processes import Results, run_classes
 from benchmarks.common import RESULTS
 from benchmarks.tables import ROOT, replace_between
@@ -49,8 +49,9 @@ def main(argv: Sequence[str]) -> None:
         finished = run_classes(chosen, options.operations, options.workers)
         for _, (model_class, results) in zip(track(chosen, "Sweeping"), finished, strict=True):
             previous = lines.get(model_class.label, {"cells": {}})["cells"]
-            lines[model_class.label] = {"class": model_class.label, "cells": previous | results}
             print_results(model_class, results)
+            cells = {name: {**cell, "sentence": shorten(cell["sentence"])} for name, cell in results.items()}
+            lines[model_class.label] = {"class": model_class.label, "cells": previous | cells}
             write_lines(lines, classes)
     print(f"{summary(lines.values()).strip()} {len(chosen)} were run in {time.perf_counter() - start:.0f} s.")
     write_page(lines, classes)

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
 from benchmarks.architectures.cells import ABSENT, FAILED, OPERATIONS, PART, REFUSED, WORKS
 from benchmarks.architectures.classes import ModelClass
 from laconic.markdown import plain
@@ -73,15 +75,16 @@ def _shown(cell: Mapping[str, Any] | None, label: str, sentences: Sentences) -> 
         return "yes"
     if cell["state"] == FAILED:
         return "**failed**"
-    number = sentences.number(shorten(cell["sentence"]))
+    number = sentences.number(cell["sentence"])
     return f"{cell['share']:.0%} [{number}]" if cell["state"] == PART else f"no [{number}]"
 
 
 def shorten(sentence: str) -> str:
-    """A refusal without the place in the arguments, and without the list of what is supported instead.
+    """A refusal without the place in the arguments, the name of the architecture, and the list of what is supported.
 
     Example:
         >>> shorten("method: The heads of 'bloom' cannot be removed; supported are bert, gpt2.")
-        "The heads of 'bloom' cannot be removed."
+        "The heads of '…' cannot be removed."
     """
-    return LISTS.sub("", sentence.removeprefix(PLACE))
+    unnamed = re.sub(r"'([\w.-]+)'", lambda found: "'…'" if found[1] in CONFIG_MAPPING else found[0], sentence)
+    return LISTS.sub("", unnamed.removeprefix(PLACE))

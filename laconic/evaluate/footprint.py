@@ -43,9 +43,11 @@ def count_macs(lm: LanguageModel, inputs: Batch) -> int:
     """
     counted = 0
 
-    def count(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
+    def count(module: nn.Module, args: tuple[Any, ...], output: Tensor | tuple[Any, ...]) -> None:
         nonlocal counted
-        counted += weight_macs(module) * output.shape[:-1].numel()
+        # Some routers are linear layers that return a tuple.
+        rows = output if isinstance(output, Tensor) else args[0]
+        counted += weight_macs(module) * rows.shape[:-1].numel()
 
     # A format with several paths gets a single hook; otherwise each call would be counted several times.
     hooks = [module.register_forward_hook(count) for module in dict.fromkeys(_outermost_layers(lm.model))]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from laconic.errors import UserError, reason_of
@@ -194,7 +194,21 @@ def run_model(lm: LanguageModel, batch: Batch, **options: bool) -> ModelOutput:
     caching = {"use_cache": False} if lm.task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ) else {}
     reset_attention_type(lm.model)
     with report_run_errors(lm, batch["input_ids"]):
-        return check_named(lm, lm.model(**inputs, **options, **caching))
+        output = check_named(lm, lm.model(**inputs, **options, **caching))
+    _detach_states(lm.model)
+    return output
+
+
+def _detach_states(model: nn.Module) -> None:
+    """Detach tensors that modules keep after a run, as the recurrent blocks of RecurrentGemma do.
+
+    A module with a tensor that has a graph cannot be copied, and a model is copied when it is saved.
+    """
+    for module in model.modules():
+        attributes = vars(module)
+        for name, value in attributes.items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                attributes[name] = value.detach()
 
 
 def gather_predictions(lm: LanguageModel, output: ModelOutput, batch: Batch) -> Predictions:

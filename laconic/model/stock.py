@@ -102,7 +102,19 @@ def build_empty(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTra
     # This choice is not saved; it selects one of several equivalent classes.
     loaded._attn_implementation = config._attn_implementation
     with torch.device("meta"):
-        return kind(loaded)
+        return move_to_meta(kind(loaded))
+
+
+def move_to_meta(model: PreTrainedModel) -> PreTrainedModel:
+    """Move the parameters that a class made on the CPU in spite of `torch.device("meta")`, and return the model.
+
+    `torch.FloatTensor(sizes)`, with which XLNet makes its projections, ignores the default device.
+    """
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_meta:
+                module.register_parameter(name, nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad))
+    return model
 
 
 def modules_by_path(model: nn.Module) -> dict[str, nn.Module]:

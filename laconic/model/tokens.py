@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import UserError
@@ -87,10 +89,8 @@ def check_decoder_start(lm: LanguageModel) -> None:
     """
     if lm.task is not ModelTask.SEQ2SEQ:
         return
-    # All encoder-decoders of transformers have this method.
-    shift: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]
     try:
-        shifted = shift(labels=torch.zeros(1, 1, dtype=torch.long))
+        shifted = shift_labels(lm.model, torch.zeros(1, 1, dtype=torch.long))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         missing = [name for name in SHIFT_TOKENS if not special_token_ids(lm.model.config, name)] or SHIFT_TOKENS
         raise UserError(
@@ -104,6 +104,25 @@ def check_decoder_start(lm: LanguageModel) -> None:
             f"embeddings for {size} tokens, 0 to {size - 1}; set decoder_start_token_id in config.json to the token "
             "that the model was trained with."
         )
+
+
+def shift_labels(model: PreTrainedModel, labels: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
+    """The inputs of a decoder that predicts `labels`: one token later, after the token that it begins with.
+
+    Args:
+        model: an encoder-decoder with a language modelling head.
+        labels: the token ids; −100 is replaced by the padding token.
+
+    Raises:
+        MODEL_ERRORS: the configuration lacks a special token.
+    """
+    own: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        return own(labels=labels)
+    # M2M100 and Blenderbot have no such method, and do the same inside their forward pass.
+    first, padding = (getattr(model.config, name) for name in SHIFT_TOKENS)
+    shifted = torch.cat((torch.full_like(labels[:, :1], first), labels[:, :-1]), dim=1)
+    return shifted.masked_fill(shifted == -100, padding)
 
 
 def _rows(embedding: Any, model: PreTrainedModel) -> int:

@@ -46,11 +46,13 @@ class Usage:
         called: the linears that ran, and all embeddings. If numbers choose among equal layers, such as experts, all of
             them are included.
         read: the matrices whose weight or bias was used by other code.
+        several: the linears that return more than one tensor.
     """
 
     matrices: frozenset[str]
     called: frozenset[str]
     read: frozenset[str]
+    several: frozenset[str] = frozenset()
 
     @property
     def uncalled(self) -> frozenset[str]:
@@ -61,6 +63,8 @@ class Usage:
         """The reason why the matrix at `path` cannot be compressed, as a clause; None if it can."""
         if path in self.read:
             return "other code of the model reads its weight directly, so a compressed layer cannot replace it"
+        if path in self.several:
+            return "its module returns more than the product, as the routers of some mixtures of experts do"
         if path in self.uncalled:
             return "the model does not call it for text"
         return None
@@ -153,6 +157,7 @@ class _Watch(TorchFunctionMode):
         # A word embedding may be used only through the embeddings of encoder and decoder that are tied to it.
         self.called = {name for name, module in self._matrices.items() if isinstance(module, nn.Embedding)}
         self.read: set[str] = set()
+        self.several: set[str] = set()
         self._running: list[nn.Module] = []
         self._owners: dict[int, list[str]] = {}
         for name, module in self._matrices.items():
@@ -162,7 +167,7 @@ class _Watch(TorchFunctionMode):
     @property
     def usage(self) -> Usage:
         """The usage that was recorded."""
-        return Usage(frozenset(self._matrices), frozenset(self.called), frozenset(self.read))
+        return self._usage_of(self.called)
 
     @property
     def usage_of_equals(self) -> Usage:
@@ -172,7 +177,10 @@ class _Watch(TorchFunctionMode):
         """
         patterns = {re.sub(r"\d+", "N", path) for path in self.called}
         called = {path for path in self._matrices if re.sub(r"\d+", "N", path) in patterns}
-        return Usage(frozenset(self._matrices), frozenset(called), frozenset(self.read))
+        return self._usage_of(called)
+
+    def _usage_of(self, called: set[str]) -> Usage:
+        return Usage(frozenset(self._matrices), frozenset(called), frozenset(self.read), frozenset(self.several))
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -183,7 +191,7 @@ class _Watch(TorchFunctionMode):
         handles = []
         for module, paths in names.items():
             handles.append(module.register_forward_pre_hook(self._start_hook(paths)))
-            handles.append(module.register_forward_hook(self._end_hook))
+            handles.append(module.register_forward_hook(self._end_hook(paths)))
         try:
             yield
         finally:
@@ -212,5 +220,10 @@ class _Watch(TorchFunctionMode):
 
         return hook
 
-    def _end_hook(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
-        self._running.pop()
+    def _end_hook(self, paths: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._running.pop()
+            if not isinstance(output, torch.Tensor):
+                self.several.update(paths)
+
+        return hook

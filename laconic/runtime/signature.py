@@ -14,6 +14,7 @@ from laconic.model import Batch, LanguageModel, ModelTask, global_token_mask
 from laconic.model.batch import CONTEXT_MASK, LABELS, POSITIONS
 from laconic.model.embedding import Pipeline
 from laconic.model.embedding_modules import ATTENTION_MASK, POOLING_MASK, SENTENCE
+from laconic.model.tokens import shift_labels
 
 STATES = "last_hidden_state"
 SEGMENTS, GLOBAL, TARGETS = "token_type_ids", "global_attention_mask", "decoder_input_ids"
@@ -142,6 +143,4 @@ def _decoder_inputs(lm: LanguageModel, batch: Mapping[str, Tensor]) -> Tensor:
     """The inputs of the decoder: the shifted labels, or the input tokens for a model without a head."""
     if lm.task is ModelTask.EMBEDDING:
         return batch["input_ids"]
-    # All encoder-decoders of transformers have this method.
-    shift: Any = lm.model.prepare_decoder_input_ids_from_labels  # type: ignore[union-attr]
-    return shift(labels=batch["labels"])
+    return shift_labels(lm.model, batch["labels"])

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from laconic.calibrate import Calibration
 from laconic.compress import Compress
 from laconic.errors import UserError
-from laconic.methods import Rtn, Svd
+from laconic.evaluate.footprint import count_macs
+from laconic.methods import KfacSvd, Rtn, Svd
 from laconic.model import LanguageModel, load
 from laconic.model.usage import trace_usage
 from laconic.store import save
@@ -33,6 +34,11 @@ MOBILE = {
     "intra_bottleneck_size": 16,
     "max_position_embeddings": 40,
 }
+
+MIXED = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 40, **SMALL,
+}  # fmt: skip
 
 # The model, and the ends of the paths of its linears that others read.
 READ: dict[str, tuple[Callable[[], PreTrainedModel], set[str]]] = {
@@ -156,6 +162,39 @@ def test_experts_that_zeros_did_not_choose_are_called() -> None:
     usage = trace_usage(hf.SwitchTransformersForConditionalGeneration(config))
     experts = set() if usage is None else {path for path in usage.matrices if "experts." in path}
     assert usage is not None and len(experts) == 2 * 2 * 4 * 2 // 2 and experts <= usage.called
+
+
+ROUTED = {
+    "phimoe": (
+        lambda: hf.PhimoeForCausalLM(hf.PhimoeConfig(**MIXED, num_local_experts=4, num_experts_per_tok=2)),
+        "mlp.router",
+    ),
+    "llama4": (
+        lambda: hf.Llama4ForCausalLM(
+            hf.Llama4TextConfig(
+                **MIXED, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=48, moe_layers=[0, 1],
+                attention_chunk_size=8,
+            )
+        ),
+        "feed_forward.router",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_a_router_that_is_a_linear_and_returns_a_tuple_is_no_site(name: str, tmp_path: Path) -> None:
+    build, router = ROUTED[name]
+    lm = LanguageModel.of(Architecture(name, build).model())
+    assert not [site.name for site in lm.sites(("all",)) if site.name.endswith(router)]
+    with pytest.raises(UserError, match=f"'model.layers.1.{router}' cannot be compressed: its module returns more"):
+        lm.sites((f"model.layers.1.{router}",))
+    assert any(parameter.name.endswith(f"{router}.weight") for parameter in lm.coverage(("blocks",)).dense)
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    Compress(method=KfacSvd(), keep=0.5, allow_dense=True).apply(lm, Calibration([batch]))
+    save(lm, tmp_path / name)
+    assert torch.allclose(outputs(load(str(tmp_path / name)).model), outputs(lm.model), atol=1e-6)
+    routers = [module for path, module in lm.model.named_modules() if path.endswith(router)]
+    assert count_macs(lm, batch) > sum(4 * module.weight.numel() for module in routers) > 0
 
 
 def test_the_same_class_and_configuration_are_run_once() -> None:

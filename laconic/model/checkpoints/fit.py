@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import CheckpointNotice, UserError, must_be, quote, reason_of
 from laconic.model.anatomy import find_entry
-from laconic.model.stock import MODEL_ERRORS, silence_transformers, text_config
+from laconic.model.stock import MODEL_ERRORS, move_to_meta, silence_transformers, text_config
 from laconic.model.task import find_auto_class
 from laconic.model.tokens import special_token_ids
 
@@ -53,7 +53,7 @@ def build_outline(config: PreTrainedConfig, source: str) -> PreTrainedModel:
         with torch.device("meta"), warnings.catch_warnings():
             # Tensors without elements raise an error below.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            outline: PreTrainedModel = auto_class.from_config(config, trust_remote_code=False)
+            outline = move_to_meta(auto_class.from_config(config, trust_remote_code=False))
     except MODEL_ERRORS as error:
         reason = _pad_beyond(config) or _unknown_value(config, error) or reason_of(error)
         raise UserError(f"{problem} {reason}; {remedy}") from error
