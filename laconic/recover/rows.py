@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 
 from laconic.calibrate import Calibration
@@ -17,7 +18,7 @@ from laconic.calibrate.collation import collate, to_device
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.calibrate.row import Row
 from laconic.errors import UserError, must_be
-from laconic.model import LanguageModel, predict
+from laconic.model import LanguageModel, ModelTask, predict
 from laconic.progress import Track
 
 MOST_SOFT_TARGETS = 2**26
@@ -147,8 +148,17 @@ def collate_rows(
     if teacher is not None:
         batch["teacher"] = collate(teacher, [row for row in theirs if row is not None])
         if soft_targets[0] is not None:
-            batch["soft_targets"] = torch.cat([values for values in soft_targets if values is not None])
+            found = [values for values in soft_targets if values is not None]
+            if teacher.task is ModelTask.QUESTION_ANSWERING:
+                tokens = batch["teacher"]["input_ids"].shape[-1]
+                found = [_fit_tokens(values, tokens) for values in found]
+            batch["soft_targets"] = torch.cat(found)
     return batch
+
+
+def _fit_tokens(values: Tensor, tokens: int) -> Tensor:
+    """Logits of the tokens of one row for a batch of `tokens` tokens: those of padding are −∞ in every batch."""
+    return functional.pad(values, (0, tokens - values.shape[-1]), value=-torch.inf)
 
 
 def split(data: Calibration, rows: int | None, held_out: int) -> tuple[Corpus, Corpus]:

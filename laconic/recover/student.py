@@ -20,19 +20,27 @@ from laconic.calibrate.passes import check_runs
 from laconic.compress import Outcome, Shorten, Step
 from laconic.errors import UserError, must_be, quote, reason_of, unknown
 from laconic.formats import Format
-from laconic.model import LanguageModel, load, load_empty
+from laconic.model import LanguageModel, ModelTask, load, load_empty
 from laconic.model.checkpoints.fit import check_layer_counts
 from laconic.model.embedding import Pipeline, adapt_width
-from laconic.model.layers import find_layers
 from laconic.model.loading import has_weights, load_config, load_pipeline, load_tokenizers
 from laconic.model.predictions import ModelRunError
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import find_auto_class
-from laconic.recover.student_init import classifier_class, copy_weights, corresponding_name, random_model, set_classes
+from laconic.recover.student_init import (
+    check_head,
+    copy_weights,
+    corresponding_name,
+    dropped_blocks,
+    new_head_task,
+    random_model,
+    set_head,
+)
 
 SINGLE_LABEL = "single_label_classification"
 IDENTITY = {"architectures", "dtype", "model_type", "quantization_config", "transformers_version", "_name_or_path"}
 """Fields of a configuration that identify the model or its storage and do not describe its architecture."""
+Head = Literal["classification", "token-classification", "question-answering", "multiple-choice"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[Number, ...]
@@ -53,6 +61,9 @@ class Student(Step):
             only a config.json.
         classes: a new head with random weights: the number of classes, 1 for a score, or the names of the classes in
             the order of the outputs. `finetune` then trains it.
+        head: task of the new head: `classification` of texts, `token-classification`, `question-answering` or
+            `multiple-choice`; the last two have no classes. None for the task of a model with classes, else
+            `classification`.
         problem_type: problem type of the new head: `single_label_classification`, `multi_label_classification` or
             `regression`.
         seed: seed of random weights.
@@ -76,6 +87,7 @@ class Student(Step):
     config: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
     classes: Annotated[int, Field(ge=1)] | Annotated[tuple[bool | int | str, ...], Field(min_length=1)] | None = None
+    head: Head | None = None
     problem_type: ProblemType | None = None
     seed: Number = 0
 
@@ -83,18 +95,22 @@ class Student(Step):
         names = self.classes if isinstance(self.classes, tuple) else ()
         if len(set(map(str, names))) < len(names):
             raise must_be("classes", "names that differ", join_names([*map(str, names)]))
+        check_head(self.head, self.classes)
+        if self.problem_type is not None and self.head not in (None, ModelTask.CLASSIFICATION):
+            raise must_be("problem_type", f"left out with the head {self.head}", self.problem_type)
         if self.problem_type is not None and self.classes is None:
             raise must_be("problem_type", "left out without classes, as the head does not change", self.problem_type)
         if self.problem_type == SINGLE_LABEL and (self.classes == 1 or len(names) == 1):
             raise must_be("problem_type", "another one for one class, which would always be right", SINGLE_LABEL)
-        is_described = self.blocks is not None or bool(self.config) or self.classes is not None
+        is_described = self.blocks is not None or bool(self.config) or self._has_new_head
         if self.model is not None and is_described:
             raise must_be(
-                "model", "left out with blocks, config or classes, which describe another student", self.model
+                "model", "left out with blocks, config, classes or head, which describe another student", self.model
             )
         if self.model is None and not is_described and self.weights == "blocks":
             raise UserError(
-                "The step 'student' has no description of the student: give blocks, config, classes, weights or model."
+                "The step 'student' has no description of the student: give blocks, config, classes, head, weights or "
+                "model."
             )
 
     @property
@@ -116,11 +132,15 @@ class Student(Step):
     @property
     def _has_random_weights(self) -> bool:
         """Whether any part of the student has random weights."""
-        return self._has_random_blocks or self.classes is not None
+        return self._has_random_blocks or self._has_new_head
+
+    @property
+    def _has_new_head(self) -> bool:
+        return self.classes is not None or self.head is not None
 
     @property
     def prepares(self) -> bool:
-        return self.classes is not None and self.blocks is None and not self._has_random_blocks
+        return self._has_new_head and self.blocks is None and not self._has_random_blocks
 
     def check(self, lm: LanguageModel) -> None:
         if self.model is not None:
@@ -139,7 +159,7 @@ class Student(Step):
                     "config", f"without {name}, which identifies the model; use model for another one", self.config
                 )
         if self.blocks is not None:
-            Shorten(blocks=self._dropped_blocks(lm)).check(lm)
+            Shorten(blocks=dropped_blocks(lm, self.blocks)).check(lm)
         if self._has_random_weights and any(isinstance(module, Format) for module in lm.model.modules()):
             raise UserError(
                 "A student with random weights or a new head cannot be made of a compressed model; put the step first."
@@ -153,7 +173,7 @@ class Student(Step):
         if self._has_random_weights:
             return self._make_student(lm)[0]
         if self.blocks is not None:
-            Shorten(blocks=self._dropped_blocks(lm)).dry_run(lm)
+            Shorten(blocks=dropped_blocks(lm, self.blocks)).dry_run(lm)
         return None
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
@@ -175,7 +195,7 @@ class Student(Step):
         if self._has_random_weights or self.model is not None:
             self._check_runs(now)
         before, after = (model.stored_nbytes(model.sites(("blocks",))) for model in (lm, now))
-        if self.classes is not None:
+        if self._has_new_head:
             before = {corresponding_name(now.model, name, lm.model): size for name, size in before.items()}
         names = dict.fromkeys((*before, *after), 0)
         return Outcome(plan={}, before=names | before, after=names | after, dropped=dropped, now=now)
@@ -195,7 +215,9 @@ class Student(Step):
     def _make_student(self, lm: LanguageModel) -> tuple[LanguageModel, Mapping[str, tuple[int | str, ...]]]:
         """The student, and the numbers of the model's blocks that it lacks, by stack."""
         small = lm.copy()
-        dropped = {} if self.blocks is None else Shorten(blocks=self._dropped_blocks(lm)).apply(small, None).dropped
+        dropped = (
+            {} if self.blocks is None else Shorten(blocks=dropped_blocks(lm, self.blocks)).apply(small, None).dropped
+        )
         if not self._has_random_weights:
             return small, dropped
         config, kind = copy.deepcopy(small.model.config), type(small.model)
@@ -204,18 +226,18 @@ class Student(Step):
         except MODEL_ERRORS as error:
             raise UserError(f"config does not fit '{lm.source}': {reason_of(error)}; correct it.") from error
         check_layer_counts(config, "config.")
-        if self.classes is not None:
-            set_classes(config, self._names, self.problem_type or self.config.get("problem_type"))
-            kind = classifier_class(config)
+        if self._has_new_head:
+            problem_type = self.problem_type or self.config.get("problem_type")
+            kind = set_head(config, new_head_task(self.head, lm.task), self._names, problem_type)
         fresh = random_model(config, kind, lm.device, self.seed).train(lm.model.training)
         now = LanguageModel.of(fresh, lm.tokenizer)
-        copy_weights(small, now, blocks=not self._has_random_blocks, outside=self.outside, head=self.classes is None)
+        copy_weights(small, now, blocks=not self._has_random_blocks, outside=self.outside, head=not self._has_new_head)
         kept = {"dtype": lm.dtype, "source": lm.source, "target_tokenizer": lm.target_tokenizer, "dropped": lm.dropped}
         # The user's label_order is kept for a new head with the same number of outputs.
-        stays = self.classes is None or self.classes == len(lm.label_order or ())
+        stays = not self._has_new_head or self.classes == len(lm.label_order or ())
         now = now.with_label_order(lm.label_order if stays else None)
         # With a new head the task changes, so there is no original to compare with and no embedding pipeline.
-        if self.classes is None:
+        if not self._has_new_head:
             kept |= {"original": lm.original, "pipeline": _inherit_pipeline(lm, config)}
         return replace(now, **kept), dropped
 
@@ -264,21 +286,6 @@ class Student(Step):
         config = load_config(self.model)
         kind = find_auto_class(config, config.architectures or (type(lm.model).__name__,))
         return random_model(config, kind, device, self.seed).train(lm.model.training)
-
-    def _dropped_blocks(self, lm: LanguageModel) -> tuple[int | str, ...] | dict[str, tuple[int | str, ...]]:
-        """The blocks that the student does not have."""
-        assert self.blocks is not None
-        counts = {layers.name: len(layers) for layers in find_layers(lm)}
-        blocks = self.blocks if isinstance(self.blocks, dict) else dict.fromkeys(counts, self.blocks)
-        for stack, kept in blocks.items():
-            if stack not in counts:
-                raise unknown("stack", stack, counts)
-            if not kept or list(kept) != sorted(set(kept)) or kept[-1] >= counts[stack]:
-                raise must_be("blocks", f"some of 0 to {counts[stack] - 1}, each once and in order", list(kept))
-        others: dict[str, tuple[int | str, ...]] = {
-            stack: tuple(n for n in range(counts[stack]) if n not in kept) for stack, kept in blocks.items()
-        }
-        return others if len(counts) > 1 else next(iter(others.values()))
 
 
 def _inherit_pipeline(lm: LanguageModel, config: PreTrainedConfig) -> Pipeline | None:

@@ -6,12 +6,44 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from laconic.errors import UserError, reason_of
+from laconic.errors import UserError, must_be, reason_of, unknown
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.layers import find_layers
 from laconic.model.stock import MODEL_ERRORS
-from laconic.model.task import AUTO_CLASSES
+from laconic.model.task import AUTO_CLASSES, as_classes
 from laconic.model.tokens import special_token_ids
+
+BlockNumbers = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+HEADS = {
+    ModelTask.CLASSIFICATION: "classifies texts",
+    ModelTask.TOKEN_CLASSIFICATION: "classifies tokens",
+    ModelTask.QUESTION_ANSWERING: "answers questions",
+    ModelTask.MULTIPLE_CHOICE: "chooses one of several texts",
+}
+"""The tasks of new heads, each as a verb for messages."""
+
+
+def check_head(head: str | None, classes: object) -> None:
+    """Check that a new head has classes exactly if its task has some.
+
+    Args:
+        head: the task of the new head; None if it is not named.
+        classes: its classes; None if there are none.
+
+    Raises:
+        UserError: it has no classes, or has some and its task has none.
+    """
+    if head in (ModelTask.QUESTION_ANSWERING, ModelTask.MULTIPLE_CHOICE) and classes is not None:
+        raise must_be("classes", f"left out with the head {head}, which has none", classes)
+    if head in (ModelTask.CLASSIFICATION, ModelTask.TOKEN_CLASSIFICATION) and classes is None:
+        raise must_be("classes", f"given with the head {head}: their number or their names", classes)
+
+
+def new_head_task(head: str | None, task: ModelTask) -> ModelTask:
+    """Return the task of a new head: the one that is named, else token classification if the model has this task."""
+    if head is not None:
+        return ModelTask(head)
+    return task if task is ModelTask.TOKEN_CLASSIFICATION else ModelTask.CLASSIFICATION
 
 
 def set_classes(config: PreTrainedConfig, names: Sequence[str], problem_type: str | None = None) -> None:
@@ -31,17 +63,30 @@ def set_classes(config: PreTrainedConfig, names: Sequence[str], problem_type: st
         config.pad_token_id = ends[0]
 
 
-def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the sequence classification class for a configuration.
+def set_head(
+    config: PreTrainedConfig, task: ModelTask, names: Sequence[str], problem_type: str | None
+) -> type[PreTrainedModel]:
+    """Give a configuration a new head, in place, and return the class that has this head.
+
+    Args:
+        config: the configuration.
+        task: the task of the head, one of `HEADS`.
+        names: names of its classes; empty for a task without classes.
+        problem_type: `problem_type` of the configuration, for the classification of texts.
 
     Raises:
-        UserError: the architecture has no such class.
+        UserError: the architecture has no class with such a head.
     """
-    _, mapping = AUTO_CLASSES[ModelTask.CLASSIFICATION]
+    _, mapping = AUTO_CLASSES[task]
     if type(config) not in mapping:
-        raise UserError(f"Models of the type '{config.model_type}' have no class that classifies texts.")
-    kind = mapping[type(config)]
-    return kind[0] if isinstance(kind, tuple) else kind
+        raise UserError(f"Models of the type '{config.model_type}' have no class that {HEADS[task]}.")
+    if names:
+        set_classes(config, names, problem_type)
+    elif task is ModelTask.QUESTION_ANSWERING:
+        config.num_labels = len(task.output_names)
+    if task is not ModelTask.CLASSIFICATION:
+        config.problem_type = None
+    return as_classes(mapping[type(config)])[0]
 
 
 def random_model(config: PreTrainedConfig, kind: Any, device: torch.device, seed: int) -> PreTrainedModel:
@@ -116,3 +161,26 @@ def corresponding_name(model: PreTrainedModel, name: str, other: PreTrainedModel
 def _prefix(model: PreTrainedModel) -> str:
     """The prefix of the base model's tensors, such as `bert.`; empty if the model has no head."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def dropped_blocks(lm: LanguageModel, kept: BlockNumbers) -> tuple[int | str, ...] | dict[str, tuple[int | str, ...]]:
+    """Return the blocks that a student lacks.
+
+    Args:
+        lm: the model.
+        kept: numbers of the blocks that it has, in order; for several stacks by the name of the stack.
+
+    Raises:
+        UserError: there is no such stack or block, or the blocks are not in order.
+    """
+    counts = {layers.name: len(layers) for layers in find_layers(lm)}
+    blocks = kept if isinstance(kept, Mapping) else dict.fromkeys(counts, kept)
+    for stack, numbers in blocks.items():
+        if stack not in counts:
+            raise unknown("stack", stack, counts)
+        if not numbers or list(numbers) != sorted(set(numbers)) or numbers[-1] >= counts[stack]:
+            raise must_be("blocks", f"some of 0 to {counts[stack] - 1}, each once and in order", list(numbers))
+    others: dict[str, tuple[int | str, ...]] = {
+        stack: tuple(n for n in range(counts[stack]) if n not in numbers) for stack, numbers in blocks.items()
+    }
+    return others if len(counts) > 1 else next(iter(others.values()))
