@@ -96,6 +96,8 @@ class InspectResult(Result):
         if self.anatomy.idle:
             lines.append(f"Not called for text, so not compressed: {_named(self.anatomy.idle)}")
         lines += [f"{name}: {words}" for name, words in self.anatomy.embedding_notes()]
+        if self.anatomy.active is not None:
+            lines.append(f"Mixture of experts: {self.anatomy.active}")
         return lines if self.anatomy.dense is None else [*lines, self.anatomy.dense_note()]
 
     def parts(self) -> Iterator[Part]:

@@ -17,6 +17,7 @@ from laconic.evaluate.footprint import bytes_by_part, count_macs, find_meter, me
 from laconic.evaluate.timing import Generation, Latency, generates_text, latency, measure_generation
 from laconic.formats import PackedCodes
 from laconic.model import LanguageModel
+from laconic.model.mixture import count_active
 from laconic.progress import Track, silent
 from laconic.runtime import EAGER, Service, check_runtime, serve
 from laconic.store import file_bytes
@@ -109,6 +110,7 @@ class Cost:
         runtime: the name of the runtime, its library, and the bytes of the exported model.
         machine: the hardware and settings that timings depend on. `int8` and `int4` are the number of quantized layers
             by kernel.
+        active_parameters: the number of parameters that a token uses in a mixture of experts; None for other models.
     """
 
     parameters: int
@@ -121,11 +123,13 @@ class Cost:
     missing: tuple[str, ...]
     runtime: dict[str, Any]
     machine: dict[str, Any]
+    active_parameters: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The cost as JSON values; `latency` is in seconds, `throughput` in tokens per second."""
         return {
             "parameters": self.parameters,
+            **({} if self.active_parameters is None else {"active_parameters": self.active_parameters}),
             "bytes": self.bytes,
             "memory_bytes": self.memory_bytes,
             "dtype": self.dtype,
@@ -167,8 +171,11 @@ def measure_cost(
         for batch, length in track(grid, "cost", [float(batch * length) for batch, length in grid])
     ]
     generations = tuple(generation for _, generation in measured if generation is not None)
+    parameters = lm.size()[0]
+    active = count_active(lm.model, parameters)
     return Cost(
-        parameters=lm.size()[0],
+        parameters=parameters,
+        active_parameters=None if active is None else active.active,
         bytes=stored_bytes(lm) if folder is None else file_bytes(folder),
         memory_bytes=weight_bytes(lm),
         dtype=str(lm.model.dtype).removeprefix("torch."),

@@ -28,14 +28,16 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.calibrate.passes import evaluating, forward, read_clock
 from laconic.formats import Format, PackedCodes, weight_macs
+from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model import Batch, Group, LanguageModel
 
 
 def count_macs(lm: LanguageModel, inputs: Batch) -> int:
     """Multiply-accumulates of one forward pass: of all linear layers, and of the products in attention.
 
-    A linear layer (or the format that replaces it) counts its weights once for each row that it multiplies. Products of
-    queries with keys and of scores with values are counted as executed, including masked positions.
+    A linear layer (or the format that replaces it) counts its weights once for each row that it multiplies. An expert
+    of a mixture counts its weights once for each token that reads it. Products of queries with keys and of scores with
+    values are counted as executed, including masked positions.
 
     Args:
         lm: the model.
@@ -49,8 +51,15 @@ def count_macs(lm: LanguageModel, inputs: Batch) -> int:
         rows = output if isinstance(output, Tensor) else args[0]
         counted += weight_macs(module) * rows.shape[:-1].numel()
 
+    def count_experts(module: nn.Module, args: tuple[Any, ...], _: Tensor) -> None:
+        nonlocal counted
+        counted += args[1].numel() * sum(stack.macs() for stack in find_expert_stacks(module).values())
+
     # A format with several paths gets a single hook; otherwise each call would be counted several times.
-    hooks = [module.register_forward_hook(count) for module in dict.fromkeys(_outermost_layers(lm.model))]
+    hooks = [
+        module.register_forward_hook(count_experts if is_experts(module) else count)
+        for module in dict.fromkeys(_outermost_layers(lm.model))
+    ]
     try:
         # Eager attention consists of batched matrix products, which are counted. A fused kernel might not be counted.
         with (
@@ -81,8 +90,8 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def _outermost_layers(module: nn.Module) -> list[nn.Module]:
-    """The linear layers and formats in a module, without the layers inside a format."""
-    if isinstance(module, (nn.Linear, Conv1D, Format)):
+    """The linear layers, formats and modules of experts in a module, without the layers inside them."""
+    if isinstance(module, (nn.Linear, Conv1D, Format)) or is_experts(module):
         return [module]
     return [layer for child in module.children() for layer in _outermost_layers(child)]
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from laconic.formats import ExpertLayer, ExpertStack, Format, Masked, PackedCodes
-from laconic.formats.packed_stack import PackedStack
-from laconic.formats.sparse_stack import SparseStack
+from laconic.formats import ExpertLayer, ExpertStack, Format
 from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.embedding import MEAN_POOLING, Pipeline
 from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
 from laconic.model.site import Site, has_module
+from laconic.model.size import module_size
 from laconic.model.targets import Coverage, find_dense_parameters, matches, measure_coverage, select_sites
 from laconic.model.task import ModelTask, infer_task
 
@@ -218,17 +217,9 @@ class LanguageModel:
 
         Zeros of a pruned matrix do not count as parameters, but its mask counts for the bytes.
         """
-        masked = [module for module in self.model.modules() if isinstance(module, Masked)]
-        masked_stacks = [module for module in self.model.modules() if isinstance(module, SparseStack)]
-        coded = [module for module in self.model.modules() if isinstance(module, (PackedCodes, PackedStack))]
-        plain = sum(parameter.numel() for parameter in self.model.parameters() if parameter.is_floating_point())
-        plain -= sum(layer.out_features * layer.in_features - layer.count for layer in masked)
-        plain -= sum(stack.experts * (stack.shape[0] * stack.shape[1] - stack.kept) for stack in masked_stacks)
-        packed = sum(layer.index_nbytes for layer in masked) + sum(layer.nbytes() for layer in coded)
-        packed += sum(stack.index_nbytes for stack in masked_stacks)
+        parameters, nbytes = module_size(self.model, self.dtype)
         extra = (0, 0) if self.pipeline is None else self.pipeline.size
-        parameters = plain + sum(layer.count for layer in coded) + extra[0]
-        return parameters, plain * self.dtype.itemsize + packed + extra[1]
+        return parameters + extra[0], nbytes + extra[1]
 
     def shallow_copy(self) -> "LanguageModel":
         """A copy with its own modules and configuration on the same tensors: replacing a module changes only one."""

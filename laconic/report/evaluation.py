@@ -182,11 +182,14 @@ def cost_tables(costs: dict[str, Any]) -> dict[str, Table]:
     """
     first = next(iter(costs.values()))
     model = Column("model"), lambda row: row[0]
+    # Of a mixture of experts a token uses only a part.
+    active = Column("active parameters", "{:,d}"), lambda row: row[1].get("active_parameters")
     tables = {
         "Size": Table.of(
             costs.items(),
             model,
             (Column("parameters", "{:,d}"), lambda row: row[1]["parameters"]),
+            *((active,) if any("active_parameters" in cost for cost in costs.values()) else ()),
             (Column("file MB", "{:.2f}"), lambda row: row[1]["bytes"] / MEGABYTE),
             (Column("memory MB", "{:.2f}"), lambda row: row[1]["memory_bytes"] / MEGABYTE),
         ),

@@ -9,6 +9,7 @@ from laconic.errors import DISTRIBUTION
 from laconic.formats import DenseExpertStack, ExpertStack, Format, LinearReplacement
 from laconic.markdown import code, plain
 from laconic.model.embedding import Pipeline
+from laconic.model.mixture import count_active
 from laconic.model.stock import build_stock
 from laconic.model.task import ModelTask, find_auto_class, infer_task
 from laconic.store.shapes import RESIZED, changed_shapes
@@ -84,6 +85,9 @@ def _body(model: PreTrainedModel, nbytes: int, pipeline: Pipeline | None) -> Ite
     shapes = changed_shapes(model, stock_model)
     yield f"Weights: {nbytes:,} bytes in {str(model.dtype).removeprefix('torch.')}."
     yield ""
+    if (active := count_active(model)) is not None:
+        yield f"A mixture of experts: {active}."
+        yield ""
     if formats:
         yield from _format_lines(formats)
     if names := [name for name, entry in shapes.items() if entry["kind"] == RESIZED]:

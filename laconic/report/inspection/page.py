@@ -191,6 +191,7 @@ def inspection_page(
             title=f"{parts.model.rstrip('/').rpartition('/')[2]}: what its weights look like",
             summary=[
                 f"{parts.architecture}, {parts.task}, stored as {parts.dtype}.",
+                *(() if parts.active is None else (f"A mixture of experts: {parts.active}.",)),
                 *(f"{name} of texts: {text}." for name, text in parts.embedding_notes()),
                 *paragraphs(weights, activity),
             ],

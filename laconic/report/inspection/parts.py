@@ -9,6 +9,7 @@ from laconic.evaluate.footprint import OTHER, PART_ORDER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, ModelTask, Site
 from laconic.model.anatomy.infer import uncalled_stacks
+from laconic.model.mixture import ActiveParameters, count_active
 from laconic.report.tables import MEGABYTE, Column, Table
 
 
@@ -68,6 +69,7 @@ class ModelParts:
         dense: parameters in the blocks that no method can compress, from `dense_share`; None if there are none.
         parts: the size of each part.
         parameters: the number of parameters of the whole model.
+        active: the parameters that a token uses in a mixture of experts; None for other models.
         nbytes: bytes of the whole model in a file.
         sites: every matrix that can be compressed.
     """
@@ -83,13 +85,16 @@ class ModelParts:
     dense: Mapping[str, Any] | None
     parts: tuple[PartSize, ...]
     parameters: int
+    active: ActiveParameters | None
     nbytes: int
     sites: tuple["MatrixSize", ...]
 
     def to_json(self) -> dict[str, Any]:
         """The JSON that `laconic inspect --json` prints."""
+        values = {name: value for name, value in asdict(self).items() if name != "active"}
         return {
-            **asdict(self),
+            **values,
+            **({} if self.active is None else {"active_parameters": self.active.active}),
             "stacks": [{"path": path, "blocks": blocks} for path, blocks in self.stacks],
             "idle": [{"path": path, "blocks": blocks} for path, blocks in self.idle],
             "sites": [{**asdict(matrix), "shape": list(matrix.shape)} for matrix in self.sites],
@@ -161,6 +166,7 @@ def measure_parts(lm: LanguageModel) -> ModelParts:
         dense=dense_share(lm.coverage(("blocks",))).get(DENSE),
         parts=tuple(part for part in (*parts, other) if part.sites or part.parameters),
         parameters=parameters,
+        active=count_active(lm.model, parameters),
         nbytes=nbytes,
         sites=tuple(matrix for _, matrix in matrices),
     )
