@@ -227,7 +227,11 @@ class Compress(Step):
         problems = find_problems(lm, targeted.layer_sets, collect_stats(lm, data, self.needs, targeted.sites))
         outcome = self._plan_and_replace(lm, targeted, {}, data, problems)
         stats = {matrix.name: problems.stats[matrix.name] for group in groups for matrix in group.matrices}
-        solver_cache.save_entry(key, stats, statistics=not all(method.caches_solution for method in self.methods))
+        # The solutions of experts are dropped one by one, and solved again from their statistics.
+        stores_solutions = all(method.caches_solution for method in self.methods) and not any(
+            group.stack for group in groups
+        )
+        solver_cache.save_entry(key, stats, statistics=not stores_solutions)
         return outcome
 
     def apply_with(
@@ -265,7 +269,7 @@ class Compress(Step):
                 solved = problems if parts is None else problems_by_matrix(group, parts)
                 method = plan[group.name]
                 assert method is not None
-                sizes = replace_layers(lm, group, solve_matrices(lm, group, method, solved), solved)
+                sizes = replace_layers(lm, group, solve_matrices(lm, group, method, solved, last=True), solved)
                 if sizes is None:
                     final_plan[group.name] = None
                 else:

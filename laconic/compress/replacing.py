@@ -38,7 +38,7 @@ def check_weight(name: str, weight: Tensor) -> None:
 
 
 def solve_matrices(
-    lm: LanguageModel, group: SolveGroup, method: Method, problems: Mapping[str, Problem]
+    lm: LanguageModel, group: SolveGroup, method: Method, problems: Mapping[str, Problem], last: bool = False
 ) -> Iterator[Format]:
     """Compress each matrix of a group, one after another.
 
@@ -47,6 +47,8 @@ def solve_matrices(
         group: the group.
         method: the method with its size.
         problems: the problem of each matrix, by name.
+        last: whether the experts of a stack are not solved again. What their method caches for other sizes is then
+            dropped after each of them, so that it need not be in memory for a whole stack.
 
     Raises:
         UserError: a weight is NaN or infinite.
@@ -54,6 +56,8 @@ def solve_matrices(
     for matrix in group.matrices:
         problem = problems[matrix.name]
         yield method.compress(finite_weight(lm, matrix, problem), problem.stats)
+        if last and group.stack is not None:
+            problem.stats.clear_solutions()
 
 
 def replace_layers(

@@ -166,8 +166,8 @@ class _Pool:
         return {group.name: self._sized(group, count) for group, count in zip(self.groups, lost, strict=True)}
 
     def _sized(self, group: SolveGroup, zeros: int) -> Method | None:
-        """The method with this many zeros in a group, the same number in each of its matrices."""
-        each, numel = zeros // group.count, group.numel // group.count
+        """The method with at least this many zeros in a group, the same number in each of its matrices."""
+        each, numel = -(-zeros // group.count), group.numel // group.count
         # If all weights are zero already, nothing is left to prune.
         return self.method.with_sparsity(sparsity_of(each, numel)) if 0 < each < numel else None
 
