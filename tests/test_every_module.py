@@ -16,6 +16,8 @@ TESTED_BY = {
     "laconic.api.load": "api/test_results.py",
     "laconic.api.study": "api/test_results.py",
     "laconic.calibrate.class_numbers": "calibrate/test_labels.py",
+    "laconic.calibrate.expert_statistics": "calibrate/test_experts.py",
+    "laconic.calibrate.starved": "calibrate/test_experts.py",
     "laconic.calibrate.sources.files": "calibrate/test_corpus.py",
     "laconic.calibrate.sources.records": "calibrate/test_corpus.py",
     "laconic.cli.export": "export/test_export.py",

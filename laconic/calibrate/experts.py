@@ -146,6 +146,11 @@ class ExpertRecorder(ExitStack):
         """The number of columns of the widest matrix that is measured."""
         return max(recorder.stack.in_features for recorder in self.stacks.values())
 
+    @property
+    def measures(self) -> bool:
+        """Whether there are statistics to collect."""
+        return any(recorder.inputs or recorder.gradients for recorder in self.stacks.values())
+
     def responds(self, recorder: StackRecorder) -> bool:
         """Whether the measured inputs of a stack are made by the expert itself, not those of the layer."""
         return bool(recorder.inputs) and recorder.stack not in self.read_input
@@ -178,7 +183,7 @@ class ExpertRecorder(ExitStack):
             assert index is not None
             recorder = self.stacks[site.unit]
             parts = [statistic.part(index) for statistic in (*recorder.inputs, *recorder.gradients)]
-            found[site.name] = LayerStats(parts, site.support, int(self.rows[index]))
+            found[site.name] = LayerStats(parts, site.support, int(self.rows[index]) if parts else None)
         return found
 
     def gather(self) -> None:

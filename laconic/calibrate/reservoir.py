@@ -32,8 +32,9 @@ def token_keys(ids: Int[Tensor, "sequences tokens"], counted: Bool[Tensor, "sequ
 
 
 def _mix(numbers: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    numbers = (numbers ^ (numbers >> 29)) * _POSITION
-    return numbers ^ (numbers >> 32)
+    # A shift of a negative number brings in ones, which the masks remove.
+    numbers = (numbers ^ ((numbers >> 29) & (2**35 - 1))) * _POSITION
+    return numbers ^ ((numbers >> 32) & (2**32 - 1))
 
 
 class Reservoir:

@@ -42,7 +42,7 @@ def starved_experts(layer: ExpertRecorder, width: int) -> list[int]:
 
 def describe_starved(layers: Sequence[ExpertRecorder]) -> str | None:
     """A sentence about the layers whose experts saw fewer tokens than they are wide; None if there are none."""
-    found = [(len(starved_experts(layer, layer.width)), layer) for layer in layers]
+    found = [(len(starved_experts(layer, layer.width)), layer) for layer in layers if layer.measures]
     few = [(count, layer) for count, layer in found if count]
     if not few:
         return None

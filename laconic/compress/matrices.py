@@ -24,7 +24,7 @@ from laconic.calibrate.sequential import check_anchored
 from laconic.compress import solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
 from laconic.compress.checks import check_dense, check_layers, check_sequential, dense_share, shortfall
-from laconic.compress.replacing import put_empty_format, replace_layers, solve_matrices
+from laconic.compress.replacing import count_routed, put_empty_format, replace_layers, solve_matrices
 from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups, split_budget
 from laconic.compress.solving import Problems, find_problems, iterate_problems, problems_by_matrix
 from laconic.compress.step import Outcome, Step
@@ -258,7 +258,7 @@ class Compress(Step):
         groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         final_plan, after = dict(plan), dict(before)
-        calibrate = None
+        calibrate, routed = None, dict[str, list[int]]()
         if self.is_sequential and data is not None:
             first = stats if self._needs_stats_first else None
             calibrate = partial(sequential_calibrate, lm, data, self.needs, config=self._config, gradient_stats=first)
@@ -269,11 +269,14 @@ class Compress(Step):
                 solved = problems if parts is None else problems_by_matrix(group, parts)
                 method = plan[group.name]
                 assert method is not None
+                routed |= count_routed(group, solved)
                 sizes = replace_layers(lm, group, solve_matrices(lm, group, method, solved, last=True), solved)
                 if sizes is None:
                     final_plan[group.name] = None
                 else:
                     after |= sizes
+        if routed:
+            record["experts"] = routed
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
             record |= shortfall(self.keep, layer_sets, after, lm.dtype)
         compressed = {name for line, method in final_plan.items() if method for name in site_names(line)}

@@ -119,7 +119,7 @@ def _load(path: Path, device: torch.device, kinds: Iterable[type[Statistic]]) ->
         return {name: _restore(lists, file.get_tensor, by_name) for name, lists in contents.items()}
 
 
-def _describe(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -> dict[str, list[list[object]]]:
+def _describe(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -> dict[str, object]:
     """Add the tensors of `stats` to `tensors`, and return a JSON description that refers to them by key."""
 
     def add(tensor: Tensor) -> str:
@@ -132,7 +132,7 @@ def _describe(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -
     collected = [
         [_full_name(type(statistic)), add(statistic.total), statistic.count] for statistic in stats if statistics
     ]
-    return {"solutions": solutions, "statistics": collected}
+    return {"solutions": solutions, "statistics": collected, "routed": stats.routed}
 
 
 def _full_name(kind: type) -> str:
@@ -142,9 +142,10 @@ def _full_name(kind: type) -> str:
 def _restore(
     lists: Mapping[str, Any], tensor: Callable[[str], Tensor], kinds: Mapping[str, type[Statistic]]
 ) -> LayerStats:
-    stats = LayerStats(
+    collected = (
         kinds[str(name)].from_total(tensor(str(key)), float(str(count))) for name, key, count in lists["statistics"]
     )
+    stats = LayerStats(collected, routed=lists["routed"])
     for name, parts in lists["solutions"]:
         stats.solutions[str(name)] = tuple(tensor(str(key)) for key in list(parts))
     return stats

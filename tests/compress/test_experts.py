@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.calibrate import LayerStats
+from laconic.calibrate import Calibration, LayerStats
 from laconic.compress import Compress
 from laconic.compress.allocators.experts import add_candidates
 from laconic.compress.solve_groups import find_layer_sets, split_budget
 from laconic.errors import UserError
 from laconic.formats import ExpertLayer, ExpertStack
-from laconic.methods import Candidate, Candidates, Magnitude, Method, Rtn, Svd
+from laconic.methods import Candidate, Candidates, KfacSvd, Magnitude, Method, Rtn, Svd
 from laconic.model import LanguageModel
 from tests.architectures import Architecture, alike, outputs
+from tests.calibrate.test_collect_stats import labelled_batches
 from tests.experts import EXPERTS, MIXTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
@@ -149,3 +150,18 @@ def test_a_size_of_a_stack_is_one_that_every_expert_offers() -> None:
         (None, 20, 6, 0.0),
         (Svd(rank=2), 20, 6, 5.0),
     ]
+
+
+@pytest.mark.filterwarnings("ignore::laconic.errors.Notice")
+@pytest.mark.parametrize("sequential", [False, True])
+def test_the_record_has_the_calibration_tokens_of_each_expert(tmp_path, monkeypatch, sequential: bool) -> None:
+    """Also if the solutions come from the cache."""
+    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path))
+    data = Calibration(labelled_batches(tiny()))
+    step = compress(tiny(), KfacSvd(rank=4, multiple=1), sequential=sequential)
+    first, second = (step.apply(tiny(), data) for _ in range(2))
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in data.batches)
+    assert first.found["experts"].keys() == first.plan.keys() and LAST in first.plan
+    # Two experts read each token.
+    assert all(len(rows) == EXPERTS and sum(rows) == 2 * tokens for rows in first.found["experts"].values())
+    assert second.found["experts"] == first.found["experts"]

@@ -178,10 +178,7 @@ def test_a_statistic_of_a_plug_in_is_stored_and_read(tmp_path, folder, monkeypat
     # Without the stored solutions, the method reads the statistics again.
     rewrite(
         entry,
-        lambda contents: {
-            group: {key: stored if key == "statistics" else [] for key, stored in lists.items()}
-            for group, lists in contents.items()
-        },
+        lambda contents: {group: {**lists, "solutions": []} for group, lists in contents.items()},
     )
     assert torch.equal(run(step_of(method, 0.4), monkeypatch)[1], fresh)
 
