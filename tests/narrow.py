@@ -16,10 +16,18 @@ ONE_OF_EACH = (
     "bart", "marian", "led",
 )  # fmt: skip
 """The same, an architecture a time."""
-FIXED_HEADS = ("longformer-masked", "longformer-classifier", "led", "big-bird-masked", "olmo2", "olmo3")
+FIXED_HEADS = (
+    "longformer-masked", "longformer-classifier", "led", "big-bird-masked", "olmo2", "olmo3", "stablelm-parallel",
+    "bloom", "mpt", "falcon-alibi",
+)  # fmt: skip
 """Those whose heads cannot go."""
+COMPUTED_WIDTH = ("bloom", "mpt")
+"""Those whose channels are four times the width, whatever the configuration says."""
 ROTATED = ("llama", "llama-tied", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi")
-STOCK = (*ROTATED, "t5", "t5-gated", "granite", "smollm3", "starcoder2", "cohere2", "mt5", *FIXED_HEADS)
+STOCK = (
+    *ROTATED, "t5", "t5-gated", "granite", "smollm3", "starcoder2", "cohere2", "cohere", "phi3", "mt5", "umt5",
+    *(name for name in FIXED_HEADS if name not in COMPUTED_WIDTH),
+)  # fmt: skip
 """Those whose class can be told of as few heads in every layer; all can be told of channels."""
 
 Parts = dict[str, list[int]]
@@ -30,7 +38,7 @@ def parts_for(lm: LanguageModel, uniform: bool) -> Parts:
     chosen: Parts = {}
     for number, (first, *_) in enumerate(couple_groups(prunable_groups(lm))):
         every = list(range(first.count))
-        several = number // 2 % 2 and not uniform
+        several = number // 2 % 2 and not uniform and not first.is_uniform
         chosen[first.coupling] = (every[1:] if first.count > 2 else every) if several else every[::2]
     return chosen
 

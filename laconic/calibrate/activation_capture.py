@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from laconic.model import Stack
-from laconic.model.prunable_group import has_module
+from laconic.model.site import has_module
 
 
 class ActivationCapture(ExitStack):

@@ -36,7 +36,8 @@ from laconic.compress.width_budget import (
 from laconic.compress.width_parts import BY_GATES, NEEDS, Importance, order_removals, output_problems, remove_parts
 from laconic.errors import UserError
 from laconic.model import Group, LanguageModel, Site
-from laconic.model.prunable_group import CoupledGroups, check_prunable, couple_groups, prunable_groups
+from laconic.model.prunable_group import CoupledGroups, couple_groups, prunable_groups
+from laconic.model.prunable_layers import check_prunable
 from laconic.model.width import keep_parts, update_config_widths
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -48,7 +49,8 @@ class Narrow(Step):
     """Remove the attention heads, feed-forward channels and experts that matter least.
 
     Args:
-        heads: fraction of the attention heads kept, in (0, 1]. Heads that share keys and values are removed together.
+        heads: fraction of the attention heads kept, in (0, 1]. Heads that share one of several keys are removed
+            together.
         channels: fraction of the feed-forward channels kept, in (0, 1].
         experts: fraction of the experts of a mixture kept, in (0, 1], with their rows of the router; every block keeps
             the same number. A token is read by at most as many experts as are left. Experts are removed before heads
@@ -179,6 +181,11 @@ class Narrow(Step):
             )
         if self._groups and self.keep is not None:
             check_budget(all_coupled, self.keep, price_function(self.currency), self.multiple)
+        if self._global and any(coupled[0].is_uniform for coupled in all_coupled):
+            raise UserError(
+                f"Attentions of '{model_type}' must keep equally many heads, as its class reads their number from the "
+                "configuration; give narrow:heads=F without ranking: global, or narrow:channels=F."
+            )
         if self._is_sequential and any(len(coupled) > 1 for coupled in all_coupled):
             raise UserError(
                 f"Attentions of '{model_type}' share a position bias and must lose the same heads, so their heads "

@@ -117,8 +117,10 @@ def _compute_scores(
 def squared_norms(group: PrunableGroup) -> Float[Tensor, " parts"]:
     """Return the squared norm of the weights of each part, (parts,), in fp64."""
     total = group.writer.weight().double().square().sum(0).reshape(group.count, -1).sum(1)
-    for site, stacked in group.readers:
-        total += site.weight().double().reshape(stacked, group.count, -1).square().sum((0, 2))
+    for reader in group.readers:
+        stacked, _ = reader.split(reader.site.weight().double(), group.count)
+        for rows in stacked:
+            total += rows.flatten(1).square().sum(1)
     return total
 
 

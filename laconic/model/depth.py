@@ -30,7 +30,7 @@ from laconic.model.depth_config import (
 )
 from laconic.model.layers import Layers, check_droppable, configs_around, remaining_groups
 from laconic.model.lm import LanguageModel
-from laconic.model.prunable_group import input_projections
+from laconic.model.prunable_layers import input_projections
 from laconic.model.site import has_module, matrix_shape
 from laconic.model.width import resize_linear
 

@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 
 from laconic.errors import UserError
 from laconic.model.anatomy import Anatomy, Attention, Heads, list_architectures
+from laconic.model.anatomy.parts import FusedLayout
+from laconic.model.fused_rows import FusedRows, fused_rows
 from laconic.model.lm import LanguageModel
-from laconic.model.prunable_group import PLAIN
-from laconic.model.site import Site
+from laconic.model.prunable_layers import PLAIN
+from laconic.model.site import Site, matrix_shape
 from laconic.model.width import replace_linear
 
 
@@ -47,6 +49,7 @@ class HeadedAttention:
         module: the module.
         heads: the attributes and keys that describe its heads.
         inputs: the sites of query, key and value, or a single site if they are fused.
+        fused_layout: the rows of a fused site, as in `Attention`.
         output: the site of the output projection.
     """
 
@@ -54,6 +57,7 @@ class HeadedAttention:
     module: nn.Module
     heads: Heads
     inputs: tuple[Site, ...]
+    fused_layout: FusedLayout
     output: Site
 
     @property
@@ -75,10 +79,16 @@ class HeadedAttention:
         """The query, key and value projections."""
         if len(self.inputs) == 1:
             (fused,) = self.inputs
-            bias = fused.bias()
-            biases = (None, None, None) if bias is None else bias.detach().chunk(3)
-            return [HeadProjection(fused, *part) for part in zip(fused.weight().chunk(3), biases, strict=True)]
+            weight, bias = fused.weight(), fused.bias()
+            parts = [rows.flatten().to(weight.device) for rows in self.fused_rows(self.size)]
+            return [
+                HeadProjection(fused, weight[rows], None if bias is None else bias.detach()[rows]) for rows in parts
+            ]
         return [HeadProjection(site, site.weight(), site.bias()) for site in self.inputs]
+
+    def fused_rows(self, size: int) -> FusedRows:
+        """The rows of queries, keys and values in a fused matrix whose heads have `size` dimensions."""
+        return fused_rows(self.fused_layout, self.count, self.count, size)
 
 
 def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
@@ -87,12 +97,9 @@ def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
     Raises:
         UserError: the heads of this architecture cannot be resized, or a projection is already compressed.
     """
-    if not can_shrink(lm.anatomy):
-        raise UserError(
-            f"The heads of '{lm.model.config.model_type}' cannot shrink: there is more between its projections and its "
-            "scores than a product of queries with keys, or heads share keys; it can be done for "
-            f"{list_architectures(can_shrink)}."
-        )
+    obstacle = shrink_obstacle(lm)
+    if obstacle is not None:
+        raise UserError(obstacle)
     sites = {site.name: site for site in lm.sites(("attention",))}
     return [
         _attention(block_path, block, attention, sites)
@@ -100,6 +107,36 @@ def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
         for block_path, block in blocks
         for attention in stack.attentions
     ]
+
+
+def shrink_obstacle(lm: LanguageModel) -> str | None:
+    """The sentence that says why the heads of a model cannot be resized; None if they can."""
+    model_type = lm.model.config.model_type
+    if not can_shrink(lm.anatomy):
+        return (
+            f"The heads of '{model_type}' cannot shrink: there is more between its projections and its "
+            "scores than a product of queries with keys, or heads share keys; it can be done for "
+            f"{list_architectures(can_shrink)}."
+        )
+    for stack, blocks in lm.stacks():
+        for path, block in blocks:
+            for attention in stack.attentions:
+                reason = _own_obstacle(attention, block)
+                if reason is not None:
+                    return f"The heads of '{path}.{attention.module}' in this '{model_type}' cannot shrink: {reason}."
+    return None
+
+
+def _own_obstacle(attention: Attention, block: nn.Module) -> str | None:
+    """The reason why the heads of one attention cannot be resized, though those of others of its architecture can."""
+    heads, module = attention.heads, block.get_submodule(attention.module)
+    assert heads is not None
+    if heads.is_clipped(module):
+        return "its queries, keys and values are limited"
+    if attention.fused is None:
+        return None
+    fused, output = (matrix_shape(block.get_submodule(path)) for path in (attention.fused, attention.output))
+    return None if fused[0] == 3 * output[1] else "they share keys"
 
 
 @torch.no_grad()
@@ -120,8 +157,9 @@ def resize_heads(lm: LanguageModel, attention: HeadedAttention, maps: HeadMaps) 
         weights.append(_map_heads(transform, reader.weight))
         biases.append(None if reader.bias is None else _map_heads(transform, reader.bias[:, None])[:, 0])
     if len(attention.inputs) == 1:
-        present = [bias for bias in biases if bias is not None]
-        weights, biases = [torch.cat(weights)], [torch.cat(present) if present else None]
+        order = torch.cat([rows.flatten() for rows in attention.fused_rows(query.shape[1])]).argsort()
+        order, present = order.to(query.device), [bias for bias in biases if bias is not None]
+        weights, biases = [torch.cat(weights)[order]], [torch.cat(present)[order] if present else None]
     for site, weight, bias in zip(attention.inputs, weights, biases, strict=True):
         replace_linear(lm, site, weight, bias)
     output = attention.output
@@ -175,5 +213,6 @@ def _attention(block_path: str, block: nn.Module, attention: Attention, sites: d
         module=block.get_submodule(attention.module),
         heads=attention.heads,
         inputs=present[:-1],
+        fused_layout=attention.fused_layout,
         output=present[-1],
     )

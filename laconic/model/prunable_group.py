@@ -2,147 +2,23 @@
 
 The output projection of an attention sums over heads, and that of a feed-forward over channels. A part consists of rows
 of the input projections and columns of the output projection, and can be removed without the others
-(`laconic.model.width`). Heads that share keys and values are one part.
+(`laconic.model.width`). Heads that share keys and values are one part. If all heads of an attention share one key, each
+of them is a part, and the key and its value belong to all.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
-from laconic.formats import Constant, Dense
-from laconic.model.anatomy import Anatomy, Attention, FeedForward, Stack, list_architectures
+from laconic.model.anatomy import Attention, FeedForward, Heads
 from laconic.model.enumeration import full_path
+from laconic.model.fused_rows import count_key_heads
 from laconic.model.lm import LanguageModel
+from laconic.model.prunable_layers import PLAIN, input_projections, prunable_modules
+from laconic.model.prunable_parts import InputProjection, SizeAttribute
 from laconic.model.site import Group, Site, has_module
-
-PLAIN = (nn.Linear, Conv1D, Dense)
-"""The modules from which rows and columns can be removed."""
-
-
-def check_prunable(lm: LanguageModel, group: Group) -> None:
-    """Check that heads (or channels) can be removed everywhere.
-
-    Args:
-        lm: the model.
-        group: ATTENTION for heads, FFN for channels.
-
-    Raises:
-        UserError: the entry of the architecture does not describe them, a module mixes the heads, or a layer is already
-            compressed.
-    """
-    model_type, parts = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
-
-    def is_known(anatomy: Anatomy) -> bool:
-        return all(has_known_parts(stack, group) for stack in anatomy.stacks)
-
-    if not is_known(lm.anatomy):
-        supported = list_architectures(is_known)
-        raise UserError(f"The {parts} of '{model_type}' cannot be removed one by one; supported are {supported}.")
-    for stack, blocks in lm.stacks():
-        for path, block in blocks:
-            if group is Group.ATTENTION and (obstacle := _find_obstacle(stack, block)) is not None:
-                raise UserError(
-                    f"The heads of this '{model_type}' cannot be removed one by one, as {obstacle}; narrow its "
-                    "channels, or compress its matrices."
-                )
-            for layer in prunable_modules(stack, block, group):
-                _check_layer(path, block, layer)
-
-
-def _find_obstacle(stack: Stack, block: nn.Module) -> str | None:
-    """The reason why no head of a block can be removed; None if heads can be removed."""
-    known = [(block.get_submodule(layer.module), layer.heads) for layer in _headed_attentions(stack, block)]
-    return next((reason for module, heads in known if heads and (reason := heads.find_obstacle(module))), None)
-
-
-def _check_layer(path: str, block: nn.Module, layer: Attention | FeedForward) -> None:
-    if is_dropped(block, layer):
-        # The position bias of the stack has a column for each of its heads too.
-        if isinstance(layer, Attention) and layer.heads is not None and layer.heads.are_coupled:
-            raise UserError(
-                f"The attention '{path}.{layer.module}' is dropped, and shares its position bias with the "
-                "others; heads must be removed before that."
-            )
-        return
-    if isinstance(layer, Attention) and layer.heads is not None:
-        children = dict(block.get_submodule(layer.module).named_children())
-        if mixer := next((name for name in layer.heads.mixers if name in children), None):
-            raise UserError(f"'{path}.{layer.module}.{mixer}' mixes the heads, so none of them can be removed.")
-    for projection in (*input_projections(layer), layer.output):
-        if has_module(block, projection) and not isinstance(block.get_submodule(projection), PLAIN):
-            raise UserError(
-                f"The layer '{path}.{projection}' is compressed already; heads and channels must be removed "
-                "before that."
-            )
-
-
-def is_dropped(block: nn.Module, layer: Attention | FeedForward) -> bool:
-    """Whether the attention or feed-forward was dropped from `block` by an earlier step."""
-    return isinstance(block.get_submodule(layer.output), Constant)
-
-
-def has_known_parts(stack: Stack, group: Group) -> bool:
-    """Whether the entry of `stack` describes the parts of its attentions or of its feed-forwards."""
-    if group is Group.FFN:
-        return bool(stack.feed_forward)
-    return bool(stack.attentions) and all(attention.heads is not None for attention in stack.attentions)
-
-
-def prunable_modules(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
-    """The attentions or feed-forwards of a block with known parts that can be removed."""
-    if group is Group.FFN:
-        return [part for part in stack.feed_forward if all(has_module(block, inner) for inner in part.inner)]
-    return [] if _find_obstacle(stack, block) else list(_headed_attentions(stack, block))
-
-
-def _headed_attentions(stack: Stack, block: nn.Module) -> list[Attention]:
-    """The attentions of a block with known heads."""
-    return [
-        attention
-        for attention in stack.attentions
-        if attention.heads is not None and has_module(block, attention.module)
-    ]
-
-
-def input_projections(layer: Attention | FeedForward) -> list[str]:
-    """Paths of the projections with rows of each part; a block may lack some of them."""
-    if isinstance(layer, FeedForward):
-        return list(layer.inner)
-    paths = (
-        layer.fused, layer.query, layer.key, layer.value, layer.position_query, layer.position_key,
-        layer.global_query, layer.global_key, layer.global_value,
-    )  # fmt: skip
-    return [path for path in paths if path is not None]
-
-
-class InputProjection(NamedTuple):
-    """An input projection, with rows of every part.
-
-    Args:
-        site: the projection.
-        stacked: the number of matrices that are stacked by rows in it, each with rows of every part.
-    """
-
-    site: Site
-    stacked: int = 1
-
-
-class SizeAttribute(NamedTuple):
-    """A module attribute that counts parts.
-
-    Args:
-        module: the module.
-        attribute: its name.
-        each: the number that one part adds to it.
-    """
-
-    module: nn.Module
-    attribute: str
-    each: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +38,10 @@ class PrunableGroup:
             the class cannot build a model with fewer parts.
         pinned: keys of the configuration that must be written with their present values when `config` changes.
         coupling: a key that is equal for all groups that must lose the same parts.
+        heads: the number of heads in one part; 1 for channels.
+        is_split: whether the parts are single heads that share one key.
+        is_uniform: whether all groups must have equally many parts, because the class reads their number from the
+            configuration when it runs.
     """
 
     name: str
@@ -175,6 +55,9 @@ class PrunableGroup:
     config: Mapping[str, int] = field(default_factory=dict)
     pinned: Mapping[str, int] = field(default_factory=dict)
     coupling: str
+    heads: int = 1
+    is_split: bool = False
+    is_uniform: bool = False
 
     @property
     def size(self) -> int:
@@ -189,19 +72,23 @@ class PrunableGroup:
     @property
     def parameters(self) -> int:
         """Number of parameters of one part, in all matrices."""
-        return sum(rows * columns for rows, columns in (site.shape for site in self.sites)) // self.count
+        read = sum(sum(reader.each) * reader.site.shape[1] for reader in self.readers)
+        return read + self.size * self.writer.shape[0]
 
 
 CoupledGroups = tuple[PrunableGroup, ...]
 """Groups that must lose the same parts: in most models a single one."""
 
 
-def prunable_groups(lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTION, Group.FFN)) -> list[PrunableGroup]:
+def prunable_groups(
+    lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTION, Group.FFN), *, split_keys: bool = True
+) -> list[PrunableGroup]:
     """Find every attention and feed-forward inside the blocks whose parts can be removed, in forward order.
 
     Args:
         lm: the model.
         groups: ATTENTION for attentions, FFN for feed-forwards.
+        split_keys: whether heads are parts of their own if all of them share one key.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -209,7 +96,7 @@ def prunable_groups(lm: LanguageModel, groups: Sequence[Group] = (Group.ATTENTIO
         >>> [(group.name, group.count) for group in prunable_groups(lm)]
         [('transformer.h.0.attn', 2), ('transformer.h.0.mlp.c_proj', 32)]
     """
-    return [group for group in _all_groups(lm) if group.group in groups]
+    return [group for group in _all_groups(lm, split_keys) if group.group in groups]
 
 
 def couple_groups(groups: Iterable[PrunableGroup]) -> list[CoupledGroups]:
@@ -220,81 +107,156 @@ def couple_groups(groups: Iterable[PrunableGroup]) -> list[CoupledGroups]:
     return [tuple(members) for members in by_key.values()]
 
 
-def _all_groups(lm: LanguageModel) -> Iterator[PrunableGroup]:
+@dataclass(frozen=True)
+class _BlockAt:
+    """A block, its path, the number of its stack, and the sites of the model by name."""
+
+    lm: LanguageModel
+    stack: int
+    path: str
+    block: nn.Module
+    is_first: bool
+    sites: Mapping[str, Site]
+
+    def has(self, path: str) -> bool:
+        """Whether the block has a module at a path."""
+        return has_module(self.block, path)
+
+    def site(self, path: str) -> Site:
+        """The site at a path from the block."""
+        return self.sites[f"{self.path}.{path}"]
+
+
+@dataclass(frozen=True)
+class _HeadCounts:
+    """The numbers of heads and of key heads in an attention, and the size of one head."""
+
+    heads: int
+    keys: int
+    size: int
+    splits_key: bool
+
+    @property
+    def is_split(self) -> bool:
+        """Whether each head is a part, though all of them share one key."""
+        return self.splits_key and self.keys == 1
+
+    @property
+    def parts(self) -> int:
+        """The number of parts."""
+        return self.heads if self.is_split else self.keys
+
+    @property
+    def each(self) -> int:
+        """The number of heads in one part."""
+        return self.heads // self.parts
+
+
+def _all_groups(lm: LanguageModel, split_keys: bool) -> Iterator[PrunableGroup]:
     sites = {site.name: site for site in lm.sites(("blocks",)) if isinstance(site.module, PLAIN)}
     for number, (stack, blocks) in enumerate(lm.stacks()):
         for path, block in blocks:
+            at = _BlockAt(lm, number, path, block, path == blocks[0][0], sites)
             for group in (Group.ATTENTION, Group.FFN):
                 for layer in prunable_modules(stack, block, group):
                     paths = (*input_projections(layer), layer.output)
                     if not all(f"{path}.{part}" in sites for part in paths if has_module(block, part)):
                         continue
-                    if isinstance(layer, FeedForward):
-                        yield _feed_forward(path, block, layer, sites)
-                    else:
-                        bias = _position_bias(lm, layer, path, is_first=path == blocks[0][0])
-                        yield _attention(number, path, block, layer, sites, bias)
+                    yield (
+                        _feed_forward(at, layer)
+                        if isinstance(layer, FeedForward)
+                        else _attention(at, layer, split_keys)
+                    )
 
 
-def _position_bias(lm: LanguageModel, layer: Attention, path: str, *, is_first: bool) -> str | None:
-    """Path of the position bias that loses its columns with the attention of a block; None if it has none."""
-    heads = layer.heads
+def _attention(at: _BlockAt, layer: Attention, split_keys: bool) -> PrunableGroup:
+    heads, name = layer.heads, f"{at.path}.{layer.module}"
     assert heads is not None
-    if heads.model_position_bias is not None:
-        # The attentions lose the same heads, and the columns go with those of the first.
-        return full_path(lm.model, heads.model_position_bias) if is_first else None
-    own = f"{path}.{layer.module}.{heads.position_bias}"
-    return own if heads.position_bias is not None and has_module(lm.model, own) else None
-
-
-def _attention(
-    number: int, path: str, block: nn.Module, layer: Attention, sites: dict[str, Site], bias: str | None
-) -> PrunableGroup:
-    heads = layer.heads
-    assert heads is not None
-    module, name = block.get_submodule(layer.module), f"{path}.{layer.module}"
-    writer, size = sites[f"{path}.{layer.output}"], getattr(module, heads.size)
-    head_count = writer.shape[1] // size
-    # Several heads may share their keys and values; each such set of heads is one part.
-    count = head_count if layer.key is None else sites[f"{path}.{layer.key}"].shape[0] // size
-    if not count or head_count % count:
-        raise UserError(
-            f"The {head_count} heads of '{name}' cannot share {count} heads of keys evenly, so the model cannot run; "
-            "correct the numbers of heads in its config.json."
-        )
-    stacked = {layer.fused: 3 if layer.fused_layout == "stacked" else 1}
-    each = head_count // count
-    counters = ((heads.count, each), (heads.width, each * size))
-    declared = {heads.config_count: each} | ({heads.config_kv_count: 1} if heads.config_kv_count else {})
+    module = at.block.get_submodule(layer.module)
+    counts = _count_heads(at, layer, getattr(module, heads.size), split_keys)
+    declared = {heads.config_count: counts.each, heads.config_kv_count: 0 if counts.is_split else 1}
+    vectors = (*heads.head_vectors, *_norms(module, heads, counts.parts))
     return PrunableGroup(
         name=name,
         group=Group.ATTENTION,
-        count=count,
-        readers=tuple(
-            InputProjection(sites[f"{path}.{part}"], stacked.get(part, 1))
-            for part in input_projections(layer)
-            if has_module(block, part)
-        ),
-        writer=writer,
-        counters=tuple(SizeAttribute(module, attribute, amount) for attribute, amount in counters if attribute),
-        vectors=tuple(f"{name}.{vector}" for vector in heads.head_vectors),
-        bias=bias,
-        config={key: amount for key, amount in declared.items() if key} if heads.config_count else {},
-        pinned={heads.config_size: size} if heads.config_count and heads.config_size else {},
-        coupling=f"{number}.{layer.module}" if heads.are_coupled else name,
+        count=counts.parts,
+        readers=tuple(_readers(at, layer, counts)),
+        writer=at.site(layer.output),
+        counters=tuple(_counters(module, heads, counts)),
+        vectors=tuple(f"{name}.{vector}" for vector in vectors),
+        bias=_position_bias(at, layer, heads),
+        config={key: number for key, number in declared.items() if key and number} if heads.config_count else {},
+        pinned={heads.config_size: counts.size} if heads.config_count and heads.config_size else {},
+        coupling=f"{at.stack}.{layer.module}" if heads.are_coupled else name,
+        heads=counts.each,
+        is_split=counts.is_split,
+        is_uniform=heads.counts_in_config,
     )
 
 
-def _feed_forward(path: str, block: nn.Module, layer: FeedForward, sites: dict[str, Site]) -> PrunableGroup:
-    writer = sites[f"{path}.{layer.output}"]
+def _count_heads(at: _BlockAt, layer: Attention, size: int, split_keys: bool) -> _HeadCounts:
+    heads = at.site(layer.output).shape[1] // size
+    if layer.fused is not None:
+        keys = count_key_heads(at.site(layer.fused).shape[0], heads, size)
+    else:
+        keys = heads if layer.key is None else at.site(layer.key).shape[0] // size
+    if not keys or heads % keys:
+        raise UserError(
+            f"The {heads} heads of '{at.path}.{layer.module}' cannot share {keys} heads of keys evenly, so the model "
+            "cannot run; correct the numbers of heads in its config.json."
+        )
+    return _HeadCounts(heads, keys, size, split_keys)
+
+
+def _readers(at: _BlockAt, layer: Attention, counts: _HeadCounts) -> Iterator[InputProjection]:
+    width = counts.each * counts.size
+    for part in input_projections(layer):
+        if not at.has(part):
+            continue
+        site = at.site(part)
+        if part == layer.fused:
+            keys = () if counts.is_split else (counts.size, counts.size)
+            yield InputProjection(site, (width, *keys) if layer.fused_layout == "stacked" else (width + sum(keys),))
+        else:
+            belongs_to_all = counts.is_split and part != layer.query
+            yield InputProjection(site, () if belongs_to_all else (site.shape[0] // counts.parts,))
+
+
+def _counters(module: nn.Module, heads: Heads, counts: _HeadCounts) -> Iterator[SizeAttribute]:
+    counters = [(heads.count, counts.each), (heads.width, counts.each * counts.size)]
+    # Without a head that shares the only key, there is still one key, and fewer heads share it.
+    counters += [(heads.group_size, 1)] if counts.is_split else [(heads.kv_count, 1)]
+    if heads.counts_in_config:
+        counters.append((f"config.{heads.config_count}", counts.each))
+    return (SizeAttribute(module, attribute, number) for attribute, number in counters if attribute)
+
+
+def _norms(module: nn.Module, heads: Heads, parts: int) -> Iterator[str]:
+    """The parameters of norms with rows of each part; the norm of a key that all heads share has none."""
+    parameters = dict(module.named_parameters())
+    return (name for name in heads.head_norms if name in parameters and len(parameters[name]) % parts == 0)
+
+
+def _position_bias(at: _BlockAt, layer: Attention, heads: Heads) -> str | None:
+    """Path of the position bias that loses its columns with this attention; None if it has none."""
+    if heads.model_position_bias is not None:
+        # All attentions lose the same heads, and the columns go with those of the first.
+        return full_path(at.lm.model, heads.model_position_bias) if at.is_first else None
+    own = f"{layer.module}.{heads.position_bias}"
+    return f"{at.path}.{own}" if heads.position_bias is not None and at.has(own) else None
+
+
+def _feed_forward(at: _BlockAt, layer: FeedForward) -> PrunableGroup:
+    writer = at.site(layer.output)
     holder, _, attribute = (layer.width or "").rpartition(".")
+    each = (1, 1) if layer.fused_gate else (1,)
     return PrunableGroup(
         name=writer.name,
         group=Group.FFN,
         count=writer.shape[1],
-        readers=tuple(InputProjection(sites[f"{path}.{part}"], 2 if layer.fused_gate else 1) for part in layer.inner),
+        readers=tuple(InputProjection(at.site(part), each) for part in layer.inner),
         writer=writer,
-        counters=(SizeAttribute(block.get_submodule(holder), attribute, 1),) if attribute else (),
+        counters=(SizeAttribute(at.block.get_submodule(holder), attribute, 1),) if attribute else (),
         config={layer.config_width: 1} if layer.config_width else {},
         coupling=writer.name,
     )

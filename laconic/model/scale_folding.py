@@ -22,8 +22,9 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.formats import Format
 from laconic.model.anatomy import Attention, FeedForward, Stack
+from laconic.model.fused_rows import count_key_heads, fused_rows
 from laconic.model.lm import LanguageModel
-from laconic.model.prunable_group import PLAIN
+from laconic.model.prunable_layers import PLAIN
 from laconic.model.site import Site, has_module
 
 
@@ -134,14 +135,15 @@ def _value(path: str, block: nn.Module, layer: Attention, sites: Mapping[str, Si
     # A vector that is added to the values beside the bias of their projection would have to be divided too.
     if value is None or output is None or heads is None or heads.head_vectors:
         return
-    children = dict(block.get_submodule(layer.module).named_children())
-    if any(name in children for name in heads.mixers):
+    module = block.get_submodule(layer.module)
+    children = dict(module.named_children())
+    if heads.is_clipped(module) or any(name in children for name in heads.mixers):
         return
-    size, width = getattr(block.get_submodule(layer.module), heads.size), output.shape[1]
+    size, width = getattr(module, heads.size), output.shape[1]
     rows = _arange(value.shape[0], value)
     if layer.fused is not None:
-        stacked = layer.fused_layout == "stacked"
-        rows = rows.view(3, -1)[2] if stacked else rows.view(-1, 3, size)[:, 2].reshape(-1)
+        keys = count_key_heads(len(rows), width // size, size)
+        rows = rows[fused_rows(layer.fused_layout, width // size, keys, size).value.flatten().to(rows.device)]
     shared = width // len(rows)
     columns = torch.arange(len(rows), device=rows.device).view(-1, 1, size).expand(-1, shared, -1).reshape(-1)
     yield Absorber(name=value.name, readers=(output,), columns=columns, rows=rows)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from laconic.errors import UserError
 from laconic.formats import Dense
 from laconic.model.anatomy import FeedForward
 from laconic.model.lm import LanguageModel
-from laconic.model.prunable_group import PrunableGroup, prunable_groups, prunable_modules
+from laconic.model.prunable_group import PrunableGroup, prunable_groups
+from laconic.model.prunable_layers import prunable_modules
+from laconic.model.prunable_parts import InputProjection, SizeAttribute
 from laconic.model.site import Group, Linear, Site
 
 EMPTY = -1
@@ -40,31 +43,43 @@ def keep_parts(
             format.
     """
     chosen = torch.as_tensor(parts, dtype=torch.long, device=lm.device)
-    for site, stacked in group.readers:
-        own = site.bias()
+    for reader in group.readers:
+        own = reader.site.bias()
         replace_linear(
             lm,
-            site,
-            _select_parts(site.weight(), stacked, group.count, chosen),
-            None if own is None else _select_parts(own, stacked, group.count, chosen),
+            reader.site,
+            _select_rows(reader, reader.site.weight(), group.count, chosen),
+            None if own is None else _select_rows(reader, own, group.count, chosen),
         )
     for path in group.vectors:
         module, name = _find_parameter(lm, path)
-        _set_parameter(module, name, _select_parts(module.get_parameter(name), 1, group.count, chosen))
+        rows = module.get_parameter(name).detach().unflatten(0, (group.count, -1))
+        _set_parameter(module, name, _select_parts(rows, chosen))
     if group.bias is not None:
         module, name = _find_parameter(lm, f"{group.bias}.weight")
         assert isinstance(module, nn.Embedding)
-        _set_parameter(module, name, _select_parts(module.weight.T, 1, group.count, chosen).T)
+        _set_parameter(module, name, _select_parts(module.weight.detach().T[:, None], chosen).T)
         module.embedding_dim = len(parts)
     _write(lm, group, chosen, weight, bias)
-    for module, attribute, each in group.counters:
-        setattr(module, attribute, each * len(parts))
+    for counter in group.counters:
+        _set_count(counter, len(parts))
+
+
+def _set_count(counter: SizeAttribute, count: int) -> None:
+    module, (holder, _, name) = counter.module, counter.attribute.rpartition(".")
+    if not holder:
+        setattr(module, name, counter.each * count)
+        return
+    # Other attentions, whose heads may be removed later, read the same configuration.
+    config = copy(getattr(module, holder))
+    setattr(config, name, counter.each * count)
+    setattr(module, holder, config)
 
 
 def _write(lm: LanguageModel, group: PrunableGroup, chosen: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     writer = group.writer
     if weight is None:
-        weight = _select_parts(writer.weight().T, 1, group.count, chosen).T
+        weight = _select_parts(writer.weight().detach().T.unflatten(0, (group.count, -1)), chosen).T
     own = writer.bias()
     if bias is not None and own is None:
         lm.replace(writer, Dense.from_weight(weight.to(lm.dtype)), bias)
@@ -72,12 +87,15 @@ def _write(lm: LanguageModel, group: PrunableGroup, chosen: Tensor, weight: Tens
         replace_linear(lm, writer, weight, own if bias is None else bias)
 
 
-def _select_parts(rows: Tensor, stacked: int, count: int, parts: Int[Tensor, " kept"]) -> Tensor:
-    """The rows of `parts`, in this order, in each of the `stacked` matrices."""
-    blocks = rows.detach().reshape(stacked, count, -1, *rows.shape[1:])
-    # `EMPTY` is the index of the last block, of zeros.
-    blocks = torch.cat([blocks, torch.zeros_like(blocks[:, :1])], dim=1)
-    return blocks[:, parts].flatten(0, 2)
+def _select_rows(reader: InputProjection, tensor: Tensor, count: int, parts: Int[Tensor, " kept"]) -> Tensor:
+    """The rows of `parts`, in this order, in each of the stacked matrices, and the rows of all parts."""
+    stacked, rest = reader.split(tensor.detach(), count)
+    return torch.cat([*(_select_parts(rows, parts) for rows in stacked), rest])
+
+
+def _select_parts(rows: Float[Tensor, "parts each ..."], parts: Int[Tensor, " kept"]) -> Float[Tensor, "rows ..."]:
+    # `EMPTY` is the index of the last part, of zeros.
+    return torch.cat([rows, torch.zeros_like(rows[:1])])[parts].flatten(0, 1)
 
 
 def _find_parameter(lm: LanguageModel, path: str) -> tuple[nn.Module, str]:
@@ -94,9 +112,15 @@ def update_config_widths(lm: LanguageModel) -> None:
     """Write the numbers of heads and channels into the configuration, if they are equal in all blocks.
 
     The model is then an ordinary model of its class. Nothing is written if the class could not build it.
+
+    Raises:
+        UserError: the class reads the number of heads from the configuration when it runs, and the configuration cannot
+            hold it.
     """
     by_key: dict[str, list[dict[str, int]]] = {}
-    for group in prunable_groups(lm):
+    # A configuration has the number of key heads too.
+    groups = prunable_groups(lm, split_keys=False)
+    for group in groups:
         if group.config:
             counts = {key: each * group.count for key, each in group.config.items()}
             by_key.setdefault(next(iter(counts)), []).append({**counts, **group.pinned})
@@ -105,6 +129,26 @@ def update_config_widths(lm: LanguageModel) -> None:
         # A layer that was dropped or compressed has the number that the configuration had before.
         if len(candidates) == totals[key] and all(values == candidates[0] for values in candidates):
             _set_config(lm.model, candidates[0])
+    _share_config(lm, [group for group in groups if group.is_uniform])
+
+
+def _share_config(lm: LanguageModel, groups: Sequence[PrunableGroup]) -> None:
+    """Give attentions that read the number of heads from a configuration the one of the model again."""
+    for group in groups:
+        holder, count = lm.model.get_submodule(group.name), group.count * group.heads
+        around = [
+            part.config
+            for path, part in lm.model.named_modules()
+            if isinstance(part, PreTrainedModel) and (not path or group.name.startswith(f"{path}."))
+        ]
+        key = next(iter(group.config))
+        if getattr(around[-1], key) != count:
+            raise UserError(
+                f"The class of '{lm.model.config.model_type}' reads the number of heads from its configuration, which "
+                f"cannot hold the {count} heads of '{group.name}'; keep equally many heads in all attentions, or "
+                "keep all of them."
+            )
+        holder.config = around[-1]
 
 
 def _count_by_key(lm: LanguageModel) -> Counter[str]:
@@ -149,7 +193,8 @@ def empty_linear(like: Linear, shape: tuple[int, int]) -> Linear:
     with torch.device("meta"):
         if isinstance(like, Conv1D):
             return Conv1D(out_features, in_features)
-        return nn.Linear(in_features, out_features, bias=like.bias is not None)
+        # A subclass, such as Falcon's, computes in another way.
+        return type(like)(in_features, out_features, bias=like.bias is not None)
 
 
 def resize_linear(like: Linear, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Linear:

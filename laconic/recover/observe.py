@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from laconic.model import Batch, LanguageModel, Predictions, Stack, gather_predictions, run_model, token_masks
+from laconic.model.anatomy import Attention
+from laconic.model.fused_rows import count_key_heads, fused_rows
+from laconic.model.site import matrix_shape
 
 
 class Feature(StrEnum):
@@ -125,11 +129,7 @@ def _projection(stack: Stack, block: nn.Module) -> tuple[nn.Module, Callable[[Te
     path = None if attention is None else attention.value or attention.fused
     if attention is None or path is None:
         return None
-    cut = _identity if attention.value is not None else _last_third
-    if attention.value is None and attention.fused_layout == "by-head":
-        assert attention.heads is not None
-        holder = block.get_submodule(attention.module)
-        cut = partial(_third_of_each_head, size=getattr(holder, attention.heads.size))
+    cut = _identity if attention.value is not None else partial(_take_rows, rows=_value_rows(attention, block))
     transposed = attention.tokens_first
     return block.get_submodule(path), (lambda output: cut(output.transpose(0, 1))) if transposed else cut
 
@@ -138,12 +138,19 @@ def _identity(output: Tensor) -> Tensor:
     return output
 
 
-def _last_third(output: Tensor) -> Tensor:
-    return output.chunk(3, dim=-1)[2]
+def _take_rows(output: Tensor, rows: Tensor) -> Tensor:
+    return output[..., rows.to(output.device)]
 
 
-def _third_of_each_head(output: Tensor, size: int) -> Tensor:
-    return output.unflatten(-1, (-1, 3, size))[..., 2, :].flatten(-2)
+def _value_rows(attention: Attention, block: nn.Module) -> Int[Tensor, " rows"]:
+    """The rows of the values in the fused projection of a block."""
+    assert attention.fused is not None
+    (rows, _), (_, columns) = (matrix_shape(block.get_submodule(path)) for path in (attention.fused, attention.output))
+    if attention.heads is None:
+        return torch.arange(rows).chunk(3)[2]
+    size = getattr(block.get_submodule(attention.module), attention.heads.size)
+    heads = columns // size
+    return fused_rows(attention.fused_layout, heads, count_key_heads(rows, heads, size), size).value.flatten()
 
 
 def _values_by_stack(lm: LanguageModel, captured: Mapping[str, list[Tensor]], count: int) -> list[list[Tensor]]:

@@ -17,8 +17,8 @@ from laconic.errors import UserError
 from laconic.formats import Dense, Format
 from laconic.model import LanguageModel
 from laconic.model.enumeration import copy_ties
-from laconic.model.head_size import can_shrink, find_attentions, resize_heads, zero_padding_maps
-from laconic.model.prunable_group import prunable_groups
+from laconic.model.head_size import find_attentions, resize_heads, shrink_obstacle, zero_padding_maps
+from laconic.model.prunable_group import PrunableGroup, prunable_groups
 from laconic.model.stock import build_empty, build_stock
 from laconic.model.task import check_pretrained
 from laconic.model.width import EMPTY, empty_linear, keep_parts, resize_linear
@@ -166,14 +166,16 @@ def _restore_widths(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     """Restore the head size, the number of heads and the number of channels of `plain` by adding zeros."""
     if changed_shapes(model, plain):
         lm, full = LanguageModel.of(model), LanguageModel.of(plain)
-        if can_shrink(lm.anatomy):
+        if shrink_obstacle(lm) is None:
             for attention, other in zip(find_attentions(lm), find_attentions(full), strict=True):
                 if attention.size != other.size:
                     resize_heads(lm, attention, zero_padding_maps(attention, other.size))
-        counts = {group.name: group.count for group in prunable_groups(full)}
+        whole = {group.name: group for group in prunable_groups(full, split_keys=False)}
         for group in prunable_groups(lm):
-            if group.count < counts[group.name]:
-                keep_parts(lm, group, [*range(group.count), *[EMPTY] * (counts[group.name] - group.count)])
+            if group.is_split:
+                _add_parts(lm, group, whole[group.name].heads)
+        for group in prunable_groups(lm, split_keys=False):
+            _add_parts(lm, group, whole[group.name].count)
     changed = changed_shapes(model, plain)
     for name, entry in changed.items():
         if entry["kind"] == MAPPED:
@@ -184,6 +186,11 @@ def _restore_widths(model: PreTrainedModel, plain: PreTrainedModel) -> None:
             )
     for name in changed:
         raise UserError(f"The layer '{name}' has a shape that its class cannot give it, so no stock model can hold it.")
+
+
+def _add_parts(lm: LanguageModel, group: PrunableGroup, count: int) -> None:
+    if group.count < count:
+        keep_parts(lm, group, [*range(group.count), *[EMPTY] * (count - group.count)])
 
 
 @torch.no_grad()

@@ -114,12 +114,19 @@ def _entries(module: nn.Module, plain: nn.Module) -> Iterator[dict[str, Any]]:
         if module.weight.shape != plain.weight.shape:
             shape = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
             yield {"kind": RESIZED, "shape": list(shape)}
-    # Only modules with linears: others may have integers that change at run time, such as counters.
-    elif any(isinstance(child, (nn.Linear, Conv1D, Format)) for child in module.children()):
-        values = _differences(_integers, module, plain)
+    else:
+        # Only integers of modules around linears: those of others may change at run time, such as counters.
+        values = _differences(_integers, module, plain) if _holds_linears(module) else {}
+        # Norms of heads, as in Cohere, have shapes too.
         shapes = _differences(_parameter_shapes, module, plain)
         if values or shapes:
             yield {"kind": ATTRIBUTES, "values": values, **({"parameters": shapes} if shapes else {})}
+
+
+def _holds_linears(module: nn.Module) -> bool:
+    """Whether a linear is a child of the module, or of one of its children."""
+    inner = (part for child in module.children() for part in (child, *child.children()))
+    return any(isinstance(part, (nn.Linear, Conv1D, Format)) for part in inner)
 
 
 def _differences(read: Callable[[nn.Module], dict[str, Any]], module: nn.Module, plain: nn.Module) -> dict[str, Any]:

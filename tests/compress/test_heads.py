@@ -20,9 +20,9 @@ from laconic.model.head_size import (
 )
 from tests.architectures import BY_NAME, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
-from tests.headed import HEADED, RIGID, SIZE
+from tests.headed import HEADED, RELATED, RIGID, SIZE
 
-every_kind = pytest.mark.parametrize("name", HEADED)
+every_kind = pytest.mark.parametrize("name", (*HEADED, *RELATED))
 
 
 def data_for(lm: LanguageModel, count: int = 6) -> Calibration:
@@ -31,7 +31,7 @@ def data_for(lm: LanguageModel, count: int = 6) -> Calibration:
 
 def test_every_architecture_with_heads_is_tested():
     able = {name for anatomy in ANATOMIES if can_shrink(anatomy) for name in anatomy.model_types}
-    assert able == {BY_NAME[name].model().config.model_type for name in HEADED}
+    assert able == {BY_NAME[name].model().config.model_type for name in (*HEADED, *RELATED)}
 
 
 def scores_of(lm: LanguageModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -143,6 +143,19 @@ def test_heads_that_cannot_shrink_are_one_sentence(name):
     lm = BY_NAME[name].lm()
     with pytest.raises(
         UserError, match=r"^The heads of '[\w-]+' cannot shrink: .* it can be done for albert, bart, bert, "
+    ):
+        ShrinkHeads(keep=0.5).check(lm)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("gpt-bigcode", "they share keys"), ("mpt", "its queries, keys and values are limited")]
+)
+def test_heads_of_one_model_may_be_unlike_those_of_its_architecture(name, reason):
+    lm = BY_NAME[name].lm()
+    if name == "mpt":
+        lm.model.transformer.blocks[1].attn.clip_qkv = 6.0
+    with pytest.raises(
+        UserError, match=rf"^The heads of 'transformer\.\w+\.\d\.attn' in this .* cannot shrink: {reason}\.$"
     ):
         ShrinkHeads(keep=0.5).check(lm)
 

@@ -55,9 +55,9 @@ def test_what_cannot_be_done_is_one_sentence():
 
 
 def test_where_there_is_one_of_everything_is_one_sentence():
-    """Of heads that all share their keys; beside channels they stay, as one of them does whatever is asked."""
+    """Of heads; beside channels they stay, as one of them does whatever is asked."""
     whole = BY_NAME["llama"].model()
-    whole.config.num_key_value_heads = 1
+    whole.config.num_attention_heads = whole.config.num_key_value_heads = 1
     lm = LanguageModel.of(type(whole)(whole.config))
     with pytest.raises(UserError, match=r"^No layer of this 'llama' has two parts"):
         Narrow(heads=0.5).check(lm)

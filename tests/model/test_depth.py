@@ -31,9 +31,11 @@ DEEPER = {
 def deep(name: str, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     """The architecture with four blocks in each stack, where its configuration says two."""
     import tests.tiny_models as tiny
+    import tests.tiny_relatives as relatives
 
     for table in (tiny.ENCODER, tiny.DISTILBERT, tiny.RELATIVE, tiny.WINDOWED, tiny.GPT2, tiny.GPT_NEO, tiny.OPT,
-                  tiny.DECODER, tiny.T5, tiny.BART, tiny.MARIAN, tiny.LED):  # fmt: skip
+                  tiny.DECODER, tiny.T5, tiny.BART, tiny.MARIAN, tiny.LED,
+                  relatives.BLOOM, relatives.MPT, relatives.FALCON):  # fmt: skip
         for key in table.keys() & DEEPER.keys():
             monkeypatch.setitem(table, key, DEEPER[key])
     monkeypatch.setitem(tiny.GPT_NEO, "attention_types", [[["global", "local"], 2]])

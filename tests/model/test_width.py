@@ -6,15 +6,19 @@ import transformers as hf
 from torch import nn
 from transformers import PreTrainedModel
 
+from laconic.compress import Narrow
 from laconic.errors import UserError
 from laconic.formats import LowRank
 from laconic.model import ANATOMIES, Group, LanguageModel
 from laconic.model.anatomy.heads import Obstacle
-from laconic.model.prunable_group import check_prunable, couple_groups, prunable_groups
-from laconic.model.width import EMPTY, keep_parts
-from tests.architectures import BY_NAME, HEADS, INNER, factors, outputs
-from tests.narrow import EVERY, FIXED_HEADS, ONE_OF_EACH, counts, narrowed, zeroed
-from tests.tiny_models import RELATIVE
+from laconic.model.prunable_group import couple_groups, prunable_groups
+from laconic.model.prunable_layers import check_prunable
+from laconic.model.width import EMPTY, keep_parts, update_config_widths
+from laconic.store import materialize
+from laconic.store.structure import describe
+from tests.architectures import BY_NAME, HEADS, INNER, WIDTH, factors, outputs
+from tests.narrow import COMPUTED_WIDTH, EVERY, FIXED_HEADS, ONE_OF_EACH, counts, narrowed, zeroed
+from tests.tiny_models import DECODER, RELATIVE, SMALL
 
 every_architecture = pytest.mark.parametrize("name", EVERY)
 uniformly_or_not = pytest.mark.parametrize("uniform", [True, False])
@@ -45,9 +49,9 @@ def test_what_is_left_is_the_whole_with_the_rest_zeroed(name, uniform):
 def test_all_heads_and_channels_are_found(name):
     lm = BY_NAME[name].lm()
     heads, channels = counts(lm, Group.ATTENTION), counts(lm, Group.FFN)
-    # Those of the decoders share their keys two by two.
+    # Those of some decoders share their keys two by two.
     assert set(heads) <= {HEADS, 2} and bool(heads) != (name in FIXED_HEADS)
-    assert set(channels) == {INNER}
+    assert set(channels) == {4 * WIDTH if name in COMPUTED_WIDTH else INNER}
     assert len(channels) == sum(len(blocks) for _, blocks in lm.stacks())
 
 
@@ -147,6 +151,56 @@ def test_half_precision_is_rounded_as_it_is_stored():
 def test_heads_that_cannot_go_are_one_sentence(name, group, sentence):
     with pytest.raises(UserError, match=sentence):
         check_prunable(BY_NAME[name].lm(), group)
+
+
+def small_llama(keys: int) -> LanguageModel:
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(**{**DECODER, "num_key_value_heads": keys}, **SMALL)
+    return LanguageModel.of(hf.LlamaForCausalLM(config).eval())
+
+
+@pytest.mark.parametrize("keys", [1, 2])
+def test_heads_that_share_the_only_key_go_one_by_one(keys: int) -> None:
+    """Of two keys one goes first, and then one of its two heads; the way back adds the head, and then the key."""
+    lm = small_llama(keys)
+    for group in prunable_groups(lm, (Group.ATTENTION,)):
+        assert (group.count, group.heads, group.is_split) == ((4, 1, True) if keys == 1 else (2, 2, False))
+        keep_parts(lm, group, [0, 2] if keys == 1 else [1])
+    for group in prunable_groups(lm, (Group.ATTENTION,)):
+        assert (group.count, [reader.each for reader in group.readers]) == (2, [(8,), (), ()])
+        keep_parts(lm, group, [1])
+    whole = small_llama(keys)
+    head = 2 if keys == 1 else 3
+    for site in whole.sites(("*o_proj",)):
+        site.parameter.data[:, : head * 8] = 0
+        site.parameter.data[:, (head + 1) * 8 :] = 0
+    torch.testing.assert_close(outputs(lm.model), outputs(whole.model), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(outputs(materialize(lm.model)), outputs(whole.model), rtol=1e-5, atol=2e-6)
+    update_config_widths(lm)
+    config = lm.model.config
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (1, 1, 8)
+    assert not describe(lm.model)
+    tokens = torch.tensor([[5, 9, 7, 4]])
+    options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(tokens)}
+    assert torch.equal(*(lm.model.generate(tokens, use_cache=use, **options) for use in (True, False)))
+
+
+def test_attentions_that_read_their_number_of_heads_from_the_configuration_have_equally_many() -> None:
+    lm = BY_NAME["phi3"].lm()
+    first, second = prunable_groups(lm, (Group.ATTENTION,))
+    keep_parts(lm, first, [1])
+    assert outputs(lm.model).isfinite().all(), "the others still read the configuration of before"
+    with pytest.raises(
+        UserError, match=r"^The class of 'phi3' reads the number of heads .* hold the 2 heads of 'model"
+    ):
+        update_config_widths(lm)
+    keep_parts(lm, second, [0])
+    update_config_widths(lm)
+    assert (lm.model.config.num_attention_heads, lm.model.config.num_key_value_heads) == (2, 1)
+    assert all(block.self_attn.config is lm.model.config for block in lm.model.model.layers)
+    for arguments in ({"heads": 0.5, "ranking": "global"}, {"keep": 0.8}):
+        with pytest.raises(UserError, match=r"^Attentions of 'phi3' must keep equally many heads, as its class reads"):
+            Narrow(**arguments).check(BY_NAME["phi3"].lm())
 
 
 def test_an_obstacle_may_depend_on_a_module_or_on_a_value():

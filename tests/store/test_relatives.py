@@ -14,7 +14,7 @@ from laconic.store import materialize, save
 from laconic.store.structure import describe
 from tests.architectures import BY_NAME, alike, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
-from tests.headed import HEADED, SIZE
+from tests.headed import RELATED, SIZE
 from tests.narrow import FIXED_HEADS, STOCK, narrowed
 from tests.tiny_relatives import RELATIVES
 
@@ -73,7 +73,7 @@ def test_narrowed_by_its_statistics(name: str) -> None:
     assert outputs(lm.model).isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in RELATIVES if name in HEADED])
+@pytest.mark.parametrize("name", RELATED)
 def test_shrunk(name: str, tmp_path: Path) -> None:
     lm = BY_NAME[name].lm()
     ShrinkHeads(size=SIZE).apply(lm, Calibration(labelled_batches(lm, 4)))

@@ -17,8 +17,8 @@ linear is found, but heads, channels and shared inputs are not known.
 
 from collections.abc import Callable
 
-from laconic.model.anatomy.decoders import GPT2, GPT_NEO, GPT_NEOX, GPTJ, OPT
-from laconic.model.anatomy.encoder_decoders import BART, LED, MBART, T5
+from laconic.model.anatomy.decoders import BLOOM, FALCON, GPT2, GPT_BIGCODE, GPT_NEO, GPT_NEOX, GPTJ, MPT, OPT
+from laconic.model.anatomy.encoder_decoders import BART, LED, MBART, T5, UMT5
 from laconic.model.anatomy.encoders import (
     ALBERT,
     BERT,
@@ -31,7 +31,7 @@ from laconic.model.anatomy.encoders import (
     MPNET,
 )
 from laconic.model.anatomy.heads import Heads, Obstacle
-from laconic.model.anatomy.llama import COHERE2, LLAMA, OLMO2, PHI, STARCODER2
+from laconic.model.anatomy.llama import COHERE, COHERE2, LLAMA, OLMO2, PHI, PHI3, STABLELM, STARCODER2
 from laconic.model.anatomy.parts import (
     Anatomy,
     Attention,
@@ -48,9 +48,9 @@ from laconic.registry import Registry
 # fmt: off
 ANATOMIES: tuple[Anatomy, ...] = (
     BERT, DISTILBERT, ALBERT, DEBERTA, DEBERTA_V2, LONGFORMER, MODERNBERT, BIG_BIRD, MPNET,
-    GPT2, GPT_NEO, GPT_NEOX, GPTJ, OPT,
-    LLAMA, PHI, STARCODER2, OLMO2, COHERE2,
-    T5, BART, MBART, LED,
+    GPT2, GPT_NEO, GPT_NEOX, GPTJ, GPT_BIGCODE, OPT, BLOOM, MPT, FALCON,
+    LLAMA, PHI, PHI3, STARCODER2, OLMO2, COHERE, COHERE2, STABLELM,
+    T5, UMT5, BART, MBART, LED,
 )
 # fmt: on
 """The entries that come with laconic."""

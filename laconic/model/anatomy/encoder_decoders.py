@@ -25,49 +25,50 @@ _SHARED_WORDS = (
 )
 
 
-def _t5_attention(layer: str, name: str) -> Attention:
-    # T5 does not scale its scores, so a configuration with another `d_kv` is all that smaller heads need.
-    heads = Heads(
-        count="n_heads",
-        size="key_value_proj_dim",
-        width="inner_dim",
-        position_bias="relative_attention_bias",
-        config_size="d_kv",
-        config_count="num_heads",
-    )
+# T5 does not scale its scores, so a configuration with another `d_kv` is all that smaller heads need.
+_T5_HEADS = Heads(
+    count="n_heads",
+    size="key_value_proj_dim",
+    width="inner_dim",
+    position_bias="relative_attention_bias",
+    config_size="d_kv",
+    config_count="num_heads",
+)
+_T5_TABLE = BiasTable("layer.0.SelfAttention", "relative_attention_bias", "has_relative_attention_bias")
+
+
+def _t5_attention(layer: str, name: str, heads: Heads) -> Attention:
     return separate_attention(f"{layer}.{name}", "q k v", f"{layer}.{name}.o", norm=f"{layer}.layer_norm", heads=heads)
 
 
-def _t5_stack(name: str, feed_forward: str, depth: Depth) -> Stack:
+def _t5_stack(name: str, feed_forward: str, heads: Heads, depth: Depth) -> Stack:
     path, norm = f"{feed_forward}.DenseReluDense", (f"{feed_forward}.layer_norm",)
     plain = FeedForward((f"{path}.wi",), f"{path}.wo", "d_ff", norm=norm, activation=f"{path}.act")
     # The gated and the plain form share a model type; only the projections that exist become sites.
     gated = replace(plain, inner=(f"{path}.wi_0", f"{path}.wi_1"), activation=None)
-    table = BiasTable("layer.0.SelfAttention", "relative_attention_bias", "has_relative_attention_bias")
     return Stack(
         blocks=f"{name}.block",
-        attention=_t5_attention("layer.0", "SelfAttention"),
+        attention=_t5_attention("layer.0", "SelfAttention", heads),
         feed_forward=(gated, plain),
-        depth=replace(depth, bias_table=table),
+        depth=depth,
     )
 
 
-T5 = Anatomy(
-    model_types=("t5", "mt5"),
-    stacks=(
-        _t5_stack("encoder", "layer.1", Depth()),
-        replace(
-            _t5_stack(
-                "decoder",
-                "layer.2",
-                Depth(count="num_decoder_layers", stack_count="num_layers", cache_stack="encoder"),
-            ),
-            cross_attention=_t5_attention("layer.1", "EncDecAttention"),
-            reads=InputTokens.TARGET,
-        ),
-    ),
-    embeddings=_SHARED_WORDS,
-)
+def _t5(model_types: tuple[str, ...], heads: Heads, table: BiasTable | None) -> Anatomy:
+    decoder_depth = Depth(count="num_decoder_layers", stack_count="num_layers", cache_stack="encoder", bias_table=table)
+    decoder = replace(
+        _t5_stack("decoder", "layer.2", heads, decoder_depth),
+        cross_attention=_t5_attention("layer.1", "EncDecAttention", heads),
+        reads=InputTokens.TARGET,
+    )
+    encoder = _t5_stack("encoder", "layer.1", heads, Depth(bias_table=table))
+    return Anatomy(model_types=model_types, stacks=(encoder, decoder), embeddings=_SHARED_WORDS)
+
+
+T5 = _t5(("t5", "mt5"), _T5_HEADS, _T5_TABLE)
+
+# Every block has its own table of relative positions.
+UMT5 = _t5(("umt5",), replace(_T5_HEADS, shares_position_bias=False), None)
 
 
 def _bart_attention(module: str, heads: Heads | None, norm: str | None = None) -> Attention:

@@ -3,13 +3,14 @@
 from dataclasses import replace
 
 from laconic.model.anatomy.heads import Heads, Obstacle
-from laconic.model.anatomy.parts import Depth, FeedForward, Stack, one_stack, separate_attention
+from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Stack, one_stack, separate_attention
 
 _QKV = "q_proj k_proj v_proj"
 
 # Rotary positions rotate each head on its own. Heads that share keys and values are removed together.
 _ROTARY = Heads(
     size="head_dim",
+    group_size="num_key_value_groups",
     can_shrink=False,
     config_size="head_dim",
     config_count="num_attention_heads",
@@ -80,3 +81,53 @@ OLMO2 = one_stack(
 )
 
 COHERE2 = one_stack("cohere2", "embed_tokens", replace(_STACK, parallel=True, depth=Depth()))
+
+# Cohere's older models may have a norm for the queries and keys of each head.
+COHERE = one_stack(
+    "cohere",
+    "embed_tokens",
+    replace(
+        COHERE2.stacks[0],
+        attention=replace(_ATTENTION, heads=replace(_ROTARY, head_norms=("q_norm.weight", "k_norm.weight"))),
+    ),
+)
+
+# Attention and feed-forward run in parallel if the block has no second norm. The class computes the size of a head.
+_STABLELM_HEADS = replace(
+    _ROTARY,
+    count="num_heads",
+    kv_count="num_key_value_heads",
+    config_size=None,
+    config_count=None,
+    config_kv_count=None,
+    obstacles=(Obstacle(reason="each of them has a norm of its own", module="q_layernorm"),),
+)
+STABLELM = one_stack(
+    "stablelm",
+    "embed_tokens",
+    replace(_STACK, attention=replace(_ATTENTION, heads=_STABLELM_HEADS), parallel=True, depth=Depth()),
+)
+
+PHI3 = one_stack(
+    "phi3",
+    "embed_tokens",
+    Stack(
+        blocks="layers",
+        attention=Attention(
+            module="self_attn",
+            fused="self_attn.qkv_proj",
+            output="self_attn.o_proj",
+            norm="input_layernorm",
+            heads=replace(_ROTARY, kv_count="num_key_value_heads", counts_in_config=True),
+        ),
+        feed_forward=(
+            FeedForward(
+                ("mlp.gate_up_proj",),
+                "mlp.down_proj",
+                "intermediate_size",
+                fused_gate=True,
+                norm=("post_attention_layernorm",),
+            ),
+        ),
+    ),
+)

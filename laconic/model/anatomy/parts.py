@@ -11,6 +11,8 @@ from typing import Literal
 from laconic.model.anatomy.heads import Heads
 from laconic.model.site import Group, InputTokens
 
+FusedLayout = Literal["stacked", "by-head"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
@@ -44,7 +46,7 @@ class Attention:
     key: str | None = None
     value: str | None = None
     fused: str | None = None
-    fused_layout: Literal["stacked", "by-head"] = "stacked"
+    fused_layout: FusedLayout = "stacked"
     heads: Heads | None = None
     global_query: str | None = None
     global_key: str | None = None

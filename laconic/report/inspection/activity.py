@@ -46,7 +46,7 @@ class BlockSimilarity:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSimilarity:
-    """The similarity of the heads of one attention. Heads that share their keys count as one.
+    """The similarity of the heads of one attention. Heads that share one of several keys count as one.
 
     Args:
         name: the path of the attention.

@@ -1,0 +1,111 @@
+"""The attentions and feed-forwards of a block whose heads or channels can be removed, and the check that they can."""
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from laconic.errors import UserError
+from laconic.formats import Constant, Dense
+from laconic.model.anatomy import Anatomy, Attention, FeedForward, Stack, list_architectures
+from laconic.model.lm import LanguageModel
+from laconic.model.site import Group, has_module
+
+PLAIN = (nn.Linear, Conv1D, Dense)
+"""The modules from which rows and columns can be removed."""
+
+
+def check_prunable(lm: LanguageModel, group: Group) -> None:
+    """Check that heads (or channels) can be removed everywhere.
+
+    Args:
+        lm: the model.
+        group: ATTENTION for heads, FFN for channels.
+
+    Raises:
+        UserError: the entry of the architecture does not describe them, a module mixes the heads, or a layer is already
+            compressed.
+    """
+    model_type, parts = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
+
+    def is_known(anatomy: Anatomy) -> bool:
+        return all(has_known_parts(stack, group) for stack in anatomy.stacks)
+
+    if not is_known(lm.anatomy):
+        supported = list_architectures(is_known)
+        raise UserError(f"The {parts} of '{model_type}' cannot be removed one by one; supported are {supported}.")
+    for stack, blocks in lm.stacks():
+        for path, block in blocks:
+            if group is Group.ATTENTION and (obstacle := _find_obstacle(stack, block)) is not None:
+                raise UserError(
+                    f"The heads of this '{model_type}' cannot be removed one by one, as {obstacle}; narrow its "
+                    "channels, or compress its matrices."
+                )
+            for layer in prunable_modules(stack, block, group):
+                _check_layer(path, block, layer)
+
+
+def _find_obstacle(stack: Stack, block: nn.Module) -> str | None:
+    """The reason why no head of a block can be removed; None if heads can be removed."""
+    known = [(block.get_submodule(layer.module), layer.heads) for layer in _headed_attentions(stack, block)]
+    return next((reason for module, heads in known if heads and (reason := heads.find_obstacle(module))), None)
+
+
+def _check_layer(path: str, block: nn.Module, layer: Attention | FeedForward) -> None:
+    if is_dropped(block, layer):
+        heads = layer.heads if isinstance(layer, Attention) else None
+        # The position bias of the stack has a column for each of its heads too.
+        if heads is not None and (heads.are_coupled or heads.counts_in_config):
+            shared = "position bias" if heads.are_coupled else "number of heads"
+            raise UserError(
+                f"The attention '{path}.{layer.module}' is dropped, and shares its {shared} with the "
+                "others; heads must be removed before that."
+            )
+        return
+    if isinstance(layer, Attention) and layer.heads is not None:
+        children = dict(block.get_submodule(layer.module).named_children())
+        if mixer := next((name for name in layer.heads.mixers if name in children), None):
+            raise UserError(f"'{path}.{layer.module}.{mixer}' mixes the heads, so none of them can be removed.")
+    for projection in (*input_projections(layer), layer.output):
+        if has_module(block, projection) and not isinstance(block.get_submodule(projection), PLAIN):
+            raise UserError(
+                f"The layer '{path}.{projection}' is compressed already; heads and channels must be removed "
+                "before that."
+            )
+
+
+def is_dropped(block: nn.Module, layer: Attention | FeedForward) -> bool:
+    """Whether the attention or feed-forward was dropped from `block` by an earlier step."""
+    return isinstance(block.get_submodule(layer.output), Constant)
+
+
+def has_known_parts(stack: Stack, group: Group) -> bool:
+    """Whether the entry of `stack` describes the parts of its attentions or of its feed-forwards."""
+    if group is Group.FFN:
+        return bool(stack.feed_forward)
+    return bool(stack.attentions) and all(attention.heads is not None for attention in stack.attentions)
+
+
+def prunable_modules(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
+    """The attentions or feed-forwards of a block with known parts that can be removed."""
+    if group is Group.FFN:
+        return [part for part in stack.feed_forward if all(has_module(block, inner) for inner in part.inner)]
+    return [] if _find_obstacle(stack, block) else list(_headed_attentions(stack, block))
+
+
+def _headed_attentions(stack: Stack, block: nn.Module) -> list[Attention]:
+    """The attentions of a block with known heads."""
+    return [
+        attention
+        for attention in stack.attentions
+        if attention.heads is not None and has_module(block, attention.module)
+    ]
+
+
+def input_projections(layer: Attention | FeedForward) -> list[str]:
+    """Paths of the projections with rows of each part; a block may lack some of them."""
+    if isinstance(layer, FeedForward):
+        return list(layer.inner)
+    paths = (
+        layer.fused, layer.query, layer.key, layer.value, layer.position_query, layer.position_key,
+        layer.global_query, layer.global_key, layer.global_value,
+    )  # fmt: skip
+    return [path for path in paths if path is not None]
