@@ -27,6 +27,7 @@ from laconic.compress.step import Outcome, Step
 from laconic.compress.width_budget import (
     Currency,
     check_budget,
+    check_groups,
     global_counts,
     price_function,
     share_budget,
@@ -173,24 +174,11 @@ class Narrow(Step):
         for kind in self._groups:
             check_prunable(lm, kind)
         all_coupled = couple_groups(prunable_groups(lm, self._groups))
-        model_type = lm.model.config.model_type
-        if self._groups and not any(coupled[0].count > 1 for coupled in all_coupled):
-            raise UserError(
-                f"No layer of this '{model_type}' has two parts, and one must stay: heads that share their keys and "
-                "values are one part, and a dropped layer has none; leave out the step."
-            )
+        if self._groups:
+            model_type = lm.model.config.model_type
+            check_groups(all_coupled, model_type, compared=self._global, in_order=self._is_sequential)
         if self._groups and self.keep is not None:
             check_budget(all_coupled, self.keep, price_function(self.currency), self.multiple)
-        if self._global and any(coupled[0].is_uniform for coupled in all_coupled):
-            raise UserError(
-                f"Attentions of '{model_type}' must keep equally many heads, as its class reads their number from the "
-                "configuration; give narrow:heads=F without ranking: global, or narrow:channels=F."
-            )
-        if self._is_sequential and any(len(coupled) > 1 for coupled in all_coupled):
-            raise UserError(
-                f"Attentions of '{model_type}' share a position bias and must lose the same heads, so their heads "
-                "cannot be chosen block by block; leave out sequential and anchored."
-            )
 
     def dry_run(self, lm: LanguageModel) -> None:
         if (removal := self._expert_removal) is not None:

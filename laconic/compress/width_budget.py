@@ -11,7 +11,7 @@ from typing import Literal
 from laconic.allocate.uniform import CLOSE
 from laconic.calibrate.passes import DEFAULT_WORKLOAD
 from laconic.compress.width_parts import RemovalOrder
-from laconic.errors import must_be
+from laconic.errors import UserError, must_be
 from laconic.model.prunable_group import CoupledGroups
 from laconic.model.site import Group
 
@@ -167,6 +167,32 @@ def _make_chunks(coupling: str, removal: RemovalOrder, price: int, size: int) ->
         chunks.append(_Chunk(coupling, end - begin, price * (end - begin), rate))
         begin = end
     return chunks
+
+
+def check_groups(all_coupled: Sequence[CoupledGroups], model_type: str, *, compared: bool, in_order: bool) -> None:
+    """Raise UserError if parts of these layers cannot be removed in the way that a step removes them.
+
+    Args:
+        all_coupled: coupled groups of all layers.
+        model_type: the architecture.
+        compared: whether parts of all layers compete, so that layers keep different numbers.
+        in_order: whether parts are chosen block by block.
+    """
+    if not any(coupled[0].count > 1 for coupled in all_coupled):
+        raise UserError(
+            f"No layer of this '{model_type}' has two parts, and one must stay: heads that share their keys and "
+            "values are one part, and a dropped layer has none; leave out the step."
+        )
+    if compared and any(coupled[0].is_uniform for coupled in all_coupled):
+        raise UserError(
+            f"Attentions of '{model_type}' must keep equally many heads, as its class reads their number from the "
+            "configuration; give narrow:heads=F without ranking: global, or narrow:channels=F."
+        )
+    if in_order and any(len(coupled) > 1 for coupled in all_coupled):
+        raise UserError(
+            f"Attentions of '{model_type}' share a position bias and must lose the same heads, so their heads "
+            "cannot be chosen block by block; leave out sequential and anchored."
+        )
 
 
 def check_budget(all_coupled: Sequence[CoupledGroups], keep: float, price: Price, multiple: int) -> None:
