@@ -40,7 +40,6 @@ TESTED_BY = {
     "laconic.model.depth_config": "model/test_depth.py",
     "laconic.model.enumeration": "model/test_sites.py",
     "laconic.model.prunable_parts": "model/test_width.py",
-    "laconic.model.stock": "store/test_shapes.py",
     "laconic.model.targets": "model/test_sites.py",
     "laconic.field_readers": "test_typed.py",
     "laconic.recipe.building": "recipe/test_parse.py",
