@@ -118,8 +118,9 @@ def evaluate(
 
     Args:
         model: a loaded model, or a folder or hub name. It is evaluated in float32.
-        tasks: tasks, such as `glue/sst2`, `lama/trex`, `blimp`, `harness/boolq`, `perplexity:SOURCE` or
-            `seq2seq:SOURCE`; `fidelity:SOURCE` names the rows on which the model is compared with `against`. Without
+        tasks: tasks, such as `glue/sst2`, `token-classification:SOURCE`, `question-answering:SOURCE`,
+            `multiple-choice:SOURCE`, `multi-label:SOURCE`, `lama/trex`, `blimp`, `harness/boolq`, `perplexity:SOURCE`
+            or `seq2seq:SOURCE`; `fidelity:SOURCE` names the rows on which the model is compared with `against`. Without
             tasks only the cost is measured.
         against: the original model, to compare with.
         limit: maximum rows of each task; None for all.

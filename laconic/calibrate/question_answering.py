@@ -78,7 +78,7 @@ def windows(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, example: Exam
     question = "" if example.pair is None else _cut(tokenizer, example.text, longest // 2)
     context = example.text if example.pair is None else example.pair
     # An empty text beside the context would be a pair too, with separators that no model saw in training.
-    texts = (question, context) if question else (context,)
+    texts = [question, context] if question else [context]
     used = len(tokenizer(question, add_special_tokens=False)["input_ids"]) if question else 0
     room = longest - used - tokenizer.num_special_tokens_to_add(pair=bool(question))
     if room < 1:
@@ -87,7 +87,8 @@ def windows(lm: LanguageModel, tokenizer: PreTrainedTokenizerBase, example: Exam
             f"{_place(example)}; give a larger max_length."
         )
     encoding = tokenizer(
-        *texts,
+        texts[0],
+        texts[1] if question else None,
         truncation="only_second" if question else True,
         max_length=longest,
         # The tokenizer requires an overlap that is smaller than the room.

@@ -24,9 +24,10 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="TASK,…",
-            help="Tasks, such as glue/sst2, lama/trex, blimp, harness/boolq, perplexity:SOURCE or seq2seq:SOURCE. "
-            "fidelity:SOURCE names the rows on which MODEL is compared with --against. Without tasks only the cost is "
-            "measured.",
+            help="Tasks, such as glue/sst2, token-classification:SOURCE, question-answering:SOURCE, "
+            "multiple-choice:SOURCE, multi-label:SOURCE, lama/trex, blimp, harness/boolq, perplexity:SOURCE or "
+            "seq2seq:SOURCE. fidelity:SOURCE names the rows on which MODEL is compared with --against. Without tasks "
+            "only the cost is measured.",
         ),
     ] = None,
     against: Annotated[

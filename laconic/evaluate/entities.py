@@ -98,7 +98,7 @@ def entity_metrics(types: Sequence[str]) -> dict[str, Metric]:
 def _over_entities(column: int, metric: Callable[[Scores, Scores, Scores], float]) -> Metric:
     """A metric of the three counts from `column` on; sentences without entities do not change it."""
     counts = slice(column, column + COUNTS)
-    return SubsetMetric(lambda table: metric(*table[:, counts].T), lambda table: table[:, counts].any(axis=1))
+    return SubsetMetric(lambda table: metric(*table[:, counts].T), lambda table: table[:, counts].sum(axis=1) > 0)
 
 
 def _f1(both: Scores, found: Scores, wanted: Scores) -> float:

@@ -128,14 +128,16 @@ def _answer(entry: Any, context: str, place: str) -> Answer:
     record = {"text": entry} if isinstance(entry, str) else entry
     if not isinstance(record, Mapping) or not isinstance(record.get("text"), str) or not record["text"].strip():
         raise must_be(f"{place}: an answer", "text, or an object with text and answer_start", as_json(entry))
-    text, start = record["text"], record.get("answer_start")
+    text: str = record["text"]
+    start: Any = record.get("answer_start")
     if text not in context:
         raise UserError(f"{place} has the answer {quote(text)}, which is not in its context; fix the row.")
     if start is None:
         return Answer(text, context.index(text))
-    is_index = isinstance(start, int) and not isinstance(start, bool)
-    if not is_index or start < 0 or context[start : start + len(text)] != text:
-        there = f", where it has {quote(context[start : start + len(text)])}" if is_index and start >= 0 else ""
+    is_index = isinstance(start, int) and not isinstance(start, bool) and start >= 0
+    found = context[start : start + len(text)] if is_index else ""
+    if found != text:
+        there = f", where it has {quote(found)}" if is_index else ""
         raise UserError(
             f"{place} has the answer {quote(text)} at character {as_json(start)} of its context{there}; "
             "fix answer_start, or leave it out."

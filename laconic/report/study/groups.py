@@ -15,7 +15,7 @@ from laconic.report.tables import MEGABYTE, Spread, Value
 
 LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "loss", "nll", "brier_score", "error", "ter")
 """Metrics, or words in their names, for which lower is better."""
-PERCENT_METRICS = ("accuracy", "acc", "f1", "p@", "exact_match", "agreement", "em")
+PERCENT_METRICS = ("accuracy", "acc", "f1", "precision", "recall", "p@", "exact_match", "agreement", "em")
 """Beginnings of the names of metrics that are shown in percent."""
 
 
