@@ -18,6 +18,8 @@ from laconic.processes import barrier
 from tests.conftest import keep_three_blocks
 from tests.pair import Pair
 from tests.sentences import NORMALIZE, Part, sentence_folder
+from tests.task_models import TASK_MODELS, TOKENS
+from tests.tokens import letters
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -58,6 +60,10 @@ def model(shallow_model: Path, shared_data: Path, tmp_path: Path, monkeypatch: p
     """A real model, in a folder where the README's relative paths lead somewhere."""
     reviews = [{"text": "a fine film", "label": "good"}, {"text": "a dull one", "label": "bad"}] * 8
     (tmp_path / "reviews.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in reviews))
+    (tmp_path / "news").mkdir()
+    for split, name in (("train", "ada"), ("dev", "byron")):
+        sentences = f"{name} B-PER\nran O\n\nit O\nwas O\n{name} B-PER\n\n" * 8
+        (tmp_path / "news" / f"{split}.conll").write_text(sentences)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     return str(shallow_model)
@@ -71,6 +77,17 @@ def embedder(shared_models: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     pooling = Part("Pooling", {"embedding_dimension": encoder.config.hidden_size, "pooling_mode": "mean"})
     folder = sentence_folder(tmp_path_factory.mktemp("models") / "embedder", [pooling, NORMALIZE], model=encoder)
     AutoTokenizer.from_pretrained(real).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small random model for token classification."""
+    folder = tmp_path_factory.mktemp("models") / "tagger"
+    model = TASK_MODELS[f"bert-{TOKENS.value}"].model()
+    model.config.id2label = dict(enumerate(("O", "B-PER", "I-PER")))
+    model.save_pretrained(folder)
+    letters().save_pretrained(folder)
     return str(folder)
 
 
@@ -95,13 +112,14 @@ def test_every_snippet_runs(model: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_every_command_of_the_docs_runs(
-    page: Path, model: str, embedder: str, shared_models: Path, capfd: pytest.CaptureFixture[str]
+    page: Path, model: str, embedder: str, tagger: str, shared_models: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     text = page.read_text()
     real = {"BART": "bart-g2p-us", "LLAMA": "mico-tinyllama-1m"}
     models = {
         "MODEL": model,
         "EMBEDDER": embedder,
+        "TAGGER": tagger,
         **{name: str(shared_models / folder) for name, folder in real.items()},
     }
     python = page.stem not in OWN_TESTS and any(blocks("python", text))
