@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -82,12 +82,10 @@ class Speed:
     joules: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        seconds = self.latency
         return {
-            **asdict(seconds),
-            "throughput": seconds.throughput,
+            **self.latency.to_json(),
             "macs": self.macs,
-            "macs_per_token": self.macs / (seconds.batch * seconds.length),
+            "macs_per_token": self.macs / self.latency.tokens,
             "peak_bytes": self.peak_bytes,
             **({} if self.joules is None else {"joules": self.joules}),
         }

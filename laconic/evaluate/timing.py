@@ -65,6 +65,7 @@ class Latency:
         lower_quartile: seconds.
         upper_quartile: seconds.
         runs: the number of timed passes.
+        choices: the number of choices in a row; each has `length` tokens. 1 except for multiple choice.
     """
 
     batch: int
@@ -73,11 +74,24 @@ class Latency:
     lower_quartile: float
     upper_quartile: float
     runs: int
+    choices: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of a pass."""
+        return self.batch * self.choices * self.length
 
     @property
     def throughput(self) -> float:
         """Tokens per second."""
-        return self.batch * self.length / self.median
+        return self.tokens / self.median
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with `choices` only if a row has several, and the throughput."""
+        fields = asdict(self)
+        if self.choices == 1:
+            del fields["choices"]
+        return {**fields, "throughput": self.throughput}
 
 
 def latency(
@@ -108,8 +122,10 @@ def latency(
 
         warm_up = [run() for _ in track(range(WARM_UP_RUNS), f"Warming up for {rows}")]
         seconds = _repeat(run, min(warm_up), (min(runs, MIN_RUNS), runs), track, f"Timing {rows}")
-    length = inputs["input_ids"].shape[-1]
-    return Latency(batch, length, **asdict(Quartiles.of([second for (second,) in seconds])), runs=len(seconds))
+    ids = inputs["input_ids"]
+    quartiles = asdict(Quartiles.of([second for (second,) in seconds]))
+    choices = ids[0].numel() // ids.shape[-1]
+    return Latency(batch, ids.shape[-1], **quartiles, runs=len(seconds), choices=choices)
 
 
 def _repeat(

@@ -230,7 +230,7 @@ def _speed(costs: dict[str, Any]) -> Table:
     table = Table.of(
         [(name, speed) for name, cost in costs.items() for speed in cost["latency"]],
         (Column("model"), lambda row: row[0]),
-        (Column("batch × length"), lambda row: f"{row[1]['batch']} × {row[1]['length']}"),
+        (Column("batch × length"), lambda row: _pass_size(row[1])),
         (Column("ms", "{:.1f}"), lambda row: 1e3 * row[1]["median"]),
         (Column("quartiles"), lambda row: _quartiles(row[1], 1)),
         (Column("tokens/s", "{:,.0f}"), lambda row: row[1]["throughput"]),
@@ -240,6 +240,12 @@ def _speed(costs: dict[str, Any]) -> Table:
     )
     metered = any("joules" in speed for cost in costs.values() for speed in cost["latency"])
     return table if metered else Table(table.columns[:-1], tuple(row[:-1] for row in table.rows))
+
+
+def _pass_size(speed: dict[str, Any]) -> str:
+    """Rows and tokens, with the number of choices between them if there are several."""
+    choices = f"{speed['choices']} choices × " if "choices" in speed else ""
+    return f"{speed['batch']} × {choices}{speed['length']}"
 
 
 def _generation(costs: dict[str, Any]) -> Table:

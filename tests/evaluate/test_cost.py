@@ -45,6 +45,7 @@ from tests.architectures import (
     compress_everything,
     factors,
 )
+from tests.task_models import CHOICE, TASK_MODELS
 
 BATCH, LENGTH = 3, 10
 
@@ -202,3 +203,14 @@ def test_lengths_that_are_cut_to_the_same_are_timed_once():
     longest = lm.model.config.max_position_embeddings
     speeds = measure_cost(lm, batch_sizes=(1,), lengths=(4, longest, longest + 8, 4 * longest)).speeds
     assert [speed.latency.length for speed in speeds] == [4, longest]
+
+
+def test_each_choice_of_a_row_has_tokens_of_its_own():
+    """A row of four choices is four sequences, and a token costs what it costs a classifier of texts."""
+    one, four = BY_NAME["bert-classifier"].lm(), TASK_MODELS[f"bert-{CHOICE.value}"].lm()
+    texts, choices = (measure_cost(lm, batch_sizes=(2,), lengths=(16,)).speeds[0] for lm in (one, four))
+    assert choices.latency.choices == 4 and choices.latency.tokens == 4 * texts.latency.tokens == 2 * 4 * 16
+    told = choices.to_json()
+    assert told["choices"] == 4 and "choices" not in texts.to_json()
+    assert told["throughput"] == pytest.approx(128 / choices.latency.median)
+    assert told["macs_per_token"] == pytest.approx(texts.to_json()["macs_per_token"], rel=0.01)
