@@ -1,4 +1,4 @@
-"""Tiny random mixtures of experts, which transformers holds in one tensor of three dimensions for each layer."""
+"""Tiny random mixtures of experts, which transformers stores in one tensor of three dimensions for each layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import transformers as hf
 from transformers import PreTrainedModel
 
-from tests.architectures import BLOCKS, DECODER, HEADS, INNER, SMALL, WIDTH
+from tests.architectures import BLOCKS, DECODER, HEADS, INNER, SMALL, VOCABULARY, WIDTH
 
 EXPERTS = 4
 FEW: dict[str, Any] = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
@@ -25,40 +25,54 @@ OSS: dict[str, Any] = {
     "rope_parameters": None,
 }
 
-# The model, the numbers of its experts and routers, and whether its feed-forwards have linears too.
+# The model, the number of parameters of its routers, and whether its feed-forwards have linears too.
 MIXTURES: dict[str, tuple[Callable[[], PreTrainedModel], int, bool]] = {
     "qwen2-moe": (
         lambda: hf.Qwen2MoeForCausalLM(
             hf.Qwen2MoeConfig(**EVERY, **FEW, moe_intermediate_size=SMALLER, shared_expert_intermediate_size=SMALLER)
         ),
-        BLOCKS * EXPERTS * (3 * WIDTH * SMALLER + WIDTH),
+        BLOCKS * EXPERTS * WIDTH,
         True,
     ),
     "qwen3-moe": (
         lambda: hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**EVERY, **FEW, moe_intermediate_size=SMALLER)),
-        BLOCKS * EXPERTS * (3 * WIDTH * SMALLER + WIDTH),
+        BLOCKS * EXPERTS * WIDTH,
         False,
     ),
     "mixtral": (
         lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**EVERY, num_local_experts=EXPERTS, num_experts_per_tok=2)),
-        BLOCKS * EXPERTS * (3 * WIDTH * INNER + WIDTH),
+        BLOCKS * EXPERTS * WIDTH,
         False,
     ),
     "olmoe": (
         lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(**EVERY, **FEW)),
-        BLOCKS * EXPERTS * (3 * WIDTH * INNER + WIDTH),
+        BLOCKS * EXPERTS * WIDTH,
         False,
     ),
     "deepseek-v3": (
         lambda: hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**LATENT)),
         # The first block has a dense feed-forward.
-        (BLOCKS - 1) * EXPERTS * (3 * WIDTH * SMALLER + WIDTH),
+        (BLOCKS - 1) * EXPERTS * WIDTH,
         True,
     ),
     "gpt-oss": (
         lambda: hf.GptOssForCausalLM(hf.GptOssConfig(**EVERY, **OSS)),
-        # The biases of all experts are a matrix too.
-        BLOCKS * EXPERTS * (3 * WIDTH * INNER + 2 * INNER + WIDTH + WIDTH),
+        BLOCKS * EXPERTS * WIDTH,
         False,
     ),
 }
+
+
+def jetmoe() -> PreTrainedModel:
+    """A mixture whose experts are computed by code of its own, so that they cannot be compressed."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "intermediate_size": INNER}
+    heads = {"num_key_value_heads": 2, "kv_channels": WIDTH // HEADS}
+    return hf.JetMoeForCausalLM(
+        hf.JetMoeConfig(**sizes, **heads, **SMALL, num_local_experts=EXPERTS, num_experts_per_tok=2)
+    )
+
+
+IN_JETMOE = BLOCKS * EXPERTS * (3 * WIDTH * INNER + 2 * WIDTH * WIDTH // 2)
+"""The parameters of its experts, which are in its feed-forwards and in its attention."""
+OUTSIDE_IN_JETMOE = BLOCKS * (WIDTH * WIDTH + 2 * EXPERTS * WIDTH)
+"""The parameters of its linears: keys and values, and the routers of both."""

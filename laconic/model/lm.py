@@ -135,6 +135,7 @@ class LanguageModel:
             format: the format, of the same shape (out, in).
             bias: a new bias (out,); None keeps the present one.
         """
+        assert site.stack is None, "the experts of a stack are replaced together"
         if site.is_lookup:
             format = format.to_embedding(site.padding_idx)
         else:

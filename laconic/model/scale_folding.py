@@ -101,6 +101,8 @@ def fold_scales(lm: LanguageModel, absorber: Absorber, scales: Float[Tensor, " s
 
 def _is_plain(lm: LanguageModel, site: Site) -> bool:
     """Whether the module of a site is a linear that is no part of a format."""
+    if site.stack is not None:
+        return False
     parent = lm.model.get_submodule(site.name.rpartition(".")[0])
     return isinstance(site.module, PLAIN) and not isinstance(parent, Format)
 

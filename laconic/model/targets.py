@@ -5,8 +5,7 @@ after `re:`. The sets are those that Namburi et al., "The Cost of Compression: I
 on Parametric Knowledge in Language Models" (https://arxiv.org/abs/2312.00960), prune: `:attention` is queries, keys and
 values; `:ffn` is the feed-forwards and the output of the attention; `:all` is every linear but the last.
 
-Some parameters of a block are in no linear layer and stay dense. The largest are experts: transformers stores those of
-a layer as one parameter of shape (experts, out, in) or (experts, in, out).
+Some parameters of a block are in no matrix that can be compressed and stay dense, such as the router of a mixture.
 """
 
 import math
@@ -19,7 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, unknown
-from laconic.formats import Format
+from laconic.formats import ExpertStack, Format
+from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model.anatomy import Anatomy
 from laconic.model.enumeration import find_sites, find_stacks
 from laconic.model.site import Group, Role, Site, guess_group, matrix_shape
@@ -53,16 +53,19 @@ class DenseParameter:
 
 
 Targetable = Site | DenseParameter
+FEED_FORWARDS = (Group.FFN, Group.EXPERTS)
+"""The groups that the target `ffn` selects."""
 INPUT_ROLES = (Role.QUERY, Role.KEY, Role.VALUE, Role.FUSED)
 _PAPER_SETS: dict[str, Callable[[Targetable], bool]] = {
     "attention": lambda site: site.group is Group.ATTENTION and site.role in INPUT_ROLES,
-    "ffn": lambda site: site.group is Group.FFN or (site.group is Group.ATTENTION and site.role is Role.OUTPUT),
+    "ffn": lambda site: site.group in FEED_FORWARDS or (site.group is Group.ATTENTION and site.role is Role.OUTPUT),
     "all": lambda site: not site.is_lookup and not (site.group is Group.HEAD and site.role is Role.OUTPUT),
 }
 TARGETS: dict[str, Callable[[Targetable], bool]] = {
     **{group.value: lambda site, group=group: site.group is group for group in Group},
-    "blocks": lambda site: site.block is not None and site.group is not Group.EXPERTS,
-    "all": lambda site: site.group is not Group.EXPERTS,
+    "ffn": lambda site: site.group in FEED_FORWARDS,
+    "blocks": lambda site: site.block is not None,
+    "all": lambda site: True,
     **{f"cost-of-compression:{name}": condition for name, condition in _PAPER_SETS.items()},
     # The names of earlier versions.
     **{f"coc:{name}": condition for name, condition in _PAPER_SETS.items()},
@@ -124,9 +127,8 @@ def _no_match_error(
     if dense:
         also = f" (and {len(dense) - 1} more)" if len(dense) > 1 else ""
         return UserError(
-            f"The target '{target}' matches no site of this model, only parameters that cannot be compressed, such "
-            f"as experts that are stored as one tensor: '{dense[0].name}'{also}; name other targets, "
-            f"the model has sites in {_groups(sites)}."
+            f"The target '{target}' matches no site of this model, only parameters that cannot be compressed: "
+            f"'{dense[0].name}'{also}; name other targets, the model has sites in {_groups(sites)}."
         )
     if target in TARGETS or target.startswith("re:") or set(target) & set("*?["):
         return UserError(
@@ -200,15 +202,19 @@ def find_dense_parameters(
         sites: all its sites, if they were found before.
     """
     usage = trace_usage(model, globally=anatomy.global_attention)
-    covered = {name for site in sites or find_sites(model, anatomy) for name in site.names}
-    covered |= frozenset() if usage is None else usage.uncalled
+    covered = {name for site in sites or find_sites(model, anatomy) for name in (site.unit, *site.names)}
+    uncalled = frozenset() if usage is None else usage.uncalled
     dense: dict[int, DenseParameter] = {}
     for block, path, module in _block_modules(model, anatomy):
-        if not isinstance(module, (Format, nn.Embedding)) and path not in covered:
-            for name, parameter in module.named_parameters(prefix=path, recurse=False):
-                if parameter.dim() > 1 and id(parameter) not in dense:
-                    group = guess_group(name.removeprefix(block))
-                    dense[id(parameter)] = DenseParameter(name, group, block, parameter.numel())
+        if isinstance(module, (Format, ExpertStack, nn.Embedding)) or path in covered | uncalled:
+            continue
+        # The biases of all experts are one parameter with two dimensions.
+        own = {f"{path}.{name}" for name in (find_expert_stacks(module) if is_experts(module) else {})} & covered
+        parts = own | {f"{name}_bias" for name in own}
+        for name, parameter in module.named_parameters(prefix=path, recurse=False):
+            if parameter.dim() > 1 and id(parameter) not in dense and name not in parts:
+                group = guess_group(name.removeprefix(block))
+                dense[id(parameter)] = DenseParameter(name, group, block, parameter.numel())
     return list(dense.values())
 
 
@@ -223,12 +229,17 @@ def measure_coverage(
         targets: the targets.
         sites: all sites that they match.
     """
-    names = {site.name for site in sites}
-    counts: dict[int, int] = {}
+    names = {site.unit for site in sites}
+    counts: dict[object, int] = {}
     for _, path, module in _block_modules(model, anatomy):
-        contains_site = isinstance(module, Format) and any(name.startswith(f"{path}.") for name in names)
-        if path in names or contains_site:
+        contains_site = isinstance(module, (Format, ExpertStack)) and any(name.startswith(f"{path}.") for name in names)
+        if isinstance(module, ExpertStack) and (path in names or contains_site):
+            counts[path] = module.experts * math.prod(module.shape)
+        elif path in names or contains_site:
             counts[id(module)] = math.prod(matrix_shape(module))
+        elif is_experts(module):
+            stacks = {f"{path}.{name}": stack for name, stack in find_expert_stacks(module).items()}
+            counts |= {name: s.experts * math.prod(s.shape) for name, s in stacks.items() if name in names}
     parameters = find_dense_parameters(model, anatomy)
     dense = tuple(parameter for parameter in parameters if any(matches(target, parameter) for target in targets))
     return Coverage(dense, sum(counts.values()))
@@ -242,6 +253,6 @@ def _block_modules(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[s
             for path, module in root.named_modules(prefix=block, remove_duplicate=False):
                 if path.startswith(formats):
                     continue
-                if isinstance(module, Format):
+                if isinstance(module, (Format, ExpertStack)):
                     formats = (*formats, f"{path}.")
                 yield block, path, module

@@ -21,11 +21,12 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from laconic.formats.expert_layer import is_experts
 from laconic.model.stock import MODEL_ERRORS, build_empty, silence_transformers
 from laconic.model.task import reads_choices
 
 MATRICES = (nn.Linear, Conv1D, nn.Embedding)
-"""The modules whose weights are watched."""
+"""The modules whose weights are watched, besides the experts of mixtures."""
 METADATA = frozenset(
     getattr(torch.Tensor, name).__get__
     for name in ("dtype", "device", "shape", "ndim", "is_meta", "requires_grad", "layout", "is_cuda", "itemsize")
@@ -42,9 +43,9 @@ class Usage:
     """The linears and embeddings that one forward pass over text uses, by path.
 
     Args:
-        matrices: all linears and embeddings of the class.
-        called: the linears that ran, and all embeddings. If numbers choose among equal layers, such as experts, all of
-            them are included.
+        matrices: all linears, modules of experts and embeddings of the class.
+        called: the linears and modules of experts that ran, and all embeddings. If numbers choose among equal layers,
+            such as experts, all of them are included.
         read: the matrices whose weight or bias was used by other code.
         several: the linears that return more than one tensor.
     """
@@ -152,7 +153,9 @@ class _Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._matrices = {
-            name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, MATRICES)
+            name: module
+            for name, module in model.named_modules(remove_duplicate=False)
+            if isinstance(module, MATRICES) or is_experts(module)
         }
         # A word embedding may be used only through the embeddings of encoder and decoder that are tied to it.
         self.called = {name for name, module in self._matrices.items() if isinstance(module, nn.Embedding)}

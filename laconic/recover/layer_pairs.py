@@ -102,7 +102,8 @@ def pair_stacks(lm: LanguageModel, original: LanguageModel) -> list[StackPair]:
         pieces = []
         for path, number, following in zip(blocks, numbers, [*numbers[1:], len(original_blocks)], strict=True):
             original_block = original_blocks[number]
-            inside = [site for site in sites if site.block == original_block]
+            # After compression, the router may send a token to other experts than in the original.
+            inside = [site for site in sites if site.block == original_block and site.stack is None]
             pieces.append(
                 Piece(
                     steps=_pair_layers(lm, original, inside, original_block, path),

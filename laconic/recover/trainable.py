@@ -163,9 +163,15 @@ def _remove_straight_through(lm: LanguageModel, layers: dict[StraightThrough, li
 
 
 def _add_adapters(lm: LanguageModel, rank: int, seed: int, frozen_ids: Set[int]) -> None:
-    """Add adapters of this rank to every matrix of attention and feed-forward that is not in `frozen_ids`."""
+    """Add adapters of this rank to every matrix of attention and feed-forward that is not in `frozen_ids`.
+
+    Experts get none.
+    """
     plain: list[str] = []
     for number, site in enumerate(lm.sites()):
+        # peft has no adapters for stacks of matrices; the experts stay as they are.
+        if site.stack is not None:
+            continue
         if any(id(parameter) in frozen_ids for name, parameter in site.module.named_parameters() if "bias" not in name):
             continue
         if isinstance(site.module, (nn.Linear, Conv1D)):
