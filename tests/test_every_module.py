@@ -10,9 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 
 TESTED_BY = {
-    "laconic.api.evaluate": "api/test_results.py",
     "laconic.api.export": "api/test_results.py",
-    "laconic.api.inspect": "api/test_results.py",
     "laconic.api.load": "api/test_results.py",
     "laconic.api.study": "api/test_results.py",
     "laconic.calibrate.class_numbers": "calibrate/test_labels.py",
@@ -21,7 +19,6 @@ TESTED_BY = {
     "laconic.calibrate.sources.files": "calibrate/test_corpus.py",
     "laconic.calibrate.sources.records": "calibrate/test_corpus.py",
     "laconic.cli.export": "export/test_export.py",
-    "laconic.cli.inspect": "cli/test_verbs.py",
     "laconic.cli.study": "study/test_program.py",
     "laconic.compress.allocators.allocator": "compress/test_matrices.py",
     "laconic.compress.checks": "recipe/test_order.py",
@@ -47,7 +44,6 @@ TESTED_BY = {
     "laconic.recover.student_init": "recover/test_student.py",
     "laconic.recover.trainable": "recover/test_training.py",
     "laconic.runtime.portable_layers": "runtime/test_graph.py",
-    "laconic.store.card": "store/test_folder.py",
     "laconic.study.axes": "study/test_grid.py",
 }
 """Modules that their callers are tested through, and the test that does it."""
