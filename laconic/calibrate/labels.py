@@ -7,7 +7,7 @@ as on the hub.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from laconic.calibrate.class_numbers import ClassNumbers, Placed, quote_label
 from laconic.calibrate.classes import class_names, class_number, quote_model
@@ -165,15 +165,20 @@ def _word_converter(lm: LanguageModel, corpus: Corpus, rows: Placed) -> Converte
                 f"{where} has no list of words with a class for each, which {quote_model(lm)} predicts; give data with "
                 f"{NEEDED[lm.task]}."
             )
+
+    def words(label: Label, where: str) -> Iterator[tuple[float | str, str]]:
+        """Each tag of a row with the place of its word."""
+        return ((tag, f"{where}, word {at}") for at, tag in enumerate(_as_tuple(label), start=1))
+
     # Each tag once, with the place of its first word.
     first: dict[float | str, str] = {}
     for label, where in rows:
-        for tag in _as_tuple(label):
-            first.setdefault(tag, where)
+        for tag, place in words(label, where):
+            first.setdefault(tag, place)
     number = ClassNumbers(lm, corpus, list(first.items()))
 
     def convert(label: Label, where: str) -> tuple[float, ...]:
-        return tuple(number(tag, where) for tag in _as_tuple(label))
+        return tuple(number(tag, place) for tag, place in words(label, where))
 
     return convert
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -64,13 +65,15 @@ class TokenClassification(LabelledTask):
             )
             for true, found in zip(classes, self._predict(lm, sentences, track), strict=True)
         ]
-        settings = {
+        settings: dict[str, Any] = {
             "context": context,
             "tokenizer": tokenizer_name(lm),
             "classes": list(names),
             "words": sum(map(len, classes)),
             "words_not_read": sum(token is None for sentence in sentences for token in sentence.tokens),
         }
+        if types:
+            settings["seqeval"] = version("seqeval")
         return TaskResult(np.array(table, dtype=np.float64), self.metrics(settings), settings)
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:

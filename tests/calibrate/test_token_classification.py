@@ -65,7 +65,9 @@ def test_words_behind_the_longest_row_are_not_read():
 
 def test_labels_that_the_model_lacks_are_named_with_their_place():
     rows = corpus_of(sentence("a b", "O", "B-PER", place="a:1"), sentence("c", "B-LOC", place="a:4"))
-    with pytest.raises(UserError, match=r"a:4 has the label 'B-LOC', which is none of the classes of the model: 0 O"):
+    with pytest.raises(
+        UserError, match=r"a:4, word 1 has the label 'B-LOC', which is none of the classes of the model: 0"
+    ):
         batches(lm_of(), rows, labelled=True)
     rows = corpus_of(sentence("a b", "NN", "VB", place="a:1"))
     with pytest.raises(UserError, match=r"has the classes O, B-PER, I-PER, and 'tags' has NN, VB, which do not match"):

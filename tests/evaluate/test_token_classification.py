@@ -1,6 +1,7 @@
 """The predicted class of each word is that at its first token; entities are scored by seqeval."""
 
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -55,6 +56,7 @@ def test_the_task_equals_scoring_by_hand():
     true = [tags.split() for _, tags in SENTENCES]
     assert result.settings["words_not_read"] == 22 - 19 and result.settings["words"] == 35
     assert len({tag for tags in found for tag in tags}) > 1
+    assert result.settings["seqeval"] == version("seqeval")
     assert result.metrics["f1"](result.table) == pytest.approx(f1_score(true, found, zero_division=0))
     assert result.metrics["recall"](result.table) == pytest.approx(recall_score(true, found, zero_division=0))
     assert result.table[:, 1].tolist() == [3, 6, 1, 3, 22]
@@ -78,7 +80,7 @@ def test_without_seqeval_the_task_says_how_to_install_it(monkeypatch: pytest.Mon
 def test_rows_are_checked_before_weights_are_read(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("LACONIC_DATA", raising=False)
     path = write(tmp_path / "a.conll", "ada B-PER\nran B-LOC\n")
-    with pytest.raises(UserError, match=r"a\.conll:1 has the label 'B-LOC', which is none of the classes"):
+    with pytest.raises(UserError, match=r"a\.conll:1, word 2 has the label 'B-LOC', which is none of the classes"):
         check_task(f"token-classification:{path}", lm_of())
     with pytest.raises(UserError, match=r"needs a token-classification model; .*name a task for such models, like que"):
         check_task(f"token-classification:{path}", TASK_MODELS[f"bert-{ANSWER.value}"].lm())
