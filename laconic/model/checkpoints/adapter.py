@@ -1,7 +1,6 @@
 """An adapter trained by peft (adapter_config.json and its tensors), merged into its base model.
 
-peft adds the tensors of an adapter such as LoRA to the matrices. Before the merged model is used, its outputs for a few
-tokens are compared with those of the unmerged model and adapter.
+Before the merged model is used, its outputs for a few tokens are compared with those of model and adapter unmerged.
 """
 
 import copy
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto import modeling_auto as auto
 
 from laconic.errors import UserError, must_be, reason_of
 from laconic.files import expand_user
@@ -33,7 +31,7 @@ from laconic.model.checkpoints.sentences import EmbeddingConfig
 from laconic.model.checkpoints.weights import check_file, read_headers
 from laconic.model.enumeration import untie
 from laconic.model.stock import MODEL_ERRORS
-from laconic.model.task import as_classes, text_encoder_class_name
+from laconic.model.task import AUTO_CLASSES, ModelTask, as_classes, text_encoder_class_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -41,10 +39,12 @@ PREFIX = "base_model.model."
 """The prefix that peft puts before the names of the model's own tensors."""
 EMBEDS = "FEATURE_EXTRACTION"
 _MAPPINGS: Mapping[str, Any] = {
-    "SEQ_CLS": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    "CAUSAL_LM": auto.MODEL_FOR_CAUSAL_LM_MAPPING,
-    "SEQ_2_SEQ_LM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    EMBEDS: auto.MODEL_MAPPING,
+    "SEQ_CLS": AUTO_CLASSES[ModelTask.CLASSIFICATION][1],
+    "TOKEN_CLS": AUTO_CLASSES[ModelTask.TOKEN_CLASSIFICATION][1],
+    "QUESTION_ANS": AUTO_CLASSES[ModelTask.QUESTION_ANSWERING][1],
+    "CAUSAL_LM": AUTO_CLASSES[ModelTask.CAUSAL][1],
+    "SEQ_2_SEQ_LM": AUTO_CLASSES[ModelTask.SEQ2SEQ][1],
+    EMBEDS: AUTO_CLASSES[ModelTask.EMBEDDING][1],
 }
 """The classes for each of peft's tasks."""
 _NOT_MERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
@@ -122,7 +122,7 @@ class Adapter(Checkpoint):
             config.architectures = [text_encoder_class_name(config, self.source)]
         else:
             config.architectures = [_class_for(task, config, self.source)]
-        if task == "SEQ_CLS":
+        if task in ("SEQ_CLS", "TOKEN_CLS"):
             _set_label_count(config, self._shapes, self.source)
         return config
 
@@ -214,8 +214,8 @@ def _class_for(task: object, config: PreTrainedConfig, source: str) -> str:
     own = config.architectures[0] if config.architectures else None
     if task is None and own is not None:
         return own
-    mapping: Any = _MAPPINGS.get(str(task)) if task is not None else auto.MODEL_MAPPING
-    if mapping is None or type(config) not in mapping:
+    mapping: Any = _MAPPINGS.get(EMBEDS if task is None else str(task), {})
+    if type(config) not in mapping:
         raise UserError(
             f"The adapter '{source}' is for the task {task}, which is not supported for the architecture "
             f"'{config.model_type}'; supported are {', '.join(_MAPPINGS)}."

@@ -12,7 +12,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers as hf
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -20,7 +19,7 @@ from laconic import compress
 from laconic.cli.main import status
 from laconic.errors import CheckpointNotice, UserError
 from laconic.methods import Svd
-from laconic.model import ModelTask, check_model, load, load_empty
+from laconic.model import check_model, load, load_empty
 from laconic.model.checkpoints.adapter import are_close
 from laconic.store import save
 from tests.architectures import BY_NAME
@@ -134,19 +133,6 @@ def test_architectures(tmp_path: Path, name: str) -> None:
     assert close(outputs(lm.model, **more), wanted)
 
 
-def test_a_head_of_the_adapter_s_own(tmp_path: Path) -> None:
-    """The base is a masked model, whose head gives way; the labels are counted in the adapter's file."""
-    torch.manual_seed(0)
-    BY_NAME["roberta-masked"].model().save_pretrained(tmp_path / "base")
-    base = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=5)
-    beside = shaken(peft.get_peft_model(base, peft.LoraConfig(r=4, task_type="SEQ_CLS", target_modules=["query"])))
-    beside.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    beside.save_pretrained(tmp_path / "adapter")
-    lm = load(str(tmp_path / "adapter"))
-    assert (lm.task, lm.model.config.num_labels) == (ModelTask.CLASSIFICATION, 5)
-    assert close(outputs(lm.model), outputs(beside))
-
-
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
 def test_tokens_that_were_added(tmp_path: Path, name: str) -> None:
     model: Any = BY_NAME[name].model()
@@ -254,8 +240,8 @@ def test_kinds_that_change_no_matrix(tmp_path: Path) -> None:
     change(tmp_path / "adapter" / "adapter_config.json", peft_type="OF_TOMORROW")
     with pytest.raises(UserError, match="OF_TOMORROW"):
         load(str(tmp_path / "adapter"))
-    change(tmp_path / "adapter" / "adapter_config.json", peft_type="LORA", task_type="TOKEN_CLS")
-    with pytest.raises(UserError, match="is for the task TOKEN_CLS, which is not supported"):
+    change(tmp_path / "adapter" / "adapter_config.json", peft_type="LORA", task_type="IMAGE_CLS")
+    with pytest.raises(UserError, match="is for the task IMAGE_CLS, which is not supported"):
         check_model(str(tmp_path / "adapter"))
 
 
