@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from laconic.errors import UserError
 from laconic.formats.base import Format
@@ -63,9 +64,19 @@ class LowRankStack(ExpertStack):
 
     def set_slice(self, index: int, matrix: Format | nn.Module) -> None:
         assert isinstance(matrix, LowRank)
-        self.right.set_slice(index, matrix.right)
-        self.left.set_slice(index, matrix.left)
+        if matrix.rank > self.rank:
+            # Statistics of few tokens may have given the experts before fewer terms.
+            self._raise_rank(matrix.rank)
+        self.right.set_slice(index, _pad_rank(matrix.right, 0, self.rank))
+        self.left.set_slice(index, _pad_rank(matrix.left, 1, self.rank))
         self._set_bias_of(index, matrix.bias)
+
+    def _raise_rank(self, rank: int) -> None:
+        right, left, missing = self.right, self.left, rank - self.rank
+        assert isinstance(right, DenseExpertStack) and isinstance(left, DenseExpertStack)
+        self.right = DenseExpertStack.of(nn.Parameter(pad(right.weight.detach(), (0, 0, 0, missing))))
+        self.left = DenseExpertStack.of(nn.Parameter(pad(left.weight.detach(), (0, missing))))
+        self.rank = rank
 
     def slice(self, index: int) -> LowRank:
         with torch.device("meta"):
@@ -89,6 +100,18 @@ class LowRankStack(ExpertStack):
 
     def spec(self) -> dict[str, Any]:
         return {**self._sizes, "rank": self.rank}
+
+
+def _pad_rank(factor: nn.Module, dimension: int, rank: int) -> nn.Module:
+    """A factor with terms of zeros up to `rank`, which is counted in `dimension` of its matrix."""
+    if not isinstance(factor, nn.Linear) or factor.weight.shape[dimension] == rank:
+        return factor
+    missing = rank - factor.weight.shape[dimension]
+    weight = pad(factor.weight.detach(), (0, 0, 0, missing) if dimension == 0 else (0, missing))
+    with torch.device("meta"):
+        padded = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    padded.weight = nn.Parameter(weight)
+    return padded
 
 
 class SumStack(ExpertStack):

@@ -273,3 +273,15 @@ def test_a_kind_without_a_stack_is_an_error():
 def test_the_formats_of_the_cases_are_the_expected_ones():
     kinds = {type(formats_of(kind)[0]) for kind in KINDS}
     assert kinds == {LowRank, Quantized, Codebook, DynamicInt8, Sparse, Sum}
+
+
+@pytest.mark.parametrize("ranks", [(5, 3, 5, 1), (2, 4, 3, 4)])
+def test_experts_with_fewer_terms_than_others_have_terms_of_zeros(ranks: tuple[int, ...]):
+    """A method finds as many terms as the statistics of an expert's tokens give it."""
+    formats = [solve(Svd(rank=rank))[expert] for expert, rank in enumerate(ranks)]
+    stack = stack_formats(formats, EXPERTS)
+    assert isinstance(stack, LowRankStack) and stack.rank == max(ranks)
+    for expert, format in enumerate(formats):
+        assert torch.equal(dense_weight(stack.slice(expert)), dense_weight(format))
+    assert stack.spec() == LowRankStack.empty(**stack.spec()).spec()
+    assert stack.nbytes() == 4 * EXPERTS * max(ranks) * (OUT + IN)
