@@ -49,6 +49,8 @@ METHODS: dict[str, Method] = {
     "low rank, half the bytes": Svd(multiple=1),
     "half of the weights zero": Magnitude(sparsity=0.5),
 }
+BATCHES = 8
+"""Calibration batches of 16 rows of 128 tokens."""
 TOKENS = (2048, 256, 16)
 STATISTICS_BOUND, FORWARD_BOUND = 1.3, 1.15
 BEGIN = "<!-- made by `python -m benchmarks experts_tables` -->"
@@ -57,14 +59,14 @@ BEGIN = "<!-- made by `python -m benchmarks experts_tables` -->"
 def main(argv: Sequence[str]) -> None:
     """Print the ratios; write benchmarks/results/experts.json and the tables in docs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     result = {
         "rounds": options.rounds,
-        "statistics": statistics(options.rounds),
-        "forward": forward_passes(options.rounds),
         "memory": {str(experts): solving_memory(experts) for experts in (8, EXPERTS)},
+        "forward": forward_passes(options.rounds),
+        "statistics": statistics(options.rounds),
         "machine": describe_machine(torch.device("cpu")),
     }
     print(describe(result))
@@ -102,17 +104,19 @@ def alternate(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
 
 
 def statistics(rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of collecting the statistics of the feed-forward in 2,048 tokens, by statistics and model."""
+    """Seconds of collecting the statistics of the feed-forward, by statistics and model."""
     torch.manual_seed(0)
     models = {"experts": mixture(), "dense": dense()}
-    data = Calibration([random_batch(models["dense"], 16, 128)], labels="sampled")
+    targets = {"olmoe": "experts", "llama": "ffn"}
+    # So many that every expert sees more tokens than its matrices have columns.
+    data = Calibration([random_batch(models["dense"], 16, 128, seed) for seed in range(BATCHES)], labels="sampled")
 
     def collect(lm: LanguageModel, kinds: frozenset[type[Statistic]]) -> Callable[[], object]:
-        sites = lm.sites(("ffn",))
-        return partial(collect_stats, lm, data, kinds, sites)
+        return partial(collect_stats, lm, data, kinds, lm.sites((targets[lm.model.config.model_type],)))
 
     return {
-        label: alternate({name: collect(lm, kinds) for name, lm in models.items()}, rounds)
+        # A pass over all batches takes so long that few rounds suffice.
+        label: alternate({name: collect(lm, kinds) for name, lm in models.items()}, max(rounds // 3, 1))
         for label, kinds in KINDS.items()
     }
 
