@@ -14,7 +14,7 @@ from laconic.api.arguments import to_folder
 from laconic.api.results import Part, Result
 from laconic.compress.allocators.spectrum import ALLOCATED, UNIFORM
 from laconic.compress.checks import DENSE, REACHED
-from laconic.formats import Format
+from laconic.formats import ExpertStack, Format
 from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.processes import on_rank_zero
@@ -184,10 +184,13 @@ def _site(lm: LanguageModel, name: str, method: Method | None) -> CompressedSite
     try:
         module = lm.model.get_submodule(name)
     except AttributeError:
-        return CompressedSite(method, None, None)
-    if isinstance(module, Format):
+        # The experts of a layer that stayed dense are a parameter of its class.
+        dense = dict(lm.model.named_parameters()).get(name)
+        return CompressedSite(method, *((None, None) if dense is None else (dense.numel() * lm.dtype.itemsize, 1.0)))
+    if isinstance(module, (Format, ExpertStack)):
         nbytes, (rows, columns) = module.nbytes_in(lm.dtype), module.shape
-        return CompressedSite(method, nbytes, nbytes / (rows * columns * lm.dtype.itemsize))
+        matrices = module.experts if isinstance(module, ExpertStack) else 1
+        return CompressedSite(method, nbytes, nbytes / (matrices * rows * columns * lm.dtype.itemsize))
     assert isinstance(module.weight, nn.Parameter)
     return CompressedSite(method, module.weight.numel() * lm.dtype.itemsize, 1.0)
 

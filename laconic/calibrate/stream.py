@@ -17,6 +17,7 @@ from transformers import Cache
 
 from laconic.calibrate.activation_capture import RunEnded
 from laconic.formats import PackedCodes
+from laconic.formats.packed_stack import PackedStack
 from laconic.model import Batch, LanguageModel, predict
 
 
@@ -259,7 +260,7 @@ class Stream:
         """
         with ExitStack() as decoders:
             for module in self._blocks[self._at].modules():
-                if isinstance(module, PackedCodes):
+                if isinstance(module, (PackedCodes, PackedStack)):
                     decoders.enter_context(module.keep_decoded())
             yield
 

@@ -16,6 +16,7 @@ from laconic.errors import must_be
 from laconic.evaluate.footprint import bytes_by_part, count_macs, find_meter, measure_joules, peak_bytes, weight_bytes
 from laconic.evaluate.timing import Generation, Latency, generates_text, latency, measure_generation
 from laconic.formats import PackedCodes
+from laconic.formats.packed_stack import PackedStack
 from laconic.model import LanguageModel
 from laconic.model.mixture import count_active
 from laconic.progress import Track, silent
@@ -189,7 +190,9 @@ def measure_cost(
 def _count_kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
     """The number of quantized layers that used each kernel, by family of kernels (`int8`, `int4`)."""
     used: dict[str, Counter[str]] = {}
-    for layer in lm.model.modules():
+    modules = list(lm.model.modules())
+    experts = [matrix for module in modules if isinstance(module, PackedStack) for matrix in module.called]
+    for layer in (*modules, *experts):
         if isinstance(layer, PackedCodes) and layer.kernel_family is not None and layer.kernel_names:
             names = (f"{rows} rows: {kernel}" for rows, kernel in layer.kernel_names.items())
             used.setdefault(layer.kernel_family.label, Counter()).update(names)

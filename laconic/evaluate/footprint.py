@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from laconic.calibrate.passes import evaluating, forward, read_clock
 from laconic.formats import Format, PackedCodes, weight_macs
 from laconic.formats.expert_layer import find_expert_stacks, is_experts
+from laconic.formats.packed_stack import PackedStack
 from laconic.model import Batch, Group, LanguageModel
 
 
@@ -102,7 +103,7 @@ def weight_bytes(lm: LanguageModel) -> int:
     Args:
         lm: the model. Tensors with shared memory count once.
     """
-    copies = sum(layer.kernel_nbytes for layer in lm.model.modules() if isinstance(layer, PackedCodes))
+    copies = sum(layer.kernel_nbytes for layer in lm.model.modules() if isinstance(layer, (PackedCodes, PackedStack)))
     return sum(storage.nbytes() for storage in _storages(lm).values()) + copies
 
 

@@ -23,7 +23,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.evaluate.eval_task import EvalTask, TaskResult
 from laconic.files import write_json
 from laconic.fingerprint import hash_classes, hash_packages, hash_tensors
-from laconic.formats import Format
+from laconic.formats import ExpertStack, Format
 from laconic.model import LanguageModel
 from laconic.progress import Track
 from laconic.store.folder import TOKENIZER_FILE
@@ -87,7 +87,9 @@ def fingerprint(lm: LanguageModel) -> str:
     model = lm.model
     digest = hashlib.blake2b(digest_size=16)
     formats = [
-        (name, type(part).__name__, part.spec()) for name, part in model.named_modules() if isinstance(part, Format)
+        (name, type(part).__name__, part.spec())
+        for name, part in model.named_modules()
+        if isinstance(part, (Format, ExpertStack))
     ]
     config = model.config.to_json_string()
     parts = [type(model).__name__, config, str(lm.device.type), str(lm.dtype), lm.task, formats, lm.label_order]

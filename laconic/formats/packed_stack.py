@@ -171,9 +171,15 @@ class PackedStack(ExpertStack):
             self._decoded = None
 
     @property
+    def called(self) -> Sequence[PackedCodes]:
+        """The matrices of the experts on the tensors of the stack, with the kernels that they have called; empty before
+        the first product."""
+        return self._slices.made
+
+    @property
     def kernel_nbytes(self) -> int:
         """Bytes in memory that the called kernels keep in addition to the codes."""
-        return sum(slice.kernel_nbytes for slice in self._slices.made)
+        return sum(slice.kernel_nbytes for slice in self.called)
 
     @property
     def count(self) -> int:

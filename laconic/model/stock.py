@@ -18,7 +18,7 @@ from torch import nn
 from transformers import BigBirdModel, BigBirdPegasusModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from laconic.formats import Format
+from laconic.formats import ExpertStack, Format
 
 AT_RUN_TIME = re.compile(r"_|training$|gradient_checkpointing$|max_seq_len_cached$|name_or_path$|.*drop")
 """Attributes that are private, that training or a forward pass changes, or that matter only in training."""
@@ -177,8 +177,8 @@ def reset_attention_type(model: PreTrainedModel) -> None:
 
 def _module_differences(path: str, module: nn.Module, other: nn.Module) -> Iterator[ModuleDifference]:
     stores_nothing = not any(True for _ in module.parameters()) and not module.state_dict()
-    if isinstance(module, Format):
-        values, others = module.spec(), other.spec() if isinstance(other, Format) else {}
+    if isinstance(module, (Format, ExpertStack)):
+        values, others = module.spec(), other.spec() if isinstance(other, (Format, ExpertStack)) else {}
     else:
         values, others = _attributes(module), _attributes(other)
     for name in values.keys() & others.keys():

@@ -73,6 +73,12 @@ def gemma2(blocks: int) -> PreTrainedModel:
     return hf.Gemma2ForCausalLM(hf.Gemma2Config(**sizes, **TOKENS))
 
 
+def mixtral(blocks: int) -> PreTrainedModel:
+    """Whose feed-forwards are four experts each."""
+    sizes = {**ENCODER, "num_hidden_layers": blocks, "num_key_value_heads": 1, "head_dim": 8}
+    return hf.MixtralForCausalLM(hf.MixtralConfig(**sizes, **TOKENS, num_local_experts=4, num_experts_per_tok=2))
+
+
 @dataclass(frozen=True)
 class Case:
     """A folder: its name, the model that it is made of, and by which steps."""
@@ -131,6 +137,19 @@ CASES = (
     Case("coded-embedding-of-int8", gpt2, [to(Int8(), "embedding", "head")]),
     Case("sum", bert, [to(Plus(base=Rtn(bits=3, group_size=8), residual=Svd(rank=2)))]),
     Case("sum-of-sparse", llama, [to(Plus(base=HALF, residual=Svd(rank=2), factor_bits=None))]),
+    Case(
+        "experts",
+        mixtral,
+        [
+            to(LOW, "*layers.0*experts.gate_up_proj*", allow_dense=True),
+            to(FOUR, "*layers.0*experts.down_proj*", allow_dense=True),
+            to(KMeans(bits=3), "*layers.1*experts.gate_up_proj*", allow_dense=True),
+            to(HALF, "*layers.1*experts.down_proj*", allow_dense=True),
+            to(Int8(), "*layers.2*experts.gate_up_proj*", allow_dense=True),
+            to(Plus(base=FOUR, residual=Svd(rank=2)), "*layers.2*experts.down_proj*", allow_dense=True),
+        ],
+        blocks=3,
+    ),
     Case("dense-with-bias", t5, [Narrow(heads=0.5, channels=0.5, add_bias=True)]),
     Case("constant", bert, [Shorten(blocks=("0.attention",))], blocks=2),
     Case("constant-between", llama, [Shorten(blocks=("0.ffn",))], blocks=2),

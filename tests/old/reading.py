@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import laconic
 from laconic.formats import PackedCodes
+from laconic.formats.packed_stack import PackedStack
 from laconic.model import LanguageModel
 
 HERE = Path(__file__).parent
@@ -34,7 +35,7 @@ def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """What it computes; codes are decoded, since which kernel multiplies by them depends on the machine."""
     with ExitStack() as stack:
         for part in model.modules():
-            if isinstance(part, PackedCodes):
+            if isinstance(part, (PackedCodes, PackedStack)):
                 stack.enter_context(part.keep_decoded())
         return model(**batch).logits
 
