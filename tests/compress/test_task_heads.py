@@ -11,11 +11,11 @@ from laconic.calibrate import Calibration
 from laconic.compress import Compress, Narrow, Shorten, ShrinkHeads, Step
 from laconic.formats import Format
 from laconic.methods import Drone, Gptq, KfacPrune, KfacSvd
-from laconic.model import LanguageModel, divergence, load, predict
+from laconic.model import LanguageModel, ModelTask, divergence, load, predict
 from laconic.model.task import AUTO_CLASSES
 from laconic.store import save
 from tests.architectures import batch_for
-from tests.task_models import ANSWER, CHOICE, TASK_MODELS, TASKS, TOKENS
+from tests.task_models import ANSWER, CHOICE, TASK_MODELS, TASKS, TOKENS, other_task_models
 
 EVERYTHING = ("all",)
 STEPS: dict[str, Callable[[], Step]] = {
@@ -48,21 +48,33 @@ def data_for(lm: LanguageModel) -> Calibration:
 
 @pytest.mark.parametrize(("name", "step"), CASES)
 def test_every_step_compresses_and_reloads(tmp_path: Path, name: str, step: str) -> None:
-    original = TASK_MODELS[name].lm()
+    compress_and_reload(tmp_path / "small", TASK_MODELS[name].lm(), STEPS[step]())
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.slow
+def test_every_other_architecture_has_its_heads(tmp_path: Path, task: ModelTask) -> None:
+    names = [name for name in other_task_models() if name.endswith(task.value)]
+    assert len(names) >= (3 if task is CHOICE else 15)
+    for name in names:
+        compress_and_reload(tmp_path / name, other_task_models()[name].lm(), STEPS["low rank"]())
+
+
+def compress_and_reload(folder: Path, original: LanguageModel, step: Step) -> None:
+    """Compress a copy, and check that the folder gives the same predictions and a card for the task."""
     lm, data = replace(original.copy(), original=original), data_for(original)
-    applied = STEPS[step]()
-    applied.check(lm)
-    outcome = applied.apply(lm, data)
+    step.check(lm)
+    outcome = step.apply(lm, data)
     assert outcome.nbytes < outcome.dense_nbytes
     batch = batch_for(original.model, seed=9)
     with torch.no_grad():
         before, after = predict(original, batch)[0], predict(lm, batch)[0]
         assert divergence(before, after).isfinite().all() and not torch.equal(before.values, after.values)
-        save(lm, tmp_path / "small")
-        again = load(str(tmp_path / "small"))
+        save(lm, folder)
+        again = load(str(folder))
         assert again.task is original.task and type(again.model) is type(original.model)
         torch.testing.assert_close(predict(again, batch)[0].values, after.values)
-    card = (tmp_path / "small" / "README.md").read_text()
+    card = (folder / "README.md").read_text()
     assert f"pipeline_tag: {original.task.value}" in card
     assert f"{AUTO_CLASSES[original.task][0].__name__}.from_pretrained" in card
 
