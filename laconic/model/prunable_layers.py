@@ -51,14 +51,14 @@ def _find_obstacle(stack: Stack, block: nn.Module) -> str | None:
 
 def _check_layer(path: str, block: nn.Module, layer: Attention | FeedForward) -> None:
     if is_dropped(block, layer):
-        heads = layer.heads if isinstance(layer, Attention) else None
-        # The position bias of the stack has a column for each of its heads too.
-        if heads is not None and (heads.are_coupled or heads.counts_in_config):
-            shared = "position bias" if heads.are_coupled else "number of heads"
-            raise UserError(
-                f"The attention '{path}.{layer.module}' is dropped, and shares its {shared} with the "
-                "others; heads must be removed before that."
-            )
+        if isinstance(layer, Attention) and (heads := layer.heads) is not None:
+            # The position bias of the stack has a column for each of its heads too.
+            if heads.are_coupled or heads.counts_in_config:
+                shared = "position bias" if heads.are_coupled else "number of heads"
+                raise UserError(
+                    f"The attention '{path}.{layer.module}' is dropped, and shares its {shared} with the "
+                    "others; heads must be removed before that."
+                )
         return
     if isinstance(layer, Attention) and layer.heads is not None:
         children = dict(block.get_submodule(layer.module).named_children())

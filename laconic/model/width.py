@@ -19,6 +19,7 @@ from laconic.model.prunable_group import PrunableGroup, prunable_groups
 from laconic.model.prunable_layers import prunable_modules
 from laconic.model.prunable_parts import InputProjection, SizeAttribute
 from laconic.model.site import Group, Linear, Site
+from laconic.model.stock import text_config
 
 EMPTY = -1
 """Stands for a part of zeros among the indices of parts."""
@@ -148,7 +149,7 @@ def _share_config(lm: LanguageModel, groups: Sequence[PrunableGroup]) -> None:
                 f"cannot hold the {count} heads of '{group.name}'; keep equally many heads in all attentions, or "
                 "keep all of them."
             )
-        holder.config = around[-1]
+        vars(holder)["config"] = around[-1]
 
 
 def _count_by_key(lm: LanguageModel) -> Counter[str]:
@@ -168,8 +169,11 @@ def _count_by_key(lm: LanguageModel) -> Counter[str]:
 
 
 def _set_config(model: PreTrainedModel, values: dict[str, int]) -> None:
-    """Set values in the configurations of all parts of a model, if each of them accepts the values."""
-    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    """Set values in the configurations of all parts of a model that read text, if each of them accepts the values."""
+    # An image tower has a configuration of another class, whose keys may have the same names.
+    kind = type(text_config(model.config))
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    configs = {id(part.config): part.config for part in parts if type(part.config) is kind}
     try:
         for config in deepcopy(list(configs.values())):
             for key, value in values.items():
