@@ -51,14 +51,12 @@ def _find_obstacle(stack: Stack, block: nn.Module) -> str | None:
 
 def _check_layer(path: str, block: nn.Module, layer: Attention | FeedForward) -> None:
     if is_dropped(block, layer):
-        if isinstance(layer, Attention) and (heads := layer.heads) is not None:
-            # The position bias of the stack has a column for each of its heads too.
-            if heads.are_coupled or heads.counts_in_config:
-                shared = "position bias" if heads.are_coupled else "number of heads"
-                raise UserError(
-                    f"The attention '{path}.{layer.module}' is dropped, and shares its {shared} with the "
-                    "others; heads must be removed before that."
-                )
+        # The position bias of the stack has a column for each of its heads too.
+        if isinstance(layer, Attention) and (shared := _shared_by_attentions(layer)) is not None:
+            raise UserError(
+                f"The attention '{path}.{layer.module}' is dropped, and shares its {shared} with the "
+                "others; heads must be removed before that."
+            )
         return
     if isinstance(layer, Attention) and layer.heads is not None:
         children = dict(block.get_submodule(layer.module).named_children())
@@ -70,6 +68,15 @@ def _check_layer(path: str, block: nn.Module, layer: Attention | FeedForward) ->
                 f"The layer '{path}.{projection}' is compressed already; heads and channels must be removed "
                 "before that."
             )
+
+
+def _shared_by_attentions(layer: Attention) -> str | None:
+    """The noun for what all attentions of a stack share, so that they must have the same heads, or as many."""
+    if layer.heads is None:
+        return None
+    if layer.heads.are_coupled:
+        return "position bias"
+    return "number of heads" if layer.heads.counts_in_config else None
 
 
 def is_dropped(block: nn.Module, layer: Attention | FeedForward) -> bool:
