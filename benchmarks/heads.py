@@ -29,7 +29,7 @@ from laconic.calibrate.sources import read
 from laconic.compress import Compress, Narrow, Step
 from laconic.evaluate.fidelity import ReferenceCache
 from laconic.evaluate.run import Evaluation, evaluate
-from laconic.methods import Gptq, KfacPrune, KfacSvd
+from laconic.methods import Gptq, KfacSvd
 from laconic.model import LanguageModel, load
 from laconic.progress import silent
 from laconic.recipe.sampling import Sampling
@@ -73,7 +73,6 @@ KINDS = {
 }
 WAYS: dict[str, Step] = {
     "kfac-svd + spectrum": Compress(method=KfacSvd(), keep=0.5, allocate="spectrum"),
-    "kfac-prune": Compress(method=KfacPrune(), keep=0.5),
     "gptq, 8 bits": Compress(method=Gptq(bits=8, group_size=64)),
     "narrow": Narrow(heads=0.5, channels=0.5),
 }
