@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import transformers as hf
 
 from laconic.formats import Format
 from laconic.model import LanguageModel
 from laconic.model.scale_folding import Absorber, find_absorbers, fold_scales
 from tests.architectures import BY_NAME, EVERY_ARCHITECTURE, Architecture, factors, outputs
+from tests.tiny_models import SMALL
+from tests.tiny_relatives import BLOOM, MPT
 
 FREE = {
     "llama": 14,
@@ -64,6 +67,25 @@ def test_norms_that_come_after_the_sublayers_take_up_nothing() -> None:
     for name in ("bert-base", "opt-norm-after"):
         lm = BY_NAME[name].lm()
         assert not any(absorber.rows is None for absorber in find_absorbers(lm))
+
+
+@pytest.mark.parametrize("name", ["bloom", "mpt"])
+def test_a_flag_or_a_limit_of_the_model_may_stand_in_the_way(name: str) -> None:
+    """BLOOM's residual stream may pass its norms, and MPT may limit its values before it mixes them."""
+    build = {
+        "bloom": lambda: hf.BloomForCausalLM(
+            hf.BloomConfig(**BLOOM, **SMALL, apply_residual_connection_post_layernorm=True)
+        ),
+        "mpt": lambda: hf.MptForCausalLM(hf.MptConfig(**MPT, **SMALL, attn_config={"clip_qkv": 0.5})),
+    }[name]
+    lm = shaken(Architecture(name, build))
+    before, absorbers = outputs(lm.model), find_absorbers(lm)
+    assert {absorber.name.rpartition(".")[2] for absorber in absorbers} == (
+        {"query_key_value"} if name == "bloom" else {"norm_1", "norm_2"}
+    )
+    for absorber in absorbers:
+        fold_scales(lm, absorber, some_scales(absorber))
+    torch.testing.assert_close(outputs(lm.model), before, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_that_share_their_values_share_their_scales() -> None:
