@@ -29,6 +29,7 @@ TESTED_BY = {
     "laconic.evaluate.labelled_task": "evaluate/test_multi_label.py",
     "laconic.model.anatomy.encoder_decoders": "model/test_anatomy.py",
     "laconic.model.anatomy.encoders": "model/test_anatomy.py",
+    "laconic.model.anatomy.mixtures": "model/test_mixtures.py",
     "laconic.model.anatomy.parts": "model/test_anatomy.py",
     "laconic.model.checkpoints.checkpoint": "model/test_loading.py",
     "laconic.model.checkpoints.sentence_modules": "model/embedding/test_refused.py",

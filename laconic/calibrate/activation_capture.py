@@ -147,7 +147,9 @@ def find_sublayers(stack: Stack, block: str, model: nn.Module) -> list[Sublayer]
         model: the model; a sublayer whose reader or writer it lacks is left out.
     """
     ends = [(attention.query or attention.fused, attention.output) for attention in stack.attentions]
-    ends += [(feed_forward.inner[0], feed_forward.output) for feed_forward in stack.feed_forward]
+    # The output of shared experts is added to that of the others before the residual stream.
+    if not stack.has_experts(model.get_submodule(block)):
+        ends += [(feed_forward.inner[0], feed_forward.output) for feed_forward in stack.feed_forward]
     paths = [(f"{block}.{reader}", f"{block}.{writer}") for reader, writer in ends if reader is not None]
     return [Sublayer(*pair) for pair in paths if all(has_module(model, path) for path in pair)]
 

@@ -262,6 +262,7 @@ def _parts(stack: Stack, block: nn.Module) -> Iterator[tuple[str, list[str], str
     for part, attention in ((ATTENTION, stack.attention), (CROSS_ATTENTION, stack.cross_attention)):
         if attention is not None and has_module(block, attention.output):
             yield part, [path for path in input_projections(attention) if has_module(block, path)], attention.output
-    for feed_forward in stack.feed_forward:
+    # Experts stay in their block, so that dropping the shared ones alone would not drop the feed-forward.
+    for feed_forward in () if stack.has_experts(block) else stack.feed_forward:
         if all(has_module(block, path) for path in (*feed_forward.inner, feed_forward.output)):
             yield FEED_FORWARD, list(feed_forward.inner), feed_forward.output

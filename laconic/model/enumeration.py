@@ -186,7 +186,7 @@ def _shared_inputs(stack: Stack, block: nn.Module) -> Iterator[_SharedInput]:
     for output in dict.fromkeys(feed_forward.output for feed_forward in stack.feed_forward):
         yield _SharedInput(Group.FFN, ((Role.OUTPUT, output),), own)
     for other in stack.other_linears:
-        yield _SharedInput(other.group, ((Role.OTHER, other.path),), own)
+        yield _SharedInput(other.group, ((Role.OTHER, other.path),), own, same_as=other.same_as)
 
 
 def _self_attention(attention: Attention, own: tuple[InputTokens, ...]) -> Iterator[_SharedInput]:

@@ -119,6 +119,7 @@ def _norms(stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequ
         if attention is not None
     ]
     pairs += [(part.inner[0], list(part.norm)) for part in stack.feed_forward]
+    pairs += [(other.path, [other.norm]) for other in stack.other_linears if other.norm is not None]
     for first, norms in pairs:
         several = readers.get(f"{path}.{first}", ())
         norm = next((norm for norm in norms if has_module(block, norm)), None)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from laconic.calibrate import Calibration, InputCovariance, collect_stats, sequential_calibrate
 from laconic.calibrate.activation_capture import ActivationCapture, RunUntil
-from laconic.errors import StructureNotice
 from laconic.methods import Wanda
 from laconic.model import LanguageModel
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -74,8 +73,7 @@ def test_a_mixture_of_experts_is_walked_as_any_other() -> None:
         **DECODER, moe_intermediate_size=24, shared_expert_intermediate_size=40, num_experts=4, num_experts_per_tok=2
     )
     torch.manual_seed(0)
-    with pytest.warns(StructureNotice, match="qwen2_moe"):
-        lm = LanguageModel.of(hf.Qwen2MoeForCausalLM(config).eval())
+    lm = LanguageModel.of(hf.Qwen2MoeForCausalLM(config).eval())
     data, sites = Calibration(labelled_batches(lm, 3)), lm.sites()
     assert {"shared_expert", "experts"} <= {site.name.split(".")[4] for site in sites if ".mlp." in site.name}
     for step in sequential_calibrate(lm, data, {InputCovariance}, sites):

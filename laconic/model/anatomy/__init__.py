@@ -32,6 +32,7 @@ from laconic.model.anatomy.encoders import (
 )
 from laconic.model.anatomy.heads import Heads, Obstacle
 from laconic.model.anatomy.llama import COHERE, COHERE2, LLAMA, OLMO2, PHI, PHI3, STABLELM, STARCODER2
+from laconic.model.anatomy.mixtures import DEEPSEEK_V3, GPT_OSS, GRANITE_MOE, MIXTRAL, OLMOE, QWEN_MOE
 from laconic.model.anatomy.parts import (
     Anatomy,
     Attention,
@@ -50,6 +51,7 @@ ANATOMIES: tuple[Anatomy, ...] = (
     BERT, DISTILBERT, ALBERT, DEBERTA, DEBERTA_V2, LONGFORMER, MODERNBERT, BIG_BIRD, MPNET,
     GPT2, GPT_NEO, GPT_NEOX, GPTJ, GPT_BIGCODE, OPT, BLOOM, MPT, FALCON,
     LLAMA, PHI, PHI3, STARCODER2, OLMO2, COHERE, COHERE2, STABLELM,
+    MIXTRAL, QWEN_MOE, OLMOE, GRANITE_MOE, GPT_OSS, DEEPSEEK_V3,
     T5, UMT5, BART, MBART, LED,
 )
 # fmt: on

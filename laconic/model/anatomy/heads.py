@@ -42,7 +42,7 @@ class Heads:
         kv_count: the attribute that holds the number of key heads, or None.
         width: the attribute that holds the product of `count` and `size`, or None.
         group_size: the attribute that holds the number of heads that share one key head, or None.
-        clip: the attribute that holds a limit of the queries, keys and values, or None in a module without a limit.
+        clip: the attribute path of a limit of the queries, keys and values, which is None without a limit; or None.
         head_vectors: parameters of the module with one number for each row of the query, besides the biases.
         head_norms: parameters of the module with one row for each head (or key head), where the module has them.
         mixers: submodules that mix the heads. No head can be removed from an attention that has one of them.
@@ -93,4 +93,4 @@ class Heads:
 
     def is_clipped(self, attention: nn.Module) -> bool:
         """Whether an attention module limits its queries, keys and values."""
-        return self.clip is not None and bool(getattr(attention, self.clip))
+        return self.clip is not None and bool(attrgetter(self.clip)(attention))

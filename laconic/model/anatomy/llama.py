@@ -8,7 +8,7 @@ from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Stack, on
 _QKV = "q_proj k_proj v_proj"
 
 # Rotary positions rotate each head on its own. Heads that share keys and values are removed together.
-_ROTARY = Heads(
+ROTARY_HEADS = Heads(
     size="head_dim",
     group_size="num_key_value_groups",
     can_shrink=False,
@@ -25,10 +25,10 @@ _GATED = FeedForward(
     # Gemma 2 and 3 have both, and the second one after the attention.
     norm=("pre_feedforward_layernorm", "post_attention_layernorm"),
 )
-_ATTENTION = separate_attention("self_attn", _QKV, "self_attn.o_proj", norm="input_layernorm", heads=_ROTARY)
+ROTARY_ATTENTION = separate_attention("self_attn", _QKV, "self_attn.o_proj", norm="input_layernorm", heads=ROTARY_HEADS)
 _STACK = Stack(
     blocks="layers",
-    attention=_ATTENTION,
+    attention=ROTARY_ATTENTION,
     feed_forward=(_GATED,),
     # Gemma 2 and 3; the second is missing elsewhere.
     depth=Depth(output_norms=("post_attention_layernorm", "post_feedforward_layernorm")),
@@ -41,7 +41,7 @@ PHI = one_stack(
     "embed_tokens",
     Stack(
         blocks="layers",
-        attention=separate_attention("self_attn", _QKV, "self_attn.dense", norm="input_layernorm", heads=_ROTARY),
+        attention=separate_attention("self_attn", _QKV, "self_attn.dense", norm="input_layernorm", heads=ROTARY_HEADS),
         feed_forward=(FeedForward(("mlp.fc1",), "mlp.fc2", "intermediate_size", activation="mlp.activation_fn"),),
         parallel=True,
     ),
@@ -52,7 +52,7 @@ STARCODER2 = one_stack(
     "embed_tokens",
     Stack(
         blocks="layers",
-        attention=_ATTENTION,
+        attention=ROTARY_ATTENTION,
         feed_forward=(
             FeedForward(
                 ("mlp.c_fc",),
@@ -72,9 +72,9 @@ OLMO2 = one_stack(
     replace(
         _STACK,
         attention=replace(
-            _ATTENTION,
+            ROTARY_ATTENTION,
             norm=None,
-            heads=replace(_ROTARY, obstacles=(Obstacle(reason="a norm covers the queries of all its heads"),)),
+            heads=replace(ROTARY_HEADS, obstacles=(Obstacle(reason="a norm covers the queries of all its heads"),)),
         ),
         feed_forward=(replace(_GATED, norm=()),),
     ),
@@ -88,13 +88,13 @@ COHERE = one_stack(
     "embed_tokens",
     replace(
         COHERE2.stacks[0],
-        attention=replace(_ATTENTION, heads=replace(_ROTARY, head_norms=("q_norm.weight", "k_norm.weight"))),
+        attention=replace(ROTARY_ATTENTION, heads=replace(ROTARY_HEADS, head_norms=("q_norm.weight", "k_norm.weight"))),
     ),
 )
 
 # Attention and feed-forward run in parallel if the block has no second norm. The class computes the size of a head.
 _STABLELM_HEADS = replace(
-    _ROTARY,
+    ROTARY_HEADS,
     count="num_heads",
     kv_count="num_key_value_heads",
     config_size=None,
@@ -105,7 +105,7 @@ _STABLELM_HEADS = replace(
 STABLELM = one_stack(
     "stablelm",
     "embed_tokens",
-    replace(_STACK, attention=replace(_ATTENTION, heads=_STABLELM_HEADS), parallel=True, depth=Depth()),
+    replace(_STACK, attention=replace(ROTARY_ATTENTION, heads=_STABLELM_HEADS), parallel=True, depth=Depth()),
 )
 
 PHI3 = one_stack(
@@ -118,7 +118,7 @@ PHI3 = one_stack(
             fused="self_attn.qkv_proj",
             output="self_attn.o_proj",
             norm="input_layernorm",
-            heads=replace(_ROTARY, kv_count="num_key_value_heads", counts_in_config=True),
+            heads=replace(ROTARY_HEADS, kv_count="num_key_value_heads", counts_in_config=True),
         ),
         feed_forward=(
             FeedForward(

@@ -8,8 +8,10 @@ projections of a feed-forward; statistics of that input are collected once.
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
+from torch import nn
+
 from laconic.model.anatomy.heads import Heads
-from laconic.model.site import Group, InputTokens
+from laconic.model.site import Group, InputTokens, has_module
 
 FusedLayout = Literal["stacked", "by-head"]
 
@@ -119,15 +121,19 @@ class Experts:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherLinear:
-    """A linear whose function is not known; it counts as having its own input.
+    """A linear that is no projection of an `Attention` or a `FeedForward`.
 
     Args:
         path: its path from the block.
-        group: attention or feed-forward, guessed from the path.
+        group: attention or feed-forward.
+        same_as: path of an earlier linear that reads the same input; None if it has its own input.
+        norm: the norm whose output only this linear and those with the same input read.
     """
 
     path: str
     group: Group
+    same_as: str | None = None
+    norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +222,10 @@ class Stack:
     def attentions(self) -> tuple[Attention, ...]:
         """The self-attention and the cross-attention, without those that the blocks do not have."""
         return tuple(attention for attention in (self.attention, self.cross_attention) if attention is not None)
+
+    def has_experts(self, block: nn.Module) -> bool:
+        """Whether a block has experts."""
+        return any(has_module(block, experts.module) for experts in self.experts)
 
 
 @dataclass(frozen=True)
