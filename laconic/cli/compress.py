@@ -89,7 +89,7 @@ def compress(
         bool,
         typer.Option(
             "--allow-dense",
-            help="Continue if more than a tenth of the targeted parameters cannot be compressed, such as experts.",
+            help="Continue if more than a tenth of the targeted parameters cannot be compressed.",
         ),
     ] = False,
     label_order: LabelOrderOption = None,

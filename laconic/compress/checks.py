@@ -127,7 +127,7 @@ def check_dense(coverage: Coverage, lm: LanguageModel, targets: Sequence[str]) -
 def dense_share(coverage: Coverage) -> dict[str, Any]:
     """List the targeted parameters of the blocks that no step can compress, for the record of a step.
 
-    Experts that are stacked in one tensor are such parameters.
+    The router of a mixture is such a parameter.
 
     Args:
         coverage: the targeted parameters of the blocks.

@@ -41,8 +41,8 @@ class Compress(Step):
 
     Args:
         method: the method with its parameters.
-        targets: the matrices to compress: groups (`attention`, `ffn`, `head`, `embedding`), `blocks` for all inside the
-            blocks, `all`, or globs over the names of layers.
+        targets: the matrices to compress: groups (`attention`, `ffn`, `experts`, `head`, `embedding`), `blocks` for all
+            inside the blocks, `all`, or globs over the names of layers.
         keep: fraction of the targeted bytes kept, in (0, 1], for all or by group (`{attention: 0.5, ffn: 0.3}`). None
             when the method has its own size.
         allocate: how the budget is shared. `uniform` keeps the same fraction of every matrix, `spectrum` spends where
@@ -58,7 +58,7 @@ class Compress(Step):
         anchored: solve layer by layer in order, and fit each layer to the outputs of the original model.
         refresh: with `sequential` or `anchored`, collect the gradients again after this many blocks.
         allow_dense: accept that more than a tenth of the targeted parameters is in no layer that can be compressed,
-            such as experts in one tensor. `keep` then counts only the other parameters.
+            such as experts that a class computes by code of its own. `keep` then counts only the others.
         plan: reuse this plan instead of making one; its layers are then the targets.
 
     Raises:

@@ -99,7 +99,7 @@ class LanguageModel:
 
         Raises:
             UserError: a target matches nothing. One of the two default targets may match nothing, as a model may have
-                no attention, or no feed-forward besides experts.
+                no attention or no feed-forward.
         """
         sites = list(find_sites(self.model, self.anatomy))
         if tuple(targets) == DEFAULT_TARGETS:
