@@ -57,7 +57,7 @@ class NextToken(EvalTask):
             for at in range(0, len(encoded), size)
         ]
         lines = []
-        for batch, (values, rows, tokens, _) in predict_batches(lm, batches, track, self.name):
+        for batch, (values, rows, tokens, *_) in predict_batches(lm, batches, track, self.name):
             assert tokens is not None, "the next tokens are the labels of a causal model"
             right = torch.zeros(len(batch["input_ids"]), 2, dtype=torch.float64)
             guesses = torch.stack(((values.argmax(dim=-1) == tokens).double(), torch.ones_like(tokens).double()), dim=1)
