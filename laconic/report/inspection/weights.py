@@ -29,6 +29,8 @@ ROLE_NAMES: dict[tuple[Group, Role], str] = {
     # In a model of unknown architecture, the roles of attention matrices are not known.
     (Group.ATTENTION, Role.OTHER): "attention",
     (Group.FFN, Role.OTHER): "ffn",
+    (Group.EXPERTS, Role.INNER): "experts in",
+    (Group.EXPERTS, Role.OUTPUT): "experts out",
 }
 EMBEDDING, HEAD, OTHER_MATRIX, NORM, BIAS = "embedding", "head", "other", "norm", "bias"
 IN_BLOCKS = tuple(ROLE_NAMES.values())
@@ -261,16 +263,23 @@ def _site_stats(lm: LanguageModel, site: Site, labels: Mapping[str, str]) -> Wei
 
 def _vector_stats(lm: LanguageModel, labels: Mapping[str, str]) -> Iterator[WeightStats]:
     """Statistics of all other parameters: norms, biases, position embeddings."""
-    modules = {place.name: place.module for site in lm.sites(("all",)) for place in site.places}
+    sites = lm.sites(("all",))
+    modules = {place.name: place.module for site in sites if site.stack is None for place in site.places}
     matrices = {f"{path}.{name}" for path, module in modules.items() for name in _matrix_names(module)}
+    stacks = {site.unit: site.stack for site in sites if site.stack is not None}
+    # A stack is a parameter of transformers' module, or a module of its own.
+    matrices |= stacks.keys()
+    matrices |= {f"{path}.{name}" for path, stack in stacks.items() for name, _ in stack.named_parameters()} - {
+        f"{path}.bias" for path in stacks
+    }
     for name, parameter in lm.model.named_parameters():
         if name in matrices or not parameter.is_floating_point():
             continue
-        bias = name.rpartition(".")[2] in ("bias", "shift")
+        bias = name.endswith(("bias", ".shift"))
         block = next((path for path in labels if name.startswith(f"{path}.")), None)
         yield WeightStats(
             name=name,
-            kind=OTHER_MATRIX if parameter.ndim > 1 else BIAS if bias else NORM,
+            kind=BIAS if bias else OTHER_MATRIX if parameter.ndim > 1 else NORM,
             layer=None if block is None else labels[block],
             shape=tuple(parameter.shape),
             bits=8.0 * lm.dtype.itemsize,
