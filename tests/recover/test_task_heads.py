@@ -1,6 +1,7 @@
 """Training of classifiers of tokens, of models that find answers, and of models that choose; new heads for them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_a_classifier_of_tokens_gets_a_head_for_other_tokens() -> None:
         ({"head": "multiple-choice", "model": "x"}, "model must be left out with blocks, config, classes or head"),
     ],
 )
-def test_a_head_that_contradicts_itself_is_refused(parameters: dict[str, object], message: str) -> None:
+def test_a_head_that_contradicts_itself_is_refused(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Student(**parameters)
 
