@@ -32,6 +32,7 @@ from laconic.model.layers import Layers, check_droppable, configs_around, remain
 from laconic.model.lm import LanguageModel
 from laconic.model.prunable_layers import input_projections
 from laconic.model.site import has_module, matrix_shape
+from laconic.model.stock import text_config
 from laconic.model.width import resize_linear
 
 
@@ -57,18 +58,19 @@ def drop_blocks(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> 
         _drop_groups(lm, layers, holder, indices)
     else:
         _drop(lm, layers, holder, kept)
-    before = dict(vars(lm.model.config))
-    for config in configs_around(lm, layers):
+    text = text_config(lm.model.config)
+    before = dict(vars(text))
+    for config in configs_around(lm.model, layers.list):
         shorten_config(config, layers.depth, len(layers), kept)
-    after = vars(lm.model.config)
+    after = vars(text)
     for module in lm.model.modules():
         for name, value in vars(module).items():
             if is_copied_list(name, value, before, after):
                 setattr(module, name, after[name])
         if HAS_WINDOWS in vars(module):
-            setattr(module, HAS_WINDOWS, "sliding_attention" in lm.model.config.layer_types)
+            setattr(module, HAS_WINDOWS, "sliding_attention" in text.layer_types)
     if layers.depth.stack_count is not None:
-        setattr(configs_around(lm, layers)[-1], layers.depth.stack_count, len(kept))
+        setattr(configs_around(lm.model, layers.list)[-1], layers.depth.stack_count, len(kept))
 
 
 def check_rescalable(lm: LanguageModel, layers: Layers, indices: Collection[int]) -> None:
@@ -118,7 +120,7 @@ def _drop_groups(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, indic
     for group in reversed(range(len(holder))):
         if group not in groups:
             del holder[group]
-    for config in configs_around(lm, layers):
+    for config in configs_around(lm.model, layers.list):
         setattr(config, layers.depth.group_count, len(groups))
 
 

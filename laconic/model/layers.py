@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from laconic.errors import UserError
 from laconic.model.anatomy import Depth, Stack
 from laconic.model.lm import LanguageModel
+from laconic.model.stock import text_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def get_layers(lm: LanguageModel, name: str) -> Layers:
 
 
 def _layers(lm: LanguageModel, stack: Stack, first_block: str, name: str) -> Layers:
-    depth, config = stack.depth, lm.model.config
+    depth, config = stack.depth, text_config(lm.model.config)
     if depth is None:
         raise _unknown_error(lm)
     levels = 3 if depth.group_count is not None else 1
@@ -89,12 +90,19 @@ def group_schedule(count: int, groups: int) -> list[int]:
     return [int(layer / (count / groups)) for layer in range(count)]
 
 
-def configs_around(lm: LanguageModel, layers: Layers) -> list[PreTrainedConfig]:
-    """The distinct configurations of the model and of its parts around `layers`, outermost first."""
+def configs_around(model: PreTrainedModel, path: str) -> list[PreTrainedConfig]:
+    """The distinct configurations of the model and of its parts around a module, outermost first.
+
+    Of a model of text and images, the configuration of its text part is meant.
+
+    Args:
+        model: the model.
+        path: path of the module, such as `Layers.list`.
+    """
     parts = [
-        part.config
-        for path, part in lm.model.named_modules()
-        if isinstance(part, PreTrainedModel) and (not path or layers.list.startswith(f"{path}."))
+        text_config(part.config)
+        for name, part in model.named_modules()
+        if isinstance(part, PreTrainedModel) and (not name or path.startswith(f"{name}."))
     ]
     return list({id(config): config for config in parts}.values())
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from laconic.errors import UserError
 from laconic.model.anatomy import find_entry
 from laconic.model.anatomy.infer import find_anatomy, infer_anatomy
+from laconic.model.anatomy.text_stack import find_text_anatomy
 from laconic.model.checkpoints import Checkpoint, find_checkpoint
 from laconic.model.checkpoints.checkpoint import Tokenizers
 from laconic.model.checkpoints.fit import build_outline
@@ -173,6 +174,6 @@ def _read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     if checkpoint.embedding_config is not None:
         check_width(checkpoint.embedding_config.build_empty(), config, checkpoint.source)
     outline = build_outline(config, checkpoint.source)
-    if find_entry(config.model_type) is None:
+    if find_entry(config.model_type) is None and find_text_anatomy(outline) is None:
         infer_anatomy(outline)
     return config

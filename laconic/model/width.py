@@ -8,18 +8,17 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.formats import Dense
 from laconic.model.anatomy import FeedForward
+from laconic.model.layers import configs_around
 from laconic.model.lm import LanguageModel
 from laconic.model.prunable_group import PrunableGroup, prunable_groups
 from laconic.model.prunable_layers import prunable_modules
 from laconic.model.prunable_parts import InputProjection, SizeAttribute
 from laconic.model.site import Group, Linear, Site
-from laconic.model.stock import text_config
 
 EMPTY = -1
 """Stands for a part of zeros among the indices of parts."""
@@ -129,7 +128,7 @@ def update_config_widths(lm: LanguageModel) -> None:
     for key, candidates in by_key.items():
         # A layer that was dropped or compressed has the number that the configuration had before.
         if len(candidates) == totals[key] and all(values == candidates[0] for values in candidates):
-            _set_config(lm.model, candidates[0])
+            _set_config(lm, candidates[0])
     _share_config(lm, [group for group in groups if group.is_uniform])
 
 
@@ -137,19 +136,14 @@ def _share_config(lm: LanguageModel, groups: Sequence[PrunableGroup]) -> None:
     """Give attentions that read the number of heads from a configuration the one of the model again."""
     for group in groups:
         holder, count = lm.model.get_submodule(group.name), group.count * group.heads
-        around = [
-            part.config
-            for path, part in lm.model.named_modules()
-            if isinstance(part, PreTrainedModel) and (not path or group.name.startswith(f"{path}."))
-        ]
-        key = next(iter(group.config))
-        if getattr(around[-1], key) != count:
+        config, key = configs_around(lm.model, group.name)[-1], next(iter(group.config))
+        if getattr(config, key) != count:
             raise UserError(
                 f"The class of '{lm.model.config.model_type}' reads the number of heads from its configuration, which "
                 f"cannot hold the {count} heads of '{group.name}'; keep equally many heads in all attentions, or "
                 "keep all of them."
             )
-        vars(holder)["config"] = around[-1]
+        vars(holder)["config"] = config
 
 
 def _count_by_key(lm: LanguageModel) -> Counter[str]:
@@ -168,12 +162,10 @@ def _count_by_key(lm: LanguageModel) -> Counter[str]:
     return Counter(key for key in keys if key)
 
 
-def _set_config(model: PreTrainedModel, values: dict[str, int]) -> None:
-    """Set values in the configurations of all parts of a model that read text, if each of them accepts the values."""
-    # An image tower has a configuration of another class, whose keys may have the same names.
-    kind = type(text_config(model.config))
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    configs = {id(part.config): part.config for part in parts if type(part.config) is kind}
+def _set_config(lm: LanguageModel, values: dict[str, int]) -> None:
+    """Set values in the configurations of the parts around the blocks, if each of them accepts the values."""
+    paths = [path for _, blocks in lm.stacks() for path, _ in blocks]
+    configs = {id(config): config for path in paths for config in configs_around(lm.model, path)}
     try:
         for config in deepcopy(list(configs.values())):
             for key, value in values.items():

@@ -6,6 +6,8 @@ import torch
 from laconic.errors import UserError
 from laconic.model import ANATOMIES, Group, LanguageModel, Role, Site
 from tests.architectures import BY_NAME, HEADS, INNER, WIDTH, batch_for
+from tests.model.test_hybrids import HYBRIDS
+from tests.model.test_vision_language import ENTRIES
 
 FUSED = ["gpt2", "gpt-neox", "deberta-masked", "modernbert-masked"]
 SIZE = WIDTH // HEADS
@@ -69,7 +71,8 @@ def test_every_model_type_has_one_entry() -> None:
     names = [name for anatomy in ANATOMIES for name in anatomy.model_types]
     assert len(names) == len(set(names))
     known = {BY_NAME[name].lm().model.config.model_type for name in BY_NAME}
-    assert known == set(names)
+    elsewhere = {build().config.model_type for build, _ in HYBRIDS.values()} | set(ENTRIES.values())
+    assert known | elsewhere == set(names)
 
 
 def test_what_a_model_lacks_is_no_site() -> None:

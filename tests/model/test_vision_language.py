@@ -1,6 +1,7 @@
 """Of a model of text and images the text stack is compressed, and the rest of it is kept as it is."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,19 @@ import torch
 import transformers as hf
 from transformers import PreTrainedModel
 
-from laconic.compress import Compress, Shorten
+from benchmarks.architectures.functions import check_scales, kill_half, skipping
+from laconic.calibrate import Calibration
+from laconic.compress import Compress, Narrow, Shorten
 from laconic.errors import StructureNotice, UserError
 from laconic.methods import Magnitude, Svd
 from laconic.model import LanguageModel, ModelTask, check_model, load, load_empty
+from laconic.model.anatomy import find_entry
 from laconic.model.anatomy.infer import infer_anatomy, uncalled_stacks
+from laconic.model.scale_folding import find_absorbers
 from laconic.model.usage import trace_usage
 from laconic.report.inspection.parts import measure_parts
 from laconic.store import save
-from tests.architectures import SMALL, VOCABULARY, WIDTH, Architecture, outputs
+from tests.architectures import SMALL, VOCABULARY, WIDTH, Architecture, batch_for, outputs
 from tests.unread import spoil
 from tests.vision import BLOCKS, MODELS, TEXT, VISION
 
@@ -32,7 +37,8 @@ def seen(name: str) -> LanguageModel:
 def test_the_text_stack_is_taken_and_the_tower_is_named(name: str) -> None:
     _, text, tower = MODELS[name]
     with pytest.warns(
-        StructureNotice, match=f"linears in each block of .*; .*{tower}.* are not called for text, and are not"
+        StructureNotice,
+        match=f"(linears in each block of|The text stack of) .*; .*{tower}.* are not called for text, and are not",
     ):
         lm = seen(name)
     assert lm.task is ModelTask.CAUSAL
@@ -143,10 +149,61 @@ def _unable(self: object, **asked: object) -> None:
     raise RuntimeError("numbers are asked for")
 
 
+ENTRIES = {
+    "llava": "llama", "qwen2-vl": "qwen2_vl_text", "qwen2.5-vl": "qwen2_5_vl_text", "qwen3-vl": "qwen3_vl_text",
+    "gemma3": "gemma3_text", "paligemma": "gemma", "idefics3": "llama", "smolvlm": "llama", "internvl": "qwen2",
+}  # fmt: skip
+"""The models whose text stack has an entry, and its architecture."""
+
+
 @quiet
-def test_dropping_its_blocks_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="The blocks of 'llava' cannot be dropped: laconic does not know the key"):
-        Shorten(drop=1).check(seen("llava"))
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_text_stack_has_the_parts_of_its_own_architecture(name: str) -> None:
+    text = find_entry(ENTRIES[name])
+    assert text is not None
+    lm = seen(name)
+    assert lm.anatomy.stacks[0].feed_forward == text.stacks[0].feed_forward
+    assert lm.anatomy.stacks[0].blocks.endswith(f".{text.stacks[0].blocks}")
+    inputs = [site.input for site in lm.sites(("blocks",))]
+    assert len(set(inputs)) == 4 * BLOCKS < len(inputs)
+    assert len(find_absorbers(lm)) == 4 * BLOCKS
+
+
+@quiet
+@pytest.mark.parametrize("name", ENTRIES)
+def test_scales_and_dead_parts_leave_its_outputs(name: str) -> None:
+    lm = seen(name)
+    check_scales(lm.model)
+    for part in ("heads", "channels"):
+        lm = seen(name)
+        tower = {path: tensor.shape for path, tensor in lm.model.state_dict().items() if ".layers." not in path}
+        configuration = lm.model.config.vision_config.to_dict()
+        kill_half(lm.model, part)
+        before = outputs(lm.model)
+        step = Narrow(heads=0.5) if part == "heads" else Narrow(channels=0.5, multiple=1)
+        step.apply(lm, Calibration([batch_for(lm.model)]))
+        assert torch.allclose(outputs(lm.model), before, rtol=1e-4, atol=1e-5)
+        assert tower == {path: t.shape for path, t in lm.model.state_dict().items() if ".layers." not in path}
+        assert lm.model.config.vision_config.to_dict() == configuration
+
+
+@quiet
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ENTRIES if name != "llava"] + ["llava"]
+)
+def test_a_shorter_text_stack_is_a_stock_model_that_skips_the_block(name: str, tmp_path: Path) -> None:
+    lm, original = seen(name), seen(name).model
+    configuration = lm.model.config.vision_config.to_dict()
+    Shorten(blocks=(0,)).apply(lm, None)
+    with skipping(original, {"blocks": (0,)}):
+        assert torch.allclose(outputs(lm.model), outputs(original), rtol=1e-5, atol=1e-6)
+    save(lm, tmp_path / name)
+    stored = json.loads((tmp_path / name / "config.json").read_text())
+    assert "num_hidden_layers" not in stored and stored["text_config"]["num_hidden_layers"] == BLOCKS - 1
+    assert "quantization_config" not in stored
+    again = type(lm.model).from_pretrained(tmp_path / name)
+    assert torch.equal(outputs(again), outputs(lm.model))
+    assert {**again.config.vision_config.to_dict(), "dtype": None} == {**configuration, "dtype": None}
 
 
 def test_models_that_need_an_image_are_one_sentence(tmp_path: Path) -> None:
@@ -172,7 +229,8 @@ def test_layers_of_several_classes_are_one_stack() -> None:
         **{**TEXT, "num_hidden_layers": 4}, num_experts=1, num_experts_per_tok=1, attn_layer_period=2,
         attn_layer_offset=1, mamba_d_state=4,
     )  # fmt: skip
-    lm = LanguageModel.of(Architecture("jamba", lambda: hf.JambaForCausalLM(config)).model())
+    model = Architecture("jamba", lambda: hf.JambaForCausalLM(config)).model()
+    lm = replace(LanguageModel.of(model), anatomy=infer_anatomy(model))
     ((stack, blocks),) = lm.stacks()
     assert stack.blocks == "model.layers" and len({type(block) for _, block in blocks}) == 2
     names = {site.name for site in lm.sites(("blocks",))}

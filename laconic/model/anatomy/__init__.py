@@ -31,7 +31,8 @@ from laconic.model.anatomy.encoders import (
     MPNET,
 )
 from laconic.model.anatomy.heads import Heads, Obstacle
-from laconic.model.anatomy.llama import COHERE, COHERE2, LLAMA, OLMO2, PHI, PHI3, STABLELM, STARCODER2
+from laconic.model.anatomy.hybrids import JAMBA, QWEN3_5, QWEN3_NEXT
+from laconic.model.anatomy.llama import COHERE, COHERE2, LLAMA, OLMO2, PHI, PHI3, QWEN2_VL, STABLELM, STARCODER2
 from laconic.model.anatomy.mixtures import DEEPSEEK_V3, GPT_OSS, GRANITE_MOE, MIXTRAL, OLMOE, QWEN_MOE
 from laconic.model.anatomy.parts import (
     Anatomy,
@@ -50,8 +51,9 @@ from laconic.registry import Registry
 ANATOMIES: tuple[Anatomy, ...] = (
     BERT, DISTILBERT, ALBERT, DEBERTA, DEBERTA_V2, LONGFORMER, MODERNBERT, BIG_BIRD, MPNET,
     GPT2, GPT_NEO, GPT_NEOX, GPTJ, GPT_BIGCODE, OPT, BLOOM, MPT, FALCON,
-    LLAMA, PHI, PHI3, STARCODER2, OLMO2, COHERE, COHERE2, STABLELM,
+    LLAMA, QWEN2_VL, PHI, PHI3, STARCODER2, OLMO2, COHERE, COHERE2, STABLELM,
     MIXTRAL, QWEN_MOE, OLMOE, GRANITE_MOE, GPT_OSS, DEEPSEEK_V3,
+    QWEN3_NEXT, QWEN3_5, JAMBA,
     T5, UMT5, BART, MBART, LED,
 )
 # fmt: on

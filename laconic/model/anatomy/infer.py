@@ -30,6 +30,7 @@ from laconic.model.anatomy import (
     find_entry,
     list_architectures,
 )
+from laconic.model.anatomy.text_stack import find_text_anatomy
 from laconic.model.site import InputTokens, guess_group
 from laconic.model.stock import text_config
 from laconic.model.usage import Usage, trace_usage
@@ -39,7 +40,9 @@ ListAt = tuple[str, nn.ModuleList]
 
 
 def find_anatomy(model: PreTrainedModel) -> Anatomy:
-    """The entry of a model's architecture, or the anatomy inferred from its modules with a `StructureNotice`.
+    """The anatomy of a model: its entry, that of the text model in it, or one inferred from its modules.
+
+    The last two give a `StructureNotice`.
 
     Raises:
         UserError: it has no entry, and its structure is not that of a transformer language model.
@@ -47,6 +50,16 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     entry = find_entry(model.config.model_type)
     if entry is not None:
         return entry
+    text_anatomy = find_text_anatomy(model)
+    if text_anatomy is not None:
+        stacks = " and ".join(stack.blocks for stack in text_anatomy.stacks)
+        warnings.warn(
+            f"The text stack of '{model.config.model_type}', {stacks}, is that of "
+            f"'{text_config(model.config).model_type}'{_describe_leftovers(model)}.",
+            StructureNotice,
+            stacklevel=1,
+        )
+        return text_anatomy
     found = infer_anatomy(model)
     linears = " and ".join(
         f"{len(stack.other_linears)} linears in each block of {stack.blocks}" for stack in found.stacks

@@ -34,7 +34,22 @@ _STACK = Stack(
     depth=Depth(output_norms=("post_attention_layernorm", "post_feedforward_layernorm")),
 )
 
-LLAMA = one_stack("llama mistral qwen2 qwen3 gemma gemma2 gemma3_text granite smollm3", "embed_tokens", _STACK)
+LLAMA = one_stack(
+    "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text granite smollm3 qwen3_vl_text", "embed_tokens", _STACK
+)
+
+# The class computes the size of a head from the width and the number of heads.
+QWEN2_VL = one_stack(
+    "qwen2_vl_text qwen2_5_vl_text",
+    "embed_tokens",
+    replace(
+        _STACK,
+        attention=replace(
+            _ATTENTION,
+            heads=Heads(count="num_heads", kv_count="num_key_value_heads", size="head_dim", can_shrink=False),
+        ),
+    ),
+)
 
 PHI = one_stack(
     "phi",
