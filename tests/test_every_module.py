@@ -38,7 +38,6 @@ TESTED_BY = {
     "laconic.model.checkpoints.sentence_modules": "model/embedding/test_refused.py",
     "laconic.model.checkpoints.sentences": "model/embedding/test_refused.py",
     "laconic.model.checkpoints.weights": "model/checkpoints/test_fit.py",
-    "laconic.model.depth_config": "model/test_depth.py",
     "laconic.model.enumeration": "model/test_sites.py",
     "laconic.model.prunable_parts": "model/test_width.py",
     "laconic.model.targets": "model/test_sites.py",
