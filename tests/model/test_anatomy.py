@@ -6,6 +6,7 @@ import torch
 from laconic.errors import UserError
 from laconic.model import ANATOMIES, Group, LanguageModel, Role, Site
 from tests.architectures import BY_NAME, HEADS, INNER, WIDTH, batch_for
+from tests.experts import MIXTURES
 from tests.model.test_hybrids import HYBRIDS
 from tests.model.test_vision_language import ENTRIES
 
@@ -71,7 +72,8 @@ def test_every_model_type_has_one_entry() -> None:
     names = [name for anatomy in ANATOMIES for name in anatomy.model_types]
     assert len(names) == len(set(names))
     known = {BY_NAME[name].lm().model.config.model_type for name in BY_NAME}
-    elsewhere = {build().config.model_type for build, _ in HYBRIDS.values()} | set(ENTRIES.values())
+    builders = [values[0] for values in (*HYBRIDS.values(), *MIXTURES.values())]
+    elsewhere = {build().config.model_type for build in builders} | set(ENTRIES.values())
     assert known | elsewhere == set(names)
 
 

@@ -17,6 +17,7 @@ from laconic.model.width import EMPTY, keep_parts, update_config_widths
 from laconic.store import materialize
 from laconic.store.structure import describe
 from tests.architectures import BY_NAME, HEADS, INNER, WIDTH, factors, outputs
+from tests.experts import MIXTURES
 from tests.model.test_hybrids import HYBRIDS
 from tests.model.test_vision_language import ENTRIES
 from tests.narrow import COMPUTED_WIDTH, EVERY, FIXED_HEADS, ONE_OF_EACH, counts, narrowed, zeroed
@@ -29,8 +30,9 @@ GENERATING = ("gpt2", "gpt-neo", "gpt-neox", "opt", "llama", "mistral", "qwen2",
 
 
 def test_every_architecture_is_tested():
-    # Hybrids and text stacks of vision-language models have tests of their own.
-    elsewhere = {build().config.model_type for build, _ in HYBRIDS.values()} | set(ENTRIES.values())
+    # Mixtures, hybrids and text stacks of vision-language models have tests of their own.
+    builders = [values[0] for values in (*HYBRIDS.values(), *MIXTURES.values())]
+    elsewhere = {build().config.model_type for build in builders} | set(ENTRIES.values())
     assert {BY_NAME[name].model().config.model_type for name in EVERY} | elsewhere >= {
         name for anatomy in ANATOMIES for name in anatomy.model_types
     }

@@ -45,8 +45,14 @@ QWEN2_VL = one_stack(
     replace(
         _STACK,
         attention=replace(
-            _ATTENTION,
-            heads=Heads(count="num_heads", kv_count="num_key_value_heads", size="head_dim", can_shrink=False),
+            ROTARY_ATTENTION,
+            heads=Heads(
+                size="head_dim",
+                count="num_heads",
+                kv_count="num_key_value_heads",
+                group_size="num_key_value_groups",
+                can_shrink=False,
+            ),
         ),
     ),
 )
