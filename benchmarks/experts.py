@@ -93,13 +93,13 @@ def language_model(model: PreTrainedModel) -> LanguageModel:
 
 
 def alternate(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call over `rounds`, after one round that is not counted."""
+    """Median CPU seconds of each call over `rounds`, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return {name: median(taken[1:]) for name, taken in seconds.items()}
 
 
@@ -205,7 +205,7 @@ def describe(result: dict) -> str:
     machine = result["machine"]
     lines += [
         "",
-        f"Medians of {result['rounds']} rounds, one thread, torch {machine['torch']}, {machine['instructions']}.",
+        f"CPU time of one thread, medians; torch {machine['torch']}, {machine['instructions']}.",
     ]
     return "\n".join([*lines, *(["", "Above the bound: " + " ".join(missed)] if missed else [])])
 
