@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,13 @@ from laconic.model import LanguageModel
 
 NAME = "experts"
 EXPERTS, PER_TOKEN, WIDTH, CHANNELS = 64, 8, 512, 256
-SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 8, "vocab_size": 512, "eos_token_id": 2}
+SHAPE: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "vocab_size": 512,
+    "eos_token_id": 2,
+}
 EXPERTS_PATH = "model.layers.0.mlp.experts"
 KINDS: dict[str, frozenset[type[Statistic]]] = {
     "inputs (gptq)": frozenset({InputCovariance}),

@@ -144,7 +144,9 @@ class Comparison:
 
     def to_json(self) -> dict[str, object]:
         """The values of a cell."""
-        rows = {name: [round(value, 5) for value in getattr(self, name)] for name in ("kl", "nats", "dense_nats")}
+        rows: dict[str, object] = {
+            name: [round(value, 5) for value in getattr(self, name)] for name in ("kl", "nats", "dense_nats")
+        }
         if not self.expert_kl:
             return rows
         sums = [[round(value, 4) for value in block.tolist()] for block in self.expert_kl]

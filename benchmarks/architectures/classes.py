@@ -67,7 +67,8 @@ def _nested(kind: type[PreTrainedConfig], name: str, settings: Mapping[str, Any]
     """The configuration of a part; its class is that of the whole's default, or of the `model_type` that is set."""
     others = dict(settings)
     named = others.pop("model_type", None)
-    part = kind.sub_configs[name] if named is None else type(transformers.AutoConfig.for_model(named))
+    sub_configs: Any = kind.sub_configs
+    part = sub_configs[name] if named is None else type(transformers.AutoConfig.for_model(named))
     return sized(part, **others)
 
 

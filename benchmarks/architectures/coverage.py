@@ -21,9 +21,8 @@ def matrices_in_blocks(model: PreTrainedModel) -> dict[str, int]:
     # RWKV changes its weights in place when it is evaluated, which the backward pass does not allow.
     model.train()
     outputs = [tensor for tensor in model(**batch_for(model)).values() if _has_gradient(tensor)]
-    reached = torch.autograd.grad(
-        sum(tensor.double().square().sum() for tensor in outputs), list(tensors.values()), allow_unused=True
-    )  # fmt: skip
+    total = torch.stack([tensor.double().square().sum() for tensor in outputs]).sum()
+    reached = torch.autograd.grad(total, list(tensors.values()), allow_unused=True)
     lists = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     embeddings = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     return {

@@ -135,12 +135,12 @@ class InputCovariance(InputStatistic):
     """
 
     @classmethod
-    def from_moment(cls, moment: InputMoment, count: int) -> "InputCovariance":
+    def from_moment(cls, moment: InputMoment, count: int | float) -> "InputCovariance":
         """Return the statistic with a given second moment.
 
         Args:
             moment: C, (in, in), or its diagonal (in,).
-            count: number of tokens that it was averaged over.
+            count: number, or total weight, of the tokens that it was averaged over.
         """
         return cls.from_total(moment * count, count)
 
