@@ -195,5 +195,5 @@ class FirstExperts(ExitStack):
             self.callback(module.register_forward_pre_hook(self._note).remove)
 
     def _note(self, _: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> None:
-        _, index, weights = args
+        index, weights = args[1:]
         self.first.append(index.gather(1, weights.argmax(1, keepdim=True)).flatten())
