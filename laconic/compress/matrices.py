@@ -24,7 +24,14 @@ from laconic.calibrate.sequential import check_anchored
 from laconic.compress import solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
 from laconic.compress.checks import check_dense, check_layers, check_sequential, dense_share, shortfall
-from laconic.compress.replacing import count_routed, put_empty_format, replace_layers, solve_matrices
+from laconic.compress.replacing import (
+    count_routed,
+    finite_weight,
+    put_empty_format,
+    replace_layers,
+    replace_stack,
+    solve_matrices,
+)
 from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups, split_budget
 from laconic.compress.solving import Problems, find_problems, iterate_problems, problems_by_matrix
 from laconic.compress.step import Outcome, Step
@@ -248,8 +255,7 @@ class Compress(Step):
         problems: Problems | None = None,
     ) -> Outcome:
         layer_sets, sites = targeted.layer_sets, targeted.sites
-        if problems is None:
-            problems = find_problems(lm, layer_sets, stats)
+        problems = find_problems(lm, layer_sets, stats) if problems is None else problems
         request = AllocationRequest(self, lm, layer_sets, problems, data)
         result = self._allocator.plan(request) if self.plan is None else AllocationResult(dict(self.plan))
         # Every process solves all groups, so all must use the same plan even if their results differ by rounding.
@@ -270,11 +276,15 @@ class Compress(Step):
                 method = plan[group.name]
                 assert method is not None
                 routed |= count_routed(group, solved)
-                sizes = replace_layers(lm, group, solve_matrices(lm, group, method, solved, last=True), solved)
+                if group.stack is None:
+                    problem = solved[group.name]
+                    whole = method.compress(finite_weight(lm, group, problem), problem.stats)
+                    sizes = replace_layers(lm, group, whole, problem)
+                else:
+                    sizes = replace_stack(lm, group, solve_matrices(lm, group, method, solved, last=True), solved)
                 if sizes is None:
                     final_plan[group.name] = None
-                else:
-                    after |= sizes
+                after |= sizes or {}
         if routed:
             record["experts"] = routed
         if self.keep is not None and self.plan is None and self.allocate == "uniform":

@@ -32,7 +32,7 @@ from laconic.calibrate.passes import (
     read_clock,
     time_call,
 )
-from laconic.compress.replacing import replace_layers, solve_matrices
+from laconic.compress.replacing import replace_group, solve_matrices
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, sets_by_parameter
 from laconic.errors import UserError, must_be
 from laconic.methods import Candidate, Candidates
@@ -260,7 +260,7 @@ def relative_latency(pricing: LatencyPricing, groups: Sequence[SolveGroup], chos
     for group in groups:
         method = chosen[group.name].method
         if method is not None:
-            replace_layers(small, group, solve_matrices(small, group, method, pricing.problems), pricing.problems)
+            replace_group(small, group, solve_matrices(small, group, method, pricing.problems), pricing.problems)
     inputs = random_batch(lm, pricing.workload.batch, pricing.workload.length)
     ratios: list[float] = []
     with evaluating(lm, small), torch.inference_mode():

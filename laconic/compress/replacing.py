@@ -60,32 +60,44 @@ def solve_matrices(
             problem.stats.clear_solutions()
 
 
-def replace_layers(
+def replace_group(
     lm: LanguageModel, group: SolveGroup, wholes: Iterable[Format], problems: Mapping[str, Problem]
 ) -> dict[str, int] | None:
-    """Replace the layers of a group by their compressed form.
+    """Replace the layers of a group, or its stack of experts, by their compressed form.
 
     Args:
         lm: the model, changed in place.
         group: the layers to replace.
-        wholes: the compressed matrices of the group: one of all layers, (Σ out, in), or that of each expert. Each is
-            copied before the next one is taken, so that those of a stack need not exist together.
-        problems: the problems that were solved, by the name of the matrix; if one has means, the biases are adjusted to
-            remove the mean error.
+        wholes: the compressed matrices of the group, as `solve_matrices` yields them.
+        problems: the problems that were solved, by the name of the matrix.
 
     Returns:
-        The bytes of each layer, or of the stack, afterwards. None if nothing was replaced, because the result is
-        neither smaller than the present one nor has more zeros.
+        As `replace_layers`.
     """
-    solutions = zip(group.matrices, wholes, strict=True)
     if group.stack is not None:
-        return _replace_stack(lm, group, solutions, problems)
-    ((_, whole),) = solutions
+        return replace_stack(lm, group, wholes, problems)
+    (whole,) = wholes
+    return replace_layers(lm, group, whole, problems[group.name])
+
+
+def replace_layers(lm: LanguageModel, group: SolveGroup, whole: Format, problem: Problem) -> dict[str, int] | None:
+    """Replace the layers of a group, which is no stack of experts, by their compressed form.
+
+    Args:
+        lm: the model, changed in place.
+        group: the layers to replace.
+        whole: the compressed matrix of all layers, (Σ out, in).
+        problem: the problem that was solved; if it has means, the biases are adjusted to remove the mean error.
+
+    Returns:
+        The bytes of each layer afterwards. None if nothing was replaced, because the result is neither smaller than the
+        present one nor has more zeros.
+    """
     nonzero = _nonzero_in(whole, group)
     if whole.nbytes() >= _stored_nbytes(lm, group) and nonzero >= _nonzero_count(group):
         return None
     formats = _split_format(whole, group)
-    bias = _unbiased(whole, problems[group.name])
+    bias = _unbiased(whole, problem)
     biases = [None] * len(group.sites) if bias is None else bias.split(group.rows)
     sizes = {site.name: format.nbytes() for site, format in zip(group.sites, formats, strict=True)}
     for site, format, site_bias in zip(group.sites, formats, biases, strict=True):
@@ -93,17 +105,26 @@ def replace_layers(
     return sizes
 
 
-def _replace_stack(
-    lm: LanguageModel,
-    group: SolveGroup,
-    solutions: Iterable[tuple[SolveGroup, Format]],
-    problems: Mapping[str, Problem],
+def replace_stack(
+    lm: LanguageModel, group: SolveGroup, wholes: Iterable[Format], problems: Mapping[str, Problem]
 ) -> dict[str, int] | None:
+    """Replace a stack of experts by its compressed form.
+
+    Args:
+        lm: the model, changed in place.
+        group: the matrices of the stack.
+        wholes: the compressed matrix of each expert. Each is copied before the next one is taken, so that they need not
+            exist together.
+        problems: the problems that were solved, by the name of the matrix; if they have means, the biases are adjusted.
+
+    Returns:
+        The bytes of the stack afterwards; None as in `replace_layers`.
+    """
     nonzero, biases = 0, list[Tensor]()
 
     def take() -> Iterator[Format]:
         nonlocal nonzero
-        for matrix, whole in solutions:
+        for matrix, whole in zip(group.matrices, wholes, strict=True):
             nonzero += _nonzero_in(whole, matrix)
             bias = _unbiased(whole, problems[matrix.name])
             if bias is not None:

@@ -23,11 +23,14 @@ from tests.cli.printed import SVD, Output, complaint
         (("MODEL", "--method", "shrink-heads:keep=2"), "--method.shrink-heads.keep must be in (0, 1]; got 2."),
         (("MODEL", "--method", "narrow:heads=0"), "--method.narrow.heads must be in (0, 1]; got 0."),
         (("MODEL", "--method", "narrow"), "--method.narrow: The step 'narrow' needs a size"),
-        (("MODEL", "--method", "narrow", "--keep", "0.5"), "or in place of them narrow:keep=F, with F in (0, 1]."),
+        (
+            ("MODEL", "--method", "narrow", "--keep", "0.5"),
+            "or in place of them narrow:keep=F, or narrow:experts=F for a mixture of experts, with F in (0, 1].",
+        ),
         (
             ("MODEL", "--method", "narrow:heads=0.5", "--keep", "0.5"),
             "keep does not apply to 'narrow', because it is a step: leave keep out, and set its size by narrow:heads=… "
-            "or narrow:channels=… or narrow:keep=…; got 0.5.",
+            "or narrow:channels=… or narrow:experts=… or narrow:keep=…; got 0.5.",
         ),
         (("MODEL", "--method", "shorten", "--keep", "0.5"), "give either shorten:drop=N or shorten:blocks=[N,…]."),
         (

@@ -31,7 +31,7 @@ from laconic.compress.allocators.experts import add_candidates, check_currency
 from laconic.compress.checks import SizeSpec, check_size, check_workload
 from laconic.compress.kl_metric import Divergences, KLMetric, shrink_estimates
 from laconic.compress.pricing import CandidatesByGroup, CountedPricing, LatencyPricing, Pricing
-from laconic.compress.replacing import replace_layers, solve_matrices
+from laconic.compress.replacing import replace_group, solve_matrices
 from laconic.compress.solve_groups import SolveGroup, all_groups, planned_groups, split_budget
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
@@ -103,7 +103,7 @@ def compress_copy(request: AllocationRequest, plan: Plan, loss: Loss) -> Compres
             if method is not None:
                 solved = solve_matrices(copy, group, method, request.problems)
                 wholes = _add_losses(losses, group, solved, loss)
-                replace_layers(copy, group, wholes, request.problems)
+                replace_group(copy, group, wholes, request.problems)
     return CompressedCopy(copy, losses)
 
 

@@ -25,7 +25,7 @@ from laconic.calibrate.passes import Profile, evaluating, profile
 from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator
 from laconic.compress.checks import SizeSpec
 from laconic.compress.kl_metric import KLMetric
-from laconic.compress.replacing import replace_layers, solve_matrices
+from laconic.compress.replacing import replace_group, solve_matrices
 from laconic.compress.solve_groups import SolveGroup
 from laconic.errors import UserError, must_be
 from laconic.methods import Method
@@ -142,7 +142,7 @@ class _Trial:
         while low < high:
             middle = (low + high) // 2
             wholes = solve_matrices(self._trial, group, sizes[middle], problems)
-            smaller = replace_layers(self._trial, group, wholes, problems) is not None
+            smaller = replace_group(self._trial, group, wholes, problems) is not None
             if smaller and self._metric(self._trial) <= allowed:
                 chosen, layers, high = sizes[middle], self._layers(group), middle
             else:
