@@ -69,7 +69,9 @@ def _row(label: str, line: Line, names: Iterable[str], sentences: Sentences) -> 
 
 
 def _shown(cell: Mapping[str, Any] | None, label: str, sentences: Sentences) -> str:
-    if cell is None or cell["state"] == ABSENT:
+    if cell is None:
+        return ""
+    if cell["state"] == ABSENT:
         return "–"
     if cell["state"] == WORKS:
         return "yes"
