@@ -39,7 +39,7 @@ class ModelClass:
     @property
     def has_experts(self) -> bool:
         """Whether the class belongs to the mixtures of experts."""
-        return "experts" in self.group
+        return "experts" in f"{self.group} {self.label}"
 
     def build(self) -> PreTrainedModel:
         """The model, with weights that all affect its outputs."""

@@ -42,8 +42,7 @@ def share_compressed(matrices: Mapping[str, int], sites: Set[str]) -> float:
 
     Args:
         matrices: the result of `matrices_in_blocks`.
-        sites: paths of modules, or of slices of a parameter: the path of the parameter and a number.
+        sites: paths of modules, or of parameters that hold the matrices of all experts.
     """
-    parameters = {name.rpartition(".")[0] for name in sites if name.rpartition(".")[2].isdigit()}
-    covered = sum(count for name, count in matrices.items() if name in parameters or name.rpartition(".")[0] in sites)
+    covered = sum(count for name, count in matrices.items() if name in sites or name.rpartition(".")[0] in sites)
     return covered / sum(matrices.values())

@@ -13,6 +13,7 @@ An expert without any token has the shared moment alone, and counts as one token
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def describe_starved(layers: Sequence[ExpertRecorder]) -> str | None:
     if not few:
         return None
     count, layer = max(few, key=lambda pair: pair[0])
-    others = f", and experts of {len(few) - 1} other layers too" if len(few) > 1 else ""
+    others = f", and experts of {len(few) - 1} other layer{'s' if len(few) > 2 else ''} too" if len(few) > 1 else ""
     return (
         f"{count} of {len(layer.rows)} experts of '{layer.path}' saw fewer tokens than the {layer.width} columns of "
         f"their matrices (the fewest {layer.rows.min().item()}){others}: their statistics are mixed with those of the "
@@ -106,16 +107,16 @@ def _respond(layer: ExpertRecorder, recorders: Sequence[StackRecorder], expert: 
     """The inputs of the stacks of `recorders` if every token of the sample is routed to one expert."""
     assert layer.sample is not None
     inputs: dict[nn.Module, Tensor] = {}
+    sample = layer.sample.rows.to(layer.rows.device)
+    index = torch.full((len(sample), 1), expert, device=sample.device)
 
     def on_call(stack: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs[stack] = precise(args[0])
 
-    hooks = [recorder.stack.register_forward_pre_hook(on_call) for recorder in recorders]
-    sample = layer.sample.rows.to(layer.rows.device)
-    index = torch.full((len(sample), 1), expert, device=sample.device)
-    layer.layer(sample, index, sample.new_ones(len(sample), 1))
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as hooks:
+        for recorder in recorders:
+            hooks.callback(recorder.stack.register_forward_pre_hook(on_call).remove)
+        layer.layer(sample, index, sample.new_ones(len(sample), 1))
     return [inputs[recorder.stack] for recorder in recorders]
 
 

@@ -51,11 +51,11 @@ def compress(
     targets: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="attention|ffn|head|embedding|blocks|all|cost-of-compression:…|GLOB|re:REGEX",
-            help="Which matrices to compress. blocks: all matrices inside the blocks. all: these, the embedding and "
-            "the head. A GLOB or a regular expression after re: matches the paths of layers. "
-            "cost-of-compression:attention, :ffn and :all are the sets in the paper 'The Cost of Compression' "
-            "(arXiv 2312.00960). The default is attention,ffn.",
+            metavar="attention|ffn|experts|head|embedding|blocks|all|cost-of-compression:…|GLOB|re:REGEX",
+            help="Which matrices to compress. experts: those of mixtures, which ffn includes. blocks: all matrices "
+            "inside the blocks. all: these, the embedding and the head. A GLOB or a regular expression after re: "
+            "matches the paths of layers. cost-of-compression:attention, :ffn and :all are the sets in the paper "
+            "'The Cost of Compression' (arXiv 2312.00960). The default is attention,ffn.",
         ),
     ] = None,
     data: Annotated[

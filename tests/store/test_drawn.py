@@ -73,6 +73,8 @@ def is_sentence(error: UserError) -> bool:
 # Of these a block may be one that no other place can hold, or that no rule describes.
 AT_TIMES = {
     "modernbert", "granite_swa", "hy_v4", "ernie4_5_moe", "jamba", "minimax", "diffllama", "gpt_neox_japanese", "gpt2",
+    # The draw may drop every attention, which a hybrid does not allow.
+    "lfm2", "recurrent_gemma",
 }  # fmt: skip
 
 

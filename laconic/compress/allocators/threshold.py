@@ -87,7 +87,8 @@ def allot_error(error: float, groups: Sequence[SolveGroup], profile: Profile) ->
         The part of each group, by name.
     """
     times = {
-        group.name: sum(profile.layers[name].share for name in {site.unit for site in group.sites}) for group in groups
+        group.name: sum(profile.layers[name].share for name in dict.fromkeys(site.unit for site in group.sites))
+        for group in groups
     }
     whole = sum(times.values())
     return {name: error * time / whole if whole else error / len(groups) for name, time in times.items()}

@@ -4,9 +4,10 @@ To add an architecture:
 
 1. Build a model of it and `print(model.base_model)`. Note the path of the `ModuleList` of blocks, the paths of the
    projections inside one block, and the path of the word embedding.
-2. Write an `Anatomy` in `encoders.py`, `decoders.py`, `llama.py` or `encoder_decoders.py`; copy the entry of a similar
-   architecture and change its paths. `model_types` has the `model_type` of its config.json. Fields that do not apply
-   can be left out: an attention without `heads` keeps all its heads, a stack with `depth=None` keeps all its blocks.
+2. Write an `Anatomy` in `encoders.py`, `decoders.py`, `llama.py`, `mixtures.py`, `hybrids.py` or
+   `encoder_decoders.py`; copy the entry of a similar architecture and change its paths. `model_types` has the
+   `model_type` of its config.json. Fields that do not apply can be left out: an attention without `heads` keeps all its
+   heads, a stack with `depth=None` keeps all its blocks.
 3. Add its name to the import and to `ANATOMIES` below.
 4. Add a tiny model of it to `TINY_MODELS` in `tests/tiny_models.py`. The tests of every architecture then check the
    entry against the outputs of the model: `pytest tests/model`.
