@@ -50,7 +50,7 @@ def test_a_sentence_is_numbered_once_and_states_are_counted() -> None:
     cells |= {"inspect": {"state": WORKS}, "experts": {"state": ABSENT}, "shorten": {"state": FAILED}}
     text = page({"A, b": {"cells": cells}}, [ModelClass("Group", "A, b", {})])
     assert "1 classes, 5 cells: 1 work, 1 work on a part of the matrices, 2 are refused, 1 failed." in text
-    assert "| `A`, b | yes | 37% [1] | – | – | – | no [2] | no [2] | – | **failed** |" in text
+    assert "| `A`, b | yes | 37% [1] |  |  |  | no [2] | no [2] | – | **failed** |" in text
     assert text.endswith("## Refusals\n\n1. Dense.\n2. No.\n")
 
 

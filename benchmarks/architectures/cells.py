@@ -95,14 +95,19 @@ def _compress(method: str, model_class: ModelClass, folder: Path, allow_dense: b
 
 
 def narrow(part: str, model_class: ModelClass, folder: Path) -> Cell:
-    """Narrow a model half of whose heads, channels or experts are dead: its outputs must not change."""
+    """Narrow a model half of whose heads or channels are dead: its outputs must not change.
+
+    The function without some experts is not compared here: their tokens go to the others, so it is no other form of the
+    original.
+    """
     if part == "experts" and not model_class.has_experts:
         return Cell(ABSENT)
     model = model_class.build()
     functions.kill_half(model, part)
     before = outputs_of(model)
     result = _apply(model, f"narrow:{part}=0.5,multiple=1", folder)
-    functions.check_equal(outputs_of(result.model), before, f"narrow:{part} of dead {part}")
+    if part != "experts":
+        functions.check_equal(outputs_of(result.model), before, f"narrow:{part} of dead {part}")
     _check_reload(result, folder)
     return Cell(WORKS)
 
