@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -102,19 +104,22 @@ def skipping(model: PreTrainedModel, dropped: Mapping[str, Sequence[int | str]])
     """
     with ExitStack() as stack:
         for layers in find_layers(LanguageModel.of(model)):
-            calls = iter(range(len(layers)))
             numbers = dropped.get(layers.name, ())
+            # A module that is used several times counts its calls; others may be left out of a pass over text.
+            is_shared = len(set(layers.paths)) < len(layers)
+            every_call = iter(range(len(layers)))
 
             def skip(
                 _: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any,
-                calls: Iterator[int] = calls, numbers: Sequence[int | str] = numbers,
+                *, calls: Iterator[int], numbers: Sequence[int | str] = numbers,
             ) -> Any:  # fmt: skip
                 if next(calls) not in numbers:
                     return output
                 hidden = args[0] if args else named["hidden_states"]
                 return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-            for path in dict.fromkeys(layers.paths):
-                hook = model.get_submodule(path).register_forward_hook(skip, with_kwargs=True)
+            for number, path in enumerate(dict.fromkeys(layers.paths)):
+                calls = every_call if is_shared else repeat(number)
+                hook = model.get_submodule(path).register_forward_hook(partial(skip, calls=calls), with_kwargs=True)
                 stack.callback(hook.remove)
         yield
