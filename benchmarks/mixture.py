@@ -1,4 +1,4 @@
-"""What compression costs a mixture of experts, beside a dense model of the same bytes.
+"""Loss of quality of a compressed mixture of experts, beside a dense model of the same bytes.
 
 Both models are those of `python -m benchmarks mixture_models`, trained on the same rows. Each is compressed by the same
 methods, calibrated on rows of its training texts, and compared with its uncompressed self on held-out texts: the KL

@@ -1,4 +1,4 @@
-"""What laconic does with more than a hundred classes of transformers, as tiny models with random weights.
+"""A sweep: laconic's operations on more than a hundred classes of transformers, as tiny models with random weights.
 
 For each class and operation it prints `works`, or `refused` with the sentence. Any other exception, a reload with other
 tensors, or a changed model that computes another function than it should is a failure, with exit status 1.

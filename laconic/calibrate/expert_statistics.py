@@ -164,4 +164,4 @@ _INPUT_SUMS: dict[type[Statistic], Callable[[Tensor, Tensor, RoutedTokens], None
     AbsMean: lambda totals, X, tokens: add_sums(totals, X.abs(), tokens.weights, tokens.ends),
     AbsMax: lambda totals, X, tokens: raise_maxima(totals, X, tokens.ends),
 }
-"""How each statistic of the inputs adds the rows of one call to the totals of all experts."""
+"""For each statistic of the inputs, the function that adds the rows of one call to the totals of all experts."""

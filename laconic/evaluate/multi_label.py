@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.calibrate.batching import tokenize_corpus
 from laconic.calibrate.classes import class_names
 from laconic.calibrate.corpus import Corpus
-from laconic.evaluate.eval_task import TaskResult, stack_scores, tokenizer_name
+from laconic.evaluate.eval_task import TaskResult, tokenizer_name
 from laconic.evaluate.labelled_task import LabelledTask, context_of
 from laconic.evaluate.metrics import Metric, Scores, Share
-from laconic.evaluate.prediction import batch_by_length, predict_batches, restore_order
 from laconic.model import LanguageModel, ModelTask
+from laconic.model.predictions import Predictions
 from laconic.progress import Track
 
 BATCH = 32
@@ -51,7 +50,7 @@ def f1_macro(table: Scores) -> float:
 
 
 def _counts(table: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Of each label: rows where it is true and predicted, and the sum of rows where it is true and where predicted."""
+    """For each label, the true positives, and the sum of true and predicted positives."""
     true, predicted = np.split(table == 1, 2, axis=1)
     return np.sum(true & predicted, axis=0), np.sum(true, axis=0) + np.sum(predicted, axis=0)
 
@@ -65,6 +64,10 @@ METRICS: dict[str, Metric] = {"f1_micro": f1_micro, "f1_macro": f1_macro, "accur
 """The accuracy is the share of rows whose labels are all right."""
 
 
+def _true_and_predicted(predictions: Predictions, labels: Tensor) -> Tensor:
+    return torch.cat((labels, predictions.values > 0), dim=1)
+
+
 @dataclass(frozen=True)
 class MultiLabel(LabelledTask):
     """Texts to which several labels may apply; a label is predicted if its probability is above one half."""
@@ -75,17 +78,10 @@ class MultiLabel(LabelledTask):
 
     def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
         """Score a model. The columns of the table are the true labels, 0 or 1 each, then the predicted labels."""
-        self.check_model(lm)
         context = context_of(lm, CONTEXT)
-        rows = tokenize_corpus(lm, corpus, max_length=context, labelled=True)
-        parts, data = batch_by_length(lm, rows, BATCH)
-        lines: list[Tensor] = []
-        for _, predictions in predict_batches(lm, data, track, self.name):
-            assert predictions.labels is not None, "the rows are labelled"
-            lines.append(torch.cat((predictions.labels, predictions.values > 0), dim=1).double())
-        table = stack_scores(lines, self.name, corpus)
+        table = self.score_rows(lm, corpus, context, BATCH, track, _true_and_predicted)
         settings = {"context": context, "classes": list(class_names(lm)), "tokenizer": tokenizer_name(lm)}
-        return TaskResult(restore_order(torch.from_numpy(table), parts).numpy(), METRICS, settings)
+        return TaskResult(table, METRICS, settings)
 
     def metrics(self, settings: Mapping[str, Any]) -> Mapping[str, Metric]:
         return METRICS

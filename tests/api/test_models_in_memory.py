@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,6 @@ def test_methods_in_order_and_a_size_of_their_own(tiny_model: Path) -> None:
         ({"method": "drone", "data": []}, "data has no texts"),
     ],
 )
-def test_the_python_entry_names_the_mistake(tiny_model: Path, arguments: dict[str, object], sentence: str) -> None:
+def test_the_python_entry_names_the_mistake(tiny_model: Path, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        laconic.compress(str(tiny_model), **arguments)  # type: ignore[arg-type]
+        laconic.compress(str(tiny_model), **arguments)
