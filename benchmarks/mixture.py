@@ -28,8 +28,8 @@ from benchmarks.mixture_models import (
     training_texts,
 )
 from laconic.calibrate import Calibration
+from laconic.calibrate.expert_activity import measure_experts
 from laconic.compress import Compress, Narrow, Step
-from laconic.compress.narrow_experts import measure_experts
 from laconic.methods import Gptq, KfacPrune, KfacSvd
 from laconic.model import LanguageModel, load
 from laconic.model.mixture import find_mixtures

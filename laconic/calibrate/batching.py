@@ -22,19 +22,6 @@ from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.model.stock import text_config
 from laconic.model.tokens import pad_token_id
 
-# Plug-ins import Row, collate and tokenizer_of from here.
-__all__ = [
-    "Row",
-    "batches",
-    "check_readable",
-    "collate",
-    "limit_batch_size",
-    "max_positions",
-    "tokenize_corpus",
-    "tokenize_rows",
-    "tokenizer_of",
-]
-
 MASKED_SHARE = 0.15
 
 

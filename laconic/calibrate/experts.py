@@ -18,7 +18,7 @@ from laconic.calibrate.layer_stats import LayerStats
 from laconic.calibrate.reservoir import Reservoir
 from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
 from laconic.formats import ExpertLayer, ExpertStack, Routing
-from laconic.formats.expert_layer import is_experts
+from laconic.formats.expert_layer import is_experts, routed_arguments
 from laconic.model import InputTokens, LanguageModel, Site
 from laconic.processes import all_reduce_sum
 
@@ -156,7 +156,7 @@ class ExpertRecorder(ExitStack):
         return bool(recorder.inputs) and recorder.stack not in self.read_input
 
     def _on_call(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        hidden = routed_arguments(args, kwargs)[0]
         self._counted, keys = self._find_tokens(len(hidden), self._sites[0].places[0].reads[0])
         self._routed = None
         if self.sample is not None:

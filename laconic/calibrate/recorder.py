@@ -4,100 +4,18 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Self
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.nn import functional
 
 from laconic.calibrate.experts import Counted, Keys, find_expert_recorders
 from laconic.calibrate.layer_stats import LayerStats, gather
-from laconic.calibrate.reservoir import token_keys
 from laconic.calibrate.starved import describe_starved, shrink_starved
 from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
+from laconic.calibrate.token_rows import TokenRows, batch_rows, expert_tokens
 from laconic.errors import Notice
 from laconic.model import Batch, InputTokens, LanguageModel, Site, token_masks
-
-Mask = Bool[Tensor, "sequences tokens"]
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """Marks the rows of a layer's input that are tokens; the others are padding.
-
-    Args:
-        counted: (sequences, tokens), True at tokens, False at padding.
-        tokens_first: the layer's input has the shape (tokens, sequences, width).
-    """
-
-    counted: Mask
-    tokens_first: bool
-
-    def lines(self, x: Tensor) -> Tensor:
-        """Reshape a layer's input or output to (sequences, tokens, width)."""
-        x = x.transpose(0, 1) if self.tokens_first else x
-        return x.reshape(*self.counted.shape, x.shape[-1])
-
-    @cached_property
-    def complete(self) -> bool:
-        """True if there is no padding, so that `without_padding` need not copy."""
-        return bool(self.counted.all())
-
-    def without_padding(self, lines: Tensor) -> Tensor:
-        """Return the rows without padding.
-
-        Args:
-            lines: (sequences, tokens, width), or token ids (sequences, tokens).
-
-        Returns:
-            (tokens, width), or token ids (tokens,).
-        """
-        return lines.flatten(0, 1) if self.complete else lines[self.counted]
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """Reshape token ids to (sequences, tokens)."""
-        return x.reshape(self.counted.shape)
-
-
-def token_rows(shape: Sequence[int], reads: InputTokens, tokens_first: bool, source: Mask, target: Mask) -> TokenRows:
-    """Find out which rows of a layer's input are padding.
-
-    Args:
-        shape: shape of the input without its last dimension.
-        reads: whether the layer reads source tokens, target tokens, either, or vectors of its own (such as positions).
-        tokens_first: the input has tokens in its first dimension.
-        source: (sequences, tokens), True at source tokens that are no padding.
-        target: the same for target tokens; equal to `source` unless the model is an encoder-decoder.
-    """
-    leading = (shape[1], shape[0], *shape[2:]) if tokens_first else tuple(shape)
-    if reads is InputTokens.EITHER:
-        reads = InputTokens.TARGET if _fits(leading, target) or not _fits(leading, source) else InputTokens.SOURCE
-    mask = target if reads is InputTokens.TARGET else source
-    return TokenRows(_every(leading, mask) if reads is InputTokens.OWN else _counted(leading, mask), tokens_first)
-
-
-def _fits(shape: tuple[int, ...], mask: Mask) -> bool:
-    return shape[:2] == tuple(mask.shape) or shape == (mask.numel(),)
-
-
-def _counted(shape: tuple[int, ...], mask: Mask) -> Mask:
-    if shape == (mask.numel(),):
-        return mask
-    if len(shape) == 1 or shape[0] != len(mask) or shape[1] < mask.shape[1]:
-        return _every(shape, mask)
-    # A model may pad its rows further, on the right, to a multiple of its attention window.
-    mask = functional.pad(mask, (0, shape[1] - mask.shape[1]), value=False)
-    return mask.reshape(*mask.shape, *(1 for _ in shape[2:])).expand(shape).reshape(len(mask), -1)
-
-
-def _every(shape: tuple[int, ...], mask: Mask) -> Mask:
-    """All rows count. Pooled vectors are sequences of one; an input shared by the batch (positions) is one sequence."""
-    number = torch.Size(shape).numel()
-    sequences = 1 if shape[0] == 1 or number % len(mask) else len(mask)
-    return torch.ones(sequences, number // sequences, dtype=torch.bool, device=mask.device)
 
 
 class Recorder(ExitStack):
@@ -193,11 +111,8 @@ class Recorder(ExitStack):
             layer.count_predictions(number)
 
     def rows(self, shape: Sequence[int], reads: InputTokens, tokens_first: bool) -> TokenRows:
-        """Return which rows of a layer's input are padding in the present batch; see `token_rows` for the arguments."""
-        found = token_rows(shape, reads, tokens_first, *self._masks())
-        texts = len(self._batch["input_ids"])
-        # The choices of a row share one prediction, so that their tokens are one sequence.
-        return replace(found, counted=found.counted.reshape(texts, -1)) if len(found.counted) > texts else found
+        """Return which rows of a layer's input are padding in the present batch; see `batch_rows` for the arguments."""
+        return batch_rows(self._task, self._batch, shape, reads, tokens_first)
 
     def _hook(
         self, site: Site, module: nn.Module, reads: tuple[InputTokens, ...], reads_first: bool
@@ -211,7 +126,7 @@ class Recorder(ExitStack):
         def read(args: tuple[Tensor, ...]) -> tuple[TokenRows, Tensor] | None:
             shape = args[0].shape if site.is_lookup else args[0].shape[:-1]
             kind = reads[self._calls[module] % len(reads)]
-            source, target = self._masks()
+            source, target = token_masks(self._task, self._batch)
             if site.is_lookup and shape[-1] < (target if kind is InputTokens.TARGET else source).shape[-1]:
                 # LED looks up the embedding of its own padding in a separate call.
                 return None
@@ -242,16 +157,7 @@ class Recorder(ExitStack):
 
     def _find_expert_tokens(self, number: int, reads: InputTokens) -> tuple[Counted, Keys]:
         """Return which of the tokens that enter a layer of experts are no padding, and the keys of these tokens."""
-        counted = self.rows((number,), reads, False).counted
-        texts = [self._batch[name] for name in ("input_ids", "labels") if name in self._batch]
-        ids = next((ids for ids in texts if ids.shape == counted.shape), None)
-        if ids is None:
-            ids = torch.arange(number, device=counted.device).view(counted.shape)
-        return counted, token_keys(ids, counted)
-
-    def _masks(self) -> tuple[Tensor, Tensor]:
-        """Masks of the source and target tokens, (rows, tokens) each, True where there is no padding."""
-        return token_masks(self._task, self._batch)
+        return expert_tokens(self._task, self._batch, number, reads)
 
 
 def _update(statistics: list[GradientStatistic], x: Tensor | None, g: Tensor, rows: TokenRows) -> None:

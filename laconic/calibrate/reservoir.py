@@ -26,9 +26,29 @@ def token_keys(ids: Int[Tensor, "sequences tokens"], counted: Bool[Tensor, "sequ
         >>> torch.equal(token_keys(ids, counted), token_keys(ids[:, :2], counted[:, :2]))
         True
     """
-    # Integer products wrap around, which is what a hash needs.
-    mixed = _mix((ids.long() + 1) * _ID + counted.cumsum(1) * _POSITION) * counted
+    mixed = _mix_tokens(ids, counted)
     return _mix(mixed + mixed.sum(1, keepdim=True) * _SEQUENCE)[counted]
+
+
+def sequence_digests(
+    ids: Int[Tensor, "sequences tokens"], counted: Bool[Tensor, "sequences tokens"]
+) -> Int[Tensor, " sequences"]:
+    """A hash of each sequence without its padding; the arguments are those of `token_keys`.
+
+    Example:
+        >>> ids, counted = torch.tensor([[5, 6, 0], [5, 6, 7]]), torch.tensor([[True, True, False]] * 2)
+        >>> len(sequence_digests(ids, counted).unique())
+        1
+    """
+    return _mix_tokens(ids, counted).sum(1)
+
+
+def _mix_tokens(
+    ids: Int[Tensor, "sequences tokens"], counted: Bool[Tensor, "sequences tokens"]
+) -> Int[Tensor, "sequences tokens"]:
+    """A hash of the id and the position of each token; 0 at padding."""
+    # Integer products wrap around, which is what a hash needs.
+    return _mix((ids.long() + 1) * _ID + counted.cumsum(1) * _POSITION) * counted
 
 
 def _mix(numbers: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

@@ -221,7 +221,7 @@ def shortfall(
     for budget, members in split_budget(keep, layer_sets):
         sites = [site for layer_set in members for site in layer_set.sites]
         dense = sum(site.shape[0] * site.shape[1] for site in sites) * dtype.itemsize
-        reached = sum(after[unit] for unit in {site.unit for site in sites}) / dense
+        reached = sum(after[unit] for unit in dict.fromkeys(site.unit for site in sites)) / dense
         if reached < (1 - CLOSE) * budget:
             lines.append({"keep": budget, "kept": round(reached, 4)})
     return {REACHED: lines} if lines else {}

@@ -8,29 +8,24 @@ Prevails for One-Shot MoE Compression", arXiv 2510.13999, equation 9):
 with the weight w_e(x) of the router and the output f_e(x) of the expert before that weight. `frequency` counts the
 tokens that the router sends to an expert. `random` is a baseline.
 
-One forward pass over the data measures both, without gradients. Padding does not count.
+`laconic.calibrate.expert_activity` measures both.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from laconic import processes
 from laconic.calibrate import Calibration
-from laconic.calibrate.collation import to_device
-from laconic.calibrate.passes import evaluating
-from laconic.calibrate.recorder import token_rows
+from laconic.calibrate.expert_activity import measure_experts
 from laconic.compress.step import Outcome
 from laconic.errors import UserError
-from laconic.model import InputTokens, LanguageModel, predict
+from laconic.model import LanguageModel
 from laconic.model.mixture import Mixture, check_removable, count_kept, find_mixtures, keep_experts
-from laconic.numerics.moments import check_finite
 
 ExpertImportance = Literal["reap", "frequency", "random"]
 
@@ -49,99 +44,6 @@ def check_expert_options(experts: float | None, importance: ExpertImportance, se
             "ranking must be local or left out with experts, because the configuration of a model has one number of "
             "experts for all blocks."
         )
-
-
-@dataclass
-class ExpertActivity:
-    """The use of the experts of one block, summed over tokens.
-
-    Args:
-        tokens: the number of tokens that the router sends to each expert, (experts,).
-        weighted: Σ w_e(x) · ‖f_e(x)‖₂ over these tokens, (experts,).
-    """
-
-    tokens: Float[Tensor, " experts"]
-    weighted: Float[Tensor, " experts"]
-
-    @property
-    def saliency(self) -> Float[Tensor, " experts"]:
-        """The mean of w_e(x) · ‖f_e(x)‖₂ over the tokens of each expert; 0 for an expert without tokens."""
-        return self.weighted / self.tokens.clamp(min=1)
-
-
-def measure_experts(lm: LanguageModel, data: Calibration) -> dict[str, ExpertActivity]:
-    """Run every batch forward and measure how much each expert contributes.
-
-    Args:
-        lm: the model; it is in eval mode during the call.
-        data: the calibration data.
-
-    Returns:
-        The activity of the experts of each block, by `Mixture.path`.
-
-    Raises:
-        UserError: there is no batch, or outputs of experts are not finite.
-    """
-    if not data.batches:
-        raise UserError("The calibration data is empty; give a source with at least one row of text.")
-    mixtures = find_mixtures(lm.model)
-    found = {
-        mixture.path: ExpertActivity(*torch.zeros(2, mixture.count, dtype=torch.float64, device=lm.device))
-        for mixture in mixtures
-    }
-    with processes.sync_errors(), evaluating(lm), torch.no_grad():
-        for batch, _ in data.share("Measuring the experts"):
-            inputs = to_device(batch, lm.device)
-            with _watch(mixtures, found, inputs["attention_mask"].bool()):
-                predict(lm, inputs)
-    for path, activity in found.items():
-        activity.tokens = processes.all_reduce_sum(activity.tokens)
-        activity.weighted = processes.all_reduce_sum(activity.weighted)
-        check_finite(activity.weighted, f"The outputs of '{path}' are not finite; check the model and the data.")
-    return found
-
-
-@contextmanager
-def _watch(
-    mixtures: Sequence[Mixture], found: Mapping[str, ExpertActivity], mask: Bool[Tensor, "rows tokens"]
-) -> Iterator[None]:
-    """Within the context every call of the experts adds to their activity."""
-    with ExitStack() as hooks:
-        for mixture in mixtures:
-            watch = _Watch(found[mixture.path], mask)
-            hooks.callback(mixture.experts.register_forward_pre_hook(watch.on_call).remove)
-            hooks.callback(mixture.experts.register_forward_hook(watch.on_return).remove)
-        yield
-
-
-class _Watch:
-    """Hooks that have the experts return f_e(x) of each pair of a token and an expert, and sum these themselves.
-
-    A module of experts returns only the sum Σ w_e(x) f_e(x). If each pair is a token of its own, with one expert and
-    the weight 1, the module computes f_e(x) in the same grouped products.
-    """
-
-    def __init__(self, activity: ExpertActivity, mask: Bool[Tensor, "rows tokens"]) -> None:
-        self._activity, self._mask = activity, mask
-        self._index = self._weights = torch.empty(0)
-
-    def on_call(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, self._index, self._weights = args
-        pairs = self._index.reshape(-1, 1)
-        return (
-            hidden.repeat_interleave(self._index.shape[1], dim=0),
-            pairs,
-            torch.ones_like(self._weights).view_as(pairs),
-        )
-
-    def on_return(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        outputs = output.view(*self._index.shape, -1)
-        counted = token_rows(self._index.shape[:1], InputTokens.EITHER, False, self._mask, self._mask).counted.flatten()
-        index = self._index[counted].flatten()
-        norms = outputs[counted].double().norm(dim=-1) * self._weights[counted]
-        self._activity.tokens.index_add_(0, index, torch.ones_like(norms).flatten())
-        self._activity.weighted.index_add_(0, index, norms.flatten())
-        return (outputs * self._weights[..., None]).sum(1).to(output.dtype)
 
 
 def score_experts(

@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.calibrate.passes import evaluating, forward, read_clock
 from laconic.formats import Format, PackedCodes, weight_macs
-from laconic.formats.expert_layer import find_expert_stacks, is_experts
+from laconic.formats.expert_layer import find_expert_stacks, is_experts, routed_arguments
 from laconic.formats.packed_stack import PackedStack
 from laconic.model import Batch, Group, LanguageModel
 
@@ -52,13 +52,16 @@ def count_macs(lm: LanguageModel, inputs: Batch) -> int:
         rows = output if isinstance(output, Tensor) else args[0]
         counted += weight_macs(module) * rows.shape[:-1].numel()
 
-    def count_experts(module: nn.Module, args: tuple[Any, ...], _: Tensor) -> None:
+    def count_experts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> None:
         nonlocal counted
-        counted += args[1].numel() * sum(stack.macs() for stack in find_expert_stacks(module).values())
+        _, index, _ = routed_arguments(args, kwargs)
+        counted += index.numel() * sum(stack.macs() for stack in find_expert_stacks(module).values())
 
     # A format with several paths gets a single hook; otherwise each call would be counted several times.
     hooks = [
-        module.register_forward_hook(count_experts if is_experts(module) else count)
+        module.register_forward_hook(count_experts, with_kwargs=True)
+        if is_experts(module)
+        else module.register_forward_hook(count)
         for module in dict.fromkeys(_outermost_layers(lm.model))
     ]
     try:

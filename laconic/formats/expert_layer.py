@@ -6,7 +6,7 @@ module by functions that read its flags: its forward pass is the same for all cl
 parameters are modules, which can be compressed and can have hooks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,8 @@ FLAGS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_co
 """Attributes that transformers sets on every module of experts that it can compute by its own functions."""
 OUTPUT_STACK = "down_proj"
 """The name of the matrices that the experts apply last."""
+ARGUMENTS = ("hidden_states", "top_k_index", "top_k_weights")
+"""The arguments of a module of experts, in their order."""
 STACK_DIMENSIONS = 3
 """The dimensions of a stack of matrices."""
 
@@ -116,6 +118,28 @@ def is_experts(module: nn.Module) -> bool:
         return False
     parameters = dict(module.named_parameters(recurse=False))
     return all(name in parameters and parameters[name].dim() == STACK_DIMENSIONS for name in stack_names(module))
+
+
+def routed_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments of a call of a module of experts, which a model may give by position or by name.
+
+    Args:
+        args: the arguments by position.
+        kwargs: the arguments by name.
+
+    Returns:
+        `hidden_states` (tokens, width), `top_k_index` (tokens, k) and `top_k_weights` (tokens, k), as in
+        `ExpertLayer.forward`.
+
+    Example:
+        >>> import torch
+        >>> hidden, index, weights = torch.ones(3, 8), torch.zeros(3, 2, dtype=torch.long), torch.ones(3, 2)
+        >>> routed_arguments((hidden,), {"top_k_weights": weights, "top_k_index": index})[1].shape
+        torch.Size([3, 2])
+    """
+    given = {**dict(zip(ARGUMENTS, args, strict=False)), **kwargs}
+    hidden, index, weights = (given[name] for name in ARGUMENTS)
+    return hidden, index, weights
 
 
 def stack_names(module: nn.Module) -> tuple[str, str]:

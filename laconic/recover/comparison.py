@@ -21,8 +21,8 @@ from laconic.calibrate.activation_capture import (
 )
 from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.recorder import TokenRows, token_rows
 from laconic.calibrate.stream import Stream
+from laconic.calibrate.token_rows import TokenRows, token_rows
 from laconic.model import Batch, LanguageModel, token_masks
 from laconic.recover.layer_pairs import Pair, Piece, head_piece, pair_stacks, shape_of
 

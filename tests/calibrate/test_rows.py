@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats
-from laconic.calibrate.recorder import token_rows
+from laconic.calibrate.token_rows import token_rows
 from laconic.model import InputTokens, predict
 from tests.architectures import BY_NAME
 from tests.calibrate.test_collect_stats import labelled_batches

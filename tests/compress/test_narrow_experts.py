@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedModel
 
 from laconic.calibrate import Calibration
+from laconic.calibrate.expert_activity import measure_experts
 from laconic.compress import Narrow
-from laconic.compress.narrow_experts import choose_experts, measure_experts
+from laconic.compress.narrow_experts import choose_experts
 from laconic.errors import UserError
 from laconic.formats import ExpertLayer
 from laconic.model import LanguageModel, load, predict

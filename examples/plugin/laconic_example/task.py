@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from laconic.calibrate.batching import Row, collate, tokenizer_of
+from laconic.calibrate.collation import collate
 from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.row import Row, tokenizer_of
 from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, stack_scores, tokenizer_name
 from laconic.evaluate.metrics import Metric
 from laconic.evaluate.prediction import predict_batches, rows_per_batch

@@ -28,7 +28,7 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import TOLERANCE, ActivationCapture
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.collect_stats import fisher_losses
-from laconic.calibrate.recorder import TokenRows, token_rows
+from laconic.calibrate.token_rows import TokenRows, token_rows
 from laconic.compress.depth.cuts import Cut, subblock_at
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, ModelTask, predict, token_masks

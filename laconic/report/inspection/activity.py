@@ -12,7 +12,7 @@ from torch.nn import functional
 from laconic.calibrate import AbsMax, Calibration, InputStatistic, LayerStats, collect_stats
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.recorder import token_rows
+from laconic.calibrate.token_rows import token_rows
 from laconic.compress.depth.cuts import Cut, all_cuts
 from laconic.compress.depth.importance import stack_hidden_states
 from laconic.errors import UserError
