@@ -117,7 +117,7 @@ def check_dense(coverage: Coverage, lm: LanguageModel, targets: Sequence[str]) -
     """
     if coverage.share > MAX_DENSE_SHARE:
         raise UserError(
-            f"{coverage.share:.1%} of the parameters that {', '.join(targets)} name in the blocks of "
+            f"{coverage.share:.1%} of the parameters that the targets ({', '.join(targets)}) select in the blocks of "
             f"'{lm.model.config.model_type}' ({coverage.count:,d} of {coverage.total:,d}) are in no layer that can be "
             f"compressed and would stay dense: {coverage.named}; compress only the others with allow_dense: true "
             "(--allow-dense), or name other targets."

@@ -175,8 +175,7 @@ class Narrow(Step):
             check_prunable(lm, kind)
         all_coupled = couple_groups(prunable_groups(lm, self._groups))
         if self._groups:
-            model_type = lm.model.config.model_type
-            check_groups(all_coupled, model_type, compared=self._global, in_order=self._is_sequential)
+            check_groups(all_coupled, lm, self._groups, compared=self._global, in_order=self._is_sequential)
         if self._groups and self.keep is not None:
             check_budget(all_coupled, self.keep, price_function(self.currency), self.multiple)
 

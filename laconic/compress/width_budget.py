@@ -12,7 +12,9 @@ from laconic.allocate.uniform import CLOSE
 from laconic.calibrate.passes import DEFAULT_WORKLOAD
 from laconic.compress.width_parts import RemovalOrder
 from laconic.errors import UserError, must_be
+from laconic.model import LanguageModel
 from laconic.model.prunable_group import CoupledGroups
+from laconic.model.prunable_layers import PARTS, suggest_steps
 from laconic.model.site import Group
 
 Currency = Literal["bytes", "macs"]
@@ -169,19 +171,28 @@ def _make_chunks(coupling: str, removal: RemovalOrder, price: int, size: int) ->
     return chunks
 
 
-def check_groups(all_coupled: Sequence[CoupledGroups], model_type: str, *, compared: bool, in_order: bool) -> None:
+def check_groups(
+    all_coupled: Sequence[CoupledGroups], lm: LanguageModel, groups: Sequence[Group], *, compared: bool, in_order: bool
+) -> None:
     """Raise UserError if parts of these layers cannot be removed in the way that a step removes them.
 
     Args:
         all_coupled: coupled groups of all layers.
-        model_type: the architecture.
+        lm: the model.
+        groups: the groups that lose parts.
         compared: whether parts of all layers compete, so that layers keep different numbers.
         in_order: whether parts are chosen block by block.
     """
+    model_type, noun = lm.model.config.model_type, " or ".join(PARTS[group] for group in groups)
+    if not all_coupled:
+        raise UserError(
+            f"The blocks of this '{model_type}' have no {noun} that can be removed one by one: channels of experts "
+            f"cannot, and a dropped layer has none; {suggest_steps(lm, groups)}."
+        )
     if not any(coupled[0].count > 1 for coupled in all_coupled):
         raise UserError(
-            f"No layer of this '{model_type}' has two parts, and one must stay: heads that share their keys and "
-            "values are one part, and a dropped layer has none; leave out the step."
+            f"No layer of this '{model_type}' has two or more {noun}, of which one must stay (heads that share a key "
+            f"are removed together and count as one); {suggest_steps(lm, groups)}."
         )
     if compared and any(coupled[0].is_uniform for coupled in all_coupled):
         raise UserError(

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError
-from laconic.model.anatomy import Anatomy, Attention, Heads, list_architectures
+from laconic.model.anatomy import Anatomy, Attention, Heads
 from laconic.model.anatomy.parts import FusedLayout
 from laconic.model.fused_rows import FusedRows, fused_rows
 from laconic.model.lm import LanguageModel
-from laconic.model.prunable_layers import PLAIN
+from laconic.model.prunable_layers import PLAIN, describe_missing_entry, suggest_steps
 from laconic.model.site import Site, matrix_shape
 from laconic.model.width import replace_linear
 
@@ -99,7 +99,7 @@ def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
     """
     obstacle = shrink_obstacle(lm)
     if obstacle is not None:
-        raise UserError(obstacle)
+        raise UserError(f"{obstacle}; {suggest_steps(lm)}.")
     sites = {site.name: site for site in lm.sites(("attention",))}
     return [
         _attention(block_path, block, attention, sites)
@@ -110,20 +110,19 @@ def find_attentions(lm: LanguageModel) -> list[HeadedAttention]:
 
 
 def shrink_obstacle(lm: LanguageModel) -> str | None:
-    """The sentence that says why the heads of a model cannot be resized; None if they can."""
+    """The statement that the heads of a model cannot be resized, with the reason; None if they can."""
     model_type = lm.model.config.model_type
     if not can_shrink(lm.anatomy):
-        return (
-            f"The heads of '{model_type}' cannot shrink: there is more between its projections and its "
-            "scores than a product of queries with keys, or heads share keys; it can be done for "
-            f"{list_architectures(can_shrink)}."
-        )
+        every = [attention.heads for stack in lm.anatomy.stacks for attention in stack.attentions]
+        reasons = [heads.size_obstacle for heads in every if heads is not None and not heads.can_shrink]
+        reason = reasons[0] if reasons else describe_missing_entry(lm)
+        return f"The heads of this '{model_type}' cannot shrink, as {reason}"
     for stack, blocks in lm.stacks():
         for path, block in blocks:
             for attention in stack.attentions:
                 reason = _own_obstacle(attention, block)
                 if reason is not None:
-                    return f"The heads of '{path}.{attention.module}' in this '{model_type}' cannot shrink: {reason}."
+                    return f"The heads of '{path}.{attention.module}' in this '{model_type}' cannot shrink, as {reason}"
     return None
 
 

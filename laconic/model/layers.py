@@ -196,7 +196,7 @@ def remaining_groups(layers: Layers, indices: Collection[int]) -> list[int] | No
 def _unknown_error(lm: LanguageModel) -> UserError:
     return UserError(
         f"The blocks of '{lm.model.config.model_type}' cannot be dropped: laconic does not know the key of its "
-        "configuration for their number; give the architecture an entry in laconic.model.anatomy."
+        "configuration for their number; compress its matrices, or give it an entry in laconic.model.anatomy."
     )
 
 

@@ -184,7 +184,9 @@ def check_removable(lm: LanguageModel, keep: float) -> None:
     model_type, mixtures = lm.model.config.model_type, find_mixtures(lm.model)
     paths = experts_paths(lm.model)
     if not paths:
-        raise UserError(f"This '{model_type}' has no experts that can be removed; leave out experts.")
+        has_experts = (_first_number([vars(text_config(lm.model.config))], COUNT_KEYS) or 0) > 1
+        reason = "computes its experts by code of its own, from which none can be removed"
+        raise UserError(f"This '{model_type}' {reason if has_experts else 'has no experts'}; leave out experts.")
     if unknown := sorted(set(paths) - {mixture.path for mixture in mixtures}):
         raise UserError(f"The router of '{unknown[0]}' is not known, so no expert can be removed; leave out experts.")
     for mixture in mixtures:
@@ -200,6 +202,15 @@ def check_removable(lm: LanguageModel, keep: float) -> None:
             "the same number cannot stay in all of them; leave out experts."
         )
     _check_buildable(lm, keep)
+
+
+def can_lose_experts(lm: LanguageModel) -> bool:
+    """Whether half of the experts of a model can be removed."""
+    try:
+        check_removable(lm, 0.5)
+    except UserError:
+        return False
+    return True
 
 
 def _check_buildable(lm: LanguageModel, keep: float) -> None:

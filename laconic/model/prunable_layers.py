@@ -1,16 +1,22 @@
 """The attentions and feed-forwards of a block whose heads or channels can be removed, and the check that they can."""
 
+from collections.abc import Sequence
+
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.formats import Constant, Dense
-from laconic.model.anatomy import Anatomy, Attention, FeedForward, Stack, list_architectures
+from laconic.model.anatomy import Attention, FeedForward, Stack, find_entry
 from laconic.model.lm import LanguageModel
+from laconic.model.mixture import can_lose_experts
 from laconic.model.site import Group, has_module
+from laconic.model.stock import text_config
 
 PLAIN = (nn.Linear, Conv1D, Dense)
 """The modules from which rows and columns can be removed."""
+PARTS = {Group.ATTENTION: "heads", Group.FFN: "channels"}
+"""The noun for the parts of an attention or a feed-forward, for errors."""
 
 
 def check_prunable(lm: LanguageModel, group: Group) -> None:
@@ -24,23 +30,58 @@ def check_prunable(lm: LanguageModel, group: Group) -> None:
         UserError: the entry of the architecture does not describe them, a module mixes the heads, or a layer is already
             compressed.
     """
-    model_type, parts = lm.model.config.model_type, "heads" if group is Group.ATTENTION else "channels"
-
-    def is_known(anatomy: Anatomy) -> bool:
-        return all(has_known_parts(stack, group) for stack in anatomy.stacks)
-
-    if not is_known(lm.anatomy):
-        supported = list_architectures(is_known)
-        raise UserError(f"The {parts} of '{model_type}' cannot be removed one by one; supported are {supported}.")
+    reason = _prunable_obstacle(lm, group)
+    if reason is not None:
+        raise UserError(
+            f"The {PARTS[group]} of this '{lm.model.config.model_type}' cannot be removed one by one, as {reason}; "
+            f"{suggest_steps(lm)}."
+        )
     for stack, blocks in lm.stacks():
         for path, block in blocks:
-            if group is Group.ATTENTION and (obstacle := _find_obstacle(stack, block)) is not None:
-                raise UserError(
-                    f"The heads of this '{model_type}' cannot be removed one by one, as {obstacle}; narrow its "
-                    "channels, or compress its matrices."
-                )
             for layer in prunable_modules(stack, block, group):
                 _check_layer(path, block, layer)
+
+
+def _prunable_obstacle(lm: LanguageModel, group: Group) -> str | None:
+    """The reason why heads (or channels) cannot be removed from a model, as a clause; None if they can."""
+    if not all(has_known_parts(stack, group) for stack in lm.anatomy.stacks):
+        if group is Group.FFN and all(stack.experts and not stack.other_linears for stack in lm.anatomy.stacks):
+            return "all of them are in its experts"
+        return describe_missing_entry(lm)
+    if group is Group.FFN:
+        return None
+    found = (_find_obstacle(stack, block) for stack, blocks in lm.stacks() for _, block in blocks)
+    return next((obstacle for obstacle in found if obstacle is not None), None)
+
+
+def describe_missing_entry(lm: LanguageModel) -> str:
+    """The clause that says that the heads or channels of an architecture are not described."""
+    if find_entry(text_config(lm.model.config).model_type) is None:
+        return "the architecture has no entry in laconic.model.anatomy"
+    return "its entry in laconic.model.anatomy does not describe them"
+
+
+def suggest_steps(lm: LanguageModel, without: Sequence[Group] = ()) -> str:
+    """The steps that can make a model smaller, as the end of an error that says that another step cannot.
+
+    Args:
+        lm: the model.
+        without: groups that are left out.
+    """
+    steps = [
+        f"narrow its {noun}"
+        for group, noun in PARTS.items()
+        if group not in without and _prunable_obstacle(lm, group) is None
+        if any(
+            not is_dropped(block, layer)
+            for stack, blocks in lm.stacks()
+            for _, block in blocks
+            for layer in prunable_modules(stack, block, group)
+        )
+    ]
+    if can_lose_experts(lm):
+        steps.append("remove experts (narrow:experts)")
+    return ", ".join([*steps, f"{'or ' if steps else ''}compress its matrices"])
 
 
 def _find_obstacle(stack: Stack, block: nn.Module) -> str | None:

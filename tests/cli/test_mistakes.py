@@ -80,7 +80,7 @@ from tests.cli.printed import SVD, Output, complaint
             "it changes nothing for 'narrow'; the step has a parameter for it: narrow:sequential=true.",
         ),
         (("MODEL", *SVD, "--bogus"), "No such option: --bogus"),
-        (("UNKNOWN", *SVD), "has no entry in laconic.model.anatomy; known are"),
+        (("UNKNOWN", *SVD), "has no entry in laconic.model.anatomy, and no "),
         (("NAN", *SVD), "NaN"),
     ],
 )

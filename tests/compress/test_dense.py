@@ -53,7 +53,7 @@ def test_what_cannot_be_compressed_is_counted_and_refused(targets: tuple[str, ..
     lm = seen("jetmoe")
     assert (lm.coverage(targets).count, lm.coverage(targets).total) == (IN_JETMOE, TOTAL)
     sentence = (
-        f"^{SHARE:.1%} of the parameters that {', '.join(targets)} name in the blocks of 'jetmoe' "
+        rf"^{SHARE:.1%} of the parameters that the targets \({', '.join(targets)}\) select in the blocks of 'jetmoe' "
         rf"\({IN_JETMOE:,d} of {TOTAL:,d}\) are in no layer that can be compressed and would stay dense: "
         r"mlp\.input_linear\.weight, mlp\.output_linear\.weight.*; compress only the others with allow_dense: true"
     )
@@ -105,7 +105,9 @@ def test_a_target_that_matches_only_what_cannot_be_compressed() -> None:
 
 def test_from_python() -> None:
     model = Architecture("jetmoe", jetmoe).model()
-    with pytest.raises(UserError, match=r"^method: 94.6% of the parameters that attention, ffn name in the blocks of"):
+    with pytest.raises(
+        UserError, match=r"^method: 94.6% of the parameters that the targets \(attention, ffn\) select in the blocks of"
+    ):
         compress(model, "rtn:bits=4")
     changed = compress(model, "rtn:bits=4", allow_dense=True).model
     assert isinstance(changed.get_submodule("model.layers.0.self_attention.kv_proj"), Quantized)

@@ -47,7 +47,7 @@ def test_what_cannot_be_done_is_one_sentence():
     Narrow(channels=0.5, anchored=True).check(lm)
     with pytest.raises(UserError, match=r"^keep must be at least 0.2\d+, the size of the heads and channels"):
         Narrow(keep=0.1).check(lm)
-    with pytest.raises(UserError, match="The heads of 'led' cannot be removed one by one"):
+    with pytest.raises(UserError, match="The heads of this 'led' cannot be removed one by one"):
         Narrow(keep=0.5).check(BY_NAME["led"].lm())
     Compress(method=Svd(rank=4), targets=("*.wo",)).apply(lm, None)
     with pytest.raises(UserError, match=r"'encoder.block.0.layer.1.DenseReluDense.wo' is compressed already"):
@@ -59,13 +59,16 @@ def test_where_there_is_one_of_everything_is_one_sentence():
     whole = BY_NAME["llama"].model()
     whole.config.num_attention_heads = whole.config.num_key_value_heads = 1
     lm = LanguageModel.of(type(whole)(whole.config))
-    with pytest.raises(UserError, match=r"^No layer of this 'llama' has two parts"):
+    with pytest.raises(UserError, match=r"^No layer of this 'llama' has two or more heads, of"):
         Narrow(heads=0.5).check(lm)
     for several in (Narrow(heads=0.5, channels=0.5), Narrow(keep=0.5)):
         several.check(lm)
     gone = BY_NAME["gpt2"].lm()
     Shorten(blocks=("0.attention", "1.attention")).apply(gone, None)
-    with pytest.raises(UserError, match=r"^No layer of this 'gpt2' has two parts"):
+    with pytest.raises(
+        UserError,
+        match=r"^The blocks of this 'gpt2' have no heads .*; narrow its channels, or compress its matrices\.$",
+    ):
         Narrow(heads=0.5).check(gone)
 
 

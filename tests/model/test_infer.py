@@ -175,6 +175,7 @@ def test_a_list_of_another_length_is_said_to_be_in_no_block() -> None:
 
 def test_an_encoder_that_is_no_model_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"^The architecture 'fsmt' has no entry in laconic\.model\.anatomy; known are "
+        UserError,
+        match=r"^The architecture 'fsmt' has no entry in laconic\.model\.anatomy, and no encoder .* known are ",
     ):
         LanguageModel.of(hf.FSMTForConditionalGeneration(hf.FSMTConfig(**FSMT)))

@@ -94,7 +94,7 @@ def test_heads_that_cannot_shrink_are_named_before_weights_are_loaded(
     BY_NAME["llama"].model().save_pretrained(tmp_path / "model")
     monkeypatch.setattr(sys.modules["laconic.recipe.entry"], "load", None)
     recipe = {**spelled(tmp_path / "model", texts), "steps": [{"shrink-heads": {"keep": 0.5}}]}
-    with pytest.raises(UserError, match="The heads of 'llama' cannot shrink"):
+    with pytest.raises(UserError, match="The heads of this 'llama' cannot shrink"):
         run(recipe_from(recipe), tmp_path / "small")
 
 

@@ -195,6 +195,11 @@ def sort_cuts(row: Row, cuts: Iterable[Cut]) -> list[Cut]:
 
 def too_many_error(drop: int, most: int) -> UserError:
     """Return the error for `drop` cuts when at most `most` can be made."""
+    if most == 0:
+        return UserError(
+            "No block can be dropped here, because no configuration describes the model without it; name a block "
+            "(shorten:blocks=0) to read the reason, or leave out the step."
+        )
     return UserError(f"drop must be at most {most}, because no more can be dropped here; got {drop}.")
 
 

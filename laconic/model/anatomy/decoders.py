@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from laconic.model.anatomy.heads import Heads, Obstacle
+from laconic.model.anatomy.heads import ROTATED, Heads, Obstacle
 from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Stack, one_stack, separate_attention
 
 _QKV = "q_proj k_proj v_proj"
@@ -52,7 +52,7 @@ GPT_NEOX = one_stack(
             fused_layout="by-head",
             output="attention.dense",
             norm="input_layernorm",
-            heads=Heads(size="head_size", can_shrink=False),
+            heads=Heads(size="head_size", can_shrink=False, size_obstacle=ROTATED),
         ),
         feed_forward=(
             FeedForward(
@@ -92,7 +92,7 @@ GPTJ = one_stack(
             _QKV,
             "attn.out_proj",
             norm="ln_1",
-            heads=Heads(count="num_attention_heads", size="head_dim", can_shrink=False),
+            heads=Heads(count="num_attention_heads", size="head_dim", can_shrink=False, size_obstacle=ROTATED),
         ),
         feed_forward=(FeedForward(("mlp.fc_in",), "mlp.fc_out", "n_inner", activation="mlp.act"),),
         parallel=True,
@@ -121,7 +121,7 @@ GPT_BIGCODE = one_stack(
     ),
 )
 
-_ALIBI = "the slope of its linear bias of positions follows from its number"
+_ALIBI = "the class computes the ALiBi slope of each head from its number"
 
 BLOOM = one_stack(
     "bloom",

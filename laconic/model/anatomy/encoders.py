@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-from laconic.model.anatomy.heads import Heads, Obstacle
+from laconic.model.anatomy.heads import ROTATED, Heads, Obstacle
 from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Stack, one_stack, separate_attention
 
 _WORDS = "embeddings.word_embeddings"
 _OUTPUT = "attention.output.dense"
 _QKV = "query key value"
 _HEADS = Heads(count="num_attention_heads", size="attention_head_size", width="all_head_size")
+_RELATIVE = "its scores have terms of relative positions"
 _DEPTH = Depth(last_norm="output.LayerNorm", input_norm="embeddings.LayerNorm")
 _BERT_STACK = Stack(
     blocks="encoder.layer",
@@ -23,9 +24,8 @@ _BERT_STACK = Stack(
 
 BERT = one_stack("bert roberta electra xlm-roberta camembert", _WORDS, _BERT_STACK)
 
-_BIG_BIRD_HEADS = replace(
-    _HEADS, can_shrink=False, obstacles=(Obstacle(reason="it makes its attentions anew for short texts"),)
-)
+_REPLACED = "its class builds other attentions for short texts"
+_BIG_BIRD_HEADS = replace(_HEADS, can_shrink=False, size_obstacle=_REPLACED, obstacles=(Obstacle(reason=_REPLACED),))
 BIG_BIRD = one_stack(
     "big_bird",
     _WORDS,
@@ -84,14 +84,21 @@ _DEBERTA_ATTENTION = Attention(
     position_query="attention.self.pos_q_proj",
     output=_OUTPUT,
     heads=replace(
-        _HEADS, head_vectors=("q_bias", "v_bias"), mixers=("head_logits_proj", "head_weights_proj"), can_shrink=False
+        _HEADS,
+        head_vectors=("q_bias", "v_bias"),
+        mixers=("head_logits_proj", "head_weights_proj"),
+        can_shrink=False,
+        size_obstacle=_RELATIVE,
     ),
 )
 DEBERTA = one_stack("deberta", _WORDS, replace(_BERT_STACK, attention=_DEBERTA_ATTENTION))
 
 _DEBERTA_V2_ATTENTION = replace(
     separate_attention(
-        "attention.self", "query_proj key_proj value_proj", _OUTPUT, heads=replace(_HEADS, can_shrink=False)
+        "attention.self",
+        "query_proj key_proj value_proj",
+        _OUTPUT,
+        heads=replace(_HEADS, can_shrink=False, size_obstacle=_RELATIVE),
     ),
     position_key="attention.self.pos_key_proj",
     position_query="attention.self.pos_query_proj",
@@ -140,7 +147,7 @@ MODERNBERT = one_stack(
             fused="attn.Wqkv",
             output="attn.Wo",
             norm="attn_norm",
-            heads=Heads(size="head_dim", can_shrink=False),
+            heads=Heads(size="head_dim", can_shrink=False, size_obstacle=ROTATED),
         ),
         feed_forward=(FeedForward(("mlp.Wi",), "mlp.Wo", "intermediate_size", fused_gate=True, norm=("mlp_norm",)),),
         # Only the first block reads the residual stream without a norm.

@@ -5,13 +5,16 @@ from operator import attrgetter
 
 from torch import nn
 
+ROTATED = "its queries and keys are rotated in pairs of dimensions"
+"""The reason why the size of heads with rotary positions cannot change."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Obstacle:
     """A reason why no head can be removed from an attention.
 
     Args:
-        reason: a clause that ends "…, as", such as "its norms cover all heads".
+        reason: a clause that follows "…, as", such as "its norms cover all heads".
         module: a submodule of the attention; without it the obstacle does not exist. None if it always exists.
         flag: an attribute path from the attention; if its value is false, the obstacle does not exist.
     """
@@ -53,6 +56,7 @@ class Heads:
         model_position_bias: an embedding like `position_bias` outside the blocks, from the base model.
         can_shrink: whether the size can change. It can if scores are plain products of queries and keys (plus a bias),
             and each head has its own keys.
+        size_obstacle: the reason why the size cannot change if `can_shrink` is False: a clause that follows "…, as".
         scales_in_forward: whether the scale of the scores is computed from the size when the attention runs, and not
             when the module is made.
         counts_in_config: whether the attention reads `config_count` from its configuration when it runs. All
@@ -76,6 +80,7 @@ class Heads:
     shares_position_bias: bool = True
     model_position_bias: str | None = None
     can_shrink: bool = True
+    size_obstacle: str = "its scores are more than products of queries and keys, or several heads share a key"
     scales_in_forward: bool = False
     counts_in_config: bool = False
     config_size: str | None = None

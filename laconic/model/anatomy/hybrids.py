@@ -58,7 +58,11 @@ JAMBA = one_stack(
             "self_attn.o_proj",
             norm="input_layernorm",
             # The class computes the size of a head from the width and the number of heads.
-            heads=Heads(size="head_dim", can_shrink=False),
+            heads=Heads(
+                size="head_dim",
+                can_shrink=False,
+                size_obstacle="its class computes the size from the width and the number of heads",
+            ),
         ),
         feed_forward=(
             FeedForward(

@@ -93,8 +93,12 @@ def infer_anatomy(model: PreTrainedModel) -> Anatomy:
     model_type = model.config.model_type
     stacks, tables = tuple(_stacks(model)), tuple(_word_embeddings(model))
     if not stacks or not tables:
+        missing = "word embedding" if stacks else "list of equal blocks with linears"
+        if not _parts(model):
+            missing = "encoder and decoder of the class PreTrainedModel"
         raise UserError(
-            f"The architecture '{model_type}' has no entry in laconic.model.anatomy; known are {list_architectures()}."
+            f"The architecture '{model_type}' has no entry in laconic.model.anatomy, and no {missing} from which one "
+            f"could be inferred; add an entry, or use an architecture that has one; known are {list_architectures()}."
         )
     return Anatomy(model_types=(model_type,), stacks=stacks, embeddings=tables)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from laconic.model.anatomy.heads import Heads, Obstacle
+from laconic.model.anatomy.heads import ROTATED, Heads, Obstacle
 from laconic.model.anatomy.parts import Attention, Depth, FeedForward, Stack, one_stack, separate_attention
 
 _QKV = "q_proj k_proj v_proj"
@@ -12,6 +12,7 @@ ROTARY_HEADS = Heads(
     size="head_dim",
     group_size="num_key_value_groups",
     can_shrink=False,
+    size_obstacle=ROTATED,
     config_size="head_dim",
     config_count="num_attention_heads",
     config_kv_count="num_key_value_heads",
@@ -52,6 +53,7 @@ QWEN2_VL = one_stack(
                 kv_count="num_key_value_heads",
                 group_size="num_key_value_groups",
                 can_shrink=False,
+                size_obstacle=ROTATED,
             ),
         ),
     ),

@@ -71,7 +71,7 @@ GPT_OSS = one_stack(
         _STACK,
         attention=replace(
             ROTARY_ATTENTION,
-            heads=replace(ROTARY_HEADS, obstacles=(Obstacle(reason="each of its heads has an attention sink"),)),
+            heads=replace(ROTARY_HEADS, obstacles=(Obstacle(reason="each of them has an attention sink"),)),
         ),
         experts=(Experts(module="mlp.experts", router="mlp.router"),),
     ),
