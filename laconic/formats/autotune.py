@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from laconic.cache import machine_file, read_measurements, write_measurements
 from laconic.formats.kernels import DECODED, DENSE, DTYPES, DenseKernel, Kernel, KernelFamily, working_kernels
@@ -194,7 +195,7 @@ def _read(file: Path) -> dict[str, Choice]:
 def can_use_kernels(x: Tensor, dtype: torch.dtype, bias: Tensor | None) -> bool:
     """Whether kernels can compute a product. Otherwise the matrix is decoded for it.
 
-    They cannot if gradients are needed, on a GPU, and in compiled code.
+    They cannot if gradients are needed, on a GPU, and in compiled or traced code.
 
     Args:
         x: the inputs.
@@ -204,7 +205,7 @@ def can_use_kernels(x: Tensor, dtype: torch.dtype, bias: Tensor | None) -> bool:
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False
     is_supported = x.is_cpu and x.dtype == dtype and x.dtype in DTYPES and x.numel() > 0
-    return is_supported and not torch.compiler.is_compiling()
+    return is_supported and not torch.compiler.is_compiling() and not is_tracing()
 
 
 class KernelCache:

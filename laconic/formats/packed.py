@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from laconic.formats.autotune import Choice, KernelCache, autotune, can_use_kernels
 from laconic.formats.base import EmbeddingFormat, Format, byte_parameter, copy_bias, empty_bytes
 from laconic.formats.kernels import KernelFamily
+from laconic.formats.products import multiply
 from laconic.numerics.grid import LARGEST_SCALE
 from laconic.numerics.packing import (
     as_bytes,
@@ -181,7 +181,7 @@ class PackedCodes(Format):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._decoded is not None:
-            return linear(x, self._decoded, self.bias)
+            return multiply(x, self._decoded, self.bias)
         family = self.kernel_family if can_use_kernels(x, self.weight.dtype, self.shift) else None
         rows = x.shape[:-1].numel()
         if family is not None and rows <= family.max_rows:
@@ -195,7 +195,7 @@ class PackedCodes(Format):
             if kernel is not None:
                 y = kernel(x.reshape(-1, self.in_features), self.bias)
                 return y.view(*x.shape[:-1], self.out_features)
-        return linear(x, self.dense(), self.bias)
+        return multiply(x, self.dense(), self.bias)
 
     def nbytes(self) -> int:
         return sum(self.get_parameter(name).numel() for name in self.packed_names)

@@ -33,6 +33,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn.functional import pad
 
+from laconic.numerics.scaled_rows import scale_rows
+
 LARGEST_SCALE = torch.finfo(torch.float16).max
 STEP = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
 """The smallest positive number of 16 bits."""
@@ -207,9 +209,9 @@ def dequantize(
         tensor([[-0.5000,  1.0000]])
     """
     m, n = codes.shape
-    if columns is None and grid.group is not None and n % grid.group == 0:
-        grouped = codes.reshape(m, -1, grid.group) - grid.zero[..., None]
-        return grouped.mul_(grid.scale[..., None]).view(m, n)
+    if columns is None and n % (grid.group or n) == 0:
+        scale, zero = (numbers.expand(m, -1).reshape(-1) for numbers in grid[:2])
+        return scale_rows(codes.reshape(-1, grid.group or n), scale, -scale * zero).view(m, n)
     scale, zero = grid.scale_and_zero(torch.arange(n, device=codes.device) if columns is None else columns)
     return (codes - zero).mul_(scale)
 

@@ -20,6 +20,10 @@ MAX_BITS = 62
 """Bits of the widest codes, so that 2^bits fits into a signed word of 64 bits."""
 
 
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The dtype of a word of so many bytes."""
+
+
 def packed_nbytes(count: int, bits: int) -> int:
     """Bytes of `count` codes of `bits` each.
 
@@ -87,20 +91,16 @@ def unpack(stream: UInt8[Tensor, " bytes"], bits: int, count: int) -> Integer[Te
         for place in range(bits):
             codes |= digits[:, place].long() << place
         return codes
+    if bits == 8:
+        return stream.clone()
     if 8 % bits == 0:
-        # No code spans two bytes, and shifting bytes is faster than shifting words.
-        codes = torch.empty(len(stream), 8 // bits, dtype=torch.uint8, device=stream.device)
-        for place in range(8 // bits):
-            codes[:, place] = (stream >> bits * place) & (2**bits - 1)
-        return codes.view(-1)[:count].contiguous()
+        words = stream.to(WORDS[8 // bits])
+        return _spread(words, bits, 8 // bits).view(torch.uint8)[:count]
     parts = pad(stream, (0, -len(stream) % bits)).view(-1, bits)
-    words = torch.zeros(len(parts), dtype=torch.int64, device=stream.device)
+    filled = stream.new_zeros(len(parts), 8)
     for place in range(bits):
-        words |= parts[:, place].long() << 8 * place
-    codes = torch.empty(len(words), 8, dtype=torch.uint8, device=stream.device)
-    for place in range(8):
-        codes[:, place] = (words >> bits * place) & (2**bits - 1)
-    return codes.view(-1)[:count].contiguous()
+        filled[:, place] = parts[:, place]
+    return _spread(filled.view(torch.int64).view(-1), bits, 8).view(torch.uint8)[:count]
 
 
 def unpack_at(stream: UInt8[Tensor, " bytes"], bits: int, which: Integer[Tensor, "..."]) -> UInt8[Tensor, "..."]:
@@ -144,6 +144,26 @@ def unpack_mask(stream: UInt8[Tensor, " bytes"], shape: tuple[int, ...]) -> Bool
                 [ True,  True]])
     """
     return unpack(stream, 1, math.prod(shape)).view(torch.bool).view(shape)
+
+
+def _spread(words: Integer[Tensor, " n"], bits: int, codes: int) -> Integer[Tensor, " n"]:
+    """Move the codes in the low bits of each word apart, to one byte each. Changes `words`.
+
+    Both halves of a word's codes are separated, then both halves of each half, and so on. Whole words are shifted, as
+    that is faster than writing the bytes of each place.
+
+    Args:
+        words: `codes` codes of `bits` bits each, without gaps; a word has `codes` bytes.
+        bits: bits of a code, less than 8.
+        codes: 2, 4 or 8.
+    """
+    half = codes // 2
+    while half:
+        low = sum(((1 << half * bits) - 1) << 16 * half * pair for pair in range(codes // half // 2))
+        moved = words << half * (8 - bits)
+        words.bitwise_and_(low).bitwise_or_(moved.bitwise_and_(low << 8 * half))
+        half //= 2
+    return words
 
 
 def _digits(codes: Integer[Tensor, " n"], bits: int) -> UInt8[Tensor, " digits"]:
