@@ -170,6 +170,10 @@ class PackedCodes(Format):
         """The kernels that were called, by the number of rows that they were measured for."""
         return self._kernels.names
 
+    def drop_kernels(self) -> None:
+        """Free what the called kernels keep; they are made again at the next product."""
+        self._kernels = KernelCache()
+
     @contextmanager
     def keep_decoded(self) -> Iterator[None]:
         """A context in which the layer multiplies by one decoded copy; its codes must not change meanwhile."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +13,7 @@ from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.embedding import MEAN_POOLING, Pipeline
 from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
+from laconic.model.loans import Loans
 from laconic.model.site import Site, has_module
 from laconic.model.size import module_size
 from laconic.model.targets import Coverage, find_dense_parameters, matches, measure_coverage, select_sites
@@ -39,6 +41,7 @@ class LanguageModel:
         pipeline: the sentence-transformers modules after the model; None if its folder has none.
         label_order: names of the classes of a classifier given by the user, in the order of its outputs; None for the
             names in the configuration.
+        loans: the tensors on disk of a streamed model; None for a model in memory.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -59,6 +62,7 @@ class LanguageModel:
     dropped: tuple[Mapping[str, tuple[int | str, ...]], ...] = ()
     pipeline: Pipeline | None = None
     label_order: tuple[str, ...] | None = None
+    loans: Loans | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "LanguageModel":
@@ -76,8 +80,21 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model."""
-        return self.model.device
+        """The device of the model; of a streamed model, the device of tensors on loan."""
+        return self.model.device if self.loans is None else self.loans.device
+
+    def on_loan(self, *paths: str) -> AbstractContextManager[None]:
+        """A context in which parts of a streamed model have their weights; it does nothing for a model in memory.
+
+        Contexts can be nested; a tensor is read once, and dropped at the end of the last context that needs it.
+
+        Args:
+            *paths: paths of modules, such as a block; "" is the whole model.
+
+        Raises:
+            UserError: weights cannot be read, or are NaN or infinite.
+        """
+        return nullcontext() if self.loans is None else self.loans.lend(self.model, paths)
 
     @property
     def embedding_pipeline(self) -> Pipeline:
@@ -228,8 +245,9 @@ class LanguageModel:
         return replace(self, model=copy.deepcopy(self.model, tensors))
 
     def copy(self) -> "LanguageModel":
-        """A copy with its own tensors."""
-        return replace(self, model=copy.deepcopy(self.model))
+        """A copy with its own tensors; a copy of a streamed model has its own in memory, and shares those on disk."""
+        on_disk: dict[int, object] = {} if self.loans is None else dict(self.loans.placeholders)
+        return replace(self, model=copy.deepcopy(self.model, on_disk))
 
     def to_meta(self) -> "LanguageModel":
         """A copy on the meta device, without weights, to try a step on."""
@@ -238,7 +256,7 @@ class LanguageModel:
             empty = tensor.detach().to("meta")
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             tensors[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-        return replace(self, model=copy.deepcopy(self.model, tensors))
+        return replace(self, model=copy.deepcopy(self.model, tensors), loans=None)
 
     def with_label_order(self, names: Sequence[str | int] | None) -> "LanguageModel":
         """The same model with these names of its classes, in the order of its outputs; unchanged for None.

@@ -16,6 +16,7 @@ from laconic.model.checkpoints.location import Location, find_location
 from laconic.model.checkpoints.sentence_modules import MODULES
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
+from laconic.model.loans_skeleton import build_streamed
 from laconic.model.task import infer_task
 from laconic.numerics.moments import check_finite
 
@@ -83,6 +84,43 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     pipeline = None if checkpoint.embedding_config is None else checkpoint.embedding_config.load().to(device)
     lm = LanguageModel(model, tokenizer, find_anatomy(model), infer_task(model), dtype, source, target_tokenizer)
     return replace(lm, pipeline=pipeline)
+
+
+def load_streamed(source: str, device: str = "cpu") -> LanguageModel:
+    """Load a model whose large tensors are read from its files when they are needed (`LanguageModel.on_loan`).
+
+    Args:
+        source: a folder or a hub name with safetensors, compressed by laconic or not.
+        device: the torch device that tensors on loan are moved to.
+
+    Returns:
+        The model in evaluation mode. Blocks, word embeddings and heads are on the meta device; all other tensors equal
+        those that `load` gives.
+
+    Raises:
+        UserError: as `load`; or the checkpoint is of a kind that cannot be read in parts.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8)
+        >>> GPT2LMHeadModel(config).save_pretrained("tiny")
+        >>> lm = load_streamed("tiny")
+        >>> weight = lambda: lm.model.transformer.h[0].mlp.c_fc.weight
+        >>> with lm.on_loan("transformer.h.0"):
+        ...     weight().is_meta
+        False
+        >>> weight().is_meta
+        True
+    """
+    checkpoint = find_checkpoint(source)
+    config = _check(checkpoint)
+    dtype = checkpoint.stored_dtype(config)
+    model, loans = build_streamed(config, checkpoint.weights_in_parts(config), source, torch.device(device))
+    model.config.name_or_path = checkpoint.location.name
+    tokenizer, target_tokenizer = checkpoint.tokenizers()
+    pipeline = None if checkpoint.embedding_config is None else checkpoint.embedding_config.load().to(device)
+    lm = LanguageModel(model, tokenizer, find_anatomy(model), infer_task(model), dtype, source, target_tokenizer)
+    return replace(lm, pipeline=pipeline, loans=loans)
 
 
 def load_config(source: str) -> PreTrainedConfig:

@@ -17,14 +17,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from laconic.errors import CheckpointNotice, UserError
 from laconic.imports import QUANT_METHOD
 from laconic.model.checkpoints.adapter import ADAPTER_CONFIG, Adapter, keep_embedding_config, read_base_name
-from laconic.model.checkpoints.checkpoint import TARGET_TOKENIZER, Checkpoint, check_tokenizer, load_checked
+from laconic.model.checkpoints.checkpoint import (
+    TARGET_TOKENIZER,
+    Checkpoint,
+    check_tokenizer,
+    load_checked,
+    no_parts_error,
+)
 from laconic.model.checkpoints.configuration import CONFIG, read_config, warn_about_code
 from laconic.model.checkpoints.fit import check_shapes
 from laconic.model.checkpoints.gguf import SUFFIX, Gguf, is_gguf
 from laconic.model.checkpoints.location import Location, find_location, is_archive, is_lfs_pointer
 from laconic.model.checkpoints.quantized import check_quantization, check_quantized_tensors, load_dequantized
 from laconic.model.checkpoints.sentences import EmbeddingConfig, read_embedding_config
-from laconic.model.checkpoints.weights import MissingWeightsError, check_weight_files, find_weights
+from laconic.model.checkpoints.weights import MissingWeightsError, Weights, check_weight_files, find_weights
 from laconic.model.task import find_auto_class, text_encoder_class_name
 
 __all__ = ["TARGET_TOKENIZER", "Checkpoint", "Stored", "find_checkpoint"]
@@ -72,14 +78,7 @@ class Stored(Checkpoint):
         check_tokenizer(self.location)
 
     def load(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> PreTrainedModel:
-        warn_about_code(self.location.json(CONFIG) or {}, self.source)
-        if self.location.file(ADAPTER_CONFIG) is not None:
-            warnings.warn(
-                f"'{self.source}' holds a model and an adapter for it: the model is read without the adapter. "
-                "To merge them, put the adapter into a folder of its own and give that.",
-                CheckpointNotice,
-                stacklevel=2,
-            )
+        self._warn()
         weights = check_weight_files(self.location, config)
         if self._quantization is not None:
             model = load_dequantized(config, weights, self._quantization, self.source, external_names)
@@ -102,6 +101,25 @@ class Stored(Checkpoint):
                 )
         model.config.name_or_path = self.location.name
         return model
+
+    def _warn(self) -> None:
+        warn_about_code(self.location.json(CONFIG) or {}, self.source)
+        if self.location.file(ADAPTER_CONFIG) is not None:
+            warnings.warn(
+                f"'{self.source}' holds a model and an adapter for it: the model is read without the adapter. "
+                "To merge them, put the adapter into a folder of its own and give that.",
+                CheckpointNotice,
+                stacklevel=3,
+            )
+
+    def weights_in_parts(self, config: PreTrainedConfig) -> Weights:
+        self._warn()
+        weights = check_weight_files(self.location, config)
+        if self._quantization is not None:
+            raise no_parts_error(self.source, f"it is quantized by '{self._quantization.get('quant_method')}'")
+        if not weights.are_safe:
+            raise no_parts_error(self.source, f"its weights are a pickle ({weights.files[0].name})")
+        return weights
 
     @cached_property
     def _quantization(self) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from laconic.model.checkpoints.configuration import check_tokenizer_code
 from laconic.model.checkpoints.fit import check_report
 from laconic.model.checkpoints.location import Location
 from laconic.model.checkpoints.sentences import EmbeddingConfig
+from laconic.model.checkpoints.weights import Weights
 from laconic.model.stock import MODEL_ERRORS
 
 TARGET_TOKENIZER = "target_tokenizer"
@@ -84,6 +85,17 @@ class Checkpoint(ABC):
     @abstractmethod
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:
         """The dtype that the weights are stored in, and are saved in again."""
+
+    def weights_in_parts(self, config: PreTrainedConfig) -> Weights:
+        """The safetensors files of the plain or compressed model, from which single tensors can be read.
+
+        Args:
+            config: the result of `config`.
+
+        Raises:
+            UserError: weights are missing or damaged, or of a kind that can only be loaded whole.
+        """
+        raise no_parts_error(self.source, "adapters and GGUF files are read as a whole")
 
     @property
     def has_weights(self) -> bool:
@@ -168,6 +180,19 @@ def load_checked(
         )
     check_report(model, report, source, integer_names, external_names)
     return model
+
+
+def no_parts_error(source: str, reason: str) -> UserError:
+    """The error for a model that cannot be streamed.
+
+    Args:
+        source: the model.
+        reason: a clause.
+    """
+    return UserError(
+        f"The model '{source}' cannot be streamed, as {reason}: use it without streaming, or save it as plain "
+        "safetensors first (from_pretrained, then save_pretrained)."
+    )
 
 
 def require_package(package: str, subject: str, *, extra: str | None = None, min_version: str | None = None) -> None:
