@@ -8,7 +8,6 @@ wide.
 import argparse
 from collections.abc import Iterator, Sequence
 from statistics import mean
-from unittest.mock import patch
 
 import torch
 from rich.progress import track
@@ -84,10 +83,7 @@ def batches(rows: torch.Tensor) -> Iterator[Batch]:
 def measure(lm: LanguageModel, data: Calibration, way: str) -> dict[str, LayerStats]:
     """The statistics of all experts; with `own`, those of starved experts are left as they are."""
     needs = frozenset().union(*(method.needs for method, _ in METHODS.values()))
-    if way == "shrunk":
-        return collect_stats(lm, data, needs, lm.sites(("experts",)))
-    with patch("laconic.calibrate.recorder.shrink_starved"):
-        return collect_stats(lm, data, needs, lm.sites(("experts",)))
+    return collect_stats(lm, data, needs, lm.sites(("experts",)), shrink_starved=way == "shrunk")
 
 
 def describe() -> str:

@@ -10,7 +10,7 @@ from benchmarks.mixture import CALIBRATION_ROWS, CELLS, FEW_ROWS, FEW_WAYS, TEST
 from benchmarks.mixture_models import EXPERTS, MODELS
 from benchmarks.tables import ROOT, replace_between
 from laconic.evaluate.metrics import Interval, interval
-from laconic.model.mixture import count_active
+from laconic.model.active_parameters import count_active
 
 PAGE = ROOT / "docs/figures/mixture.md"
 BEGIN = "<!-- made by `python -m benchmarks mixture_tables` -->"

@@ -23,7 +23,7 @@ from benchmarks.common import (
 from benchmarks.lowrank import CALIBRATION_ROWS, METRICS, MODELS, SEEDS, Reference, evaluate
 from benchmarks.tables import ROOT, replace_between
 from laconic.calibrate import LayerStats, collect_stats
-from laconic.calibrate.collect_stats import GateGradients, gate_gradients
+from laconic.calibrate.gates import GateGradients, gate_gradients
 from laconic.compress import Narrow
 from laconic.model.prunable_group import prunable_groups
 

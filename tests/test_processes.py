@@ -11,7 +11,7 @@ from torch import Tensor
 import laconic
 from laconic import processes
 from laconic.calibrate import AbsMax, AbsMean, Calibration, Fisher, GradCovariance, InputCovariance, Mean, collect_stats
-from laconic.calibrate.collect_stats import gate_gradients
+from laconic.calibrate.gates import gate_gradients
 from laconic.compress import Compress, Narrow, Shorten
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError

@@ -146,11 +146,6 @@ class ExpertRecorder(ExitStack):
         """The number of columns of the widest matrix that is measured."""
         return max(recorder.stack.in_features for recorder in self.stacks.values())
 
-    @property
-    def measures(self) -> bool:
-        """Whether there are statistics to collect."""
-        return any(recorder.inputs or recorder.gradients for recorder in self.stacks.values())
-
     def responds(self, recorder: StackRecorder) -> bool:
         """Whether the measured inputs of a stack are made by the expert itself, not those of the layer."""
         return bool(recorder.inputs) and recorder.stack not in self.read_input

@@ -1,6 +1,5 @@
 """Hooks that update the statistics of linear layers while a model runs, without the rows of padding."""
 
-import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -11,10 +10,9 @@ from torch import Tensor, nn
 
 from laconic.calibrate.experts import Counted, Keys, find_expert_recorders
 from laconic.calibrate.layer_stats import LayerStats, gather
-from laconic.calibrate.starved import describe_starved, shrink_starved
+from laconic.calibrate.starved import StarvedExperts, shrink_starved
 from laconic.calibrate.statistics import GradientStatistic, InputStatistic, Statistic
 from laconic.calibrate.token_rows import TokenRows, batch_rows, expert_tokens
-from laconic.errors import Notice
 from laconic.model import Batch, InputTokens, LanguageModel, Site, token_masks
 
 
@@ -29,10 +27,22 @@ class Recorder(ExitStack):
         lm: the model.
         sites: the layers.
         needs: the types of statistics to collect.
+        shrink_starved: mix the statistics of experts that saw few tokens with those of their layer
+            (`laconic.calibrate.starved`).
     """
 
-    def __init__(self, lm: LanguageModel, sites: Sequence[Site], needs: Collection[type[Statistic]]) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        sites: Sequence[Site],
+        needs: Collection[type[Statistic]],
+        *,
+        shrink_starved: bool = True,
+    ) -> None:
         super().__init__()
+        self.starved: list[StarvedExperts] = []
+        """The experts whose statistics `stats` has mixed with shared ones."""
+        self._shrinks = shrink_starved
         self.sites = [site for site in sites if site.stack is None]
         self._all_sites = sites
         self._batch: Batch = {}
@@ -95,10 +105,8 @@ class Recorder(ExitStack):
         for layer in self.experts:
             if gathered:
                 layer.gather()
-            shrink_starved(layer)
-        if (sentence := describe_starved(self.experts)) is not None:
-            warnings.warn(sentence, Notice, stacklevel=2)
-        for layer in self.experts:
+            mixed = shrink_starved(layer) if self._shrinks else None
+            self.starved += [] if mixed is None else [mixed]
             stats |= layer.stats()
         return {site.name: stats[site.name] for site in self._all_sites}
 

@@ -32,9 +32,10 @@ from laconic.calibrate.activation_capture import (
 )
 from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.collect_stats import Calibration, check_stats, collect_stats
+from laconic.calibrate.collect_stats import Calibration, check_stats, measure_stats
 from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.recorder import Recorder
+from laconic.calibrate.starved import StarvedExperts, warn_of_starved
 from laconic.calibrate.statistics import GradientStatistic, InputCovariance, InputStatistic, Statistic
 from laconic.calibrate.stream import Stream
 from laconic.errors import UserError
@@ -145,6 +146,7 @@ class _SequentialPass:
         self.streams = [self.changed] if self.dense is None else [self.changed, self.dense]
         self.gradients: dict[str, LayerStats] = {}
         self.done: set[str] = set()
+        self.starved: list[StarvedExperts] = []
 
     def problems(self, gradient_stats: Mapping[str, LayerStats] | None) -> Iterator[LayerProblems]:
         self.gradients = dict(gradient_stats) if gradient_stats is not None else self._collect_gradients(self.sites)
@@ -152,9 +154,14 @@ class _SequentialPass:
             for sites in piece.groups(by_input=self.dense is not None):
                 yield self._measure(piece, sites)
                 self.done |= {site.name for site in sites}
+        # A pass that collected statistics before has given a notice about the same layers.
+        if gradient_stats is None:
+            warn_of_starved(self.starved)
 
     def _collect_gradients(self, sites: Sequence[Site]) -> dict[str, LayerStats]:
-        return collect_stats(self.lm, self.data, self.gradient_kinds, sites)
+        stats, starved = measure_stats(self.lm, self.data, self.gradient_kinds, sites)
+        self.starved += starved
+        return stats
 
     def _pieces(self) -> Iterator[_Piece]:
         yield _Piece([site for site in self.sites if site.group is Group.EMBEDDING])
@@ -205,6 +212,7 @@ class _SequentialPass:
             elif kinds:
                 self._run_batches(piece, recorder)
         measured = recorder.stats()
+        self.starved += recorder.starved
         check_stats(measured, kinds)
         stats = {site.name: self.gradients[site.name] | measured[site.name] for site in sites}
         if anchor is None:

@@ -18,7 +18,7 @@ from laconic.calibrate import (
     collect_stats,
     sequential_calibrate,
 )
-from laconic.calibrate.collect_stats import GateGradients, gate_gradients
+from laconic.calibrate.gates import GateGradients, gate_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.compress.narrow_experts import ExpertImportance, ExpertRemoval, check_expert_options
 from laconic.compress.replacing import check_weight

@@ -11,6 +11,7 @@ tokens that the router sends to an expert. `random` is a baseline.
 `laconic.calibrate.expert_activity` measures both.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -20,12 +21,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from laconic import processes
 from laconic.calibrate import Calibration
 from laconic.calibrate.expert_activity import measure_experts
 from laconic.compress.step import Outcome
-from laconic.errors import UserError
+from laconic.errors import Notice, UserError
 from laconic.model import LanguageModel
-from laconic.model.mixture import Mixture, check_removable, count_kept, find_mixtures, keep_experts
+from laconic.model.expert_removal import check_removable, count_kept, describe_kept, keep_experts
+from laconic.model.mixture import Mixture, find_mixtures
+from laconic.model.size import module_size
 
 ExpertImportance = Literal["reap", "frequency", "random"]
 
@@ -161,19 +165,18 @@ class ExpertRemoval:
             lm: the model, changed in place; it has passed `check`.
             data: the calibration data; None if `needs_data` is False.
         """
-        before = _experts_nbytes(lm)
+        before, sentence = _experts_nbytes(lm), describe_kept(find_mixtures(lm.model)[0], self.keep)
         scores = score_experts(lm, data, self.importance, self.seed)
         kept = {
             mixture.path: choose_experts(scores[mixture.path], count_kept(mixture, self.keep), mixture.groups)
             for mixture in find_mixtures(lm.model)
         }
         keep_experts(lm, kept)
+        if sentence is not None and processes.is_rank_zero():
+            warnings.warn(sentence, Notice, stacklevel=2)
         return RemovedExperts(kept, find_mixtures(lm.model)[0].per_token, before, _experts_nbytes(lm))
 
 
 def _experts_nbytes(lm: LanguageModel) -> dict[str, int]:
     """Bytes on disk of the experts of each block, by `Mixture.path`."""
-    return {
-        mixture.path: sum(parameter.numel() for parameter in mixture.experts.parameters()) * lm.dtype.itemsize
-        for mixture in find_mixtures(lm.model)
-    }
+    return {mixture.path: module_size(mixture.experts, lm.dtype)[1] for mixture in find_mixtures(lm.model)}

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Mean, Means, Problem, Statistic
-from laconic.calibrate.collect_stats import GateGradients
+from laconic.calibrate.gates import GateGradients
 from laconic.model import LanguageModel
 from laconic.model.prunable_group import CoupledGroups, PrunableGroup
 from laconic.model.width import keep_parts

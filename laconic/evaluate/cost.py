@@ -18,7 +18,7 @@ from laconic.evaluate.timing import Generation, Latency, generates_text, latency
 from laconic.formats import PackedCodes
 from laconic.formats.packed_stack import PackedStack
 from laconic.model import LanguageModel
-from laconic.model.mixture import count_active
+from laconic.model.active_parameters import count_active
 from laconic.progress import Track, silent
 from laconic.runtime import EAGER, Service, check_runtime, serve
 from laconic.store import file_bytes

@@ -8,8 +8,8 @@ from transformers.pytorch_utils import Conv1D
 from laconic.errors import UserError
 from laconic.formats import Constant, Dense
 from laconic.model.anatomy import Attention, FeedForward, Stack, find_entry
+from laconic.model.expert_removal import can_lose_experts
 from laconic.model.lm import LanguageModel
-from laconic.model.mixture import can_lose_experts
 from laconic.model.site import Group, has_module
 from laconic.model.stock import text_config
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from laconic.formats.expert_layer import is_experts
+from laconic.formats.expert_layer import is_experts, routed_arguments
 from laconic.model.stock import MODEL_ERRORS, build_empty, silence_transformers
 from laconic.model.task import reads_choices
 
@@ -48,12 +48,14 @@ class Usage:
             such as experts, all of them are included.
         read: the matrices whose weight or bias was used by other code.
         several: the linears that return more than one tensor.
+        experts_per_token: the number of experts that the router sends a token to, by the path of the experts.
     """
 
     matrices: frozenset[str]
     called: frozenset[str]
     read: frozenset[str]
     several: frozenset[str] = frozenset()
+    experts_per_token: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def uncalled(self) -> frozenset[str]:
@@ -161,6 +163,7 @@ class _Watch(TorchFunctionMode):
         self.called = {name for name, module in self._matrices.items() if isinstance(module, nn.Embedding)}
         self.read: set[str] = set()
         self.several: set[str] = set()
+        self.experts_per_token: dict[str, int] = {}
         self._running: list[nn.Module] = []
         self._owners: dict[int, list[str]] = {}
         for name, module in self._matrices.items():
@@ -183,7 +186,13 @@ class _Watch(TorchFunctionMode):
         return self._usage_of(called)
 
     def _usage_of(self, called: set[str]) -> Usage:
-        return Usage(frozenset(self._matrices), frozenset(called), frozenset(self.read), frozenset(self.several))
+        return Usage(
+            frozenset(self._matrices),
+            frozenset(called),
+            frozenset(self.read),
+            frozenset(self.several),
+            self.experts_per_token,
+        )
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -193,7 +202,7 @@ class _Watch(TorchFunctionMode):
             names.setdefault(module, []).append(name)
         handles = []
         for module, paths in names.items():
-            handles.append(module.register_forward_pre_hook(self._start_hook(paths)))
+            handles.append(module.register_forward_pre_hook(self._start_hook(paths), with_kwargs=True))
             handles.append(module.register_forward_hook(self._end_hook(paths)))
         try:
             yield
@@ -216,10 +225,13 @@ class _Watch(TorchFunctionMode):
         if not any(self._matrices[name] is module for name in owners for module in self._running):
             self.read.update(owners)
 
-    def _start_hook(self, paths: list[str]) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, _: Any) -> None:
+    def _start_hook(self, paths: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.called.update(paths)
             self._running.append(module)
+            if is_experts(module):
+                _, index, _ = routed_arguments(args, kwargs)
+                self.experts_per_token |= dict.fromkeys(paths, index.shape[-1])
 
         return hook
 

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from laconic.errors import DISTRIBUTION
 from laconic.formats import DenseExpertStack, ExpertStack, Format, LinearReplacement
 from laconic.markdown import code, plain
+from laconic.model.active_parameters import count_active
 from laconic.model.embedding import Pipeline
-from laconic.model.mixture import count_active
 from laconic.model.stock import build_stock
 from laconic.model.task import ModelTask, find_auto_class, infer_task
 from laconic.store.shapes import RESIZED, changed_shapes

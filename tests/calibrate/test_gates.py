@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from laconic.calibrate import Calibration
-from laconic.calibrate.collect_stats import gate_gradients
+from laconic.calibrate.gates import gate_gradients
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
 from laconic.model.prunable_group import PrunableGroup, prunable_groups

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate import Calibration, Fisher, GradCovariance, InputCovariance, collect_stats
-from laconic.calibrate.collect_stats import Labels, gate_gradients
+from laconic.calibrate.collect_stats import Labels
+from laconic.calibrate.gates import gate_gradients
 from laconic.errors import UserError
 from laconic.model import Batch, InputTokens, LanguageModel, ModelTask, predict
 from laconic.model.prunable_group import prunable_groups

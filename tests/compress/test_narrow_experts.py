@@ -12,10 +12,11 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.expert_activity import measure_experts
 from laconic.compress import Narrow
 from laconic.compress.narrow_experts import choose_experts
-from laconic.errors import UserError
+from laconic.errors import Notice, UserError
 from laconic.formats import ExpertLayer
 from laconic.model import LanguageModel, load, predict
-from laconic.model.mixture import find_mixtures, keep_experts
+from laconic.model.expert_removal import keep_experts
+from laconic.model.mixture import find_mixtures
 from laconic.store import save
 from tests.architectures import BY_NAME, Architecture, alike, outputs
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -173,7 +174,8 @@ def test_an_expert_that_no_token_reaches_goes_first_and_changes_nothing(name):
 @pytest.mark.parametrize("name", MIXTURES)
 def test_fewer_experts_than_a_token_has_lower_their_number(name, tmp_path):
     lm = mixture(name)
-    outcome = Narrow(experts=0.01, expert_importance="frequency").apply(lm, data_for(lm))
+    with pytest.warns(Notice, match="^narrow:experts=0.01 keeps . of 4 experts of each block, because "):
+        outcome = Narrow(experts=0.01, expert_importance="frequency").apply(lm, data_for(lm))
     # DeepSeek scores a group by its two best experts, so two of them stay.
     left = 2 if name == "deepseek-v3" else 1
     assert outcome.found["experts"]["per_token"] == left
@@ -188,6 +190,7 @@ def grouped(k: int) -> LanguageModel:
     return Architecture("deepseek-v3", lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**shape))).lm()
 
 
+@pytest.mark.filterwarnings("ignore:narrow.experts=.* keeps:laconic.errors.Notice")
 @pytest.mark.parametrize(("keep", "k", "left", "selected"), [(0.5, 4, 6, 3), (0.5, 2, 6, 2), (0.01, 3, 4, 2)])
 def test_every_group_keeps_the_same_number_of_experts(keep, k, left, selected, tmp_path):
     """At least two, whose sum is the score of the group; a token then has at most the experts of its groups."""
@@ -259,7 +262,7 @@ def test_contradictions_are_one_sentence(arguments, sentence):
 
 
 def test_models_whose_experts_cannot_be_removed_are_one_sentence():
-    with pytest.raises(UserError, match=r"^This 'llama' has no experts that can be removed; leave out experts.$"):
+    with pytest.raises(UserError, match=r"^This 'llama' has no experts; leave out experts.$"):
         Narrow(experts=0.5).check(BY_NAME["llama"].lm())
     with pytest.raises(UserError, match="needs calibration data"):
         Narrow(experts=0.5).apply(mixture("mixtral"), None)

@@ -9,7 +9,8 @@ from laconic.compress import Narrow
 from laconic.evaluate import measure_cost
 from laconic.evaluate.footprint import count_macs
 from laconic.formats import ExpertLayer
-from laconic.model.mixture import count_active, find_mixtures
+from laconic.model.active_parameters import count_active
+from laconic.model.mixture import find_mixtures
 from laconic.model.size import count_parameters
 from laconic.report.evaluation import cost_tables
 from laconic.store.card import model_card

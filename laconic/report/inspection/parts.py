@@ -8,8 +8,8 @@ from laconic.compress.checks import DENSE, dense_share
 from laconic.evaluate.footprint import OTHER, PART_ORDER
 from laconic.formats import Format
 from laconic.model import Group, LanguageModel, ModelTask, Site
+from laconic.model.active_parameters import ActiveParameters, count_active
 from laconic.model.anatomy.infer import uncalled_stacks
-from laconic.model.mixture import ActiveParameters, count_active
 from laconic.report.tables import MEGABYTE, Column, Table
 
 
