@@ -1,4 +1,4 @@
-"""What every test may ask for: the real models and data, where there are any."""
+"""Fixtures for all tests: the real models and data, if they are there."""
 
 import os
 import tempfile

@@ -26,7 +26,7 @@ class Pair:
             process.start()
 
     def __call__(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What `work` gives in each process, or the sentence of the `UserError` that it raises there."""
+        """Call `work` in each process, and return each result, or the sentence of its `UserError`."""
         for pipe in self._here:
             pipe.send((work, arguments))
         assert all(pipe.poll(PATIENCE) for pipe in self._here), "a process hangs"

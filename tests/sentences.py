@@ -20,7 +20,7 @@ NEW = {
     "Normalize": "sentence_transformers.base.modules.normalize.Normalize",
     "LayerNorm": "sentence_transformers.sentence_transformer.modules.layer_norm.LayerNorm",
 }
-"""Where version 6.2 has its classes."""
+"""The classes of version 6.2 of sentence-transformers."""
 
 
 class Part(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where measurements are kept."""
+"""The disk cache of measurements."""
 
 import os
 from pathlib import Path

@@ -213,6 +213,19 @@ def test_missing_docstrings_are_found(tmp_path: Path) -> None:
     assert missing(tmp_path) == ["laconic.one.A.lost", "laconic.one.bare"]
 
 
+def test_inherited_fields_are_described(tmp_path: Path) -> None:
+    griffe = pytest.importorskip("griffe")
+    from tools.griffe_sections import Sections
+
+    (tmp_path / "one.py").write_text(
+        "class A:\n    '''A.\n\n    Args:\n        a: one.\n    '''\n    a: int\n"
+        "class B(A):\n    '''B.'''\n"
+        "class C(B):\n    '''C.\n\n    Args:\n        c: two.\n    '''\n    c: int\n"
+    )
+    module = griffe.load("one", search_paths=[tmp_path], extensions=griffe.load_extensions(Sections))
+    assert module["C"].docstring.value == "C.\n\nArgs:\n    a: one.\n    c: two."
+
+
 def test_formulas_become_mathml() -> None:
     pytest.importorskip("latex2mathml")
     pytest.importorskip("griffe")

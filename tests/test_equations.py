@@ -133,7 +133,7 @@ def test_kfac_svd_is_the_two_sided_whitening(shape):
 
 
 def claimed_objective(method: Method, matrix: Case, W_hat: torch.Tensor) -> float:
-    """What each method says that it minimises."""
+    """The objective that the page of each method says that it minimises."""
     E = matrix.weight - W_hat
     if isinstance(method, Fwsvd):
         return (E.square() * matrix.stats[Fisher].matrix.sum(0)).sum().item()

@@ -1,4 +1,4 @@
-"""What surrounds the code says the same everywhere: linters, versions of Python, the version, how to release it."""
+"""The Makefile, the workflows and the pages agree on linters, versions of Python, the version, and the release."""
 
 import re
 import tomllib
@@ -18,7 +18,7 @@ def workflow(name: str) -> dict[str, Any]:
 
 
 def commands(target: str) -> list[str]:
-    """What a target of the Makefile runs, without the folder of its environment."""
+    """The commands of a target of the Makefile, without the folder of its environment."""
     (body,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
     return [line.strip().replace("$(BIN)", ".venv/bin").removeprefix(".venv/bin/") for line in body.splitlines()]
 

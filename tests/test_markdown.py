@@ -1,4 +1,4 @@
-"""What users name is shown in Markdown as it is: a parser of GitHub's dialect finds nothing else in it."""
+"""Names given by users appear literally in Markdown: a parser of GitHub's dialect finds no markup in them."""
 
 from html.parser import HTMLParser
 

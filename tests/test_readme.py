@@ -163,7 +163,7 @@ def test_there_are_commands_in_the_docs() -> None:
 
 
 def launch(words: list[str]) -> None:
-    """What `torchrun` does with these words."""
+    """Run `torchrun` with these words, and require that it succeeds."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", *words]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

@@ -35,7 +35,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "recipe": {"model": "folder", "steps": ()},
     "match": {"teacher": 0, "student": 0},
 }
-"""What each cannot be made without."""
+"""The required fields of each class."""
 KINDS: tuple[Any, ...] = (*METHODS, *STEPS, Match, Workload, Sampling, Conditions, EvaluationConfig, Recipe)
 EVERY = [
     pytest.param(kind, name, hint, id=f"{kind.name}.{name}")

@@ -1,4 +1,4 @@
-"""What pip installs: every module, page and recipe, by a name of its own, and a program that runs."""
+"""pip installs every module, page and recipe, under a name of its own, and a program that runs."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def texts() -> Iterator[Path]:
 
 TEXT = {".py", ".md", ".yaml", ".yml", ".html", ".sh", ".toml", ".txt", ".cff"}
 OTHERS = ("pip install laconic", "laconic[", "pip install 'laconic[")
-"""How pip would be asked for a program of others."""
+"""Commands that would make pip install the program of that name that others published."""
 
 
 def test_nothing_tells_anyone_to_install_the_other_laconic() -> None:

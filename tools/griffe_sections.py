@@ -35,10 +35,19 @@ class Sections(griffe.Extension):
                     _inherit_fields(kind)
 
 
-def _inherit_fields(kind: griffe.Class) -> None:
-    """Add the descriptions of inherited fields to the docstring of a class."""
+def _inherit_fields(kind: griffe.Class) -> set[str]:
+    """Add the descriptions of inherited fields to the docstring of a class.
+
+    Args:
+        kind: the class.
+
+    Returns:
+        The names of its fields and of all inherited ones.
+    """
+    names = {name for name, member in kind.members.items() if member.is_attribute}
     for base in kind.resolved_bases:
         if isinstance(base, griffe.Class) and base.docstring and kind.docstring:
-            _inherit_fields(base)
-            names = [name for name, member in base.members.items() if member.is_attribute]
-            kind.docstring.value = add_fields(kind.docstring.value, base.docstring.value, names)
+            inherited = _inherit_fields(base)
+            kind.docstring.value = add_fields(kind.docstring.value, base.docstring.value, inherited)
+            names |= inherited
+    return names

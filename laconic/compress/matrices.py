@@ -26,10 +26,8 @@ from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationReques
 from laconic.compress.checks import check_dense, check_layers, check_sequential, dense_share, shortfall
 from laconic.compress.replacing import (
     count_routed,
-    finite_weight,
     put_empty_format,
-    replace_layers,
-    replace_stack,
+    replace_group,
     solve_matrices,
 )
 from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups, split_budget
@@ -276,12 +274,8 @@ class Compress(Step):
                 method = plan[group.name]
                 assert method is not None
                 routed |= count_routed(group, solved)
-                if group.stack is None:
-                    problem = solved[group.name]
-                    whole = method.compress(finite_weight(lm, group, problem), problem.stats)
-                    sizes = replace_layers(lm, group, whole, problem)
-                else:
-                    sizes = replace_stack(lm, group, solve_matrices(lm, group, method, solved, last=True), solved)
+                wholes = solve_matrices(lm, group, method, solved, drop_solutions=group.stack is not None)
+                sizes = replace_group(lm, group, wholes, solved)
                 if sizes is None:
                     final_plan[group.name] = None
                 after |= sizes or {}

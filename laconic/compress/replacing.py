@@ -38,7 +38,7 @@ def check_weight(name: str, weight: Tensor) -> None:
 
 
 def solve_matrices(
-    lm: LanguageModel, group: SolveGroup, method: Method, problems: Mapping[str, Problem], last: bool = False
+    lm: LanguageModel, group: SolveGroup, method: Method, problems: Mapping[str, Problem], drop_solutions: bool = False
 ) -> Iterator[Format]:
     """Compress each matrix of a group, one after another.
 
@@ -47,8 +47,8 @@ def solve_matrices(
         group: the group.
         method: the method with its size.
         problems: the problem of each matrix, by name.
-        last: whether the experts of a stack are not solved again. What their method caches for other sizes is then
-            dropped after each of them, so that it need not be in memory for a whole stack.
+        drop_solutions: whether to forget what the method caches for other sizes of a matrix as soon as the matrix is
+            solved, so that it is not in memory for all experts of a stack at once.
 
     Raises:
         UserError: a weight is NaN or infinite.
@@ -56,7 +56,7 @@ def solve_matrices(
     for matrix in group.matrices:
         problem = problems[matrix.name]
         yield method.compress(finite_weight(lm, matrix, problem), problem.stats)
-        if last and group.stack is not None:
+        if drop_solutions:
             problem.stats.clear_solutions()
 
 
@@ -68,31 +68,24 @@ def replace_group(
     Args:
         lm: the model, changed in place.
         group: the layers to replace.
-        wholes: the compressed matrices of the group, as `solve_matrices` yields them.
-        problems: the problems that were solved, by the name of the matrix.
+        wholes: the compressed matrices of the group, as `solve_matrices` yields them: one matrix (Σ out, in) of all
+            layers, or the matrix of each expert. Each is copied before the next one is taken, so that they need not
+            exist together.
+        problems: the problems that were solved, by the name of the matrix. If they have means, the biases are adjusted
+            to remove the mean error.
 
     Returns:
-        As `replace_layers`.
+        The bytes of each layer, or of the stack, afterwards. None if nothing was replaced, because the result is
+            neither smaller than the present one nor has more zeros.
     """
     if group.stack is not None:
-        return replace_stack(lm, group, wholes, problems)
+        return _replace_stack(lm, group, wholes, problems)
     (whole,) = wholes
-    return replace_layers(lm, group, whole, problems[group.name])
+    return _replace_layers(lm, group, whole, problems[group.name])
 
 
-def replace_layers(lm: LanguageModel, group: SolveGroup, whole: Format, problem: Problem) -> dict[str, int] | None:
-    """Replace the layers of a group, which is no stack of experts, by their compressed form.
-
-    Args:
-        lm: the model, changed in place.
-        group: the layers to replace.
-        whole: the compressed matrix of all layers, (Σ out, in).
-        problem: the problem that was solved; if it has means, the biases are adjusted to remove the mean error.
-
-    Returns:
-        The bytes of each layer afterwards. None if nothing was replaced, because the result is neither smaller than the
-        present one nor has more zeros.
-    """
+def _replace_layers(lm: LanguageModel, group: SolveGroup, whole: Format, problem: Problem) -> dict[str, int] | None:
+    """Replace layers by a compressed matrix of all of them, (Σ out, in)."""
     nonzero = _nonzero_in(whole, group)
     if whole.nbytes() >= _stored_nbytes(lm, group) and nonzero >= _nonzero_count(group):
         return None
@@ -105,21 +98,10 @@ def replace_layers(lm: LanguageModel, group: SolveGroup, whole: Format, problem:
     return sizes
 
 
-def replace_stack(
+def _replace_stack(
     lm: LanguageModel, group: SolveGroup, wholes: Iterable[Format], problems: Mapping[str, Problem]
 ) -> dict[str, int] | None:
-    """Replace a stack of experts by its compressed form.
-
-    Args:
-        lm: the model, changed in place.
-        group: the matrices of the stack.
-        wholes: the compressed matrix of each expert. Each is copied before the next one is taken, so that they need not
-            exist together.
-        problems: the problems that were solved, by the name of the matrix; if they have means, the biases are adjusted.
-
-    Returns:
-        The bytes of the stack afterwards; None as in `replace_layers`.
-    """
+    """Replace a stack of experts by the compressed matrix of each expert."""
     nonzero, biases = 0, list[Tensor]()
 
     def take() -> Iterator[Format]:
@@ -164,7 +146,7 @@ def count_routed(group: SolveGroup, problems: Mapping[str, Problem]) -> dict[str
 
 
 def put_empty_format(lm: LanguageModel, group: SolveGroup, method: Method) -> None:
-    """Replace the layers of a group in a model without weights, under the same condition as `replace_layers`.
+    """Replace the layers of a group in a model without weights, under the same condition as `replace_group`.
 
     Args:
         lm: the model on the meta device, changed in place.
@@ -172,8 +154,8 @@ def put_empty_format(lm: LanguageModel, group: SolveGroup, method: Method) -> No
         method: the method with its size.
     """
     rows, columns = group.shape
-    # Earlier pruning may have left different numbers of weights to the experts; their stack has room for the most.
-    nonzero = max(_nonzero_count(matrix) for matrix in group.matrices)
+    # Without weights, each expert of a stack counts as many weights as the one with the most, for which there is room.
+    nonzero = _nonzero_count(group) // group.count
     whole = method.meta_format(group.shape, nonzero if nonzero < rows * columns else None).to(lm.dtype)
     remaining = rows * columns if whole.support is None else whole.count
     if group.stack is not None:
@@ -197,6 +179,9 @@ def _stored_nbytes(lm: LanguageModel, group: SolveGroup) -> int:
 
 def _nonzero_count(group: SolveGroup) -> int:
     """Number of weights that no earlier step has pruned."""
+    first = group.sites[0]
+    if group.stack is not None and first.stack is not None:
+        return first.stack.count
     modules = [(site.module, site.shape) for site in group.sites]
     return sum(
         module.count if isinstance(module, Format) and module.support is not None else shape[0] * shape[1]

@@ -99,8 +99,9 @@ def save_entry(key: str | None, stats: Mapping[str, LayerStats], statistics: boo
         or not (statistics or all(group.solutions for group in stats.values()))
     ):
         return
-    tensors: dict[str, Tensor] = {}
-    contents = {name: _describe(group, statistics, tensors) for name, group in stats.items()}
+    table = _TensorTable()
+    contents = {name: _describe(group, statistics, table) for name, group in stats.items()}
+    tensors = table.tensors
     if not tensors:
         return
 
@@ -119,18 +120,26 @@ def _load(path: Path, device: torch.device, kinds: Iterable[type[Statistic]]) ->
         return {name: _restore(lists, file.get_tensor, by_name) for name, lists in contents.items()}
 
 
-def _describe(stats: LayerStats, statistics: bool, tensors: dict[str, Tensor]) -> dict[str, object]:
-    """Add the tensors of `stats` to `tensors`, and return a JSON description that refers to them by key."""
+class _TensorTable:
+    """Tensors by number; a tensor that several matrices share is in the table, and in the file, once."""
 
-    def add(tensor: Tensor) -> str:
-        # A tensor that several matrices share is written once.
-        number = next((number for number, other in tensors.items() if other is tensor), str(len(tensors)))
-        tensors[number] = tensor
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._numbers: dict[int, str] = {}
+
+    def add(self, tensor: Tensor) -> str:
+        """Add a tensor unless it is in the table, and return its number."""
+        # The table keeps the tensor alive, so no other one gets its id.
+        number = self._numbers.setdefault(id(tensor), str(len(self.tensors)))
+        self.tensors[number] = tensor
         return number
 
-    solutions = [[name, [add(part) for part in parts]] for name, parts in stats.solutions.items()]
+
+def _describe(stats: LayerStats, statistics: bool, table: _TensorTable) -> dict[str, object]:
+    """Add the tensors of `stats` to `table`, and return a JSON description that refers to them by number."""
+    solutions = [[name, [table.add(part) for part in parts]] for name, parts in stats.solutions.items()]
     collected = [
-        [_full_name(type(statistic)), add(statistic.total), statistic.count] for statistic in stats if statistics
+        [_full_name(type(statistic)), table.add(statistic.total), statistic.count] for statistic in stats if statistics
     ]
     return {"solutions": solutions, "statistics": collected, "routed": stats.routed}
 

@@ -129,11 +129,12 @@ def _join_problems(group: SolveGroup, problems: Sequence[Problem]) -> Problem:
 
 def _add_supports(sites: Sequence[Site], stats: Sequence[LayerStats]) -> list[LayerStats]:
     """The statistics with the present pruning masks of the layers; if one layer of a group has a mask, all get one."""
-    if all(site.support is None for site in sites):
+    supports = [site.support for site in sites]
+    if all(support is None for support in supports):
         return [_add_support(layer_stats, None) for layer_stats in stats]
     masks = [
-        torch.ones(site.shape, dtype=torch.bool, device=site.weight().device) if site.support is None else site.support
-        for site in sites
+        torch.ones(site.shape, dtype=torch.bool, device=site.weight().device) if support is None else support
+        for site, support in zip(sites, supports, strict=True)
     ]
     return [_add_support(layer_stats, mask) for layer_stats, mask in zip(stats, masks, strict=True)]
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from laconic.formats.base import Format, copy_bias
@@ -77,6 +77,15 @@ class ExpertStack(nn.Module, ABC):
         Args:
             index: the number of the expert.
         """
+
+    def dense(self, index: int) -> Float[Tensor, "out in"]:
+        """The matrix of one expert, without gradient; where possible it is a view of the stored tensor."""
+        matrix = self.slice(index)
+        return (matrix.dense() if isinstance(matrix, Format) else matrix.weight).detach()
+
+    def support(self, index: int) -> Bool[Tensor, "out in"] | None:
+        """True at weights of one expert that may be nonzero; None if nothing was pruned."""
+        return None
 
     @abstractmethod
     def set_slice(self, index: int, matrix: Format | nn.Module) -> None:
@@ -192,6 +201,9 @@ class DenseExpertStack(ExpertStack):
 
     def product(self, x: Float[Tensor, "pairs in"], routing: Routing) -> Float[Tensor, "pairs out"]:
         return grouped_product(x, self.matrices, routing.offsets)
+
+    def dense(self, index: int) -> Float[Tensor, "out in"]:
+        return self.matrices.detach()[index]
 
     def slice(self, index: int) -> nn.Linear:
         with torch.device("meta"):

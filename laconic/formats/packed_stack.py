@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -125,6 +125,10 @@ class PackedStack(ExpertStack):
         layer = self.slice_without_bias(index)
         layer.set_bias(None if self.bias is None else self.bias.detach()[index])
         return layer
+
+    def support(self, index: int) -> Bool[Tensor, "out in"] | None:
+        kept = self.packed.get("kept_bits")
+        return None if kept is None else unpack_mask(kept.detach()[index], self.shape)
 
     def slice_without_bias(self, index: int) -> PackedCodes:
         """The matrix of one expert on the same bytes."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from laconic.errors import UserError
@@ -101,6 +101,14 @@ class SparseStack(ExpertStack):
             layer = Sparse.from_dense(self.weight.detach()[index], self.mask[index], self.pattern)
         layer.set_bias(None if self.bias is None else self.bias.detach()[index])
         return layer
+
+    def dense(self, index: int) -> Float[Tensor, "out in"]:
+        assert self.weight is not None, "a packed stack must be unpacked first"
+        return self.weight.detach()[index]
+
+    def support(self, index: int) -> Bool[Tensor, "out in"] | None:
+        assert self.mask is not None, "a packed stack must be unpacked first"
+        return self.mask[index]
 
     def product(self, x: Float[Tensor, "pairs in"], routing: Routing) -> Float[Tensor, "pairs out"]:
         assert self.weight is not None, "a packed stack must be unpacked first"

@@ -118,22 +118,22 @@ def _outer_linears(model: PreTrainedModel, anatomy: Anatomy, in_blocks: list[str
     The last one outside the base model gives the predictions; without such a one, the last one after the blocks.
     """
     tables = [path for table in anatomy.embeddings if (path := full_path(model, table.path))]
-    outer: list[tuple[str, nn.Module]] = []
+    outer: dict[str, nn.Module] = {}
+    blocks = frozenset(in_blocks)
+    inside = {*blocks, *tables}
     last = None
     for name, module in model.named_modules():
-        if name in in_blocks:
+        if name in blocks:
             last = None
-        is_inside = any(
-            f"{name}.".startswith(f"{path}.") for path in (*in_blocks, *tables, *(path for path, _ in outer))
-        )
-        if not is_inside and isinstance(module, (Format, Linear)):
-            outer.append((name, module))
+        if isinstance(module, (Format, Linear)) and not _is_inside(name, inside):
+            outer[name] = module
+            inside.add(name)
             last = name
     # Some classes make their head before the base model.
     own = {id(module) for module in model.base_model.modules()}
-    last = next((name for name, module in reversed(outer) if id(module) not in own), last)
+    last = next((name for name, module in reversed(outer.items()) if id(module) not in own), last)
     reads = (anatomy.stacks[-1].reads,)
-    for name, module in outer:
+    for name, module in outer.items():
         role = Role.OUTPUT if name == last else Role.OTHER
         for path, key, linear in find_matrices(module, name, name):
             yield Site(group=Group.HEAD, role=role, input=key, block=None, places=(Place(path, linear, reads),))

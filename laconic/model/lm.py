@@ -220,7 +220,7 @@ class LanguageModel:
         """Bytes on disk of the matrix of one site, whether it is shared or not."""
         module = site.module
         if not isinstance(module, Format):
-            return site.parameter.numel() * self.dtype.itemsize
+            return site.shape[0] * site.shape[1] * self.dtype.itemsize
         return module.nbytes_in(self.dtype)
 
     def sites_to_untie(self, sites: Sequence[Site]) -> list[str]:

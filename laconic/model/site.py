@@ -129,15 +129,27 @@ class Site:
 
     @property
     def module(self) -> nn.Module:
-        """The module at the first place; for the matrix of an expert, that matrix as a linear layer or a format."""
-        place = self.places[0]
-        return place.module if self.stack is None or place.index is None else self.stack.slice(place.index)
+        """The module at the first place; for the matrix of an expert, that matrix as a linear layer or a format.
+
+        A stack of experts makes a new module at each call.
+        """
+        expert = self._expert
+        if expert is None:
+            return self.places[0].module
+        stack, index = expert
+        return stack.slice(index)
 
     @property
     def stack(self) -> ExpertStack | None:
         """The stack that has the matrix of an expert; None for other matrices."""
         module = self.places[0].module
         return module if isinstance(module, ExpertStack) else None
+
+    @property
+    def _expert(self) -> tuple[ExpertStack, int] | None:
+        """The stack that has the matrix of an expert, and the number of the expert; None for other matrices."""
+        stack, index = self.stack, self.places[0].index
+        return None if stack is None or index is None else (stack, index)
 
     @property
     def unit(self) -> str:
@@ -167,12 +179,13 @@ class Site:
     @property
     def matrix_parameter(self) -> str:
         """The name of the parameter that is the matrix, in its module."""
-        return (self.module.matrix_parameter if isinstance(self.module, Format) else None) or "weight"
+        return _matrix_parameter(self.module)
 
     @property
     def parameter(self) -> nn.Parameter:
         """The matrix as the module stores it, which is (in, out) in a Conv1D."""
-        return self.module.get_parameter(self.matrix_parameter)
+        module = self.module
+        return module.get_parameter(_matrix_parameter(module))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -182,23 +195,36 @@ class Site:
     @property
     def support(self) -> Bool[Tensor, "out in"] | None:
         """True at weights that may be nonzero, (out, in); None if nothing was pruned."""
-        return self.module.support if isinstance(self.module, Format) else None
+        if self._expert is not None:
+            stack, index = self._expert
+            return stack.support(index)
+        module = self.places[0].module
+        return module.support if isinstance(module, Format) else None
 
     def weight(self) -> Float[Tensor, "out in"]:
         """The matrix that multiplies the input, without gradient; for an embedding, including its scale."""
-        if isinstance(self.module, Format):
-            return self.module.dense().detach()
+        if self._expert is not None:
+            stack, index = self._expert
+            return stack.dense(index)
+        module = self.places[0].module
+        if isinstance(module, Format):
+            return module.dense().detach()
         weight = self.parameter.detach()
         if self.is_lookup:
             with torch.no_grad():
-                return self.module(torch.arange(len(weight), device=weight.device)).T
-        return weight.T if isinstance(self.module, Conv1D) else weight
+                return module(torch.arange(len(weight), device=weight.device)).T
+        return weight.T if isinstance(module, Conv1D) else weight
 
     def bias(self) -> Tensor | None:
         """The bias (out,), or None."""
-        if isinstance(self.module, Format):
-            return self.module.bias
-        return dict(self.module.named_parameters(recurse=False)).get("bias")
+        module = self.module
+        if isinstance(module, Format):
+            return module.bias
+        return dict(module.named_parameters(recurse=False)).get("bias")
+
+
+def _matrix_parameter(module: nn.Module) -> str:
+    return (module.matrix_parameter if isinstance(module, Format) else None) or "weight"
 
 
 def matrix_shape(module: nn.Module) -> tuple[int, int]:

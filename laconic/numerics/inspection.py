@@ -17,6 +17,7 @@ states on the same rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,7 @@ CHUNK = 2**22
 """Entries that are processed at a time."""
 
 
+@cache
 def _edges(device: torch.device) -> Float[Tensor, " edges"]:
     # Python's powers of ten equal its literals; torch's may differ in the last digit.
     exponents = range(SMALLEST * PER_DECADE, LARGEST * PER_DECADE + 1)

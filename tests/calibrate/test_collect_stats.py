@@ -1,4 +1,4 @@
-"""What a pass over the data leaves known, on every architecture, against forward and backward passes by hand."""
+"""Statistics of a pass over the data equal those of forward and backward passes by hand, on every architecture."""
 
 import pytest
 import torch

@@ -70,7 +70,7 @@ def measure(lm: LanguageModel, data: list[dict[str, Tensor]]) -> dict[str, Layer
 
 
 def apply_gate(module: Any, z: Tensor) -> Tensor:
-    """What transformers' module of experts does between its two products."""
+    """The activation of transformers' module of experts, between its two products."""
     return module._apply_gate(z)
 
 

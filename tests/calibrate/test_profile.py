@@ -1,4 +1,4 @@
-"""Where the time of a pass goes, on a clock that counts multiplications."""
+"""Profiles of a pass, on a clock that counts multiplications."""
 
 from itertools import count
 

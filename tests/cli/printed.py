@@ -1,4 +1,4 @@
-"""What a verb prints, and the sentence of one that refuses."""
+"""The output of a verb, and the sentence of its error."""
 
 import json
 

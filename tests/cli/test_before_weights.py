@@ -1,4 +1,4 @@
-"""What is wrong with rows, and with what reads them, is told before weights are loaded, in every verb that takes data.
+"""Mistakes in rows and tokenizers are reported before weights are loaded, in every verb that takes data.
 
 The model's weights are NaN: a verb that had loaded them would speak of those.
 """

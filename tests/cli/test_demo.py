@@ -39,7 +39,7 @@ def small() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def output(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one such demo wrote."""
+    """The folder that one such demo wrote."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
     assert status(["demo", "-o", str(folder), "--json"]) == 0
     return folder

@@ -1,4 +1,4 @@
-"""What the structure of an unknown architecture showed is one line on stderr, and the verb goes on."""
+"""The notice about an unknown architecture is one line on stderr, and the verb goes on."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Where an output can be is tried before any work."""
+"""The place of an output is tried before any work."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What needs no model is answered without the libraries that take seconds to import; what is said stays the same."""
+"""Commands that need no model do not import the slow libraries, and print the same as with them."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""How far long work is: a line now and then where stderr is no terminal, with the time left once there is a basis."""
+"""Progress of long work on a stderr that is no terminal: a line now and then, with the time left once it is known."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO

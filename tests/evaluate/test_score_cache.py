@@ -123,7 +123,7 @@ def test_only_what_is_asked_for_is_kept(tasks: list[str], cache: Path):
 
 
 def works(lm_name: str = "gpt2", judge: Perplexity | None = None, corpus: Corpus = CORPUS, seed: int = 0) -> list[str]:
-    """What has to be done to judge a model."""
+    """The names of the work that judging a model takes, without what is cached."""
     told, lm = Told(), with_tokenizer(lm_name)
     torch.manual_seed(seed)
     lm.model.get_parameter("transformer.ln_f.bias").data += 0.5 * seed

@@ -30,7 +30,7 @@ def that_stops(name: str) -> LanguageModel:
 
 @torch.no_grad()
 def decoded(lm: LanguageModel, source: str) -> str | None:
-    """What the model writes, token by token and alone; None where it does not end."""
+    """The text that the model generates greedily for one source; None if it does not end."""
     tokenizer, config = lm.tokenizer, lm.model.config
     assert tokenizer is not None
     ids, written = tokenizer(source, return_tensors="pt")["input_ids"], [config.decoder_start_token_id]

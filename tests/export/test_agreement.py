@@ -1,4 +1,4 @@
-"""What two models are compared on before one of them is kept."""
+"""The inputs on which an exported model is compared with the original."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What is exported of a folder of sentence-transformers makes the vectors that the folder declares."""
+"""The exported model of a sentence-transformers folder makes the vectors that the folder declares."""
 
 from pathlib import Path
 from typing import Any

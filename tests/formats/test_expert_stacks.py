@@ -78,6 +78,18 @@ def format_of(stack: ExpertStack, index: int) -> Format:
     return format
 
 
+@every_kind
+def test_the_matrix_of_an_expert_is_that_of_its_slice(kind: str) -> None:
+    stack = stack_formats(formats_of(kind), EXPERTS)
+    for index in range(EXPERTS):
+        layer, support = format_of(stack, index), stack.support(index)
+        assert torch.equal(stack.dense(index), layer.dense())
+        if layer.support is None:
+            assert support is None
+        else:
+            assert support is not None and torch.equal(support, layer.support)
+
+
 def bias_of(module: nn.Module) -> Tensor:
     bias = module.bias
     assert isinstance(bias, Tensor)

@@ -1,4 +1,4 @@
-"""What a format stores, moved to the least squares that its zeros, codes and rank allow."""
+"""Refitted formats have the least squared error that their zeros, codes and rank allow."""
 
 import pytest
 import torch

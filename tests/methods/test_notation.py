@@ -1,4 +1,4 @@
-"""How methods are written, and the one sentence for each way of writing one wrong."""
+"""The notation of methods, and the error for each mistake in it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is said of pruning methods alone: whose zeros, how many, which first, and what becomes of the rest."""
+"""Pruning methods: the number of zeros, their order, and the update of the other weights."""
 
 from dataclasses import replace
 

@@ -114,7 +114,7 @@ def test_sparsegpt_fits_what_its_sweep_keeps_for_the_whole_row(size: dict[str, f
 
 @pytest.mark.parametrize("within", ["matrix", "row"])
 def test_sparsegpt_counts_the_zeros_of_a_block_by_what_its_columns_cost_from_left_to_right(within: str) -> None:
-    """What is to the left of a column no longer moves, so [H^{-1}]_jj is that of the columns from j on."""
+    """The columns left of column j are final, so [H^{-1}]_jj is that of the columns from j on."""
     matrix = case("counts", (20, 300), tokens=400)
     C = matrix.stats[InputCovariance].matrix.double()
     H = C + 0.01 * C.diagonal().mean() * torch.eye(300, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What is particular to a method that solves every size for itself."""
+"""WLRA, which solves for every size separately."""
 
 import pytest
 import torch

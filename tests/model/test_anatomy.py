@@ -1,4 +1,4 @@
-"""What an entry says of fused matrices is how the model reads them."""
+"""The layout of fused matrices in an entry equals the way in which the model splits them."""
 
 import pytest
 import torch

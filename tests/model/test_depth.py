@@ -57,7 +57,7 @@ def skip(module: nn.Module, calls: set[int]) -> Callable[[], None]:
 
 
 def skipping(lm: LanguageModel, layers: Layers, indices: set[int]) -> torch.Tensor:
-    """What the model says when those layers are passed by."""
+    """The outputs of the model when its forward pass skips those layers."""
     calls: dict[str, set[int]] = {}
     for index in indices:
         path = layers.paths[index]

@@ -1,4 +1,4 @@
-"""Where a model lets some tokens attend to all others, it is the first one: predicted, generated and timed alike."""
+"""The first token has global attention in predictions, generation and timing, if a model has global attention."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which tensors a model's matrices read: the same where a site says so, and rows of the tokens that it says."""
+"""Sites with the same input key read one tensor, whose rows belong to the tokens that the site names."""
 
 from collections.abc import Callable
 from itertools import cycle
@@ -16,7 +16,7 @@ every_architecture = pytest.mark.parametrize(
 
 
 def inputs_of(lm: LanguageModel, sites: list[Site]) -> dict[str, list[torch.Tensor]]:
-    """What each site reads when the model runs a batch, call by call."""
+    """The inputs of each site in one forward pass, one tensor for each call."""
     seen: dict[str, list[torch.Tensor]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

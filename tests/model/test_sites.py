@@ -1,4 +1,4 @@
-"""What can be compressed is found, in forward order, as (out, in), whatever holds it."""
+"""Matrices that can be compressed are found in forward order as (out, in), in whatever module they are."""
 
 from collections import Counter
 

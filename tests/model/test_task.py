@@ -1,4 +1,4 @@
-"""What a model predicts, by its class and its problem type."""
+"""The task of a model follows from its class and its problem type."""
 
 from pathlib import Path
 from typing import Any

@@ -18,7 +18,7 @@ def random(m: int, n: int) -> torch.Tensor:
 
 
 def error(W: torch.Tensor, V: torch.Tensor, h: torch.Tensor | None = None, bits: int = 3) -> torch.Tensor:
-    """What the search makes least, of every row: squares weighted by h, or with what lies along the row besides.
+    """The error of every row that the search minimises: squares weighted by h, or squares and an extra term along W.
 
     A zero of W is one that was pruned.
     """

@@ -165,7 +165,7 @@ def write_study(folder: Path, original: Path) -> None:
 
 
 def write_printed(folder: Path, original: Path) -> None:
-    """What the verbs print as JSON, and `inspect` writes."""
+    """Write the JSON that the verbs print, and the files of `inspect`."""
     folder.mkdir()
     commands = {
         "compress": ["compress", "original", "--method", "rtn:bits=4,group_size=8", "-o", "small"],

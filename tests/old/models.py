@@ -1,4 +1,4 @@
-"""What is saved of the smallest models, one for each way in which a folder says what is in it."""
+"""The smallest models to store, one for each way in which a folder describes its content."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,13 +68,13 @@ def t5_of_four_heads(blocks: int) -> PreTrainedModel:
 
 
 def gemma2(blocks: int) -> PreTrainedModel:
-    """Where a norm without a bias is the last of a block."""
+    """A model whose blocks end with a norm without a bias."""
     sizes = {**ENCODER, "num_hidden_layers": blocks, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 4}
     return hf.Gemma2ForCausalLM(hf.Gemma2Config(**sizes, **TOKENS))
 
 
 def mixtral(blocks: int) -> PreTrainedModel:
-    """Whose feed-forwards are four experts each."""
+    """A model whose feed-forwards are four experts each."""
     sizes = {**ENCODER, "num_hidden_layers": blocks, "num_key_value_heads": 1, "head_dim": 8}
     return hf.MixtralForCausalLM(hf.MixtralConfig(**sizes, **TOKENS, num_local_experts=4, num_experts_per_tok=2))
 
@@ -179,7 +179,7 @@ def batch_for(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def data_for(lm: LanguageModel) -> Calibration:
-    """What the steps are calibrated on."""
+    """The calibration data of the steps."""
     generator = torch.Generator().manual_seed(1)
     batches = []
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""What is stored of each version, and how it is read."""
+"""The models that are stored for each version, and the functions that read them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """What it computes; codes are decoded, since which kernel multiplies by them depends on the machine."""
+    """The logits of the model; codes are decoded first, because the kernels for codes differ between machines."""
     with ExitStack() as stack:
         for part in model.modules():
             if isinstance(part, (PackedCodes, PackedStack)):
@@ -42,7 +42,7 @@ def logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def vectors(lm: LanguageModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """What a model of sentences makes of each row."""
+    """The vector that a sentence encoder makes of each row."""
     assert lm.pipeline is not None
     return lm.pipeline(lm.model(**batch)[0], batch["attention_mask"])
 

@@ -1,4 +1,4 @@
-"""Where a training is kept: a killed one goes on, a finished one is not done again, one of a pair waits."""
+"""Checkpoints of training: a killed run continues, a finished one is not repeated, and one of two waits."""
 
 import threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a student can be taught by, layer by layer; students of all kinds; recipes with both."""
+"""Distillation layer by layer, students of all kinds, and recipes with both."""
 
 import json
 from dataclasses import replace

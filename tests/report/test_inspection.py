@@ -1,4 +1,4 @@
-"""What is told of a model's weights is what they are: nothing twice, nothing left out, whatever form they have."""
+"""Reports on weights count each of them once, in every format."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is seen of models of which nothing is known but their structure: pictures, and words on what is missing."""
+"""Reports on models that laconic knows only by their structure: figures, and sentences on what is missing."""
 
 from pathlib import Path
 

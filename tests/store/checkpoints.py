@@ -75,7 +75,7 @@ def job(checkpoint: Checkpoint, auto: str | None = None, dtype: str | None = Non
 
 @torch.no_grad()
 def hidden(model: PreTrainedModel) -> Tensor:
-    """What AutoModel of the same checkpoint computes: the last hidden states."""
+    """The last hidden states, which AutoModel of the same checkpoint returns."""
     batch = batch_for(model)
     if model.base_model is not model:
         return model.base_model(**batch)[0]

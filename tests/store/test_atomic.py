@@ -1,4 +1,4 @@
-"""Where an output can be is known before any work, whoever asks: permissions alone do not tell it of every place."""
+"""An output folder is tried before any work, because permissions alone do not tell whether a file can be written."""
 
 import os
 import re
@@ -61,7 +61,7 @@ def test_a_name_that_no_checkpoint_can_have_is_refused(here: Path, check: Check,
 @BOTH
 @pytest.mark.parametrize("model", ["", " ", "a\0b", "\ud800"])
 def test_a_name_that_no_model_has_is_no_folder_around_the_output(here: Path, check: Check, model: str) -> None:
-    """What is wrong with the name is told where the model is looked for."""
+    """The check of the output accepts these names; the search for the model reports them."""
     assert check(Path("new"), model) == Path("new")
 
 

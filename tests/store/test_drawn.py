@@ -89,7 +89,11 @@ def is_done(lm: LanguageModel, step: Step) -> bool:
 
 
 def saved_or_refused(model: PreTrainedModel, chain: Chain, random: Random, folder: Path) -> list[bool]:
-    """Which of the steps lie in the folder, where there is one; then a reader has what was in memory."""
+    """Save the model after the steps of a chain, and require that the reloaded model equals it.
+
+    Returns:
+        For each step, whether it changed the model; empty if a step or the saving was refused.
+    """
     done = []
     try:
         lm = LanguageModel.of(model)

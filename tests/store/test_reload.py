@@ -1,4 +1,4 @@
-"""What is saved is what is loaded: in another process, with every Auto class, to the last bit."""
+"""Saved models reload bit by bit, in another process and with every Auto class."""
 
 import json
 from pathlib import Path

@@ -36,7 +36,7 @@ def records(place: Path) -> dict[str, Any]:
 
 
 def figures(place: Path) -> dict[str, Any]:
-    """What does not hang on the clock."""
+    """The records of a study without the entries that depend on the clock."""
     timed = ("seconds", "finished", "statistics", "workers", "machine")
     found = records(place)
     return {key: {name: found[key][name] for name in found[key] if name not in timed} for key in found}

@@ -45,9 +45,6 @@ class Asvd(TruncationMethod):
     decomposition is exact.
 
     Args:
-        rank: rank of every matrix, at most its smaller side; in place of `keep`.
-        rank_ratio: rank as a fraction of the smaller side of each matrix; in place of `keep`.
-        multiple: ranks that follow from `keep` are multiples of it; matrix kernels run fastest on multiples of 8.
         alpha: exponent of the mean activations; 0.5 as in the paper. Near 0 the method is plain SVD.
 
     Reference:

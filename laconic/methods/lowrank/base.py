@@ -130,11 +130,6 @@ class TruncationMethod(LowRankMethod):
 
     A subclass defines `components`. The expansion is computed once for a matrix and serves every rank.
 
-    Args:
-        rank: rank of every matrix, at most its smaller side; in place of `keep`.
-        rank_ratio: rank as a fraction of the smaller side of each matrix; in place of `keep`.
-        multiple: ranks that follow from `keep` are multiples of it; matrix kernels run fastest on multiples of 8.
-
     Example:
         >>> from laconic.methods import Svd
         >>> stats = LayerStats()

@@ -18,11 +18,6 @@ class Drone(TruncationMethod):
     Minimises ‖(W − Ŵ) X‖_F over rank r, X the calibration inputs. With U_r the leading eigenvectors of W C W^T,
     C = E[x x^T], the solution is Ŵ = U_r U_r^T W. C is never inverted and may be singular.
 
-    Args:
-        rank: rank of every matrix, at most its smaller side; in place of `keep`.
-        rank_ratio: rank as a fraction of the smaller side of each matrix; in place of `keep`.
-        multiple: ranks that follow from `keep` are multiples of it; matrix kernels run fastest on multiples of 8.
-
     Reference:
         P. Chen et al., "DRONE: Data-aware Low-rank Compression for Large NLP Models", NeurIPS 2021, theorem 1; in the
         projection form of Swift-SVD, 2026, theorem 3.1.

@@ -44,11 +44,6 @@ class Fwsvd(TruncationMethod):
     Minimises Σ_ij Î_j (W − Ŵ)_ij² with Î_j = Σ_i Φ_ij by Ŵ = SVD_r(W D) D^{-1}, D = diag(√Î). The paper writes Z = X W,
     so its rows are the columns here.
 
-    Args:
-        rank: rank of every matrix, at most its smaller side; in place of `keep`.
-        rank_ratio: rank as a fraction of the smaller side of each matrix; in place of `keep`.
-        multiple: ranks that follow from `keep` are multiples of it; matrix kernels run fastest on multiples of 8.
-
     Reference:
         Y.-C. Hsu et al., "Language model compression with weighted low-rank factorization", ICLR 2022, arXiv
         2207.00112, equations 6 to 8.

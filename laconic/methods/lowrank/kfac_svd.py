@@ -24,9 +24,6 @@ class KfacSvd(TruncationMethod):
     outputs, by Ŵ = F^{-1/2} SVD_r(F^{1/2} W C^{1/2}) C^{-1/2}. Only one root is taken, on the smaller side of W.
 
     Args:
-        rank: rank of every matrix, at most its smaller side; in place of `keep`.
-        rank_ratio: rank as a fraction of the smaller side of each matrix; in place of `keep`.
-        multiple: ranks that follow from `keep` are multiples of it; matrix kernels run fastest on multiples of 8.
         shrink: F is shrunk towards the identity times its mean diagonal by this fraction, as it is estimated from few
             predictions.
 

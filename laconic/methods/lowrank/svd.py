@@ -16,11 +16,6 @@ class Svd(TruncationMethod):
 
     Ŵ = U_r S_r V_r^T minimises ‖W − Ŵ‖_F over matrices of rank r.
 
-    Args:
-        rank: rank of every matrix, at most its smaller side; in place of `keep`.
-        rank_ratio: rank as a fraction of the smaller side of each matrix; in place of `keep`.
-        multiple: ranks that follow from `keep` are multiples of it; matrix kernels run fastest on multiples of 8.
-
     Reference:
         C. Eckart, G. Young, "The approximation of one matrix by another of lower rank", Psychometrika 1936.
 

@@ -28,9 +28,6 @@ class Wlra(LowRankMethod):
     does not follow from that of another, so every rank is solved separately.
 
     Args:
-        rank: rank of every matrix, at most its smaller side; in place of `keep`.
-        rank_ratio: rank as a fraction of the smaller side of each matrix; in place of `keep`.
-        multiple: ranks that follow from `keep` are multiples of it; matrix kernels run fastest on multiples of 8.
         solver: `em` (expectation-maximization), EM accelerated by `nesterov` or `anderson`, or `als` (alternating
             least squares), which is slower at high rank.
         iterations: at most this many; it stops early at convergence.

@@ -164,7 +164,6 @@ class UnstructuredPruning(PruningMethod):
     A subclass defines `scores`. One that also changes the weights it keeps overrides `solver`.
 
     Args:
-        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
         pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
         within: compare scores within the whole `matrix`, or within each `row` (output).
         cap: largest sparsity of any one matrix where one budget is shared by several.

@@ -29,12 +29,6 @@ class Magnitude(UnstructuredPruning):
 
     The score is |w|, as in torch.nn.utils.prune's `l1_unstructured`.
 
-    Args:
-        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
-        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
-        within: compare scores within the whole `matrix`, or within each `row` (output).
-        cap: largest sparsity of any one matrix where one budget is shared by several.
-
     Reference:
         S. Han, J. Pool, J. Tran, W. Dally, "Learning both Weights and Connections for Efficient Neural Networks",
         NeurIPS 2015, arXiv 1506.02626.
@@ -61,10 +55,6 @@ class Random(UnstructuredPruning):
     one matrix always gets the same mask, two matrices of one shape get different ones.
 
     Args:
-        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
-        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
-        within: compare scores within the whole `matrix`, or within each `row` (output).
-        cap: largest sparsity of any one matrix where one budget is shared by several.
         seed: seed of the random scores.
 
     Example:
@@ -133,8 +123,6 @@ class LnStructured(StructuredPruning):
     """Prunes the rows or columns of the smallest norm; reads no data.
 
     Args:
-        sparsity: the fraction of rows or columns that are pruned; in place of `keep`.
-        dim: 0 for rows (outputs), 1 for columns (inputs).
         n: the order of the norm: 1, 2 or `inf`.
 
     Reference:
@@ -161,8 +149,6 @@ class RandomStructured(StructuredPruning):
     """Prunes random rows or columns; reads no data.
 
     Args:
-        sparsity: the fraction of rows or columns that are pruned; in place of `keep`.
-        dim: 0 for rows (outputs), 1 for columns (inputs).
         seed: seed of the choice. It is drawn from the seed and the content of the matrix, so that two matrices of one
             shape lose different rows.
 

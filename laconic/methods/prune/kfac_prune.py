@@ -47,10 +47,6 @@ class KfacPrune(UnstructuredPruning):
     """Prunes by the Kronecker-factored curvature, then fits the kept weights by least squares.
 
     Args:
-        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
-        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
-        within: compare scores within the whole `matrix`, or within each `row` (output).
-        cap: largest sparsity of any one matrix where one budget is shared by several.
         score: estimate of what a weight's removal costs: `obd` with the others unchanged, `obs` with all others
             adjusted, `partial` with those adjusted that stay.
         gradients: use the Fisher information F of the outputs; without it F is the identity.

@@ -34,10 +34,6 @@ class SparseGpt(UnstructuredPruning):
     weights z of each row are then fitted once more, to minimise (w − z)^T H (w − z).
 
     Args:
-        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
-        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
-        within: compare scores within the whole `matrix`, or within each `row` (output).
-        cap: largest sparsity of any one matrix where one budget is shared by several.
         damping: λ as a fraction of the mean of diag C.
         gradients: weight the scores of the rows by the Fisher information of their outputs, to compare rows.
         refit: fit the kept weights of each row again after the sweep; without it the method is that of the paper.

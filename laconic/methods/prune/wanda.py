@@ -22,10 +22,6 @@ class Wanda(UnstructuredPruning):
     too.
 
     Args:
-        sparsity: fraction of zeros in every matrix, those of an earlier step included; in place of `keep`.
-        pattern: `N:M`, keep N weights of every M consecutive inputs, such as 2:4; in place of a sparsity.
-        within: compare scores within the whole `matrix`, or within each `row` (output).
-        cap: largest sparsity of any one matrix where one budget is shared by several.
         gradients: weight the rows by the Fisher information F_ii of their outputs, as optimal brain damage does. It is
             the same for all weights of a row, so it matters only where `within` is matrix.
 

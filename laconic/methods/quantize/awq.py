@@ -26,10 +26,6 @@ class Awq(AffineQuantization):
     `awq-scale` folds it into the preceding norm or matrix where possible.
 
     Args:
-        bits: bits of each code; in place of `keep`.
-        group_size: columns of a row that share a scale; `channel` for a whole row, `tensor` for the whole matrix.
-        symmetric: the zero point is fixed at 2^(b−1); a negative scale puts the one extra value on the positive side.
-        clip: search for the range of each group; otherwise it spans all of the group's weights.
         gradients: weight the outputs by their Fisher information F in the predicted loss.
 
     Reference:

@@ -102,13 +102,6 @@ class Gptq(FeedbackQuantization):
     occur together, so nothing can compensate, and it is rounded as `rtn` does.
 
     Args:
-        bits: bits of each code; in place of `keep`.
-        group_size: columns of a row that share a scale; `channel` for a whole row, `tensor` for the whole matrix.
-        symmetric: the zero point is fixed at 2^(b−1); a negative scale puts the one extra value on the positive side.
-        clip: search for the range of each group; otherwise it spans all of the group's weights.
-        sparsity: fraction of zeros in the result, those of an earlier step included.
-        pattern: `N:M`, keep N weights of every M consecutive inputs, in place of a sparsity.
-        damping: added to the diagonal of C, as a fraction of its mean.
         act_order: round columns in the order of diag C, largest first; otherwise from left to right.
 
     Reference:

@@ -34,7 +34,6 @@ class KMeans(QuantizationMethod):
     fixed codes (`laconic.numerics.kmeans`).
 
     Args:
-        bits: bits of each code; in place of `keep`.
         group_size: weights that share a table of values: `channel` (a row), `tensor`, or a number of columns of a row;
             small groups have tables that cost more than the codes.
         weights: the importance of each weight's squared error: `fisher` (Φ as measured), `moments` (F_ii C_jj) or

@@ -22,12 +22,6 @@ class Rtn(AffineQuantization):
     error alone would clip so much that whole matrices shrink. So error along the weights counts twice, and from 4 bits
     on a range is narrowed only where that saves 30 % of the error (`laconic.numerics.grid`).
 
-    Args:
-        bits: bits of each code; in place of `keep`.
-        group_size: columns of a row that share a scale; `channel` for a whole row, `tensor` for the whole matrix.
-        symmetric: the zero point is fixed at 2^(b−1); a negative scale puts the one extra value on the positive side.
-        clip: search for the range of each group; otherwise it spans all of the group's weights.
-
     Reference:
         The baseline of E. Frantar et al., "GPTQ", ICLR 2023, arXiv 2210.17323; clipping: J. Lin et al., "AWQ", MLSys
         2024, arXiv 2306.00978, section 5.1.

@@ -30,13 +30,6 @@ class Yaqa(FeedbackQuantization):
     compensated only within each column; where F is diagonal, as for a wide head, the method is `gptq`.
 
     Args:
-        bits: bits of each code; in place of `keep`.
-        group_size: columns of a row that share a scale; `channel` for a whole row, `tensor` for the whole matrix.
-        symmetric: the zero point is fixed at 2^(b−1); a negative scale puts the one extra value on the positive side.
-        clip: search for the range of each group; otherwise it spans all of the group's weights.
-        sparsity: fraction of zeros in the result, those of an earlier step included.
-        pattern: `N:M`, keep N weights of every M consecutive inputs, in place of a sparsity.
-        damping: added to the diagonal of C, as a fraction of its mean.
         shrink: F is shrunk towards the identity times its mean diagonal by this fraction.
 
     Reference:

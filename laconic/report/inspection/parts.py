@@ -136,7 +136,8 @@ def measure_parts(lm: LanguageModel) -> ModelParts:
     """
     matrices: list[tuple[Site, MatrixSize]] = []
     for site in lm.sites(("all",)):
-        sparsity = 1 - int(site.parameter.count_nonzero()) / max(site.parameter.numel(), 1)
+        parameter = site.parameter
+        sparsity = 1 - int(parameter.count_nonzero()) / max(parameter.numel(), 1)
         group, nbytes = site.group.value, lm.site_nbytes(site)
         matrix = MatrixSize(name=site.name, group=group, shape=site.shape, nbytes=nbytes, sparsity=sparsity)
         matrices.append((site, matrix))
@@ -189,10 +190,13 @@ def _part_size(group: Group, matrices: Sequence[tuple[Site, MatrixSize]], counte
         name=group.value,
         sites=len(matrices),
         shapes=tuple(dict.fromkeys("{} × {}".format(*matrix.shape) for _, matrix in matrices)),
-        # A format knows how many values it stores; pruned weights are not stored.
-        parameters=sum(
-            site.module.count if isinstance(site.module, Format) else site.parameter.numel() for site, _ in uncounted
-        ),
+        parameters=sum(_stored_count(site) for site, _ in uncounted),
         nbytes=sum(matrix.nbytes for _, matrix in uncounted),
         sparsity=zeros / entries if entries else None,
     )
+
+
+def _stored_count(site: Site) -> int:
+    """The number of stored weights of a matrix; pruned weights are not stored."""
+    module = site.module
+    return module.count if isinstance(module, Format) else site.shape[0] * site.shape[1]

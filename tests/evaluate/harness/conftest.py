@@ -52,7 +52,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def hub(dataset: str) -> DatasetDict:
-    """What the hub has under this name, with a split to train on."""
+    """A stand-in for the hub's data set of this name, with a training split."""
     rows = {
         "aps/super_glue": [
             {"question": question, "passage": f"{title} -- {passage}", "idx": at, "label": int(answer)}

@@ -49,7 +49,7 @@ def facts(rows: int, seed: int = 0) -> Corpus:
 
 @torch.no_grad()
 def logits_at_the_gap(lm: LanguageModel, sentence: str) -> torch.Tensor:
-    """What the model says there, worked out by hand from the ids of words."""
+    """The logits of the model at the gap, computed by hand from the ids of words."""
     assert lm.tokenizer is not None
     number, config = lm.tokenizer.get_vocab(), lm.model.config
     special = {name: number.get(name) for name in ("<s>", "</s>", "<mask>", *SENTINELS)}

@@ -1,4 +1,4 @@
-"""What is no model is one sentence, whatever it is."""
+"""A folder or file that is no model gives one sentence as its error."""
 
 import json
 import os

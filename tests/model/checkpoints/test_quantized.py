@@ -1,4 +1,4 @@
-"""What another library quantized is read as the numbers that its codes stand for, or refused by name."""
+"""The codes of models that another library quantized are decoded, or the library is refused by name."""
 
 import copy
 import json

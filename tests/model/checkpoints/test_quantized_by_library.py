@@ -1,4 +1,4 @@
-"""What a library quantized, and only it can read, is read through it: compressed-tensors, bitsandbytes, torchao."""
+"""Quantized models that only their own library can read: compressed-tensors, bitsandbytes, torchao."""
 
 import sys
 from pathlib import Path

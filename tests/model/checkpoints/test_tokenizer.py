@@ -57,7 +57,7 @@ def test_damaged(folder: Path, name: str, content: bytes, sentence: str, capsys:
 
 
 def test_of_a_later_version(folder: Path) -> None:
-    """What the package tokenizers cannot read it tells by a bare Exception."""
+    """The package tokenizers raises a bare Exception for a file that it cannot read."""
     file = folder / "tokenizer.json"
     said = json.loads(file.read_text())
     file.write_text(json.dumps({**said, "model": {"type": "OfTomorrow"}}))

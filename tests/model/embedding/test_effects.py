@@ -1,4 +1,4 @@
-"""What a folder declares of its vectors reaches whatever asks for predictions, sizes, hashes or another model."""
+"""The modules that a folder declares after its model count in predictions, sizes, hashes and saved models."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What sentence-transformers declares and laconic does not compute is one sentence, before any weight is read."""
+"""Modules of sentence-transformers that laconic does not compute are refused before any weight is read."""
 
 import json
 import os

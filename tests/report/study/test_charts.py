@@ -1,4 +1,4 @@
-"""Which charts a study has, what is drawn in them, and the Pareto front."""
+"""The charts of a study: their number, their content, and the Pareto front."""
 
 from xml.etree import ElementTree
 

@@ -1,4 +1,4 @@
-"""What the page says in sentences, and what became of the matrices."""
+"""The sentences of the page, and its part on the matrices."""
 
 from laconic.report.study.charts import charts
 from laconic.report.study.narrative import failures, findings, paragraphs, to_list_text
