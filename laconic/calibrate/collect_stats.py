@@ -66,10 +66,13 @@ class Calibration:
         Args:
             label: the text of the progress bar.
         """
+        yield from self.track(self.shares(), label)
+
+    def shares(self) -> list[tuple[Batch, torch.Generator]]:
+        """This process's share of the batches, as `share` yields them, without progress."""
         seeds = torch.randint(2**32, (len(self.batches),), generator=torch.Generator().manual_seed(self.seed))
         mine = processes.shard(list(zip(self.batches, seeds.tolist(), strict=True)))
-        for batch, seed in self.track(mine, label):
-            yield batch, torch.Generator().manual_seed(seed)
+        return [(batch, torch.Generator().manual_seed(seed)) for batch, seed in mine]
 
 
 ENUMERATED_UP_TO = 4

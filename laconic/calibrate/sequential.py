@@ -172,7 +172,7 @@ class _SequentialPass:
             if not sites:
                 continue
             # Not a generator: both streams have to enter.
-            if not all([stream.enter([_module(stream, path) for path in paths]) for stream in self.streams]):
+            if not all([stream.enter(paths) for stream in self.streams]):
                 for path in paths:
                     yield _Piece([site for site in sites if site.block == path])
                 continue

@@ -1,233 +1,117 @@
-"""Run the blocks of a model one after another over all batches, with arguments captured once.
+"""Run the blocks of a model one after another over all batches.
 
-Each model class passes its own arguments (masks, position embeddings) to its blocks. To learn them, the model runs once
-for each batch up to the last block, and the arguments of every block are captured. Blocks are replaced by an identity
-in this run if the arguments do not depend on their outputs. T5 computes its position bias in the first block, so that
-block runs; if the arguments depend on further blocks, all blocks run.
+The hidden states of all batches are kept at one place, the inputs of the current block: in memory, or in files if the
+weights of the model are on loan (`LanguageModel.on_loan`). A stack that has run to its end is not run again: whatever
+follows it (a decoder, the head) runs with stand-ins in place of its blocks, the last of which returns what the stack
+returned.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
-from laconic.calibrate.activation_capture import RunEnded
+from laconic.calibrate.block_calls import (
+    BlocksToRun,
+    Call,
+    blocks_to_run,
+    capture_inputs,
+    hidden_states_of,
+    skip_blocks,
+)
+from laconic.calibrate.spill import HiddenStates
 from laconic.formats import PackedCodes
 from laconic.formats.packed_stack import PackedStack
-from laconic.model import Batch, LanguageModel, predict
+from laconic.model import Batch, LanguageModel, Predictions, predict
 
 
 @dataclass(frozen=True)
-class Call:
-    """The arguments of one block for one batch, without the hidden states.
+class FinishedStack:
+    """A stack whose blocks have run on all batches.
 
     Args:
-        args: positional arguments; None in place of the hidden states and of caches.
-        kwargs: keyword arguments, likewise.
+        blocks: its blocks.
+        needed: the form of their outputs.
+        states: the hidden states that the last block returned.
     """
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @classmethod
-    def from_arguments(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
-        """Build a `Call` from the arguments that a forward hook received."""
-        hidden = _read(args, kwargs)
-        # With a cache, a second run would append the keys of every token again.
-        kept = [None if isinstance(value, Cache) or value is hidden else value for value in (*args, *kwargs.values())]
-        return cls(tuple(kept[: len(args)]), dict(zip(kwargs, kept[len(args) :], strict=True)))
-
-    def run(self, block: nn.Module, hidden: Tensor) -> Any:
-        """Call `block` with these arguments and the given hidden states, and return its output."""
-        if "hidden_states" in self.kwargs:
-            return block(*self.args, **{**self.kwargs, "hidden_states": hidden})
-        return block(hidden, *self.args[1:], **self.kwargs)
-
-
-def hidden_states_of(output: Any) -> Tensor:
-    """Return the hidden states in the output of a block: the output itself, or the first entry of a tuple."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-def capture_inputs(
-    lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch, needed: "BlocksToRun"
-) -> tuple[Tensor, list[Call]]:
-    """Capture the arguments of all blocks of a stack for one batch.
-
-    Args:
-        lm: the model.
-        blocks: the blocks of the stack, in the order in which they run.
-        batch: the batch, on the model's device.
-        needed: which blocks must really run, from `blocks_to_run`.
-
-    Returns:
-        The hidden states that enter the first block, and the other arguments of each block.
-    """
-    entering: list[Tensor] = []
-    calls: list[Call] = []
-
-    def on_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entering.append(_read(args, kwargs))
-        calls.append(Call.from_arguments(args, kwargs))
-        del entering[1:]
-        if block is blocks[-1]:
-            raise RunEnded
-
-    with ExitStack() as hooks, torch.no_grad():
-        for block in blocks:
-            hooks.callback(block.register_forward_pre_hook(on_call, with_kwargs=True).remove)
-        hooks.enter_context(_skip_blocks(blocks, needed))
-        with suppress(RunEnded):
-            predict(lm, batch)
-    return entering[0], calls
-
-
-@dataclass(frozen=True)
-class BlocksToRun:
-    """The blocks that must run so that the arguments of all blocks are captured correctly.
-
-    Args:
-        count: number of blocks, from the first, that must run.
-        form: output of a block; blocks that do not run return a tuple of the same form.
-    """
-
-    count: int
-    form: Any
-
-
-def blocks_to_run(lm: LanguageModel, blocks: Sequence[nn.Module], batch: Batch) -> BlocksToRun | None:
-    """Find the smallest number of blocks that must run so that all blocks get the same arguments as in a full run.
-
-    Args:
-        lm: the model.
-        blocks: the blocks of one stack.
-        batch: a batch; only its first row is used.
-
-    Returns:
-        None if the blocks do not form a chain, in which each runs once and reads the output of the one before it.
-    """
-    row = {name: tensor[:1] for name, tensor in batch.items()}
-    full_run = _record_calls(lm, blocks, row)
-    if full_run is None:
-        return None
-    calls, outputs = full_run
-    if len({_tuple_length(output) for output in outputs}) == 1:
-        # If a block returns more than hidden states, the first block may compute an argument of the others.
-        for count in (0, 1) if _tuple_length(outputs[0]) in (None, 1) else (1,):
-            needed = BlocksToRun(count, outputs[0])
-            if count < len(blocks) and _equal(capture_inputs(lm, blocks, row, needed)[1], calls):
-                return needed
-    return BlocksToRun(len(blocks), None)
-
-
-def _record_calls(lm: LanguageModel, blocks: Sequence[nn.Module], row: Batch) -> tuple[list[Call], list[Any]] | None:
-    """Arguments and outputs of each block in a run of the whole model; None if the blocks do not form a chain."""
-    order: list[nn.Module] = []
-    calls: list[Call] = []
-    outputs: list[Any] = []
-    follows: list[bool] = []
-
-    def on_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        order.append(block)
-        follows.append(not outputs or torch.equal(_read(args, kwargs), hidden_states_of(outputs[-1])))
-        calls.append(Call.from_arguments(args, kwargs))
-        outputs.append(output)
-
-    with ExitStack() as hooks, torch.no_grad():
-        for block in set(blocks):
-            hooks.callback(block.register_forward_hook(on_call, with_kwargs=True).remove)
-        predict(lm, row)
-    return (calls, outputs) if order == list(blocks) and all(follows) else None
-
-
-@contextmanager
-def _skip_blocks(blocks: Sequence[nn.Module], needed: BlocksToRun) -> Iterator[None]:
-    """Within the context the blocks that need not run return their input."""
-    form = [needed.form]
-
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
-        hidden = _read(args, kwargs)
-        return (hidden, *form[0][1:]) if isinstance(form[0], tuple) else hidden
-
-    def on_return(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        form[0] = output
-
-    with ExitStack() as hooks:
-        for block in blocks[: needed.count]:
-            hooks.callback(block.register_forward_hook(on_return).remove)
-        for block in blocks[needed.count :]:
-            # Replace `forward` only, not the module, because a model may read attributes of its blocks.
-            own = dict(block.__dict__)
-            block.__dict__["forward"] = stand_in
-            hooks.callback(_restore, block, own)
-        yield
-
-
-def _restore(block: nn.Module, own: dict[str, Any]) -> None:
-    del block.__dict__["forward"]
-    if "forward" in own:
-        block.__dict__["forward"] = own["forward"]
-
-
-def _read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states among the arguments of a block."""
-    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-
-
-def _tuple_length(output: Any) -> int | None:
-    """Length of a block's output if it is a tuple; else None."""
-    return len(output) if isinstance(output, tuple) else None
-
-
-def _equal(first: Any, second: Any) -> bool:
-    """Whether two arguments are equal; containers and tensors are compared by value."""
-    match first, second:
-        case Tensor(), Tensor():
-            return first.shape == second.shape and torch.equal(first, second)
-        case (list() | tuple(), list() | tuple()):
-            return len(first) == len(second) and all(map(_equal, first, second))
-        case dict(), dict():
-            return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
-        case Call(), Call():
-            return _equal((first.args, first.kwargs), (second.args, second.kwargs))
-    return first is second or bool(first == second)
+    blocks: Sequence[nn.Module]
+    needed: BlocksToRun
+    states: HiddenStates
 
 
 class Stream:
     """Runs a model over all batches block by block, or as a whole if its blocks do not form a chain.
 
-    `enter` captures the masks and positions of all blocks once. The stream keeps the hidden states of all batches at
-    one place: the inputs of the current block. `advance` moves on to the next block.
+    `enter` captures the masks and positions of all blocks once. `advance` runs the current block on all batches, and
+    makes the next block the current one.
 
     Args:
         lm: the model.
         batches: batches on its device.
+        replays: replay stacks that have run to their end, in place of running them again.
+        keeps_inputs: prepare a backward pass: keep the inputs of all blocks of a stack, and the graph from the ends of
+            finished stacks (`ends`, by batch) to the arguments of its blocks.
     """
 
-    def __init__(self, lm: LanguageModel, batches: Sequence[Batch]) -> None:
-        self.lm = lm
-        self.batches = batches
+    def __init__(
+        self, lm: LanguageModel, batches: Sequence[Batch], *, replays: bool = False, keeps_inputs: bool = False
+    ) -> None:
+        self.lm, self.batches = lm, batches
+        self.finished: list[FinishedStack] = []
+        self.ends: list[list[Tensor]] = []
+        self.calls: list[list[Call]] = []
+        self.inputs: list[HiddenStates] = []
+        self._replays, self._keeps_inputs = replays, keeps_inputs
+        self._paths: Sequence[str] = []
         self._blocks: list[nn.Module] = []
-        self._calls: list[list[Call]] = []
-        self._hidden: list[Tensor] = []
+        self._needed = BlocksToRun(0, None)
         self._at = 0
 
-    def enter(self, blocks: list[nn.Module]) -> bool:
-        """Make the first of `blocks` the current block; return False if the blocks do not form a chain."""
-        self._blocks, self._at = blocks, 0
-        self._hidden, self._calls = [], []
-        needed = blocks_to_run(self.lm, blocks, self.batches[0])
-        if needed is None:
+    @torch.no_grad()
+    def enter(self, paths: Sequence[str]) -> bool:
+        """Make the first block of a stack the current one.
+
+        Args:
+            paths: the paths of the blocks of the stack.
+
+        Returns:
+            False if the blocks do not form a chain. The model then runs as a whole.
+        """
+        self._paths, self._at = paths, 0
+        self._blocks = [self.lm.model.get_submodule(path) for path in paths]
+        self.calls, self.inputs = [], [self.new_states(paths[0])]
+        with self.lm.loaned_on_call(), self._replaying(0, rows=1):
+            needed = blocks_to_run(self.lm, self._blocks, self.batches[0])
+        if needed is None or (self._replays and needed.count == len(self._blocks) > 1):
             return False
-        for batch in self.batches:
-            hidden, calls = capture_inputs(self.lm, blocks, batch, needed)
-            self._hidden.append(hidden)
-            self._calls.append(calls)
+        self._needed = needed
+        self.ends = []
+        with self.lm.loaned_on_call(keep=True), torch.set_grad_enabled(self._keeps_inputs):
+            for number in range(len(self.batches)):
+                self.ends.append([stack.states[number].detach() for stack in self.finished])
+                for end in self.ends[-1] if self._keeps_inputs else ():
+                    end.requires_grad_()
+                hidden, calls = self.capture(number, self.ends[-1])
+                self.inputs[0].append(hidden.detach())
+                self.calls.append(calls)
+        self.inputs[0].complete()
         return True
+
+    def capture(self, number: int, ends: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Call]]:
+        """Run the model up to the last block of the current stack, without its blocks.
+
+        Args:
+            number: number of the batch.
+            ends: the hidden states after each finished stack; None for those that were kept.
+
+        Returns:
+            The hidden states that enter the first block, and the other arguments of each block.
+        """
+        with self._replaying(number, ends):
+            return capture_inputs(self.lm, self._blocks, self.batches[number], self._needed)
 
     @torch.no_grad()
     def run(self, number: int, blocks: int = 1) -> Tensor:
@@ -240,17 +124,55 @@ class Stream:
         Returns:
             The hidden states after the last of them.
         """
-        hidden = self._hidden[number]
+        hidden = self.inputs[-1][number]
         for at in range(self._at, self._at + blocks):
-            hidden = hidden_states_of(self._calls[number][at].run(self._blocks[at], hidden))
+            hidden = hidden_states_of(self.calls[number][at].run(self._blocks[at], hidden))
         return hidden
 
     def advance(self) -> None:
         """Run the current block on all batches, and make the next block the current one."""
-        with self.decode_codes():
+        with self.lm.on_loan(self._paths[self._at]), self.decode_codes():
+            states = self.next_states()
             for number in range(len(self.batches)):
-                self._hidden[number] = self.run(number)
+                self.run_once(number, states)
+        self.move_to(states)
+
+    def run_once(self, number: int, states: HiddenStates) -> None:
+        """Run the current block on one batch for the last time, and append its output to `states`."""
+        states.append(self.run(number))
+        if not self._keeps_inputs:
+            self.inputs[-1].forget(number)
+
+    def next_states(self) -> HiddenStates:
+        """New hidden states for the outputs of the current block."""
+        return self.new_states(self._paths[self._at + 1] if self._at + 1 < len(self._paths) else self._end)
+
+    def move_to(self, states: HiddenStates) -> None:
+        """Make the next block the current one.
+
+        Args:
+            states: the outputs of the current block, for all batches.
+        """
+        states.complete()
+        if not self._keeps_inputs:
+            self.inputs.pop().delete()
+        self.inputs.append(states)
         self._at += 1
+        if self._at == len(self._blocks):
+            self.finished.append(FinishedStack(self._blocks, self._needed, states))
+
+    def new_states(self, name: str) -> HiddenStates:
+        """Empty hidden states: in a file if the weights of the model are on loan.
+
+        Args:
+            name: the name of the file.
+        """
+        loans = self.lm.loans
+        return HiddenStates(None if loans is None else loans.scratch / "states" / name)
+
+    @property
+    def _end(self) -> str:
+        return f"{self._paths[-1]}.end"
 
     @contextmanager
     def decode_codes(self) -> Iterator[None]:
@@ -268,3 +190,24 @@ class Stream:
     def run_whole(self, number: int) -> None:
         """Run the whole model on batch `number`."""
         predict(self.lm, self.batches[number])
+
+    def run_end(self, number: int, ends: Sequence[Tensor] | None = None) -> Predictions:
+        """Run the part of the model after all stacks on batch `number`, and return its predictions.
+
+        Args:
+            number: number of the batch.
+            ends: the hidden states after each stack; None for those that were kept.
+        """
+        with self._replaying(number, ends):
+            return predict(self.lm, self.batches[number])[0]
+
+    @contextmanager
+    def _replaying(self, number: int, ends: Sequence[Tensor] | None = None, rows: int | None = None) -> Iterator[None]:
+        """Within the context the finished stacks return their hidden states: `ends`, or those of the first `rows`."""
+        finished = self.finished if self._replays else []
+        if ends is None or not finished:
+            ends = [stack.states[number][:rows] for stack in finished]
+        with ExitStack() as stand_ins:
+            for stack, end in zip(finished[: len(ends)], ends, strict=True):
+                stand_ins.enter_context(skip_blocks(stack.blocks, replace(stack.needed, count=0), end))
+            yield

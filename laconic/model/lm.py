@@ -14,6 +14,7 @@ from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.embedding import MEAN_POOLING, Pipeline
 from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
 from laconic.model.loans import Loans
+from laconic.model.loans_on_call import lend_on_call
 from laconic.model.site import Site, has_module
 from laconic.model.size import module_size
 from laconic.model.targets import Coverage, find_dense_parameters, matches, measure_coverage, select_sites
@@ -95,6 +96,36 @@ class LanguageModel:
             UserError: weights cannot be read, or are NaN or infinite.
         """
         return nullcontext() if self.loans is None else self.loans.lend(self.model, paths)
+
+    def loaned_on_call(self, *, keep: bool = False) -> AbstractContextManager[None]:
+        """A context in which each part of a streamed model has its weights while it runs.
+
+        Args:
+            keep: a part keeps its weights after its first call, until the end of the context.
+        """
+        return nullcontext() if self.loans is None else lend_on_call(self.model, self._parts(), self.on_loan, keep)
+
+    def write_back(self, *paths: str) -> None:
+        """Write parts of a streamed model that are on loan to its scratch folder, from which they are read from then on.
+
+        Args:
+            *paths: paths of modules.
+        """
+        for path in () if self.loans is None else paths:
+            self.loans.write_back(self.model, path, self.dtype)
+
+    def _parts(self) -> list[str]:
+        """The blocks, and the modules outside the blocks that have tensors on disk."""
+        assert self.loans is not None
+        blocks = [path for _, found in self.stacks() for path, _ in found]
+        on_disk = self.loans.placeholders
+        outside = [
+            name
+            for name, module in self.model.named_modules()
+            if not any(f"{name}.".startswith(f"{path}.") for path in blocks)
+            and any(id(tensor) in on_disk for tensor in (*module._parameters.values(), *module._buffers.values()))
+        ]
+        return [*blocks, *outside]
 
     @property
     def embedding_pipeline(self) -> Pipeline:

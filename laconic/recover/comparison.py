@@ -56,8 +56,8 @@ class ModelPair:
         The caller may change the layers before it asks for the next ones, which are then measured on the changed model.
         """
         for row in pair_stacks(self.lm, self.original):
-            entered = [self.stream.enter(self._modules(self.lm, row.blocks))]
-            entered.append(self.original_stream.enter(self._modules(self.original, row.original_blocks)))
+            entered = [self.stream.enter(row.blocks)]
+            entered.append(self.original_stream.enter(row.original_blocks))
             if not all(entered):
                 # The blocks do not form a chain, so run the whole models and compare them call by call.
                 if len(row.blocks) == len(row.original_blocks):
@@ -72,9 +72,6 @@ class ModelPair:
                 yield from self._compare(piece)
                 self.stream.advance()
         yield from self._compare(head_piece(self.lm, self.original))
-
-    def _modules(self, lm: LanguageModel, paths: list[str]) -> list[nn.Module]:
-        return [lm.model.get_submodule(path) for path in paths]
 
     def _compare(self, piece: Piece) -> Iterator[Step]:
         residual = Residual.UNKNOWN

@@ -1,0 +1,93 @@
+"""The base of a pass over the blocks of a model, one after another, that measures the layers of each."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+
+from laconic.calibrate.collation import to_device
+from laconic.calibrate.collect_stats import Calibration, check_stats
+from laconic.calibrate.layer_stats import Problem
+from laconic.calibrate.recorder import Recorder
+from laconic.calibrate.sequential import LayerProblems
+from laconic.calibrate.statistics import Statistic
+from laconic.calibrate.stream import Stream
+from laconic.errors import UserError
+from laconic.model import LanguageModel, Site
+
+
+class BlockwisePass:
+    """The model, its batches and its layers, as both passes need them.
+
+    Args:
+        lm: the model.
+        data: the calibration data.
+        needs: the types of statistics to collect.
+        sites: the layers, in forward order.
+    """
+
+    keeps_inputs = False
+
+    def __init__(
+        self, lm: LanguageModel, data: Calibration, needs: Collection[type[Statistic]], sites: Sequence[Site]
+    ) -> None:
+        self.lm, self.data, self.needs, self.sites = lm, data, needs, sites
+        shares = data.shares()
+        self.generators = [generator for _, generator in shares]
+        self.batches = [to_device(batch, lm.device) for batch, _ in shares]
+        self.stream = Stream(lm, self.batches, replays=True, keeps_inputs=self.keeps_inputs)
+        self.stacks = [[path for path, _ in blocks] for _, blocks in lm.stacks()]
+        self.outside = [site for site in sites if site.block is None]
+        self.first: list[Site] = []
+        """The layers before the blocks, such as the word embedding; known once the last stack is entered."""
+
+    @property
+    def last(self) -> list[Site]:
+        """The layers after the blocks, such as the head."""
+        return [site for site in self.outside if site not in self.first]
+
+    def sites_in(self, path: str) -> list[Site]:
+        """The layers in the block at `path`."""
+        return [site for site in self.sites if site.block == path]
+
+    def enter(self, paths: Sequence[str]) -> None:
+        """Make the first block of a stack the current one of the stream.
+
+        Raises:
+            UserError: the blocks do not form a chain.
+        """
+        if not self.stream.enter(paths):
+            raise UserError(
+                f"The model cannot be measured block by block: the blocks '{paths[0]}' to '{paths[-1]}' pass each "
+                "other more than hidden states, or run in another order; leave out stream."
+            )
+        if paths is self.stacks[-1]:
+            self.first = self._find_first()
+
+    @torch.no_grad()
+    def _find_first(self) -> list[Site]:
+        """The layers outside the blocks that run before the last block is entered."""
+        called: set[nn.Module] = set()
+        with ExitStack() as hooks, self.lm.loaned_on_call():
+            for module in {place.module for site in self.outside for place in site.places}:
+                hooks.callback(module.register_forward_pre_hook(lambda module, _: called.add(module)).remove)
+            self.stream.capture(0)
+        return [site for site in self.outside if any(place.module in called for place in site.places)]
+
+    def problems_in(self, path: str, recorder: Recorder) -> Iterator[LayerProblems]:
+        """Yield the layers of a block that is on loan with what `recorder` measured; then write the block back."""
+        if recorder.sites or recorder.experts:
+            stats = recorder.stats(gathered=True)
+            check_stats(stats, self.needs)
+            yield [(site, Problem(weight=site.weight(), stats=stats[site.name])) for site in self.sites_in(path)]
+            self.lm.write_back(path)
+
+    def problems_outside(self, sites: Sequence[Site], recorder: Recorder) -> Iterator[LayerProblems]:
+        """Yield layers outside the blocks one by one, each on loan, with what `recorder` measured."""
+        stats = recorder.stats(gathered=True)
+        check_stats(stats, self.needs)
+        for site in sites:
+            with self.lm.on_loan(*site.names):
+                yield [(site, Problem(weight=site.weight(), stats=stats[site.name]))]
+                self.lm.write_back(*site.names)

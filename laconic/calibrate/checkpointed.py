@@ -1,0 +1,192 @@
+"""Gradients block by block: a forward pass stores the input of every block, a backward pass runs each block again.
+
+T. Chen, B. Xu, C. Zhang, C. Guestrin, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174. The graph of
+one block on one batch is in memory at a time. The losses are those of `collect_stats`, with the same random draws.
+
+The blocks of a decoder also read the end of the encoder, as an argument that all of them share. Its gradients are
+summed over the blocks, and passed on to the encoder after the first block of the decoder.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from laconic.calibrate.block_calls import Call, hidden_states_of
+from laconic.calibrate.block_pass import BlockwisePass
+from laconic.calibrate.collect_stats import Calibration, fisher_losses
+from laconic.calibrate.recorder import Recorder
+from laconic.calibrate.sequential import LayerProblems
+from laconic.calibrate.spill import HiddenStates
+from laconic.calibrate.statistics import Statistic
+from laconic.errors import UserError
+from laconic.model import LanguageModel, Site
+
+Gradients = list[HiddenStates]
+"""The gradients of each loss at one place, for all batches."""
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """A stack after the forward pass.
+
+    Args:
+        paths: the paths of its blocks.
+        inputs: the hidden states that enter each block, and those after the last.
+        calls: the other arguments of each block, by batch.
+    """
+
+    paths: Sequence[str]
+    inputs: Sequence[HiddenStates]
+    calls: Sequence[Sequence[Call]]
+
+
+@dataclass
+class _Shared:
+    """The arguments that the blocks of a decoder share with the encoder, for one batch, and their gradients.
+
+    Args:
+        gradients: the sum over blocks, by loss and by the identity of the argument.
+        arguments: the arguments, by identity.
+    """
+
+    gradients: dict[int, dict[int, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    arguments: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, loss: int, arguments: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Add the gradients of one loss at the arguments of one block."""
+        for argument, gradient in zip(arguments, gradients, strict=True):
+            self.arguments[id(argument)] = argument
+            sums = self.gradients[loss]
+            sums[id(argument)] = gradient if id(argument) not in sums else sums[id(argument)] + gradient
+
+
+class BackwardPass(BlockwisePass):
+    """A forward and a backward pass, for statistics of gradients, and of inputs in the same run."""
+
+    keeps_inputs = True
+
+    def __init__(
+        self, lm: LanguageModel, data: Calibration, needs: Collection[type[Statistic]], sites: Sequence[Site]
+    ) -> None:
+        super().__init__(lm, data, needs, sites)
+        self._finished: list[_Stack] = []
+        self._predictions: list[int] = []
+
+    def problems(self) -> Iterator[LayerProblems]:
+        """Yield the layers with their problems, as `blockwise_calibrate` does."""
+        for paths in self.stacks:
+            self.enter(paths)
+            for _ in self.data.track(paths, "Running the blocks"):
+                self.stream.advance()
+            self._finished.append(_Stack(paths, self.stream.inputs, self.stream.calls))
+        if self.first and len(self.stacks) > 1:
+            raise UserError(
+                f"The gradients of '{self.first[0].name}' cannot be measured block by block, because it lies before "
+                "both stacks of an encoder-decoder; leave it out of the targets, or leave out stream."
+            )
+        last = Recorder(self.lm, self.last, self.needs)
+        gradients = self._differentiate_end(last)
+        for number in reversed(range(len(self.stacks))):
+            shared = [_Shared() for _ in self.batches]
+            gradients = yield from self._backward(self._finished[number], gradients, shared)
+            if number:
+                gradients = self._pass_on(number, shared)
+        yield from self.problems_outside(self.last, last)
+        if self.first:
+            yield from self.problems_outside(self.first, self._differentiate_start(gradients))
+
+    def _differentiate_end(self, recorder: Recorder) -> Gradients:
+        """Run the end of the model on every batch, and return the gradients of the losses at the last hidden states."""
+        gradients: Gradients = []
+        ends = [stack.inputs[-1] for stack in self._finished]
+        with self.lm.loaned_on_call(keep=True), recorder, torch.enable_grad():
+            for number, (batch, generator) in enumerate(zip(self.batches, self.generators, strict=True)):
+                recorder.start(batch)
+                *others, last = (states[number].detach() for states in ends)
+                last.requires_grad_()
+                predictions = self.stream.run_end(number, [*others, last])
+                losses = list(fisher_losses(predictions, self.data.labels, generator))
+                for order, loss in enumerate(losses):
+                    loss.backward(retain_graph=order + 1 < len(losses))
+                    self._append(gradients, order, _take_gradient(last), "end")
+                self._predictions.append(len(predictions.values))
+                recorder.count_predictions(len(predictions.values))
+        return gradients
+
+    def _backward(
+        self, stack: _Stack, gradients: Gradients, shared: Sequence[_Shared]
+    ) -> Generator[LayerProblems, None, Gradients]:
+        """Go through the blocks of a stack from the last to the first, and yield their layers.
+
+        Args:
+            stack: the stack.
+            gradients: the gradients at its end.
+            shared: gets the gradients at arguments that come from an earlier stack, by batch.
+
+        Returns:
+            The gradients at its beginning.
+        """
+        places = list(enumerate(stack.paths))[::-1]
+        for at, path in self.data.track(places, "Measuring and compressing the blocks"):
+            earlier: Gradients = []
+            with self.lm.on_loan(path):
+                with Recorder(self.lm, self.sites_in(path), self.needs) as recorder:
+                    for number, batch in enumerate(self.batches):
+                        recorder.start(batch)
+                        hidden = stack.inputs[at][number].detach().requires_grad_()
+                        call, arguments, leaves = stack.calls[number][at].with_leaves()
+                        with torch.enable_grad():
+                            output = hidden_states_of(call.run(self.lm.model.get_submodule(path), hidden))
+                        for order, states in enumerate(gradients):
+                            # Not autograd.grad, because some layers (of DeBERTa) do not read the hidden states.
+                            output.backward(states[number], retain_graph=order + 1 < len(gradients))
+                            gradient, *others = (_take_gradient(leaf) for leaf in (hidden, *leaves))
+                            self._append(earlier, order, gradient, path)
+                            shared[number].add(order, arguments, others)
+                        recorder.count_predictions(self._predictions[number])
+                for states in (*gradients, stack.inputs[at + 1]):
+                    states.delete()
+                gradients = earlier
+                yield from self.problems_in(path, recorder)
+        return gradients
+
+    def _pass_on(self, number: int, shared: Sequence[_Shared]) -> Gradients:
+        """The gradients at the end of the stack before stack `number`, from those at the arguments that it shares."""
+        gradients: Gradients = []
+        for batch, arguments in enumerate(shared):
+            tensors = list(arguments.arguments.values())
+            for order, sums in arguments.gradients.items():
+                found = [sums[id(tensor)] for tensor in tensors]
+                end = self.stream.ends[batch][number - 1]
+                (gradient,) = torch.autograd.grad(tensors, end, found, retain_graph=True)
+                self._append(gradients, order, gradient, f"end.{number}")
+        return gradients
+
+    def _differentiate_start(self, gradients: Gradients) -> Recorder:
+        """Run the start of the model on every batch, and pass on the gradients at the first block."""
+        with (
+            self.lm.loaned_on_call(keep=True),
+            Recorder(self.lm, self.first, self.needs) as recorder,
+            torch.enable_grad(),
+        ):
+            for number, batch in enumerate(self.batches):
+                recorder.start(batch)
+                hidden, _ = self.stream.capture(number, [])
+                for order, states in enumerate(gradients):
+                    hidden.backward(states[number], retain_graph=order + 1 < len(gradients))
+                recorder.count_predictions(self._predictions[number])
+        return recorder
+
+    def _append(self, gradients: Gradients, order: int, gradient: Tensor, place: str) -> None:
+        if order == len(gradients):
+            gradients.append(self.stream.new_states(f"gradients.{place}.{order}"))
+        gradients[order].append(gradient.detach())
+
+
+def _take_gradient(leaf: Tensor) -> Tensor:
+    """The gradient at a leaf, which is reset; zeros if there is none."""
+    gradient, leaf.grad = leaf.grad, None
+    return torch.zeros_like(leaf) if gradient is None else gradient

@@ -1,0 +1,49 @@
+"""Lend the parts of a streamed model when they are called."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+Lend = Callable[[str], AbstractContextManager[None]]
+"""Returns the context in which the part at a path has its weights."""
+
+
+@contextmanager
+def lend_on_call(model: nn.Module, parts: Collection[str], lend: Lend, keep: bool) -> Iterator[None]:
+    """A context in which each part has its weights while it runs.
+
+    `forward` of each part is wrapped, and no hook is used: a stand-in that later replaces `forward` needs no weights.
+
+    Args:
+        model: a streamed model.
+        parts: the paths of its parts, none of which is inside another.
+        lend: lends a part.
+        keep: a part keeps its weights after its first call, until the end of the context.
+    """
+    with ExitStack() as kept, ExitStack() as wrapped:
+        for path in parts:
+            wrapped.enter_context(_wrapped(model.get_submodule(path), path, lend, kept if keep else None))
+        yield
+
+
+@contextmanager
+def _wrapped(module: nn.Module, path: str, lend: Lend, kept: ExitStack | None) -> Iterator[None]:
+    own, forward = dict(module.__dict__), module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if kept is None:
+            with lend(path):
+                return forward(*args, **kwargs)
+        kept.enter_context(lend(path))
+        module.__dict__["forward"] = forward
+        return forward(*args, **kwargs)
+
+    module.__dict__["forward"] = run
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if "forward" in own:
+            module.__dict__["forward"] = own["forward"]
