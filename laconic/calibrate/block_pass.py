@@ -90,4 +90,4 @@ class BlockwisePass:
         for site in sites:
             with self.lm.on_loan(*site.names):
                 yield [(site, Problem(weight=site.weight(), stats=stats[site.name]))]
-                self.lm.write_back(*site.names)
+                self.lm.write_back(site.name)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laconic.errors import UserError
+
 COMPLETE = ".json"
 """The suffix of the list of shapes, which is written last."""
 
@@ -57,7 +59,11 @@ class HiddenStates:
         return len(self._tensors if self._file is None else self._entries)
 
     def __getitem__(self, number: int) -> Tensor:
-        """The tensor of batch `number`; from a file, a new copy on the device that it was on."""
+        """The tensor of batch `number`; from a file, a new copy on the device that it was on.
+
+        Raises:
+            UserError: the file was cut off.
+        """
         if self._file is None:
             return self._tensors[number]
         entry = self._entries[number]
@@ -66,7 +72,7 @@ class HiddenStates:
             file.seek(entry["start"])
             read = file.readinto(_bytes_of(tensor))
         if read != tensor.nbytes:
-            raise OSError(f"The file '{self._file}' was cut off; remove its folder, and start again.")
+            raise UserError(f"The file '{self._file}' was cut off; remove its folder, and start again.")
         return tensor.to(entry["device"])
 
     def append(self, tensor: Tensor) -> None:

@@ -97,35 +97,19 @@ class LanguageModel:
         """
         return nullcontext() if self.loans is None else self.loans.lend(self.model, paths)
 
-    def loaned_on_call(self, *, keep: bool = False) -> AbstractContextManager[None]:
-        """A context in which each part of a streamed model has its weights while it runs.
+    def write_back(self, path: str) -> None:
+        """Write a changed part of a streamed model to its file, from which it is read from then on.
+
+        It does nothing for a model in memory.
 
         Args:
-            keep: a part keeps its weights after its first call, until the end of the context.
-        """
-        return nullcontext() if self.loans is None else lend_on_call(self.model, self._parts(), self.on_loan, keep)
+            path: the path of the part, such as a block; it is on loan.
 
-    def write_back(self, *paths: str) -> None:
-        """Write parts of a streamed model that are on loan to its scratch folder, from which they are read from then on.
-
-        Args:
-            *paths: paths of modules.
+        Raises:
+            UserError: the file cannot be written.
         """
-        for path in () if self.loans is None else paths:
+        if self.loans is not None:
             self.loans.write_back(self.model, path, self.dtype)
-
-    def _parts(self) -> list[str]:
-        """The blocks, and the modules outside the blocks that have tensors on disk."""
-        assert self.loans is not None
-        blocks = [path for _, found in self.stacks() for path, _ in found]
-        on_disk = self.loans.placeholders
-        outside = [
-            name
-            for name, module in self.model.named_modules()
-            if not any(f"{name}.".startswith(f"{path}.") for path in blocks)
-            and any(id(tensor) in on_disk for tensor in (*module._parameters.values(), *module._buffers.values()))
-        ]
-        return [*blocks, *outside]
 
     @property
     def embedding_pipeline(self) -> Pipeline:
@@ -260,6 +244,27 @@ class LanguageModel:
 
     def _tied_modules(self, site: Site) -> set[str]:
         return tied_modules(self.model, site.name, site.matrix_parameter)
+
+    def loaned_on_call(self, *, keep: bool = False) -> AbstractContextManager[None]:
+        """A context in which each part of a streamed model has its weights while it runs.
+
+        Args:
+            keep: a part keeps its weights after its first call, until the end of the context.
+        """
+        return nullcontext() if self.loans is None else lend_on_call(self.model, self._parts(), self.on_loan, keep)
+
+    def _parts(self) -> list[str]:
+        """The blocks, and the modules outside the blocks that have tensors on disk."""
+        assert self.loans is not None
+        blocks = [path for _, found in self.stacks() for path, _ in found]
+        on_disk = self.loans.placeholders
+        outside = [
+            name
+            for name, module in self.model.named_modules()
+            if not any(f"{name}.".startswith(f"{path}.") for path in blocks)
+            and any(id(tensor) in on_disk for tensor in (*module._parameters.values(), *module._buffers.values()))
+        ]
+        return [*blocks, *outside]
 
     def size(self) -> tuple[int, int]:
         """The number of parameters and their bytes on disk, each tensor once, with the sentence-transformers modules.
