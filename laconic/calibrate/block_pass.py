@@ -8,9 +8,10 @@ from torch import nn
 
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.collect_stats import Calibration, check_stats
-from laconic.calibrate.layer_stats import Problem
+from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.sequential import LayerProblems
+from laconic.calibrate.starved import StarvedExperts
 from laconic.calibrate.statistics import Statistic
 from laconic.calibrate.stream import Stream
 from laconic.errors import UserError
@@ -38,6 +39,7 @@ class BlockwisePass:
         self.batches = [to_device(batch, lm.device) for batch, _ in shares]
         self.stream = Stream(lm, self.batches, replays=True, keeps_inputs=self.keeps_inputs)
         self.stacks = [[path for path, _ in blocks] for _, blocks in lm.stacks()]
+        self.starved: list[StarvedExperts] = []
         self.outside = [site for site in sites if site.block is None]
         self.first: list[Site] = []
         """The layers before the blocks, such as the word embedding; known once the last stack is entered."""
@@ -77,17 +79,22 @@ class BlockwisePass:
 
     def problems_in(self, path: str, recorder: Recorder) -> Iterator[LayerProblems]:
         """Yield the layers of a block that is on loan with what `recorder` measured; then write the block back."""
-        if recorder.sites or recorder.experts:
-            stats = recorder.stats(gathered=True)
-            check_stats(stats, self.needs)
-            yield [(site, Problem(weight=site.weight(), stats=stats[site.name])) for site in self.sites_in(path)]
+        sites = self.sites_in(path)
+        if sites:
+            stats = self._stats(recorder)
+            yield [(site, Problem(weight=site.weight(), stats=stats[site.name])) for site in sites]
             self.lm.write_back(path)
 
     def problems_outside(self, sites: Sequence[Site], recorder: Recorder) -> Iterator[LayerProblems]:
         """Yield layers outside the blocks one by one, each on loan, with what `recorder` measured."""
-        stats = recorder.stats(gathered=True)
-        check_stats(stats, self.needs)
+        stats = self._stats(recorder)
         for site in sites:
             with self.lm.on_loan(*site.names):
                 yield [(site, Problem(weight=site.weight(), stats=stats[site.name]))]
                 self.lm.write_back(site.name)
+
+    def _stats(self, recorder: Recorder) -> dict[str, LayerStats]:
+        stats = recorder.stats(gathered=True)
+        self.starved += recorder.starved
+        check_stats(stats, self.needs)
+        return stats

@@ -14,6 +14,7 @@ from laconic.calibrate.collect_stats import Calibration, without_weight_gradient
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.sequential import LayerProblems
+from laconic.calibrate.starved import warn_of_starved
 from laconic.calibrate.statistics import GradientStatistic, Statistic
 from laconic.errors import UserError
 from laconic.model import LanguageModel, Site
@@ -42,7 +43,9 @@ def blockwise_calibrate(
         raise UserError("The calibration data is empty; give a source with at least one row of text.")
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)
     with evaluating(lm), without_weight_gradients(lm):
-        yield from (BackwardPass if with_gradients else ForwardPass)(lm, data, needs, sites).problems()
+        run = (BackwardPass if with_gradients else ForwardPass)(lm, data, needs, sites)
+        yield from run.problems()
+        warn_of_starved(run.starved)
 
 
 class ForwardPass(BlockwisePass):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.calibrate import Calibration, GradCovariance, InputCovariance, collect_stats
+from laconic.calibrate import Calibration, GradCovariance, InputCovariance, Statistic, collect_stats
 from laconic.calibrate.blockwise import blockwise_calibrate
 from laconic.errors import UserError
 from laconic.model import load
@@ -36,13 +36,17 @@ def test_statistics_block_by_block_equal_those_of_the_whole_model(architecture, 
     assert measured.keys() == expected.keys()
     for name, stats in expected.items():
         for kind in needs:
-            mine, other = measured[name][kind], stats[kind]
-            assert mine.count == other.count, name
-            torch.testing.assert_close(
-                mine.total, other.total, rtol=1e-5, atol=1e-9 + 1e-6 * float(other.total.abs().max()), msg=name
-            )
+            check_alike(measured[name][kind], stats[kind], name)
 
 
+def check_alike(measured: Statistic, expected: Statistic, name: str) -> None:
+    """Check that two statistics are equal, apart from the order of sums over the blocks of a decoder."""
+    assert measured.count == expected.count, name
+    largest = float(expected.total.abs().max())
+    torch.testing.assert_close(measured.total, expected.total, rtol=0, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:.*saw fewer tokens")
 @pytest.mark.parametrize("name", ["llama", "bert-classifier", "t5", "mixtral"])
 @pytest.mark.parametrize("needs", [{InputCovariance}, {InputCovariance, GradCovariance}], ids=["inputs", "gradients"])
 def test_a_streamed_model_has_the_statistics_of_the_model_in_memory(name, needs, tmp_path) -> None:
@@ -62,7 +66,7 @@ def test_a_streamed_model_has_the_statistics_of_the_model_in_memory(name, needs,
     assert measured.keys() == expected.keys()
     for site, stats in expected.items():
         for kind in needs:
-            torch.testing.assert_close(measured[site][kind].total, stats[kind].total, rtol=1e-5, atol=1e-12)
+            check_alike(measured[site][kind], stats[kind], site)
     blocks = [block for _, found in streamed.stacks() for _, block in found]
     assert all(parameter.is_meta for block in blocks for parameter in block.parameters())
 
