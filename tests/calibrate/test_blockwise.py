@@ -5,6 +5,7 @@ import torch
 
 from laconic.calibrate import Calibration, GradCovariance, InputCovariance, Statistic, collect_stats
 from laconic.calibrate.blockwise import blockwise_calibrate
+from laconic.calibrate.spill import HiddenStates
 from laconic.errors import UserError
 from laconic.model import load
 from laconic.model.loading import load_streamed
