@@ -1,6 +1,7 @@
 """Sizes found by an error of the whole model: never over it, slow modules smallest, the same for every method."""
 
 import copy
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -102,6 +103,19 @@ def test_slow_modules_may_err_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert search(Svd(multiple=1)).apply(twin(lm), data).after[slow] < even
     nothing = allot_error(ERROR, groups, Profile(1.0, dict.fromkeys(uses, LayerTiming((), 0.0))))
     assert set(nothing.values()) == {ERROR / len(groups)}
+
+
+def test_times_of_layers_with_one_size_are_summed_in_their_order() -> None:
+    """Sums of floats depend on the order, and all processes and runs must find the same plan."""
+    lm = BY_NAME["bert-classifier"].lm()
+    groups = all_groups(find_layer_sets(lm.sites(), share_inputs=True))
+    other, joint = groups[-1], [group for group in groups if len(group.sites) == 3]
+    assert len(joint) > 1
+    for group, shares in product(joint, permutations((1e16, 1.0, -1e16))):
+        layers = {site.unit: LayerTiming((1,), share) for site, share in zip(group.sites, shares, strict=True)}
+        layers[other.name] = LayerTiming((1,), 1.0)
+        parts = allot_error(ERROR, [group, other], Profile(1.0, layers))
+        assert parts[group.name] == ERROR * sum(shares) / (sum(shares) + 1.0)
 
 
 def test_a_module_without_a_size_that_is_good_enough_stays_dense() -> None:
