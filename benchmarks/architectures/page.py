@@ -13,7 +13,7 @@ from laconic.markdown import plain
 Line = Mapping[str, Any]
 """One class: its name, and the cells by the name of their operation."""
 LISTS = re.compile(r"; (supported are|known are|it can be done for) .*?(?=\.$|;|$)")
-PLACE = "method: "
+PLACE = re.compile(r"^(method|targets): ")
 """The place of an error in the arguments of `laconic.compress`."""
 HEADINGS = {"heads": "narrow heads", "channels": "narrow channels", "experts": "narrow experts"}
 
@@ -89,4 +89,4 @@ def shorten(sentence: str) -> str:
         "The heads of '…' cannot be removed."
     """
     unnamed = re.sub(r"'([\w.-]+)'", lambda found: "'…'" if found[1] in CONFIG_MAPPING else found[0], sentence)
-    return LISTS.sub("", unnamed.removeprefix(PLACE))
+    return LISTS.sub("", PLACE.sub("", unnamed))

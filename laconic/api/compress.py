@@ -1,6 +1,8 @@
 """`laconic.compress` applies methods to a model, `laconic.run` runs a recipe; both return a `CompressResult`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike, fsdecode
 from pathlib import Path
 from typing import Any, Literal
@@ -61,8 +63,8 @@ def compress(
             has a size of its own. Default: `"auto"`, which is 0.5 for methods that need a size, and None otherwise.
         data: calibration texts: the name of a source, as on the command line, or the texts themselves.
         allocate: distribution of the budget over matrices: `uniform`, `spectrum`, or `global` for pruning.
-        targets: which matrices: groups (`attention`, `ffn`, `head`, `embedding`), `blocks`, `all`, globs over their
-            names, or `re:` and a regular expression.
+        targets: which matrices: groups (`attention`, `ffn`, `experts`, `head`, `embedding`), `blocks`, `all`, globs
+            over their names, or `re:` and a regular expression.
         samples: number of calibration rows, drawn with `seed`.
         seed: seed for all random numbers.
         max_length: maximum tokens of a row; longer rows are truncated.
@@ -123,9 +125,32 @@ def compress(
     corpus = to_corpus(texts) if isinstance(texts, tuple) else None
     places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]
     folder = None if output is None else to_folder(output)
-    with prepare_run(recipe, folder, model_input, corpus=corpus, places=places, track=track) as prepared:
+    shared = [place for place, line in zip(places, lines, strict=True) if isinstance(line, Method)]
+    with (
+        _arguments_in_errors(shared),
+        prepare_run(recipe, folder, model_input, corpus=corpus, places=places, track=track) as prepared,
+    ):
         record = prepared.finish(*apply_steps(prepared.lm, steps, prepared.data))
     return compress_result(record)
+
+
+ARGUMENTS = ("keep", "targets", "allocate", "sequential", "anchored", "allow_dense")
+"""The arguments of `compress` that are parameters of the steps that it makes of methods."""
+
+
+@contextmanager
+def _arguments_in_errors(places: Sequence[str]) -> Iterator[None]:
+    """Within the block, an error about an argument of `compress` begins with its name, not with that of the method.
+
+    Args:
+        places: the names in errors of the methods that these arguments apply to.
+    """
+    try:
+        yield
+    except UserError as error:
+        prefix = rf"^({'|'.join(map(re.escape, places))})(\.|: )(?=({'|'.join(ARGUMENTS)})\b)"
+        error.args = (re.sub(prefix, "", str(error)) if places else str(error),)
+        raise
 
 
 def run(

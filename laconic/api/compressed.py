@@ -117,8 +117,10 @@ class CompressResult(Result):
         ]
 
     def _headline(self) -> str:
-        """Bytes of the targeted matrices before and after."""
+        """Bytes of the targeted matrices before and after; steps such as `finetune` target none."""
         changes = self.record.changes
+        if not changes.matrices:
+            return "No matrix was compressed"
         same = sum(method is None for method in changes.plan.values())
         return (
             f"{changes.matrices} matrices: {changes.dense_nbytes / MEGABYTE:.2f} MB → {changes.nbytes / MEGABYTE:.2f} "

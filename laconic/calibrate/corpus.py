@@ -183,7 +183,8 @@ def parse_json(text: str, place: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=to_dict)
     except json.JSONDecodeError as error:
-        raise UserError(f"{place} is not JSON: {error.msg} at column {error.colno}.") from error
+        line = "" if error.lineno == 1 else f"line {error.lineno}, "
+        raise UserError(f"{place} is not JSON: {error.msg} at {line}column {error.colno}; correct it.") from error
 
 
 def check_fields(place: str, names: Sequence[str]) -> None:
@@ -226,6 +227,9 @@ def label_from(value: Any) -> Label | None:
 
 def _inner_label(value: Any) -> float | str:
     label = float(value) if isinstance(value, bool) else label_from(value)
+    if label is None:
+        # Null and an empty text are no label, which is an error only where labels are needed.
+        return ""
     return label if isinstance(label, (float, str)) else str(value)
 
 

@@ -69,8 +69,20 @@ def convert_labels(lm: LanguageModel, corpus: Corpus) -> list[Target]:
             "row or leave it out."
         )
     labelled = [(label, where) for label, where in rows if label is not None]
+    _check_entries(lm, labelled)
     convert = _CONVERTERS[lm.task](lm, corpus, labelled)
     return [convert(label, where) for label, where in labelled]
+
+
+def _check_entries(lm: LanguageModel, rows: Placed) -> None:
+    """Raise UserError if a list of labels has null or an empty text in it."""
+    for label, where in rows:
+        if isinstance(label, tuple) and "" in label:
+            part = "word" if lm.task is ModelTask.TOKEN_CLASSIFICATION else "entry"
+            raise UserError(
+                f"{where}, {part} {label.index('') + 1} has no label (null and an empty text mean none); label it, or "
+                "leave the row out."
+            )
 
 
 def row_location(corpus: Corpus, number: int) -> str:

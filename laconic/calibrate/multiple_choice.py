@@ -6,10 +6,10 @@ from transformers import PreTrainedTokenizerBase
 
 from laconic.calibrate.classes import quote_model
 from laconic.calibrate.corpus import Example
-from laconic.calibrate.labels import Target
+from laconic.calibrate.labels import NEEDED, Target
 from laconic.calibrate.row import Row, row_from
 from laconic.errors import UserError
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, ModelTask
 
 
 def choice_rows(
@@ -32,7 +32,7 @@ def choice_rows(
         UserError: a row has no choices, or another number of choices than the first one.
     """
     for number, (example, label) in enumerate(zip(examples, labels, strict=True)):
-        check_choices(lm, example, number, len(examples[0].choices))
+        check_has_choices(lm, example, number, examples[0])
         choices = [
             row_from(lm, tokenizer(example.text, choice, truncation=True, max_length=longest))
             for choice in example.choices
@@ -41,14 +41,14 @@ def choice_rows(
         yield Row(longest_choice.input_ids, labels=label, choices=choices)
 
 
-def check_choices(lm: LanguageModel, example: Example, number: int, count: int) -> None:
-    """Check the number of choices of a row.
+def check_has_choices(lm: LanguageModel, example: Example, number: int, first: Example) -> None:
+    """Check that a row has choices, as many as the first one.
 
     Args:
         lm: the model.
         example: the row.
         number: its number, from 0, for an error message about a row that is from no file.
-        count: the number of choices of other rows.
+        first: the first row.
 
     Raises:
         UserError: the row has another number of choices, or none.
@@ -56,10 +56,11 @@ def check_choices(lm: LanguageModel, example: Example, number: int, count: int) 
     place = example.place or f"Row {number + 1}"
     if not example.choices:
         raise UserError(
-            f"{place} has no choices, and {quote_model(lm)} chooses one of several texts; give data with choices, such "
-            "as jsonl with text, choices and label."
+            f"{place} has no choices, and {quote_model(lm)} chooses one of several texts; give data with "
+            f"{NEEDED[ModelTask.MULTIPLE_CHOICE]}."
         )
-    if len(example.choices) != count:
+    if len(example.choices) != len(first.choices):
         raise UserError(
-            f"{place} has {len(example.choices)} choices, and others {count}; give all rows the same number."
+            f"{place} has {len(example.choices)} choices, and {first.place or 'row 1'} {len(first.choices)}; give all "
+            "rows the same number."
         )

@@ -36,7 +36,8 @@ def compress(
         typer.Option(
             metavar="FRACTION",
             help="Fraction of the targeted bytes to keep, in (0, 1], or one for each group, as attention=0.5,ffn=0.3. "
-            "Methods need it unless they have a size of their own.",
+            "Experts count as ffn, or have a fraction of their own, as experts=0.2. Methods need it unless they have a "
+            "size of their own.",
         ),
     ] = None,
     allocate: Annotated[

@@ -47,7 +47,12 @@ class Verb(TyperCommand):
             return super().invoke(ctx)
         except UserError as error:
             options = {part.name: part.opts[0] for part in self.params if isinstance(part, TyperOption)}
-            error.args = (re.sub(r"^\w+", lambda name: options.get(name[0], name[0]), str(error)),)
+            # `keep.experts` is written as the option takes it. The name of a file, as `data.jsonl`, is no argument.
+            sentence = re.sub(r"^keep\.(?=\w)", "keep ", str(error))
+            name = re.match(r"\w+(?=[ :\[])|method(?=\.)", sentence)
+            if name is not None and name[0] in options:
+                sentence = f"{options[name[0]]}{sentence[name.end() :]}"
+            error.args = (sentence,)
             raise
 
 

@@ -7,22 +7,21 @@ from typing import Any, Protocol
 
 import torch
 
-from laconic.allocate import Currency, Plan
+from laconic.allocate import Currency, Plan, check_overhead
 from laconic.allocate.uniform import CLOSE
 from laconic.calibrate import GradientStatistic, InputStatistic, SequentialConfig, Statistic
 from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload
-from laconic.compress.solve_groups import LayerSet, SolveGroup, methods_by_group, split_budget
+from laconic.compress.shared_budget import split_budget
+from laconic.compress.solve_groups import LayerSet, SolveGroup, methods_by_group
 from laconic.errors import Notice, UserError, must_be
 from laconic.formats import PackedCodes, PackedEmbedding
 from laconic.methods import Method
 from laconic.methods.quantize.base import QuantizationMethod
 from laconic.model import LanguageModel, Site
-from laconic.model.targets import Coverage
+from laconic.model.targets import MAX_DENSE_SHARE, Coverage
 
 DENSE, REACHED = "dense", "reached"
 """Keys in the record of a step: dense parameters, and budgets that were not spent."""
-MAX_DENSE_SHARE = 0.1
-"""Largest fraction of the targeted parameters that may stay dense without `allow_dense`."""
 
 
 class SizeSpec(Protocol):
@@ -60,6 +59,22 @@ def check_size(size_spec: SizeSpec) -> None:
         )
     if size_spec.keep is not None and size_spec.method.has_size:
         raise keep_error(size_spec.method, size_spec.keep)
+
+
+def check_overheads(
+    method: Method, keep: float | Mapping[str, float], layer_sets: Sequence[LayerSet], dtype: torch.dtype
+) -> None:
+    """Raise UserError if what every size of the method takes, such as masks, uses up a budget.
+
+    Args:
+        method: the method.
+        keep: the fraction of bytes to keep, or one fraction for each group.
+        layer_sets: the targeted layers.
+        dtype: the dtype that the model is stored in.
+    """
+    for budget in split_budget(keep, layer_sets):
+        with budget.in_errors():
+            check_overhead(method, budget.keep, dtype)
 
 
 def keep_error(method: Method, keep: object) -> UserError:
@@ -117,7 +132,7 @@ def check_dense(coverage: Coverage, lm: LanguageModel, targets: Sequence[str]) -
     """
     if coverage.share > MAX_DENSE_SHARE:
         raise UserError(
-            f"{coverage.share:.1%} of the parameters that the targets ({', '.join(targets)}) select in the blocks of "
+            f"targets: {coverage.share:.1%} of the parameters that {', '.join(targets)} select in the blocks of "
             f"'{lm.model.config.model_type}' ({coverage.count:,d} of {coverage.total:,d}) are in no layer that can be "
             f"compressed and would stay dense: {coverage.named}; compress only the others with allow_dense: true "
             "(--allow-dense), or name other targets."
@@ -218,10 +233,10 @@ def shortfall(
         `{"reached": [{"keep": 0.5, "kept": 0.26}]}` with one entry for each such budget, or an empty dictionary.
     """
     lines = []
-    for budget, members in split_budget(keep, layer_sets):
-        sites = [site for layer_set in members for site in layer_set.sites]
+    for budget in split_budget(keep, layer_sets):
+        sites = [site for layer_set in budget.layer_sets for site in layer_set.sites]
         dense = sum(site.shape[0] * site.shape[1] for site in sites) * dtype.itemsize
         reached = sum(after[unit] for unit in dict.fromkeys(site.unit for site in sites)) / dense
-        if reached < (1 - CLOSE) * budget:
-            lines.append({"keep": budget, "kept": round(reached, 4)})
+        if reached < (1 - CLOSE) * budget.keep:
+            lines.append({"keep": budget.keep, "kept": round(reached, 4)})
     return {REACHED: lines} if lines else {}

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from laconic import processes
-from laconic.allocate import Currency, Plan, check_overhead, site_names
+from laconic.allocate import Currency, Plan, site_names
 from laconic.cache import cache_limit
 from laconic.calibrate import (
     Calibration,
@@ -23,14 +23,14 @@ from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload, evaluating
 from laconic.calibrate.sequential import check_anchored
 from laconic.compress import solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
-from laconic.compress.checks import check_dense, check_layers, check_sequential, dense_share, shortfall
+from laconic.compress.checks import check_dense, check_layers, check_overheads, check_sequential, dense_share, shortfall
 from laconic.compress.replacing import (
     count_routed,
     put_empty_format,
     replace_group,
     solve_matrices,
 )
-from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups, split_budget
+from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups
 from laconic.compress.solving import Problems, find_problems, iterate_problems, problems_by_matrix
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
@@ -176,8 +176,7 @@ class Compress(Step):
         if self.plan is None and not self.allow_dense:
             check_dense(targeted.coverage, lm, self.targets)
         if self.keep is not None and self.plan is None:
-            for keep, _ in split_budget(self.keep, layer_sets):
-                check_overhead(self.method, keep, lm.dtype)
+            check_overheads(self.method, self.keep, layer_sets, lm.dtype)
             # Raises an error if the budget is too small for the shapes.
             self._allocator.plan_from_shapes(AllocationRequest(self, lm, layer_sets))
         check_layers(layer_sets, self.method, self.plan)

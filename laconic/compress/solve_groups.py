@@ -1,4 +1,4 @@
-"""Groups of layers that are solved with one method and size, and the division of a budget or a plan among them.
+"""Groups of layers that are solved with one method and size, and the division of a plan among them.
 
 Layers can be solved together if they read the same input and have the same shape: query, key and value of an attention
 (key and value only, if there are more query heads), or gate and up projection. At rank r, a shared input factor takes
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from laconic.allocate import Plan, group_name, site_names
-from laconic.errors import UserError, unknown
+from laconic.errors import UserError, add_place, unknown
 from laconic.methods import Method
-from laconic.model import Group, LanguageModel, Site
+from laconic.model import LanguageModel, Site
 from laconic.model.targets import Coverage, excluded_error
 
 
@@ -148,8 +148,11 @@ def find_targeted(lm: LanguageModel, targets: Sequence[str], share_inputs: bool,
         UserError: a target or a line of the plan matches no layer, or the plan names a layer that cannot be compressed.
     """
     if plan is None:
-        sites = lm.sites(targets)
-        _check_whole_stacks(sites)
+        try:
+            sites = lm.sites(targets)
+            _check_whole_stacks(sites)
+        except UserError as error:
+            raise add_place(error, "targets") from error
         return TargetedLayers(sites, find_layer_sets(sites, share_inputs), lm.coverage(targets, sites))
     all_sites = lm.sites(("*",))
     by_unit: dict[str, list[Site]] = {}
@@ -227,37 +230,6 @@ def stored_fractions(layer_sets: Sequence[LayerSet]) -> dict[str, float]:
     """Return 1/n by group name for every group that shares its parameter with n − 1 others; the rest is missing."""
     tied = (members for members in sets_by_parameter(layer_sets) if len(members) > 1)
     return {group.name: 1 / len(members) for members in tied for member in members for group in member.separate}
-
-
-def split_budget(
-    keep: float | Mapping[str, float], layer_sets: Sequence[LayerSet]
-) -> list[tuple[float, list[LayerSet]]]:
-    """Return pairs of a budget and the sets that share it.
-
-    Args:
-        keep: the fraction to keep of all bytes, or one fraction for each kind of layer (`attention`, `ffn`, …).
-        layer_sets: the sets of all targeted layers.
-
-    Raises:
-        UserError: `keep` names a kind of layer that is not targeted, or leaves one out.
-    """
-    if not isinstance(keep, Mapping):
-        return [(keep, list(layer_sets))]
-    kinds = [_budget_of(layer_set.sites[0].group, keep) for layer_set in layer_sets]
-    for name in keep:
-        if name not in kinds:
-            raise unknown("targeted group", name, set(kinds))
-    for name in set(kinds) - keep.keys():
-        raise UserError(f"keep must name every targeted group; '{name}' is missing.")
-    return [
-        (fraction, [layer_set for layer_set, kind in zip(layer_sets, kinds, strict=True) if kind == name])
-        for name, fraction in keep.items()
-    ]
-
-
-def _budget_of(group: Group, keep: Mapping[str, float]) -> str:
-    """The name in `keep` of the budget for a kind of layer: experts are feed-forwards unless they are named."""
-    return Group.FFN.value if group is Group.EXPERTS and group.value not in keep else group.value
 
 
 def planned_groups(plan: Plan, layer_sets: Sequence[LayerSet]) -> list[SolveGroup]:

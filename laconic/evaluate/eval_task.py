@@ -187,11 +187,12 @@ class EvalTask(ABC):
         check_decoder_start(lm)
 
 
-def source_of(name: str) -> str:
+def source_of(name: str, example: str = "builtin:pydoc") -> str:
     """The data source in the name of a task.
 
     Args:
         name: text of the form `PREFIX:SOURCE`.
+        example: a source that the task can read, for the error message.
 
     Raises:
         UserError: the name has no source.
@@ -203,7 +204,7 @@ def source_of(name: str) -> str:
     prefix, _, source = name.partition(":")
     if not source:
         raise UserError(
-            f"The task '{prefix}' has no data source; write it as {prefix}:SOURCE, like {prefix}:builtin:pydoc."
+            f"The task '{prefix}' has no data source; write it as {prefix}:SOURCE, like {prefix}:{example}."
         )
     return source
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,12 +26,15 @@ class LabelledTask(EvalTask):
         data: the data source.
     """
 
+    example: ClassVar[str] = "dev.jsonl"
+    """A source with labels, for error messages."""
+
     data: str
 
     @classmethod
     def from_name(cls, name: str) -> Self:
         """The task `PREFIX:SOURCE`."""
-        return cls(source_of(name))
+        return cls(source_of(name, cls.example))
 
     @property
     def name(self) -> str:

@@ -53,6 +53,7 @@ class QuestionAnswering(LabelledTask):
     prefix = "question-answering"
     spellings = ("question-answering:SOURCE",)
     kinds = (ModelTask.QUESTION_ANSWERING,)
+    example = "dev-v1.1.json"
 
     def evaluate(self, lm: LanguageModel, corpus: Corpus, track: Track) -> TaskResult:
         """Score a model. The columns of the table are explained in `laconic.evaluate.squad`."""

@@ -45,7 +45,7 @@ class Seq2Seq(EvalTask):
     @classmethod
     def from_name(cls, name: str) -> "Seq2Seq":
         """The task `seq2seq:SOURCE`."""
-        return cls(source_of(name))
+        return cls(source_of(name, "dev.jsonl"))
 
     @property
     def name(self) -> str:

@@ -39,6 +39,7 @@ class TokenClassification(LabelledTask):
     prefix = "token-classification"
     spellings = ("token-classification:SOURCE",)
     kinds = (ModelTask.TOKEN_CLASSIFICATION,)
+    example = "dev.conll"
 
     def check_model(self, lm: LanguageModel) -> None:
         super().check_model(lm)

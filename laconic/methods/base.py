@@ -181,6 +181,10 @@ class Method(ABC, metaclass=Typed):
         """
         return None
 
+    def smallest_size(self, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Method":
+        """A copy with the smallest size among the `candidates` for a matrix of `shape` (out, in) in `dtype`."""
+        return self.with_keep(1e-9, shape, dtype)
+
     def overhead(self, dtype: torch.dtype) -> float:
         """The fraction of a matrix's bytes in `dtype` that every size takes, such as the mask of pruned weights."""
         return 0.0

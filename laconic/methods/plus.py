@@ -125,6 +125,9 @@ class Plus(Method):
         rank = self._residual.rank_of(shape) + 1
         return replace(self, residual=self._residual.with_rank(rank)) if rank <= min(shape) else None
 
+    def smallest_size(self, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "Plus":
+        return min(self._offered_sizes(shape, dtype), key=lambda size: size.meta_format(shape).to(dtype).nbytes())
+
     def compress(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Sum:
         """Fit both parts, and return their sum.
 

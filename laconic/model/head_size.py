@@ -19,7 +19,7 @@ from laconic.model.anatomy.parts import FusedLayout
 from laconic.model.fused_rows import FusedRows, fused_rows
 from laconic.model.lm import LanguageModel
 from laconic.model.prunable_layers import PLAIN, describe_missing_entry, suggest_steps
-from laconic.model.site import Site, matrix_shape
+from laconic.model.site import Group, Site, matrix_shape
 from laconic.model.width import replace_linear
 
 
@@ -115,7 +115,7 @@ def shrink_obstacle(lm: LanguageModel) -> str | None:
     if not can_shrink(lm.anatomy):
         every = [attention.heads for stack in lm.anatomy.stacks for attention in stack.attentions]
         reasons = [heads.size_obstacle for heads in every if heads is not None and not heads.can_shrink]
-        reason = reasons[0] if reasons else describe_missing_entry(lm)
+        reason = reasons[0] if reasons else describe_missing_entry(lm, Group.ATTENTION)
         return f"The heads of this '{model_type}' cannot shrink, as {reason}"
     for stack, blocks in lm.stacks():
         for path, block in blocks:

@@ -11,13 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.formats import ExpertLayer, ExpertStack, Format
 from laconic.model.anatomy import Anatomy, Stack
 from laconic.model.anatomy.infer import find_anatomy
+from laconic.model.dense_parameters import find_dense_parameters
 from laconic.model.embedding import MEAN_POOLING, Pipeline
 from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
 from laconic.model.loans import Loans
 from laconic.model.loans_on_call import lend_on_call
 from laconic.model.site import Site, has_module
 from laconic.model.size import module_size
-from laconic.model.targets import Coverage, find_dense_parameters, matches, measure_coverage, select_sites
+from laconic.model.targets import Coverage, matches, measure_coverage, select_sites
 from laconic.model.task import ModelTask, infer_task
 
 DEFAULT_TARGETS = ("attention", "ffn")

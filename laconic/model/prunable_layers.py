@@ -12,6 +12,7 @@ from laconic.model.expert_removal import can_lose_experts
 from laconic.model.lm import LanguageModel
 from laconic.model.site import Group, has_module
 from laconic.model.stock import text_config
+from laconic.model.targets import MAX_DENSE_SHARE
 
 PLAIN = (nn.Linear, Conv1D, Dense)
 """The modules from which rows and columns can be removed."""
@@ -47,15 +48,23 @@ def _prunable_obstacle(lm: LanguageModel, group: Group) -> str | None:
     if not all(has_known_parts(stack, group) for stack in lm.anatomy.stacks):
         if group is Group.FFN and all(stack.experts and not stack.other_linears for stack in lm.anatomy.stacks):
             return "all of them are in its experts"
-        return describe_missing_entry(lm)
+        return describe_missing_entry(lm, group)
     if group is Group.FFN:
         return None
     found = (_find_obstacle(stack, block) for stack, blocks in lm.stacks() for _, block in blocks)
     return next((obstacle for obstacle in found if obstacle is not None), None)
 
 
-def describe_missing_entry(lm: LanguageModel) -> str:
-    """The clause that says that the heads or channels of an architecture are not described."""
+def describe_missing_entry(lm: LanguageModel, group: Group) -> str:
+    """The clause that says that the heads (or channels) of an architecture are not described, or that it has none.
+
+    Args:
+        lm: the model.
+        group: ATTENTION for heads, FFN for channels.
+    """
+    if group is Group.ATTENTION and not any(site.group is group for site in lm.sites(("blocks",))):
+        # A state space, for example.
+        return "it has no attention"
     if find_entry(text_config(lm.model.config).model_type) is None:
         return "the architecture has no entry in laconic.model.anatomy"
     return "its entry in laconic.model.anatomy does not describe them"
@@ -81,7 +90,10 @@ def suggest_steps(lm: LanguageModel, without: Sequence[Group] = ()) -> str:
     ]
     if can_lose_experts(lm):
         steps.append("remove experts (narrow:experts)")
-    return ", ".join([*steps, f"{'or ' if steps else ''}compress its matrices"])
+    matrices = "compress its matrices"
+    if lm.coverage(("blocks",)).share > MAX_DENSE_SHARE:
+        matrices += " with allow_dense: true (--allow-dense)"
+    return ", ".join([*steps, f"{'or ' if steps else ''}{matrices}"])
 
 
 def _find_obstacle(stack: Stack, block: nn.Module) -> str | None:

@@ -10,47 +10,19 @@ Some parameters of a block are in no matrix that can be compressed and stay dens
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, unknown
 from laconic.formats import ExpertStack, Format
 from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model.anatomy import Anatomy
-from laconic.model.enumeration import find_sites, find_stacks
-from laconic.model.site import Group, Role, Site, guess_group, matrix_shape
-from laconic.model.usage import trace_usage
-
-
-@dataclass(frozen=True)
-class DenseParameter:
-    """A parameter of a block with two or more dimensions that is in no site; targets match it like a site.
-
-    Args:
-        name: dotted path from the whole model.
-        group: the part of the transformer, guessed from the path.
-        block: dotted path of its block.
-        count: number of elements.
-        role: always OTHER.
-        is_lookup: always False.
-    """
-
-    name: str
-    group: Group
-    block: str
-    count: int
-    role: Role = Role.OTHER
-    is_lookup: bool = False
-
-    @property
-    def unit(self) -> str:
-        """Its name."""
-        return self.name
-
+from laconic.model.dense_parameters import DenseParameter, block_modules, find_dense_parameters
+from laconic.model.site import Group, Role, Site, matrix_shape
 
 Targetable = Site | DenseParameter
 FEED_FORWARDS = (Group.FFN, Group.EXPERTS)
@@ -93,7 +65,7 @@ def matches(target: str, site: Targetable) -> bool:
 
 
 def select_sites(
-    sites: Sequence[Site], target: str, excluded: Mapping[str, str], dense: Sequence[Targetable]
+    sites: Sequence[Site], target: str, excluded: Mapping[str, str], dense: Sequence[DenseParameter]
 ) -> list[Site]:
     """Select the sites that a target matches.
 
@@ -118,30 +90,41 @@ def excluded_error(path: str, reason: str) -> UserError:
 
 
 def _no_match_error(
-    sites: Sequence[Site], target: str, excluded: Mapping[str, str], dense: Sequence[Targetable]
+    sites: Sequence[Site], target: str, excluded: Mapping[str, str], dense: Sequence[DenseParameter]
 ) -> UserError:
     if target not in TARGETS and not target.startswith("re:"):
         path = next((path for path in excluded if fnmatchcase(path, target)), None)
         if path is not None:
             return excluded_error(path, excluded[path])
+    if dense and target in (dense[0].name, dense[0].unit):
+        return UserError(f"The parameter '{dense[0].name}' cannot be compressed, as {dense[0].reason}; leave it out.")
     if dense:
         also = f" (and {len(dense) - 1} more)" if len(dense) > 1 else ""
         return UserError(
             f"The target '{target}' matches no site of this model, only parameters that cannot be compressed: "
-            f"'{dense[0].name}'{also}; name other targets, the model has sites in {_groups(sites)}."
+            f"'{dense[0].name}'{also}, as {dense[0].reason}; name other targets, the model has sites in "
+            f"{_groups(sites)}."
         )
     if target in TARGETS or target.startswith("re:") or set(target) & set("*?["):
         return UserError(
             f"The target '{target}' matches no site of this model; it has the groups {_groups(sites)}, "
             f"`blocks` for all sites in its blocks, and sites that are named like '{sites[0].name}'."
         )
-    return unknown("target", target, [*TARGETS, *(site.name for site in sites[-2:])])
+    # All experts of a stack are one target.
+    units = list(dict.fromkeys(site.unit for site in sites))
+    return unknown("target", target, [*TARGETS, *(get_close_matches(target, units, n=2) or units[-2:])])
 
 
 def _groups(sites: Sequence[Site]) -> str:
-    return ", ".join(dict.fromkeys(site.group.value for site in sites))
+    groups = list(dict.fromkeys(site.group for site in sites))
+    if Group.EXPERTS in groups and Group.FFN not in groups:
+        # The target `ffn` selects experts too.
+        groups.insert(groups.index(Group.EXPERTS), Group.FFN)
+    return ", ".join(group.value for group in groups)
 
 
+MAX_DENSE_SHARE = 0.1
+"""Largest fraction of the targeted parameters that may stay dense unless a step allows it."""
 _NAMED_KINDS = 3
 """The number of kinds of dense parameters that a sentence names."""
 
@@ -189,35 +172,6 @@ class Coverage:
         return ", ".join(self.kinds[:_NAMED_KINDS]) + (f" and {more} more" if more > 0 else "")
 
 
-def find_dense_parameters(
-    model: PreTrainedModel, anatomy: Anatomy, sites: Sequence[Site] | None = None
-) -> list[DenseParameter]:
-    """Find every parameter with two or more dimensions that is in a block and in no site, in forward order.
-
-    Embeddings are left out, as nothing is multiplied by them, and so are layers that a run over text never calls.
-
-    Args:
-        model: the model.
-        anatomy: its anatomy.
-        sites: all its sites, if they were found before.
-    """
-    usage = trace_usage(model, globally=anatomy.global_attention)
-    covered = {name for site in sites or find_sites(model, anatomy) for name in (site.unit, *site.names)}
-    uncalled = frozenset() if usage is None else usage.uncalled
-    dense: dict[int, DenseParameter] = {}
-    for block, path, module in _block_modules(model, anatomy):
-        if isinstance(module, (Format, ExpertStack, nn.Embedding)) or path in covered | uncalled:
-            continue
-        # The biases of all experts are one parameter with two dimensions.
-        own = {f"{path}.{name}" for name in (find_expert_stacks(module) if is_experts(module) else {})} & covered
-        parts = own | {f"{name}_bias" for name in own}
-        for name, parameter in module.named_parameters(prefix=path, recurse=False):
-            if parameter.dim() > 1 and id(parameter) not in dense and name not in parts:
-                group = guess_group(name.removeprefix(block))
-                dense[id(parameter)] = DenseParameter(name, group, block, parameter.numel())
-    return list(dense.values())
-
-
 def measure_coverage(
     model: PreTrainedModel, anatomy: Anatomy, targets: Sequence[str], sites: Sequence[Site]
 ) -> Coverage:
@@ -231,7 +185,7 @@ def measure_coverage(
     """
     names = {site.unit for site in sites}
     counts: dict[object, int] = {}
-    for _, path, module in _block_modules(model, anatomy):
+    for _, path, module in block_modules(model, anatomy):
         contains_site = isinstance(module, (Format, ExpertStack)) and any(name.startswith(f"{path}.") for name in names)
         if isinstance(module, ExpertStack) and (path in names or contains_site):
             counts[path] = module.experts * math.prod(module.shape)
@@ -243,16 +197,3 @@ def measure_coverage(
     parameters = find_dense_parameters(model, anatomy)
     dense = tuple(parameter for parameter in parameters if any(matches(target, parameter) for target in targets))
     return Coverage(dense, sum(counts.values()))
-
-
-def _block_modules(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[tuple[str, str, nn.Module]]:
-    """The path of each block with the path and module of everything in it, except modules inside a format."""
-    for _, blocks in find_stacks(model, anatomy):
-        for block, root in blocks:
-            formats: tuple[str, ...] = ()
-            for path, module in root.named_modules(prefix=block, remove_duplicate=False):
-                if path.startswith(formats):
-                    continue
-                if isinstance(module, (Format, ExpertStack)):
-                    formats = (*formats, f"{path}.")
-                yield block, path, module

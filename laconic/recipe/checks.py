@@ -6,7 +6,7 @@ on a task.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 from laconic.calibrate import sources
@@ -109,14 +109,23 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
             changed = step.check_and_dry_run(changed) or changed
         except UserError as error:
             culprit = _preventing_step(lm, step, steps[:number])
-            place = places[number] if culprit is None else f"{places[number]} cannot follow {places[culprit]}"
-            raise add_place(error, place) from error
+            if culprit is None:
+                raise _add_step_place(error, step, places[number]) from error
+            raise add_place(error, f"{places[number]} cannot follow {places[culprit]}") from error
         try:
             describe(changed.model)
         except UserError as error:
             raise add_place(error, places[number]) from error
         structures.append(changed)
     return structures
+
+
+def _add_step_place(error: UserError, step: Step, place: str) -> UserError:
+    """The error at the place of its step, or at that of a parameter if its message begins with it, as `targets: `."""
+    parameter, colon, sentence = str(error).partition(": ")
+    if colon and parameter in {field.name for field in fields(step)}:
+        return UserError(f"{place}.{parameter}: {sentence}")
+    return add_place(error, place)
 
 
 def needs_original(lm: LanguageModel, steps: Sequence[Step]) -> bool:

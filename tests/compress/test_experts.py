@@ -7,7 +7,8 @@ from torch import nn
 from laconic.calibrate import Calibration, LayerStats
 from laconic.compress import Compress
 from laconic.compress.allocators.experts import add_candidates
-from laconic.compress.solve_groups import find_layer_sets, split_budget
+from laconic.compress.shared_budget import split_budget
+from laconic.compress.solve_groups import find_layer_sets
 from laconic.errors import UserError
 from laconic.formats import ExpertLayer, ExpertStack
 from laconic.methods import Candidate, Candidates, KfacSvd, Magnitude, Method, Rtn, Svd
@@ -116,7 +117,7 @@ def test_experts_share_the_budget_of_feed_forwards_unless_they_have_their_own() 
 
     def budgets(keep: dict[str, float]) -> dict[str, set[str]]:
         by_budget = {}
-        for (name, _), (_, members) in zip(keep.items(), split_budget(keep, sets), strict=True):
+        for (name, _), (_, members, _) in zip(keep.items(), split_budget(keep, sets), strict=True):
             by_budget[name] = {site.group.value for member in members for site in member.sites}
         return by_budget
 

@@ -16,7 +16,7 @@ from laconic.calibrate.corpus import Corpus, Example, Rows
 from laconic.calibrate.sources.files import READERS, SPLIT_NAMES, find_file
 from laconic.calibrate.sources.glue import TASKS, GlueTask, find_glue_task, glue_file, glue_task, read_glue_file
 from laconic.calibrate.sources.hub import hub_examples, hub_glue
-from laconic.calibrate.sources.multiple_choice import check_choices
+from laconic.calibrate.sources.multiple_choice import check_same_choices
 from laconic.errors import UserError, must_be, unknown
 from laconic.files import expand_user
 
@@ -92,7 +92,7 @@ def read(source: str, split: str = "train") -> Corpus:
     examples, classes = find_source(source, split)()
     if not any(text and not text.isspace() for row in examples for text in (row.text, row.pair, row.target)):
         raise UserError(f"The {split} split of '{source}' has no rows of text; give a source that has some.")
-    check_choices(examples)
+    check_same_choices(examples)
     return Corpus(source, split, tuple(examples), classes)
 
 

@@ -30,7 +30,9 @@ def read_conll(path: Path) -> list[Example]:
         UserError: a line has another number of columns than the first one, or the first has only one.
     """
     text = read_text(path)
-    separator = "\t" if "\t" in text else None
+    before, tab, _ = text.partition("\t")
+    separator = tab or None
+    note = f" (columns are separated by tabs, as line {before.count(chr(10)) + 1} has one)" if tab else ""
     examples: list[Example] = []
     sentence: list[tuple[str, str]] = []
     begin = first = width = 0
@@ -46,13 +48,22 @@ def read_conll(path: Path) -> list[Example]:
             continue
         begin = begin if sentence else at
         first, width = (first, width) if first else (at, len(columns))
-        _check_columns(f"{path}:{at}", columns, width, first)
+        _check_columns(f"{path}:{at}", columns, width, first, note)
         sentence.append((columns[0], columns[-1]))
     return examples
 
 
-def _check_columns(place: str, columns: Sequence[str], width: int, first: int) -> None:
-    count = f"{len(columns)} column{'' if len(columns) == 1 else 's'}"
+def _check_columns(place: str, columns: Sequence[str], width: int, first: int, note: str) -> None:
+    """Raise UserError if a line has a wrong number of columns, or no word or class.
+
+    Args:
+        place: file and line.
+        columns: the columns of the line.
+        width: the number of columns of the first line.
+        first: the number of the first line.
+        note: how columns are separated, for the message.
+    """
+    count = f"{len(columns)} column{'' if len(columns) == 1 else 's'}{note}"
     if len(columns) != width:
         raise UserError(f"{place} has {count}, and line {first} has {width}; give each word the same columns.")
     if width < 2:

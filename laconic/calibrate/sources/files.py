@@ -47,6 +47,8 @@ def read_jsonl(path: Path) -> list[Example]:
 def read_json(path: Path) -> list[Example]:
     """Read a JSON list of strings or objects, one for each row, or a SQuAD file."""
     text = read_text(path)
+    if not text.strip():
+        return []
     rows = parse_json(text, str(path))
     if is_squad(rows):
         return squad_examples(rows, text, path)

@@ -123,7 +123,7 @@ def with_labels_beside(examples: Sequence[Example], path: Path) -> list[Example]
     return [replace(row, label=label_from(label)) for row, label in zip(examples, labels, strict=True)]
 
 
-def check_choices(examples: Sequence[Example]) -> None:
+def check_same_choices(examples: Sequence[Example]) -> None:
     """Raise UserError if two rows have different numbers of choices, as a model reads the same number for each row."""
     rows = [row for row in examples if row.choices]
     odd = next((row for row in rows if len(row.choices) != len(rows[0].choices)), None)

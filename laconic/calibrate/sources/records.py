@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from laconic.calibrate.corpus import Example, Label, as_json, label_from, text_from
-from laconic.calibrate.sources.conll import tagged_example
+from laconic.calibrate.sources.conll import WORDS, tagged_example
 from laconic.calibrate.sources.multiple_choice import choice_example
 from laconic.calibrate.sources.squad import question_example
 from laconic.errors import UserError, must_be
@@ -56,6 +56,9 @@ def to_example(record: Any, place: str) -> Example:
     for name in TEXTS:
         if name in record:
             return Example(text_from(record, name, place), label=_label(record), place=place)
+    for name in WORDS:
+        if name in record:
+            raise must_be(f"{place}: the field '{name}'", "a list of words", as_json(record[name]))
     fields = ", ".join(f"'{name}'" for name in record) or "none"
     raise UserError(
         f"{place} has no field that laconic reads as text (fields: {fields}); "

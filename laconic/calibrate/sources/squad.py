@@ -134,12 +134,13 @@ def _answer(entry: Any, context: str, place: str) -> Answer:
         raise UserError(f"{place} has the answer {quote(text)}, which is not in its context; fix the row.")
     if start is None:
         return Answer(text, context.index(text))
-    is_index = isinstance(start, int) and not isinstance(start, bool) and start >= 0
-    found = context[start : start + len(text)] if is_index else ""
+    if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+        requirement = "a whole number, the first character of the answer in the context, from 0"
+        raise must_be(f"{place}: the field 'answer_start'", requirement, as_json(start))
+    found = context[start : start + len(text)]
     if found != text:
-        there = f", where it has {quote(found)}" if is_index else ""
         raise UserError(
-            f"{place} has the answer {quote(text)} at character {as_json(start)} of its context{there}; "
+            f"{place} has the answer {quote(text)} at character {start} of its context, where it has {quote(found)}; "
             "fix answer_start, or leave it out."
         )
     return Answer(text, start)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from laconic.allocate import Plan, allocate_uniform
 from laconic.calibrate import Calibration, Problem
 from laconic.compress.checks import SizeSpec, check_size, check_unused
-from laconic.compress.solve_groups import LayerSet, SolveGroup, split_budget, stored_fractions
+from laconic.compress.shared_budget import split_budget
+from laconic.compress.solve_groups import LayerSet, SolveGroup, stored_fractions
 from laconic.errors import must_be
 from laconic.methods import Method
 from laconic.model import LanguageModel
@@ -120,9 +121,11 @@ def uniform_plan(request: AllocationRequest) -> Plan:
     if keep is None:
         return {group.name: method for group in request.groups}
     plan: Plan = {}
-    for fraction, layer_sets in split_budget(keep, request.layer_sets):
-        groups = [group for layer_set in layer_sets for group in layer_set.joint]
+    for budget in split_budget(keep, request.layer_sets):
+        groups = [group for layer_set in budget.layer_sets for group in layer_set.joint]
         shapes = {group.name: group.shape for group in groups}
         counts = {group.name: group.count for group in groups}
-        plan |= allocate_uniform(method, shapes, fraction, request.lm.dtype, stored_fractions(layer_sets), counts)
+        stored = stored_fractions(budget.layer_sets)
+        with budget.in_errors():
+            plan |= allocate_uniform(method, shapes, budget.keep, request.lm.dtype, stored, counts)
     return plan

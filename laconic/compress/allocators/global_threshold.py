@@ -22,7 +22,8 @@ from laconic.calibrate import GradCovariance, InputCovariance, Problem
 from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator
 from laconic.compress.allocators.spectrum import Factors, allocate_corrected, block_name
 from laconic.compress.checks import SizeSpec, check_size, check_unused
-from laconic.compress.solve_groups import SolveGroup, split_budget, stored_fractions
+from laconic.compress.shared_budget import split_budget
+from laconic.compress.solve_groups import SolveGroup, stored_fractions
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Method
@@ -91,10 +92,11 @@ def _plan_by_threshold(request: AllocationRequest, factors: Factors) -> Plan:
         assert method.sparsity is not None, "a pattern was refused, and without a size there is keep"
         return _Pool(method, request.groups, request.problems, factors).plan_for_sparsity(method.sparsity)
     plan: Plan = {}
-    for keep, layer_sets in split_budget(request.size_spec.keep, request.layer_sets):
-        groups = [group for layer_set in layer_sets for group in layer_set.joint]
+    for budget in split_budget(request.size_spec.keep, request.layer_sets):
+        groups = [group for layer_set in budget.layer_sets for group in layer_set.joint]
         pool = _Pool(method, groups, request.problems, factors)
-        plan |= pool.plan_for_keep(keep, request.lm.dtype, stored_fractions(layer_sets))
+        with budget.in_errors():
+            plan |= pool.plan_for_keep(budget.keep, request.lm.dtype, stored_fractions(budget.layer_sets))
     return plan
 
 

@@ -28,11 +28,13 @@ from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.passes import evaluating
 from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator, uniform_plan
 from laconic.compress.allocators.experts import add_candidates, check_currency
+from laconic.compress.allocators.smallest_sizes import check_smallest_sizes
 from laconic.compress.checks import SizeSpec, check_size, check_workload
 from laconic.compress.kl_metric import Divergences, KLMetric, shrink_estimates
 from laconic.compress.pricing import CandidatesByGroup, CountedPricing, LatencyPricing, Pricing
 from laconic.compress.replacing import replace_group, solve_matrices
-from laconic.compress.solve_groups import SolveGroup, all_groups, planned_groups, split_budget
+from laconic.compress.shared_budget import split_budget
+from laconic.compress.solve_groups import SolveGroup, all_groups, planned_groups
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Candidate, Candidates, Method
@@ -238,7 +240,14 @@ class Spectrum(Allocator):
         return True
 
     def plan_from_shapes(self, request: AllocationRequest) -> Plan:
+        """As the base class.
+
+        Raises:
+            UserError: the smallest candidates of all layers cost more than `keep`, or the currency counts work and
+                experts are targeted.
+        """
         check_currency(request.size_spec.currency, request.layer_sets)
+        check_smallest_sizes(request)
         return super().plan_from_shapes(request)
 
     def plan(self, request: AllocationRequest) -> AllocationResult:
@@ -270,8 +279,9 @@ def _spend_budget(request: AllocationRequest, candidates: CandidatesByGroup, fac
         for name, factor in factor_of.items()
     }
     chosen: dict[str, Candidate] = {}
-    for keep, layer_sets in split_budget(size_spec.keep, request.layer_sets):
-        chosen |= pricing.spend(layer_sets, corrected, keep)
+    for budget in split_budget(size_spec.keep, request.layer_sets):
+        with budget.in_errors():
+            chosen |= pricing.spend(budget.layer_sets, corrected, budget.keep)
     predicted = sum(candidate.loss / factor_of[name] for name, candidate in chosen.items())
     return AllocationResult({name: candidate.method for name, candidate in chosen.items()}, predicted)
 

@@ -1,6 +1,7 @@
 """Base classes of the low-rank methods: a choice of rank r, and the first r terms of an expansion W = Σ_i a_i b_i^T.
 
-Ranks chosen by `with_keep` and offered as candidates are multiples of `multiple`, which matrix kernels run fastest on.
+Ranks chosen by `with_keep` and offered as candidates are multiples of `multiple`, which matrix kernels run fastest on,
+or smaller than it.
 """
 
 from abc import abstractmethod
@@ -38,7 +39,7 @@ class LowRankMethod(Method):
         >>> Svd(rank_ratio=0.5).rank_of((8, 6))
         3
         >>> list(Svd(multiple=2).offered_ranks((12, 12)))
-        [2, 4]
+        [1, 2, 4]
     """
 
     family: ClassVar[str] = "low rank"
@@ -88,10 +89,10 @@ class LowRankMethod(Method):
             return max(1, int(self.rank_ratio * smaller))
         raise UserError(f"{self.name} needs a size: give keep, {self.name}:rank=R or {self.name}:rank_ratio=R.")
 
-    def offered_ranks(self, shape: tuple[int, int]) -> range:
-        """Multiples of `multiple` whose factors are smaller than the matrix; all such ranks if no multiple is one."""
+    def offered_ranks(self, shape: tuple[int, int]) -> list[int]:
+        """The ranks of the candidates: those below `multiple`, and its multiples, if the factors are smaller."""
         highest = break_even_rank(*shape)
-        return range(self.multiple, highest + 1, self.multiple) or range(1, highest + 1)
+        return [rank for rank in range(1, highest + 1) if rank < self.multiple or rank % self.multiple == 0]
 
     def candidates_at(self, losses: Mapping[int, float], weight: Float[Tensor, "out in"], lookup: bool) -> Candidates:
         """Candidates from predicted losses.

@@ -63,8 +63,10 @@ class Wlra(LowRankMethod):
     def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
         m, n = weight.shape
         offered = self.offered_ranks((m, n))
-        places = [(i + 1) * len(offered) // OFFERED_RANKS for i in range(OFFERED_RANKS)]
-        ranks = [offered[place - 1] for place in places if place]
+        # Evenly spaced among the ranks from `multiple` on, which are few, because each of them is solved by itself.
+        spaced = [rank for rank in offered if rank >= self.multiple] or offered
+        places = [(i + 1) * len(spaced) // OFFERED_RANKS for i in range(OFFERED_RANKS)]
+        ranks = sorted({*offered[:1], *(spaced[place - 1] for place in places if place)})
 
         def predict() -> tuple[Tensor]:
             results = (self.with_rank(rank).compress(weight, stats) for rank in ranks)

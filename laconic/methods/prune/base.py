@@ -125,6 +125,9 @@ class PruningMethod(Method):
         kept = groups - zero_count(self.size, groups) + 1
         return self.with_sparsity(1 - kept / groups) if kept < groups else None
 
+    def smallest_size(self, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> "PruningMethod":
+        return self.with_sparsity(max(self._useful_sparsities(shape, None), default=0.0))
+
     def overhead(self, dtype: torch.dtype) -> float:
         return 1 / (8 * dtype.itemsize)
 
