@@ -111,7 +111,8 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
             culprit = _preventing_step(lm, step, steps[:number])
             if culprit is None:
                 raise _add_step_place(error, step, places[number]) from error
-            raise add_place(error, f"{places[number]} cannot follow {places[culprit]}") from error
+            _, sentence = _split_parameter(error, step)
+            raise add_place(UserError(sentence), f"{places[number]} cannot follow {places[culprit]}") from error
         try:
             describe(changed.model)
         except UserError as error:
@@ -122,10 +123,15 @@ def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str])
 
 def _add_step_place(error: UserError, step: Step, place: str) -> UserError:
     """The error at the place of its step, or at that of a parameter if its message begins with it, as `targets: `."""
+    parameter, sentence = _split_parameter(error, step)
+    return add_place(error, place) if parameter is None else UserError(f"{place}.{parameter}: {sentence}")
+
+
+def _split_parameter(error: UserError, step: Step) -> tuple[str | None, str]:
+    """The parameter of a step that a message begins with, as `targets: `, or None; and the rest of the message."""
     parameter, colon, sentence = str(error).partition(": ")
-    if colon and parameter in {field.name for field in fields(step)}:
-        return UserError(f"{place}.{parameter}: {sentence}")
-    return add_place(error, place)
+    is_parameter = bool(colon) and parameter in {field.name for field in fields(step)}
+    return (parameter, sentence) if is_parameter else (None, str(error))
 
 
 def needs_original(lm: LanguageModel, steps: Sequence[Step]) -> bool:

@@ -38,7 +38,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--keep", "attention=0.5,experts=0.001"), "--keep experts must be at least 0."),
         (("--keep", "attention=0.5,expert=0.4"), "--keep: There is no targeted group 'expert': did you mean"),
         (("--keep", "attention=0.5"), "--keep must name every targeted group; 'ffn' is missing."),
-        (("--method", "narrow:channels=0.5"), "--method[1]: The channels of 'mixtral' cannot be removed one by one"),
+        (("--method", "narrow:channels=0.5"), "--method[1]: The channels of this 'mixtral' cannot be removed"),
     ],
 )  # fmt: skip
 def test_an_error_begins_with_its_option(

@@ -97,7 +97,7 @@ def test_the_factors_of_a_stack_can_be_compressed_again() -> None:
 
 def test_all_experts_of_a_stack_are_targeted_or_none() -> None:
     lm = tiny()
-    sentence = rf"^The targets name 2 of the {EXPERTS} matrices of '{LAST}', which have one method and size; name all"
+    sentence = rf"^targets: The targets name 2 of the {EXPERTS} matrices of '{LAST}', which have one method and size"
     with pytest.raises(UserError, match=sentence):
         compress(lm, Rtn(bits=4), (f"{LAST}.[01]",)).check(lm)
     compress(lm, Rtn(bits=4), (f"{LAST}.*",)).check(lm)

@@ -196,7 +196,7 @@ HALF = "magnitude:sparsity=0.5"
         ([DROP, DROP], "[1].shorten cannot follow [0].shorten", "drop must be at most 0"),
         ([DROP, compress("svd:rank=2", targets=["*.layer.1.*"])], "[1].compress cannot follow [0].shorten",
          "The target .* matches no site"),
-        ([compress("svd:rank=2"), compress(HALF, targets=["nothing"])], "[1].compress", "There is no target 'nothing'"),
+        ([compress("svd:rank=2"), compress(HALF, targets=["nothing"])], "[1].compress.targets", "There is no target"),
         ([compress("svd:rank=6"), compress("wanda:pattern=2:4")], "[1].compress cannot follow [0].compress",
          "wanda.pattern must be N:M with an M that divides the 6 inputs of .*left'; got '2:4'"),
     ],
