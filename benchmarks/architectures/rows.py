@@ -17,7 +17,11 @@ BUCKETED = {**RELATIVE, "position_buckets": 4, "norm_rel_ebd": "layer_norm", "sh
 MASKED = {"cls_token_id": 0, "sep_token_id": 2, "global_attn_every_n_layers": 2}
 WINDOWED = {"max_position_embeddings": 42}
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"]}
-RECURRENT = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}
+RECURRENT = {
+    "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2,
+    # A linear attention computes chunks of 64 tokens, so an exported model has to be compared on more of them.
+    "max_position_embeddings": 200,
+}  # fmt: skip
 IMAGE = VOCABULARY - 1
 SECTIONS = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 QWEN_TOKENS = {

@@ -22,6 +22,8 @@ from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.model.stock import text_config
 from laconic.model.tokens import pad_token_id
 
+LENGTH_KEYS = ("max_position_embeddings", "max_seq_len")
+"""Keys of configurations for the longest input; MPT has the second."""
 MASKED_SHARE = 0.15
 
 
@@ -93,7 +95,8 @@ def max_positions(lm: LanguageModel) -> int | None:
             if padding is not None:
                 # RoBERTa starts its positions after its padding index.
                 return int(module.num_embeddings) - padding - 1
-    declared: object = getattr(text_config(lm.model.config), "max_position_embeddings", None)
+    config = text_config(lm.model.config)
+    declared: object = next((getattr(config, key) for key in LENGTH_KEYS if getattr(config, key, None)), None)
     # XLNet has −1 here, which means any length.
     return declared if isinstance(declared, int) and declared > 0 else None
 

@@ -3,6 +3,7 @@
 The libraries are optional. They are checked before any model is loaded, and imported at first use.
 """
 
+import re
 from abc import ABC, abstractmethod
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,6 +34,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     # OpenVINO reads the ONNX file that torch writes.
     OPENVINO: ("onnx", "onnxscript", "openvino"),
 }
+SIZE_ERROR = re.compile(r"reshape|broadcast|shape mismatch", re.IGNORECASE)
+"""Words in the message of a runtime for tensors whose sizes do not fit together."""
 EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """The OpenVINO setting that disables dynamic quantization of inputs for layers with integer weights."""
 
@@ -92,6 +95,7 @@ class OnnxProgram(Program):
         # ONNX Runtime's errors have no base class of their own.
         state = onnxruntime.capi.onnxruntime_pybind11_state
         errors = state.InvalidGraph, state.InvalidProtobuf, state.Fail, state.NotImplemented, state.RuntimeException
+        self._errors = (*errors, state.InvalidArgument)
         try:
             self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except errors as error:
@@ -100,7 +104,11 @@ class OnnxProgram(Program):
 
     def __call__(self, feeds: Batch) -> dict[str, Tensor]:
         arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
-        return dict(zip(self._outputs, map(torch.from_numpy, self._session.run(None, arrays)), strict=True))
+        try:
+            outputs = self._session.run(None, arrays)
+        except self._errors as error:
+            raise _cannot_run("ONNX Runtime", feeds, error) from error
+        return dict(zip(self._outputs, map(torch.from_numpy, outputs), strict=True))
 
 
 class OpenVinoProgram(Program):
@@ -128,10 +136,22 @@ class OpenVinoProgram(Program):
         self._names: list[set[str]] = [output.get_names() for output in self._compiled.outputs]
 
     def __call__(self, feeds: Batch) -> dict[str, Tensor]:
-        outputs = self._compiled({name: tensor.numpy() for name, tensor in feeds.items()})
+        try:
+            outputs = self._compiled({name: tensor.numpy() for name, tensor in feeds.items()})
+        except RuntimeError as error:
+            raise _cannot_run("OpenVINO", feeds, error) from error
         # Outputs are in OpenVINO's own memory, which the next call overwrites.
         values = [torch.from_numpy(np.array(value)) for value in outputs.values()]
         return {name: value for names, value in zip(self._names, values, strict=True) for name in names}
+
+
+def _cannot_run(library: str, feeds: Batch, error: Exception) -> UserError:
+    shape = " × ".join(map(str, feeds["input_ids"].shape))
+    reason = "its graph fixes their number" if SIZE_ERROR.search(str(error)) else reason_of(error)
+    return UserError(
+        f"{library} cannot run the exported model on {shape} tokens: {reason}; use it in torch, with the runtime eager "
+        "or compile."
+    )
 
 
 def load_program(runtime: str, file: Path, *, exact: bool = False) -> Program:

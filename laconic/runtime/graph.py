@@ -10,30 +10,23 @@ and kernels expect integer weights in that order. In a model converted from ONNX
 followed by a `Transpose` operator.
 """
 
-import logging
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from laconic.calibrate.passes import check_runs, evaluating
 from laconic.errors import UserError, reason_of
 from laconic.formats import DynamicInt8
 from laconic.model import LanguageModel, ModelTask
 from laconic.runtime.engines import EXACT, ONNX, OPENVINO
 from laconic.runtime.portable import ExportedLayers, to_portable
 from laconic.runtime.portable_layers import Portable
-from laconic.runtime.signature import TARGETS, Signature, TracedModel, sentence_pipeline
+from laconic.runtime.signature import TARGETS, Signature
+from laconic.runtime.tracing import quiet, trace
 
-OPSET = 21
-"""The first ONNX opset with integers of 4 bits."""
 ROWS, CHOICES = ("batch", "length"), ("batch", "choices", "length")
 """Names of the axes of inputs, also for multiple choice."""
 AXES = {TARGETS: ("batch", "target_length")}
@@ -65,7 +58,7 @@ class Graph:
     def save(self, file: Path) -> None:
         """Write the graph as an ONNX file. Weights of more than `LARGEST_FILE` bytes go to a second file."""
         weights = sum(value.const_value.nbytes for value in self.program.model.graph.initializers.values())
-        with _quiet():
+        with quiet():
             self.program.save(file, external_data=weights > LARGEST_FILE)
 
 
@@ -83,33 +76,9 @@ def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
     signature = Signature.of(lm, hidden)
     twin, layers = to_portable(lm, runtime)
     twin.model.set_attn_implementation("eager")
-    inputs = signature.example(lm)
-    dynamic = torch.export.Dim.DYNAMIC
-    with evaluating(twin), torch.inference_mode(False), torch.no_grad(), _quiet():
-        try:
-            program = torch.onnx.export(
-                TracedModel(twin.model, signature, lm.task, sentence_pipeline(lm)),
-                tuple(inputs.values()),
-                input_names=signature.inputs,
-                output_names=signature.outputs,
-                dynamic_shapes=(tuple(dict.fromkeys(range(ids.dim()), dynamic) for ids in inputs.values()),),
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            # If the model itself cannot run, raise that error instead.
-            check_runs(lm)
-            # The message of the exporter itself advises to change the code of the model.
-            cause = error.__cause__ or error
-            reason = reason_of(cause) if isinstance(cause, Exception) else cause
-            raise UserError(
-                f"The architecture '{lm.model.config.model_type}' cannot be exported: torch cannot trace "
-                f"{type(lm.model).__name__} for any length ({reason}); use it in torch, with the runtime eager or "
-                "compile."
-            ) from error
-    assert program is not None
+    program = trace(lm, twin, signature)
     _remove_metadata(program.model)
+    _round_to_bfloat16(program.model.graph)
     _name_axes(program.model.graph, signature)
     portable = ((name, module) for name, module in twin.model.named_modules() if isinstance(module, Portable))
     four_bit = {f"model.{name}.{tensor}" for name, module in portable for tensor in module.four_bit_names}
@@ -128,6 +97,31 @@ def _remove_metadata(model: Any) -> None:
             value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
+
+
+def _round_to_bfloat16(graph: Any) -> None:
+    """Compute operators of bfloat16 numbers in float32 and round the result, as torch does.
+
+    ONNX Runtime has hardly any of them on the CPU. Falcon computes the slopes of its positions in bfloat16.
+    """
+    ir: Any = import_module("onnx_ir")
+    half, single = ir.DataType.BFLOAT16, ir.DataType.FLOAT
+    for node in list(graph):
+        read = [(index, value) for index, value in enumerate(node.inputs) if value is not None and value.dtype is half]
+        if node.op_type == "Cast" or not read:
+            continue
+        for index, value in read:
+            cast = ir.node("Cast", [value], {"to": single})
+            cast.outputs[0].dtype = single
+            graph.insert_before(node, cast)
+            node.replace_input_with(index, cast.outputs[0])
+        for output in (output for output in node.outputs if output.dtype is half):
+            uses = list(output.uses())
+            rounded = ir.node("Cast", [output], {"to": half})
+            output.dtype, rounded.outputs[0].dtype, rounded.outputs[0].shape = single, half, output.shape
+            graph.insert_after(node, rounded)
+            for reader, index in uses:
+                reader.replace_input_with(index, rounded.outputs[0])
 
 
 def _name_axes(graph: Any, signature: Signature) -> None:
@@ -181,21 +175,6 @@ def _store_half(graph: Any, value: Any, half: Any) -> None:
     del graph.initializers[value.name]
     graph.initializers[stored.name] = stored
     graph.insert_before(graph[0], cast)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the output, logging and warnings of the exporter; its errors contain the same information."""
-    loggers = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.export")}
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in loggers.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> Path:

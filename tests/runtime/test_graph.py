@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor
 
 from laconic.errors import UserError
@@ -14,6 +15,7 @@ from laconic.runtime.engines import Program, load_program
 from laconic.runtime.graph import build_graph, exported_bytes, write_model
 from laconic.runtime.portable import to_exact
 from laconic.runtime.signature import Signature
+from laconic.runtime.tracing import explain
 from tests.architectures import BY_NAME, batch_for
 from tests.runtime.mixed import EXACT, ROUNDING, int8, mixed, plain, quantized
 
@@ -140,3 +142,38 @@ def test_no_tensor_is_shared_with_the_model(maker: Callable) -> None:
     twin = to_exact(lm, ONNX)
     assert twin.model is not lm.model
     assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_slopes_in_bfloat16_are_computed(tmp_path: Path) -> None:
+    lm, graph = plain("falcon-alibi")
+    ran = load_program(ONNX, write_model(lm, graph, ONNX, tmp_path))
+    assert worst(lm, graph.signature, ran, lm) < CLOSE
+
+
+@pytest.mark.slow
+def test_a_mask_of_integers_is_subtracted_from_one(tmp_path: Path) -> None:
+    config = hf.XLNetConfig(vocab_size=50, d_model=16, n_layer=1, n_head=2, d_inner=16)
+    lm = LanguageModel.of(hf.XLNetLMHeadModel(config).eval())
+    signature, ran = exported(lm, ONNX, tmp_path)
+    assert worst(lm, signature, ran, lm) < CLOSE
+
+
+def test_the_attention_of_big_bird_depends_on_the_length() -> None:
+    with pytest.raises(
+        UserError, match=r"cannot be exported with its block-sparse attention: .* 'original_full' in its"
+    ):
+        build_graph(BY_NAME["big-bird-masked"].lm(), ONNX)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("tracing inferred a static shape of 7 for dimension inputs[0].shape[1]", "which fixes their number"),
+        ("Could not guard on data-dependent expression 4*u1 < 8", "the numbers in a text decide"),
+        ("Error when translating node %x[target=torch.ops.aten.unsqueeze.default]", "operation aten.unsqueeze is not"),
+        ("_apply(): Couldn't swap Linear.weight", "its code is not followed"),
+    ],
+)
+def test_a_message_of_the_exporter_is_a_reason(message: str, reason: str) -> None:
+    assert reason in explain(message)

@@ -1,0 +1,134 @@
+"""Trace a model of torch into an ONNX program, for any batch size and length."""
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laconic.calibrate.passes import check_runs, evaluating
+from laconic.errors import UserError
+from laconic.model import LanguageModel
+from laconic.model.stock import SWITCHING_TYPES
+from laconic.runtime.signature import Signature, TracedModel, sentence_pipeline
+
+OPSET = 21
+"""The first ONNX opset with integers of 4 bits."""
+OPERATION = re.compile(r"\baten\.(\w+)")
+"""The name of an operation of torch in a message of its exporter."""
+FIXED = "inferred a static shape"
+"""The words of torch's exporter for an axis whose length the graph fixes."""
+GUARD = "Could not guard"
+"""Its words for a condition on the numbers in a tensor."""
+SPARSE = "block_sparse"
+
+
+def trace(lm: LanguageModel, twin: LanguageModel, signature: Signature) -> Any:
+    """Trace a model.
+
+    Args:
+        lm: the model.
+        twin: a copy of it with operators that the runtime supports.
+        signature: the inputs and outputs.
+
+    Returns:
+        The ONNX program of torch, which contains an `onnx_ir` model.
+
+    Raises:
+        UserError: torch cannot trace this architecture, or the model does not run.
+    """
+    check_traceable(lm)
+    inputs = signature.example(lm)
+    with evaluating(twin), torch.inference_mode(False), torch.no_grad(), quiet():
+        try:
+            program = torch.onnx.export(
+                TracedModel(twin.model, signature, lm.task, sentence_pipeline(lm)),
+                tuple(inputs.values()),
+                input_names=signature.inputs,
+                output_names=signature.outputs,
+                dynamic_shapes=(tuple(map(_dynamic_axes, inputs.values())),),
+                custom_translation_table=_translations(),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            # If the model itself cannot run, raise that error instead.
+            check_runs(lm)
+            raise _cannot_export(lm, explain(str(error.__cause__ or error))) from error
+    assert program is not None
+    return program
+
+
+def check_traceable(lm: LanguageModel) -> None:
+    """Check that the same operations are computed for texts of any length.
+
+    Raises:
+        UserError: the class selects its attention by the length of the text, as BigBird does.
+    """
+    config = lm.model.config
+    if config.model_type in SWITCHING_TYPES and getattr(config, "attention_type", None) == SPARSE:
+        raise UserError(
+            f"The architecture '{config.model_type}' cannot be exported with its block-sparse attention: short texts "
+            "are read with full attention, and one graph holds only one of them; use it in torch, with the runtime "
+            "eager or compile, or set attention_type to 'original_full' in its config.json, which changes its outputs "
+            "for long texts."
+        )
+
+
+def _dynamic_axes(tensor: Tensor) -> dict[int, Any]:
+    return dict.fromkeys(range(tensor.dim()), torch.export.Dim.DYNAMIC)
+
+
+def explain(message: str) -> str:
+    """The reason in a message of the exporter, which itself advises to change the code of the model."""
+    if FIXED in message:
+        return "its code goes through the tokens, or chunks of them, in a loop, which fixes their number"
+    if GUARD in message:
+        return "the numbers in a text decide which operations its code computes"
+    operation = OPERATION.search(message)
+    return "its code is not followed" if operation is None else f"its operation aten.{operation[1]} is not translated"
+
+
+def _cannot_export(lm: LanguageModel, reason: str) -> UserError:
+    return UserError(
+        f"The architecture '{lm.model.config.model_type}' cannot be exported: torch makes no graph of "
+        f"{type(lm.model).__name__} that holds for every text, as {reason}; use it in torch, with the runtime eager or "
+        "compile."
+    )
+
+
+def _translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
+    """Translations of operations that torch translates wrongly."""
+    op: Any = import_module("onnxscript").opset21
+
+    def subtract_from(tensor: Any, number: float, alpha: float = 1.0) -> Any:
+        """`number - alpha * tensor`. torch's own translation refuses a tensor of integers with a float number."""
+        if tensor.dtype.is_floating_point() or isinstance(number, int):
+            number, scaled = op.CastLike(number, tensor), tensor
+        else:
+            scaled = op.Cast(tensor, to=1)
+        return op.Sub(number, scaled if alpha == 1 else op.Mul(scaled, op.CastLike(alpha, scaled)))
+
+    return {torch.ops.aten.rsub.Scalar: subtract_from}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the output, logging and warnings of the exporter; its errors contain the same information."""
+    loggers = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.export")}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in loggers.items():
+            logging.getLogger(name).setLevel(level)
