@@ -19,8 +19,8 @@ WINDOWED = {"max_position_embeddings": 42}
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"]}
 RECURRENT = {
     "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2,
-    # A linear attention computes chunks of 64 tokens, so an exported model has to be compared on more of them.
-    "max_position_embeddings": 200,
+    # A linear attention computes chunks of 64 or 256 tokens, so an exported model has to be compared on more of them.
+    "max_position_embeddings": 600,
 }  # fmt: skip
 IMAGE = VOCABULARY - 1
 SECTIONS = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
