@@ -96,8 +96,9 @@ def local_device(device: str) -> str:
 def shard(items: Sequence[Item]) -> Sequence[Item]:
     """The items of this process: `items[rank() :: world_size()]`. It is empty if `rank() >= len(items)`.
 
-    >>> shard([1, 2, 3])
-    [1, 2, 3]
+    Example:
+        >>> shard([1, 2, 3])
+        [1, 2, 3]
     """
     return items[rank() :: world_size()]
 
@@ -113,10 +114,14 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
 
 
 def all_gather(value: Result) -> list[Result]:
-    """The value of each process, by rank; it must be picklable.
+    """The value of each process, by rank.
 
-    >>> all_gather(3)
-    [3]
+    Args:
+        value: the value of this process; it must be picklable.
+
+    Example:
+        >>> all_gather(3)
+        [3]
     """
     if world_size() == 1:
         return [value]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast
 
 from laconic.errors import DISTRIBUTION, UserError, reason_of, unknown
 
@@ -182,7 +182,8 @@ class Registry(Generic[Part]):
         mistake = self._check(found, plugin.name)
         if mistake is not None:
             raise plugin.error(mistake, "correct the plug-in")
-        return found  # type: ignore[return-value]
+        # `_check` has found that it is a part.
+        return cast(Part, found)
 
 
 def check_named_class(kind: type, found: object, name: str) -> str | None:

@@ -49,10 +49,10 @@ class Typed(ABCMeta):
             UserError: a value has another type than the annotation of its field, or is out of bounds.
         """
         if not values:
-            return super().__call__(*args)  # type: ignore[misc]
+            return type.__call__(cls, *args)
         named: Any = cls
         read = _read_all(cls, values, named.name)
-        made = super().__call__(*args, **read)  # type: ignore[misc]
+        made: Made = type.__call__(cls, *args, **read)
         # Bounds are checked after `__post_init__`, whose error messages may be more specific.
         _check_bounds(cls, read, named.name, read)
         return made

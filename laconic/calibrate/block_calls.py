@@ -83,6 +83,9 @@ def capture_inputs(
 
     Returns:
         The hidden states that enter the first block, and the other arguments of each block.
+
+    Raises:
+        ModelRunError: the model cannot run the batch.
     """
     entering: list[Tensor] = []
     calls: list[Call] = []

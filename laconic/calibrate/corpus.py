@@ -244,6 +244,11 @@ def _float(value: Any) -> float | str:
 def text_from(record: Mapping[str, Any], field: str, place: str) -> str:
     """Return the text in a field of a record.
 
+    Args:
+        record: the fields by name.
+        field: the name of the field.
+        place: file and line of the record, for the error.
+
     Raises:
         UserError: the field holds something else; the message begins with `place`.
     """

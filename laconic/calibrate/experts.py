@@ -202,7 +202,14 @@ def _find_input_stacks(stack: nn.Module) -> Iterator[nn.Module]:
 def find_expert_recorders(
     lm: LanguageModel, sites: Sequence[Site], needs: Collection[type[Statistic]], find_tokens: FindTokens
 ) -> list[ExpertRecorder]:
-    """One recorder for each layer that has some of the matrices; the arguments are those of `ExpertRecorder`."""
+    """Make one recorder for each layer of experts that has some of the matrices.
+
+    Args:
+        lm: the model.
+        sites: the matrices of experts.
+        needs: the types of statistics to record.
+        find_tokens: as in `ExpertRecorder`.
+    """
     layers: dict[str, list[Site]] = {}
     for site in sites:
         layers.setdefault(_find_layer(lm.model, site.unit), []).append(site)

@@ -38,7 +38,17 @@ MEASURED: frozenset[ExpertImportance] = frozenset({"reap", "frequency"})
 
 
 def check_expert_options(experts: float | None, importance: ExpertImportance, seed: int, ranking: str | None) -> None:
-    """Raise UserError if parameters of the step contradict each other; the arguments are those of `Narrow`."""
+    """Check that the parameters of the step that concern experts do not contradict each other.
+
+    Args:
+        experts: as in `Narrow`.
+        importance: `expert_importance` of `Narrow`.
+        seed: as in `Narrow`.
+        ranking: as in `Narrow`.
+
+    Raises:
+        UserError: a parameter has no effect beside the others.
+    """
     if experts is None and importance != "reap":
         raise UserError("expert_importance must be left out without experts, because it ranks only experts.")
     if seed and importance != "random":
@@ -63,6 +73,9 @@ def score_experts(
 
     Returns:
         Scores by `Mixture.path`.
+
+    Raises:
+        UserError: calibration data are needed and missing.
     """
     if importance == "random":
         return {mixture.path: _random_scores(mixture, seed) for mixture in find_mixtures(lm.model)}

@@ -96,11 +96,12 @@ class QuestionAnswering(LabelledTask):
                     best[number] = span
                 null[number] = min(null[number], float(start[window.null] + end[window.null]))
         texts = [example.text if example.pair is None else example.pair for example in corpus.examples]
-        return [
-            "" if span is None or (may_refuse and null[number] > span.score) else texts[number][span.begin : span.end]
-            for number in range(len(parts))
-            for span in [best.get(number)]
-        ]
+        answers = []
+        for number, text in enumerate(texts):
+            span = best.get(number)
+            is_refused = span is None or (may_refuse and null[number] > span.score)
+            answers.append("" if span is None or is_refused else text[span.begin : span.end])
+        return answers
 
 
 def best_span(

@@ -118,18 +118,7 @@ def evaluate(
     ours = _evaluate_tasks(service.lm, selected.tasks, corpora, resume, track)
     evaluation = {
         "results": _intervals(ours),
-        "settings": {
-            name: {
-                "source": corpora[name].source,
-                "split": "dev",
-                "rows": len(result.table),
-                "seed": SEED,
-                **result.settings,
-                "versions": versions(),
-                **({"calibration_rows": count_shared_rows(corpora[name], calibration)} if calibration else {}),
-            }
-            for name, result in ours.items()
-        },
+        "settings": {name: _settings(corpora[name], result, calibration) for name, result in ours.items()},
         "cost": measure_cost(lm, None, conditions.batch, conditions.length, service=service, track=track)
         if cost
         else None,
@@ -148,6 +137,21 @@ def evaluate(
         fidelity=None if reference is None else compare_to_reference(service.lm, reference, track),
         difference={name: _differences(name, ours[name], theirs[name]) for name in ours},
     )
+
+
+def _settings(corpus: Corpus, result: TaskResult, calibration: Sequence[str]) -> dict[str, Any]:
+    """The settings on which a result depends.
+
+    Args:
+        corpus: the rows of the task.
+        result: the result of the task.
+        calibration: the sources of the calibration data of the models.
+    """
+    settings = {"source": corpus.source, "split": "dev", "rows": len(result.table), "seed": SEED, **result.settings}
+    settings["versions"] = versions()
+    if calibration:
+        settings["calibration_rows"] = count_shared_rows(corpus, calibration)
+    return settings
 
 
 def _evaluate_tasks(

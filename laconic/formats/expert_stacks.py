@@ -236,7 +236,7 @@ def empty_stack(matrix: Format | nn.Module, experts: int) -> ExpertStack:
     kind = _STACK_OF.get(type(matrix))
     if kind is None:
         raise UserError(
-            f"Experts cannot be stored as '{getattr(matrix, 'kind', type(matrix).__name__)}': there is no stack "
-            "of such matrices; use another method for them, or leave them out of the targets."
+            f"Experts cannot be stored as '{matrix.kind if isinstance(matrix, Format) else type(matrix).__name__}': "
+            "there is no stack of such matrices; use another method for them, or leave them out of the targets."
         )
     return kind.like(matrix, experts)

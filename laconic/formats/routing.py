@@ -110,7 +110,13 @@ def grouped_product(
 
 
 def can_group(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> bool:
-    """Whether torch has a fast grouped product for matrices of a shape (out, in)."""
+    """Whether torch has a fast grouped product for the matrices of experts.
+
+    Args:
+        device: the device of the matrices.
+        dtype: their dtype.
+        shape: (out, in) of each.
+    """
     if any(size * dtype.itemsize % ALIGNMENT for size in shape):
         return False
     if device.type == "cuda":

@@ -145,7 +145,13 @@ def has_known_parts(stack: Stack, group: Group) -> bool:
 
 
 def prunable_modules(stack: Stack, block: nn.Module, group: Group) -> list[Attention | FeedForward]:
-    """The attentions or feed-forwards of a block with known parts that can be removed."""
+    """The attentions or feed-forwards of a block whose heads or channels can be removed.
+
+    Args:
+        stack: the stack of the block.
+        block: the block.
+        group: ATTENTION or FFN.
+    """
     if group is Group.FFN:
         return [part for part in stack.feed_forward if all(has_module(block, inner) for inner in part.inner)]
     return [] if _find_obstacle(stack, block) else list(_headed_attentions(stack, block))

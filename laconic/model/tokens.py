@@ -5,7 +5,7 @@ if a pad token was added to a tokenizer and the embedding was not resized.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -106,6 +106,13 @@ def check_decoder_start(lm: LanguageModel) -> None:
         )
 
 
+@runtime_checkable
+class _ShiftsLabels(Protocol):
+    """A class of transformers that shifts labels by a method of its own."""
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor: ...
+
+
 def shift_labels(model: PreTrainedModel, labels: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
     """The inputs of a decoder that predicts `labels`: one token later, after the token that it begins with.
 
@@ -114,11 +121,11 @@ def shift_labels(model: PreTrainedModel, labels: Int[Tensor, "rows tokens"]) -> 
         labels: the token ids; −100 is replaced by the padding token.
 
     Raises:
-        MODEL_ERRORS: the configuration lacks a special token.
+        AttributeError: the configuration has no key for a special token.
+        TypeError: a special token is null; some classes raise `AssertionError`, `RuntimeError` or `ValueError`.
     """
-    own: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if own is not None:
-        return own(labels=labels)
+    if isinstance(model, _ShiftsLabels):
+        return model.prepare_decoder_input_ids_from_labels(labels=labels)
     # M2M100 and Blenderbot have no such method, and do the same inside their forward pass.
     first, padding = (getattr(model.config, name) for name in SHIFT_TOKENS)
     shifted = torch.cat((torch.full_like(labels[:, :1], first), labels[:, :-1]), dim=1)

@@ -13,7 +13,7 @@ a moment is symmetric and half of it suffices, and because its sum stays in the 
 dtype of the rows, and added in the dtype of the totals.
 
 Notation: X (S, n) inputs and G (S, m) gradients at the outputs, one row for each pair; w (S,) weights; ends (E,) the
-number of rows of each expert and all experts before it.
+cumulative numbers of rows: the rows of expert e are those from ends[e − 1] to ends[e] − 1.
 """
 
 from collections.abc import Iterator
@@ -66,7 +66,13 @@ def add_grams(
 def add_sums(
     totals: Float[Tensor, "experts n"], X: Float[Tensor, "rows n"], w: Float[Tensor, " rows"], ends: Ends
 ) -> None:
-    """Add Σ_s w_s² x_s of each expert to `totals`, in place.
+    """Add Σ_s w_s² x_s of each expert to `totals`.
+
+    Args:
+        totals: the sums, changed in place.
+        X: the rows.
+        w: their weights.
+        ends: the rows of each expert.
 
     Example:
         >>> totals = torch.zeros(2, 1)
@@ -80,7 +86,12 @@ def add_sums(
 
 
 def raise_maxima(totals: Float[Tensor, "experts n"], X: Float[Tensor, "rows n"], ends: Ends) -> None:
-    """Raise `totals` in place to the largest |x_s| of each expert.
+    """Raise `totals` to the largest |x_s| of each expert.
+
+    Args:
+        totals: the maxima so far, changed in place.
+        X: the rows.
+        ends: the rows of each expert.
 
     Example:
         >>> totals = torch.ones(2, 1)

@@ -28,6 +28,7 @@ from laconic.model.predictions import ModelRunError
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import find_auto_class
 from laconic.recover.student_init import (
+    ProblemType,
     check_head,
     copy_weights,
     corresponding_name,
@@ -41,7 +42,6 @@ SINGLE_LABEL = "single_label_classification"
 IDENTITY = {"architectures", "dtype", "model_type", "quantization_config", "transformers_version", "_name_or_path"}
 """Fields of a configuration that identify the model or its storage and do not describe its architecture."""
 Head = Literal["classification", "token-classification", "question-answering", "multiple-choice"]
-ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Number = Annotated[int, Field(ge=0)]
 Blocks = tuple[Number, ...]
 

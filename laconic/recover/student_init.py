@@ -1,7 +1,7 @@
 """Initial weights of a student: random weights, and weights copied from the model that it replaces."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -13,6 +13,7 @@ from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import AUTO_CLASSES, as_classes
 from laconic.model.tokens import special_token_ids
 
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 BlockNumbers = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 HEADS = {
     ModelTask.CLASSIFICATION: "classifies texts",
@@ -46,7 +47,7 @@ def new_head_task(head: str | None, task: ModelTask) -> ModelTask:
     return task if task is ModelTask.TOKEN_CLASSIFICATION else ModelTask.CLASSIFICATION
 
 
-def set_classes(config: PreTrainedConfig, names: Sequence[str], problem_type: str | None = None) -> None:
+def set_classes(config: PreTrainedConfig, names: Sequence[str], problem_type: ProblemType | None = None) -> None:
     """Give a configuration the classes of a new head, in place.
 
     Args:
@@ -56,7 +57,7 @@ def set_classes(config: PreTrainedConfig, names: Sequence[str], problem_type: st
     """
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
-    config.problem_type = problem_type or ("regression" if len(names) == 1 else None)  # type: ignore[assignment]
+    config.problem_type = problem_type or ("regression" if len(names) == 1 else None)
     ends = special_token_ids(config, "eos_token_id")
     if ends and not special_token_ids(config, "pad_token_id"):
         # A decoder classifier finds the last token of a row by the pad token.
@@ -64,7 +65,7 @@ def set_classes(config: PreTrainedConfig, names: Sequence[str], problem_type: st
 
 
 def set_head(
-    config: PreTrainedConfig, task: ModelTask, names: Sequence[str], problem_type: str | None
+    config: PreTrainedConfig, task: ModelTask, names: Sequence[str], problem_type: ProblemType | None
 ) -> type[PreTrainedModel]:
     """Give a configuration a new head, in place, and return the class that has this head.
 

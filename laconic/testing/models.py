@@ -1,10 +1,11 @@
 """Checks for the entry of an architecture and for a step, on a small model with random weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from laconic.calibrate import Calibration
@@ -115,13 +116,11 @@ def check_architecture(model: PreTrainedModel) -> None:
 def _check_shared_inputs(lm: LanguageModel) -> None:
     """Check that sites with the same `input` read the same tensor."""
     seen: dict[str, list[Tensor]] = {}
-    hooks = [
-        site.module.register_forward_pre_hook(
-            lambda _, args, name=site.name: seen.setdefault(name, []).append(args[0])  # type: ignore[misc]
-        )
-        for site in lm.sites()
-        if site.stack is None
-    ]
+
+    def keep_input(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, args: seen.setdefault(name, []).append(args[0])
+
+    hooks = [site.module.register_forward_pre_hook(keep_input(site.name)) for site in lm.sites() if site.stack is None]
     with torch.no_grad():
         lm.model(**random_batch(lm.model))
     for hook in hooks:

@@ -38,14 +38,22 @@ def read_tokens(path: Path) -> list[Example]:
 
 
 def read_jsonl(path: Path) -> list[Example]:
-    """Read one row for each line, a JSON string or object."""
+    """Read one row for each line, a JSON string or object.
+
+    Raises:
+        UserError: a line is not JSON, or its row is invalid.
+    """
     lines = enumerate(read_text(path).split("\n"), start=1)
     rows = [to_example(parse_json(line, f"{path}:{at}"), f"{path}:{at}") for at, line in lines if line.strip()]
     return with_labels_beside(rows, path)
 
 
 def read_json(path: Path) -> list[Example]:
-    """Read a JSON list of strings or objects, one for each row, or a SQuAD file."""
+    """Read a JSON list of strings or objects, one for each row, or a SQuAD file.
+
+    Raises:
+        UserError: the file is not JSON, holds something else, or a row is invalid.
+    """
     text = read_text(path)
     if not text.strip():
         return []
@@ -58,7 +66,11 @@ def read_json(path: Path) -> list[Example]:
 
 
 def read_tsv(path: Path) -> list[Example]:
-    """Read a table whose first line names the fields, without quoting; in a GLUE task's folder, GLUE's own layout."""
+    """Read a table whose first line names the fields, without quoting; in a GLUE task's folder, GLUE's own layout.
+
+    Raises:
+        UserError: a row has another number of cells than the header, or is invalid.
+    """
     task = find_glue_task(path.parent.name)
     if task is not None:
         return read_glue_file(path, task)
@@ -67,7 +79,11 @@ def read_tsv(path: Path) -> list[Example]:
 
 
 def read_csv(path: Path) -> list[Example]:
-    """Read a table whose first line names the fields; quoted cells may hold commas and line ends."""
+    """Read a table whose first line names the fields; quoted cells may hold commas and line ends.
+
+    Raises:
+        UserError: the file is not CSV, or a row has another number of cells than the header.
+    """
     reader = csv.reader(StringIO(read_text(path), newline=""), strict=True)
     try:
         return _table_examples(path, ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells))))

@@ -60,7 +60,15 @@ def hub_examples(source: str, split: str) -> Callable[[], Rows]:
 
 
 def hub_glue(task: GlueTask, split: str) -> Callable[[], Rows]:
-    """Return a function that reads one split, `train` or `dev`, of a GLUE task from the hub."""
+    """Return a function that reads one split of a GLUE task from the hub.
+
+    Args:
+        task: the task.
+        split: `train` or `dev`.
+
+    Raises:
+        UserError: the hub cannot be read, or has no such split.
+    """
     config, dev = task.hub or task.name, split == "dev"
     hub_split = task.dev.replace("dev", "validation") if dev else split
     try:

@@ -112,7 +112,7 @@ class Experts:
 
     Args:
         module: the module that has the matrices of all experts.
-        router: the module that chooses; None if it is not known.
+        router: the module that chooses; None if the entry does not name it.
     """
 
     module: str

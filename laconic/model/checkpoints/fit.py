@@ -14,7 +14,7 @@ errors, with these exceptions:
 import copy
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -210,15 +210,7 @@ def check_report(
     if model.config.to_dict().get("quantization_config") is None:
         integers = integer_names()
         unused = [name for name in unused if name not in integers]
-        codes = sorted(
-            name for name, tensor in model.named_parameters() if name in integers and tensor.is_floating_point()
-        )
-        if codes:
-            # transformers would take each code for the weight itself.
-            raise UserError(
-                f"The weights of '{source}' do not fit its config.json: '{codes[0]}' holds whole numbers in the file, "
-                "and no quantization_config says what they stand for; use files that were saved together."
-            )
+        _check_codes(model, integers, source)
     # In the order of the numbers in their names: layer 2 comes before layer 10.
     unused.sort(key=lambda name: [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")])
     if unused:
@@ -227,14 +219,28 @@ def check_report(
             f"in the model that it describes, the first is '{unused[0]}'; use the config.json that was saved with the "
             "weights."
         )
-    heads = sorted(name for name in report["unexpected_keys"] if _is_head(model, name))
+    _warn_of_heads(model, sorted(name for name in report["unexpected_keys"] if _is_head(model, name)), source)
+
+
+def _check_codes(model: PreTrainedModel, integers: Collection[str], source: str) -> None:
+    """Raise UserError if the file has whole numbers for a weight; transformers would take each for the weight."""
+    codes = sorted(name for name, tensor in model.named_parameters() if name in integers and tensor.is_floating_point())
+    if codes:
+        raise UserError(
+            f"The weights of '{source}' do not fit its config.json: '{codes[0]}' holds whole numbers in the file, "
+            "and no quantization_config says what they stand for; use files that were saved together."
+        )
+
+
+def _warn_of_heads(model: PreTrainedModel, heads: Sequence[str], source: str) -> None:
+    """Warn if tensors of a head are left out because config.json names no class."""
     if heads and not model.config.architectures:
         warnings.warn(
             f"The config.json of '{source}' names no class under architectures, so it is read as a "
             f"{type(model).__name__}, without {len(heads)} of the tensors in the file, the first is "
             f"'{heads[0]}'; name the class there to keep them.",
             CheckpointNotice,
-            stacklevel=2,
+            stacklevel=3,
         )
 
 
