@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.collect_stats import Calibration, check_stats
@@ -15,6 +16,7 @@ from laconic.calibrate.starved import StarvedExperts
 from laconic.calibrate.statistics import Statistic
 from laconic.calibrate.stream import Stream
 from laconic.errors import UserError
+from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model import LanguageModel, Site
 
 
@@ -26,14 +28,21 @@ class BlockwisePass:
         data: the calibration data.
         needs: the types of statistics to collect.
         sites: the layers, in forward order.
+        writes: write parts back after they were yielded.
     """
 
     keeps_inputs = False
 
     def __init__(
-        self, lm: LanguageModel, data: Calibration, needs: Collection[type[Statistic]], sites: Sequence[Site]
+        self,
+        lm: LanguageModel,
+        data: Calibration,
+        needs: Collection[type[Statistic]],
+        sites: Sequence[Site],
+        *,
+        writes: bool,
     ) -> None:
-        self.lm, self.data, self.needs, self.sites = lm, data, needs, sites
+        self.lm, self.data, self.needs, self.sites, self.writes = lm, data, needs, sites, writes
         shares = data.shares()
         self.generators = [generator for _, generator in shares]
         self.batches = [to_device(batch, lm.device) for batch, _ in shares]
@@ -78,12 +87,13 @@ class BlockwisePass:
         return [site for site in self.outside if any(place.module in called for place in site.places)]
 
     def problems_in(self, path: str, recorder: Recorder) -> Iterator[LayerProblems]:
-        """Yield the layers of a block that is on loan with what `recorder` measured; then write the block back."""
+        """Yield the layers of a block that is on loan with what `recorder` measured; then write it back."""
         sites = self.sites_in(path)
         if sites:
             stats = self._stats(recorder)
-            yield [(site, Problem(weight=site.weight(), stats=stats[site.name])) for site in sites]
-            self.lm.write_back(path)
+            yield [(site, Problem(weight=weight_on_loan(self.lm, site), stats=stats[site.name])) for site in sites]
+            if self.writes:
+                self.lm.write_back(path)
 
     def problems_outside(self, sites: Sequence[Site], recorder: Recorder) -> Iterator[LayerProblems]:
         """Yield layers outside the blocks one by one, each on loan, with what `recorder` measured."""
@@ -91,10 +101,28 @@ class BlockwisePass:
         for site in sites:
             with self.lm.on_loan(*site.names):
                 yield [(site, Problem(weight=site.weight(), stats=stats[site.name]))]
-                self.lm.write_back(site.name)
+                if self.writes:
+                    self.lm.write_back(site.name)
 
     def _stats(self, recorder: Recorder) -> dict[str, LayerStats]:
         stats = recorder.stats(gathered=True)
         self.starved += recorder.starved
         check_stats(stats, self.needs)
         return stats
+
+
+def weight_on_loan(lm: LanguageModel, site: Site) -> Float[Tensor, "out in"]:
+    """The matrix of a layer whose block is on loan.
+
+    The stacks of experts that sites refer to have the parameters of a class from before they were on loan.
+
+    Args:
+        lm: the model.
+        site: the layer.
+    """
+    parent, _, name = site.unit.rpartition(".")
+    owner = lm.model.get_submodule(parent)
+    index = site.places[0].index
+    if index is None or not is_experts(owner):
+        return site.weight()
+    return find_expert_stacks(owner)[name].dense(index)

@@ -69,9 +69,15 @@ class BackwardPass(BlockwisePass):
     keeps_inputs = True
 
     def __init__(
-        self, lm: LanguageModel, data: Calibration, needs: Collection[type[Statistic]], sites: Sequence[Site]
+        self,
+        lm: LanguageModel,
+        data: Calibration,
+        needs: Collection[type[Statistic]],
+        sites: Sequence[Site],
+        *,
+        writes: bool,
     ) -> None:
-        super().__init__(lm, data, needs, sites)
+        super().__init__(lm, data, needs, sites, writes=writes)
         self._finished: list[_Stack] = []
         self._predictions: list[int] = []
 

@@ -240,3 +240,26 @@ def shortfall(
         if reached < (1 - CLOSE) * budget.keep:
             lines.append({"keep": budget.keep, "kept": round(reached, 4)})
     return {REACHED: lines} if lines else {}
+
+
+def whole_model_reason(
+    size_spec: SizeSpec, allocate: str, anchored: bool, needs: Iterable[type[Statistic]], plans_first: bool
+) -> str | None:
+    """The reason, as a clause, why a step needs the whole model in memory; None if one block at a time suffices.
+
+    Args:
+        size_spec: the method, the size and the order of the step.
+        allocate: how the budget is shared.
+        anchored: whether each layer is fitted to the outputs of the original model.
+        needs: the statistics that it collects.
+        plans_first: whether its plan needs statistics.
+    """
+    if allocate in ("threshold", "global"):
+        return f"allocate: {allocate} compares all matrices at once"
+    if size_spec.currency == "latency":
+        return "currency: latency times the whole model"
+    if anchored:
+        return "anchored runs the original model beside the compressed one"
+    if size_spec.is_sequential and (plans_first or any(issubclass(kind, GradientStatistic) for kind in needs)):
+        return "sequential collects the gradients of the whole model first"
+    return None

@@ -19,19 +19,14 @@ from laconic.calibrate import (
     collect_stats,
     sequential_calibrate,
 )
+from laconic.calibrate.blockwise import blockwise_calibrate
 from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload, evaluating
 from laconic.calibrate.sequential import check_anchored
-from laconic.compress import solver_cache
+from laconic.compress import checks, solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
-from laconic.compress.checks import check_dense, check_layers, check_overheads, check_sequential, dense_share, shortfall
-from laconic.compress.replacing import (
-    count_routed,
-    put_empty_format,
-    replace_group,
-    solve_matrices,
-)
+from laconic.compress.replacing import count_routed, put_empty_formats, replace_group, solve_matrices
 from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups
-from laconic.compress.solving import Problems, find_problems, iterate_problems, problems_by_matrix
+from laconic.compress.solving import Calibrate, Problems, find_problems, iterate_problems, problems_by_matrix
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method, statistics_for
@@ -103,7 +98,7 @@ class Compress(Step):
         if self.refresh is not None and not self.is_sequential:
             raise must_be("refresh", "left out without sequential or anchored", self.refresh)
         if self.is_sequential:
-            check_sequential(self._config, self.needs, self.methods)
+            checks.check_sequential(self._config, self.needs, self.methods)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -174,22 +169,19 @@ class Compress(Step):
         targeted = self._find_targeted(lm)
         layer_sets = targeted.layer_sets
         if self.plan is None and not self.allow_dense:
-            check_dense(targeted.coverage, lm, self.targets)
+            checks.check_dense(targeted.coverage, lm, self.targets)
         if self.keep is not None and self.plan is None:
-            check_overheads(self.method, self.keep, layer_sets, lm.dtype)
+            checks.check_overheads(self.method, self.keep, layer_sets, lm.dtype)
             # Raises an error if the budget is too small for the shapes.
             self._allocator.plan_from_shapes(AllocationRequest(self, lm, layer_sets))
-        check_layers(layer_sets, self.method, self.plan)
+        checks.check_layers(layer_sets, self.method, self.plan)
         check_anchored(self._config, targeted.sites)
         return targeted
 
     def _put_empty_formats(self, lm: LanguageModel, targeted: TargetedLayers) -> None:
         request = AllocationRequest(self, lm, targeted.layer_sets)
         plan = self._allocator.plan_from_shapes(request) if self.plan is None else self.plan
-        for group in planned_groups(plan, targeted.layer_sets):
-            method = plan[group.name]
-            if method is not None:
-                put_empty_format(lm, group, method)
+        put_empty_formats(lm, plan, planned_groups(plan, targeted.layer_sets))
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Collect statistics, plan, and replace the layers.
@@ -209,21 +201,16 @@ class Compress(Step):
         if self.needs_data and data is None:
             raise UserError(f"The method '{self.method.name}' needs calibration data; name a source of it.")
         targeted = self._check_targeted(lm)
-        if data is None or not self.needs:
+        if data is None or not self.needs or lm.loans is not None:
             return self._plan_and_replace(lm, targeted, {}, data)
         if self.is_sequential:
-            # Sequential calibration collects its own statistics; only those that the plan needs come before it.
+            # Sequential calibration collects its own statistics; the plan may need some before it.
             stats = collect_stats(lm, data, self.needs, targeted.sites) if self._needs_stats_first else {}
             return self._plan_and_replace(lm, targeted, stats, data)
-        if self._needs_losses:
-            groups = all_groups(targeted.layer_sets)
-        else:
-            groups = [group for layer_set in targeted.layer_sets for group in layer_set.joint]
-        statistics = sorted(kind.__name__ for kind in self.needs)
-        methods = [repr(method.without_size()) for method in self.methods]
-        # All properties of this step that a cached solution depends on; the size is none of them.
-        parts = [*statistics, str(self._needs_losses), *methods, *(group.name for group in groups)]
-        key = solver_cache.key_of(lm, data, parts, solver_cache.kinds_of(self.methods))
+        joint = [group for layer_set in targeted.layer_sets for group in layer_set.joint]
+        groups = all_groups(targeted.layer_sets) if self._needs_losses else joint
+        names = [group.name for group in groups]
+        key = solver_cache.key_of_step(lm, data, self.methods, self.needs, [str(self._needs_losses), *names])
         cached = solver_cache.load_entry(key, lm.device, self.needs)
         if cached is not None:
             problems = find_problems(lm, targeted.layer_sets, {}).with_stats(cached)
@@ -237,6 +224,20 @@ class Compress(Step):
         )
         solver_cache.save_entry(key, stats, statistics=not stores_solutions)
         return outcome
+
+    def _calibrate(
+        self, lm: LanguageModel, data: Calibration | None, stats: Mapping[str, LayerStats]
+    ) -> Calibrate | None:
+        """The function that measures layers while others are replaced; None if all are measured before."""
+        if lm.loans is not None:
+            return partial(blockwise_calibrate, lm, data, self.needs, sequential=self.is_sequential)
+        if self.is_sequential and data is not None:
+            first = stats if self._needs_stats_first else None
+            return partial(sequential_calibrate, lm, data, self.needs, config=self._config, gradient_stats=first)
+        return None
+
+    def stream_obstacle(self) -> str | None:
+        return checks.whole_model_reason(self, self.allocate, self.anchored, self.needs, self._needs_stats_first)
 
     def apply_with(
         self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None = None
@@ -252,19 +253,24 @@ class Compress(Step):
         problems: Problems | None = None,
     ) -> Outcome:
         layer_sets, sites = targeted.layer_sets, targeted.sites
+        planning = None
+        if lm.loans is not None:
+            # One block is in memory at a time; a plan that needs all problems measures them before.
+            planning, problems = (
+                partial(blockwise_calibrate, lm, data, self.needs, writes=False),
+                Problems(lm.dtype, {}, {}),
+            )
         problems = find_problems(lm, layer_sets, stats) if problems is None else problems
-        request = AllocationRequest(self, lm, layer_sets, problems, data)
+        request = AllocationRequest(self, lm, layer_sets, problems, data, planning)
         result = self._allocator.plan(request) if self.plan is None else AllocationResult(dict(self.plan))
         # Every process solves all groups, so all must use the same plan even if their results differ by rounding.
         plan, predicted, allocated = processes.broadcast(result._replace(record=dict(result.record)))
-        record = dense_share(targeted.coverage) | dict(allocated)
+        record = checks.dense_share(targeted.coverage) | dict(allocated)
         groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         final_plan, after = dict(plan), dict(before)
-        calibrate, routed = None, dict[str, list[int]]()
-        if self.is_sequential and data is not None:
-            first = stats if self._needs_stats_first else None
-            calibrate = partial(sequential_calibrate, lm, data, self.needs, config=self._config, gradient_stats=first)
+        routed = dict[str, list[int]]()
+        calibrate = self._calibrate(lm, data, stats)
         in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
         with evaluating(lm):
@@ -281,7 +287,7 @@ class Compress(Step):
         if routed:
             record["experts"] = routed
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
-            record |= shortfall(self.keep, layer_sets, after, lm.dtype)
+            record |= checks.shortfall(self.keep, layer_sets, after, lm.dtype)
         compressed = {name for line, method in final_plan.items() if method for name in site_names(line)}
         return Outcome(
             plan=final_plan,

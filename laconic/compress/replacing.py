@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from laconic.allocate import Plan
 from laconic.calibrate import Problem
 from laconic.compress.solve_groups import SolveGroup
 from laconic.formats import Format, LowRank, split_rows
@@ -145,7 +146,21 @@ def count_routed(group: SolveGroup, problems: Mapping[str, Problem]) -> dict[str
     return {group.name: known} if known else {}
 
 
-def put_empty_format(lm: LanguageModel, group: SolveGroup, method: Method) -> None:
+def put_empty_formats(lm: LanguageModel, plan: Plan, groups: Iterable[SolveGroup]) -> None:
+    """Replace layers in a model without weights, under the same condition as `replace_group`.
+
+    Args:
+        lm: the model on the meta device, changed in place.
+        plan: the method of each group by its name, with its size; None keeps the group dense.
+        groups: the groups.
+    """
+    for group in groups:
+        method = plan[group.name]
+        if method is not None:
+            _put_empty_format(lm, group, method)
+
+
+def _put_empty_format(lm: LanguageModel, group: SolveGroup, method: Method) -> None:
     """Replace the layers of a group in a model without weights, under the same condition as `replace_group`.
 
     Args:

@@ -57,6 +57,30 @@ def key_of(lm: LanguageModel, data: Calibration, settings: Sequence[str], kinds:
     return hashed.hexdigest()
 
 
+def key_of_step(
+    lm: LanguageModel,
+    data: Calibration,
+    methods: Sequence[Method],
+    needs: Iterable[type[Statistic]],
+    settings: Sequence[str],
+) -> str | None:
+    """Compute the cache key of the solutions and statistics of a step. The size of its methods is no part of it.
+
+    Args:
+        lm: the model before it is compressed.
+        data: the calibration data.
+        methods: the methods.
+        needs: the statistics that are collected.
+        settings: everything else that determines the result, as strings.
+
+    Returns:
+        As `key_of`.
+    """
+    statistics = sorted(kind.__name__ for kind in needs)
+    sizeless = [repr(method.without_size()) for method in methods]
+    return key_of(lm, data, [*statistics, *settings[:1], *sizeless, *settings[1:]], kinds_of(methods))
+
+
 def kinds_of(methods: Iterable[Method]) -> set[type]:
     """Return the classes that compute the results of methods: the methods, methods nested in them, and statistics."""
     kinds = set[type]()

@@ -15,11 +15,14 @@ from laconic.calibrate import (
     concatenate_problems,
     concatenate_stats,
 )
+from laconic.calibrate.sequential import LayerProblems
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups
 from laconic.model import LanguageModel, Site
 from laconic.progress import silent
 
 Item = TypeVar("Item")
+Calibrate = Callable[[Sequence[Site]], Iterator[LayerProblems]]
+"""Measures layers block by block."""
 
 
 class Problems(Mapping[str, Problem]):
@@ -79,7 +82,7 @@ def find_problems(lm: LanguageModel, layer_sets: Sequence[LayerSet], stats: Mapp
 def iterate_problems(
     items: Sequence[Item],
     sites_of: Callable[[Item], Sequence[Site]],
-    calibrate: Callable[[Sequence[Site]], Iterator[list[tuple[Site, Problem]]]] | None,
+    calibrate: Calibrate | None,
     data: Calibration | None,
     label: str,
 ) -> Iterator[tuple[Item, list[Problem] | None]]:

@@ -119,6 +119,10 @@ class Step(ABC, metaclass=Typed):
         """The layers of `lm` whose statistics `apply` collects, for a step with `collects_stats`."""
         return []
 
+    def stream_obstacle(self) -> str | None:
+        """The reason, as a clause, why the step needs the whole model in memory; None if one block suffices."""
+        return "it changes the whole model at once"
+
     @property
     @abstractmethod
     def needs_data(self) -> bool:

@@ -4,7 +4,7 @@ The uniform allocator gives every matrix the method's own size, or the same frac
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,7 +13,8 @@ from laconic.allocate import Plan, allocate_uniform
 from laconic.calibrate import Calibration, Problem
 from laconic.compress.checks import SizeSpec, check_size, check_unused
 from laconic.compress.shared_budget import split_budget
-from laconic.compress.solve_groups import LayerSet, SolveGroup, stored_fractions
+from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, stored_fractions
+from laconic.compress.solving import Calibrate, iterate_problems, problems_by_matrix
 from laconic.errors import must_be
 from laconic.methods import Method
 from laconic.model import LanguageModel
@@ -30,6 +31,7 @@ class AllocationRequest:
         layer_sets: the targeted layers.
         problems: the problem of each group of layers, by name; empty if only shapes are known.
         data: the calibration data; None if there is none.
+        calibrate: measures the layers block by block, for a model whose problems are not in memory together.
     """
 
     size_spec: SizeSpec
@@ -37,11 +39,27 @@ class AllocationRequest:
     layer_sets: Sequence[LayerSet]
     problems: Mapping[str, Problem] = field(default_factory=dict)
     data: Calibration | None = None
+    calibrate: Calibrate | None = None
 
     @property
     def groups(self) -> list[SolveGroup]:
         """The groups of the last alternative of each set, which is used unless predicted losses are compared."""
         return [group for layer_set in self.layer_sets for group in layer_set.joint]
+
+    def each_group(self, label: str) -> Iterator[tuple[SolveGroup, Mapping[str, Problem]]]:
+        """Yield every group of all alternatives with the problems of its matrices, by name.
+
+        Args:
+            label: the description of the progress.
+        """
+        groups = all_groups(self.layer_sets)
+        if self.calibrate is None:
+            for group in self.track(groups, label):
+                yield group, self.problems
+            return
+        for group, parts in iterate_problems(groups, lambda group: group.sites, self.calibrate, self.data, label):
+            assert parts is not None
+            yield group, problems_by_matrix(group, parts)
 
     @property
     def track(self) -> Track:

@@ -252,15 +252,16 @@ class Spectrum(Allocator):
 
     def plan(self, request: AllocationRequest) -> AllocationResult:
         candidates: dict[str, Candidates] = {}
-        for group in request.track(all_groups(request.layer_sets), "Decomposing the layers"):
+        for group, problems in request.each_group("Decomposing the layers"):
             own = {}
             for matrix in group.matrices:
-                problem = request.problems[matrix.name]
+                problem = problems[matrix.name]
                 own[matrix.name] = request.size_spec.method.candidates(problem.weight, problem.stats)
             candidates |= own
             candidates[group.name] = add_candidates(list(own.values()))
-        if request.size_spec.currency != "bytes":
-            # In other currencies the uniform plan has another cost, so the two plans cannot be compared.
+        if request.size_spec.currency != "bytes" or request.calibrate is not None:
+            # In other currencies the uniform plan has another cost, so the two plans cannot be compared. A model that
+            # does not fit into memory is not copied to measure the blocks.
             return _spend_budget(request, candidates, {})
         make_plan = partial(_spend_budget, request, candidates)
         return allocate_corrected(request, "spectrum", make_plan, partial(_loss, candidates))
