@@ -134,6 +134,7 @@ class SequentialPass(ForwardPass):
                     "stacks of an encoder-decoder; leave it out of the targets, or leave out sequential."
                 )
             yield from self.problems_outside(self.first, self.measure_first())
+            self.outside = self.last
             self.enter(paths)
         return None
 
