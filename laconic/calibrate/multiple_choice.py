@@ -61,6 +61,6 @@ def check_has_choices(lm: LanguageModel, example: Example, number: int, first: E
         )
     if len(example.choices) != len(first.choices):
         raise UserError(
-            f"{place} has {len(example.choices)} choices, and {first.place or 'row 1'} {len(first.choices)}; give all "
-            "rows the same number."
+            f"{place} has {len(example.choices)} choices, and {first.place or 'row 1'} has {len(first.choices)}; give "
+            "all rows the same number."
         )

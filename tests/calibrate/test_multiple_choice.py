@@ -65,5 +65,5 @@ def test_a_wrong_label_is_named_with_its_place(example: Example, sentence: str):
 def test_rows_without_choices_are_refused():
     with pytest.raises(UserError, match=r"a:1 has no choices, and the model chooses one of several texts; give data"):
         check_readable(lm_of(), corpus_of(Example("a", place="a:1")))
-    with pytest.raises(UserError, match=r"Row 2 has 3 choices, and others 2; give all rows the same number"):
+    with pytest.raises(UserError, match=r"Row 2 has 3 choices, and row 1 has 2; give all rows the same number"):
         batches(lm_of(), corpus_of(row("a", "b", "c"), row("a", "b", "c", "d")))

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizer
 from laconic.calibrate.batching import batches, check_readable
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.row import IGNORED
+from laconic.calibrate.sources.records import to_example
 from laconic.calibrate.token_classification import tag_words
 from laconic.errors import UserError
 from laconic.model import LanguageModel, predict
@@ -86,6 +87,14 @@ class Spaces(PreTrainedTokenizer):
 
     def get_vocab(self) -> dict[str, int]:
         return {}
+
+
+@pytest.mark.parametrize("tag", [None, ""])
+def test_a_word_without_a_class_is_named_with_its_number(tag: str | None):
+    row = to_example({"tokens": ["ada", "ran"], "ner_tags": ["B-PER", tag]}, "a.jsonl:7")
+    with pytest.raises(UserError, match=r"^a\.jsonl:7, word 2 has no label \(null and an empty text mean none\);"):
+        batches(lm_of(), corpus_of(row), labelled=True)
+    batches(lm_of(), corpus_of(row))
 
 
 def test_a_tokenizer_without_places_is_refused():

@@ -1,7 +1,7 @@
 """The parts of a model: its stacks of blocks, the matrices that can be compressed, and the bytes of each part."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from laconic.compress.checks import DENSE, dense_share
@@ -36,14 +36,15 @@ class PartSize:
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixSize:
-    """One matrix that can be compressed.
+    """One matrix that can be compressed, or the matrices of all experts of a stack.
 
     Args:
-        name: the path of its layer.
+        name: the path of its layer, or that of the stack.
         group: part of the model.
-        shape: (out, in).
-        nbytes: bytes in a file.
+        shape: (out, in) of one matrix.
+        nbytes: bytes in a file, of all experts of a stack together.
         sparsity: fraction of zeros.
+        experts: the number of experts of a stack; None for a matrix that is no expert's.
     """
 
     name: str
@@ -51,6 +52,12 @@ class MatrixSize:
     shape: tuple[int, int]
     nbytes: int
     sparsity: float
+    experts: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON for this matrix; it has `experts` only for a stack."""
+        values = asdict(self) | {"shape": list(self.shape)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,7 @@ class ModelParts:
         parameters: the number of parameters of the whole model.
         active: the parameters that a token uses in a mixture of experts; None for other models.
         nbytes: bytes of the whole model in a file.
-        sites: every matrix that can be compressed.
+        sites: every matrix that can be compressed; those of a stack of experts are one entry.
     """
 
     model: str
@@ -97,7 +104,7 @@ class ModelParts:
             **({} if self.active is None else {"active_parameters": self.active.active}),
             "stacks": [{"path": path, "blocks": blocks} for path, blocks in self.stacks],
             "idle": [{"path": path, "blocks": blocks} for path, blocks in self.idle],
-            "sites": [{**asdict(matrix), "shape": list(matrix.shape)} for matrix in self.sites],
+            "sites": [matrix.to_json() for matrix in self.sites],
         }
 
     def embedding_notes(self) -> tuple[tuple[str, str], ...]:
@@ -124,7 +131,15 @@ class ModelParts:
             (Column("MB", "{:,.2f}"), lambda part: part.nbytes / MEGABYTE),
             (Column("share", "{:.1%}"), lambda part: part.nbytes / self.nbytes),
         )
-        total = ("all", len(self.sites), "", self.parameters, None, self.nbytes / MEGABYTE, 1.0)
+        total = (
+            "all",
+            sum(matrix.experts or 1 for matrix in self.sites),
+            "",
+            self.parameters,
+            None,
+            self.nbytes / MEGABYTE,
+            1.0,
+        )
         return Table(table.columns, (*table.rows, total))
 
 
@@ -169,8 +184,23 @@ def measure_parts(lm: LanguageModel) -> ModelParts:
         parameters=parameters,
         active=count_active(lm.model, parameters),
         nbytes=nbytes,
-        sites=tuple(matrix for _, matrix in matrices),
+        sites=tuple(_merge_experts(matrices)),
     )
+
+
+def _merge_experts(matrices: Sequence[tuple[Site, MatrixSize]]) -> Iterator[MatrixSize]:
+    """Yield each matrix, and the matrices of a stack of experts as one."""
+    by_unit: dict[str, list[tuple[Site, MatrixSize]]] = {}
+    for site, matrix in matrices:
+        by_unit.setdefault(site.unit, []).append((site, matrix))
+    for unit, members in by_unit.items():
+        site, first = members[0]
+        if site.stack is None:
+            yield first
+            continue
+        nbytes = sum(matrix.nbytes for _, matrix in members)
+        sparsity = sum(matrix.sparsity for _, matrix in members) / len(members)
+        yield replace(first, name=unit, nbytes=nbytes, sparsity=sparsity, experts=len(members))
 
 
 def _part_size(group: Group, matrices: Sequence[tuple[Site, MatrixSize]], counted: set[Hashable]) -> PartSize:

@@ -54,7 +54,11 @@ def test_questions_as_rows(tmp_path: Path):
     [
         ("a.json", squad(answer("Rome", 3)), r"a\.json:\d+ \(question q0\) has the answer 'Rome', which is not in its"),
         ("a.json", squad(answer("London", 24)), r"'London' at character 24 of its context, where it has ' Londo'; fix"),
-        ("a.json", squad(answer("London", -1)), r"'London' at character -1 of its context; fix answer_start"),
+        (
+            "a.json",
+            squad(answer("London", -1)),
+            r"'answer_start' must be a whole number, .*; got -1",
+        ),
         ("a.json", squad({"answers": []}), r"\(question q0\) has no 'question'; add it"),
         ("a.json", squad({"question": 3}), r"\(question q0\): the field 'question' must be text; got 3"),
         ("a.json", squad({"question": "a", "answers": "b"}), r"'answers' must be a list of texts"),
