@@ -1,10 +1,22 @@
 """Compare the tensors of two models, count those in memory, and change what a checkpoint holds."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tests.architectures import EVERY_ARCHITECTURE, Architecture
+from tests.experts import MIXTURES
+from tests.model.test_hybrids import HYBRIDS
+from tests.vision import MODELS as VISION
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    **{architecture.name: architecture.model for architecture in EVERY_ARCHITECTURE},
+    **{name: Architecture(name, build).model for name, (build, *_) in {**MIXTURES, **HYBRIDS, **VISION}.items()},
+}
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from laconic.errors import UserError
-from laconic.formats.experts import DenseExpertStack, ExpertStack
+from laconic.formats.experts import DenseExpertStack, ExpertStack, ViewedExpertStack
 from laconic.formats.routing import Routing
 
 FLAGS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated", "_is_expert_parallel")
@@ -160,10 +160,13 @@ def find_expert_stacks(module: nn.Module) -> dict[str, ExpertStack]:
     """The stacks of a module of experts by name, in the order in which they are applied.
 
     Args:
-        module: a module for which `is_experts` is true. The stacks of a module of transformers are made anew on its
+        module: a module for which `is_experts` is true. The stacks of a module of transformers are views of its
             parameters; those of an `ExpertLayer` are its modules.
     """
-    return module.stacks() if isinstance(module, ExpertLayer) else find_dense_stacks(module)
+    if isinstance(module, ExpertLayer):
+        return module.stacks()
+    flags = vars(module)
+    return {name: ViewedExpertStack(module, name, flags["is_transposed"]) for name in stack_names(module)}
 
 
 @contextmanager

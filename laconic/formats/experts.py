@@ -229,3 +229,38 @@ class DenseExpertStack(ExpertStack):
 
     def spec(self) -> dict[str, Any]:
         return {**self._sizes, "is_transposed": self.is_transposed}
+
+
+class ViewedExpertStack(DenseExpertStack):
+    """The matrices of all experts that another module has as parameters, whichever tensors these are at the moment.
+
+    Args:
+        owner: the module.
+        name: the name of the parameter; biases are in `<name>_bias`.
+        is_transposed: the layout of the parameter.
+
+    Example:
+        >>> owner = nn.Module()
+        >>> owner.down_proj = nn.Parameter(torch.zeros(4, 3, 2))
+        >>> stack = ViewedExpertStack(owner, "down_proj", is_transposed=False)
+        >>> owner.down_proj = nn.Parameter(torch.ones(4, 3, 2))
+        >>> stack.weight is owner.down_proj, stack.slice(1).weight.sum().item()
+        (True, 6.0)
+    """
+
+    def __init__(self, owner: nn.Module, name: str, is_transposed: bool) -> None:
+        weight = owner.get_parameter(name)
+        experts, *sides = weight.shape
+        shape = reversed(sides) if is_transposed else sides
+        has_bias = owner._parameters.get(f"{name}_bias") is not None
+        with torch.device("meta"):
+            super().__init__(experts, *shape, bias=has_bias, is_transposed=is_transposed)
+        self._parameters.clear()
+        # Outside of the registry of modules: the owner is no part of the stack.
+        vars(self)["_owned"] = (owner, {"weight": name, "bias": f"{name}_bias"})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias") and "_owned" in self.__dict__:
+            owner, names = self.__dict__["_owned"]
+            return owner._parameters.get(names[name])
+        return super().__getattr__(name)

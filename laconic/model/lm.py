@@ -15,7 +15,8 @@ from laconic.model.dense_parameters import find_dense_parameters
 from laconic.model.embedding import MEAN_POOLING, Pipeline
 from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
 from laconic.model.loans import Loans
-from laconic.model.loans_on_call import lend_on_call
+from laconic.model.loans_on_call import find_parts, lend_on_call
+from laconic.model.loans_origins import to_placeholder
 from laconic.model.site import Site, has_module
 from laconic.model.size import module_size
 from laconic.model.targets import Coverage, matches, measure_coverage, select_sites
@@ -98,10 +99,19 @@ class LanguageModel:
         """
         return nullcontext() if self.loans is None else self.loans.lend(self.model, paths)
 
+    def loaned_on_call(self, *, keep: bool = False) -> AbstractContextManager[None]:
+        """A context in which each part of a streamed model has its weights while it runs.
+
+        Args:
+            keep: a part keeps its weights after its first call, until the end of the context.
+        """
+        if self.loans is None:
+            return nullcontext()
+        parts = find_parts(self.model, self.anatomy, self.loans.placeholders)
+        return lend_on_call(self.model, parts, self.on_loan, keep)
+
     def write_back(self, path: str) -> None:
         """Write a changed part of a streamed model to its file, from which it is read from then on.
-
-        It does nothing for a model in memory.
 
         Args:
             path: the path of the part, such as a block; it is on loan.
@@ -111,6 +121,17 @@ class LanguageModel:
         """
         if self.loans is not None:
             self.loans.write_back(self.model, path, self.dtype)
+
+    def restore(self, path: str) -> bool:
+        """Give the part at `path` of a streamed model the formats and weights that another process wrote back.
+
+        Returns:
+            Whether the part was written; if not, nothing is changed.
+
+        Raises:
+            UserError: its file is damaged, or does not fit the model.
+        """
+        return self.loans is not None and self.loans.restore(self.model, path)
 
     @property
     def embedding_pipeline(self) -> Pipeline:
@@ -246,27 +267,6 @@ class LanguageModel:
     def _tied_modules(self, site: Site) -> set[str]:
         return tied_modules(self.model, site.name, site.matrix_parameter)
 
-    def loaned_on_call(self, *, keep: bool = False) -> AbstractContextManager[None]:
-        """A context in which each part of a streamed model has its weights while it runs.
-
-        Args:
-            keep: a part keeps its weights after its first call, until the end of the context.
-        """
-        return nullcontext() if self.loans is None else lend_on_call(self.model, self._parts(), self.on_loan, keep)
-
-    def _parts(self) -> list[str]:
-        """The blocks, and the modules outside the blocks that have tensors on disk."""
-        assert self.loans is not None
-        blocks = [path for _, found in self.stacks() for path, _ in found]
-        on_disk = self.loans.placeholders
-        outside = [
-            name
-            for name, module in self.model.named_modules()
-            if not any(f"{name}.".startswith(f"{path}.") for path in blocks)
-            and any(id(tensor) in on_disk for tensor in (*module._parameters.values(), *module._buffers.values()))
-        ]
-        return [*blocks, *outside]
-
     def size(self) -> tuple[int, int]:
         """The number of parameters and their bytes on disk, each tensor once, with the sentence-transformers modules.
 
@@ -288,11 +288,7 @@ class LanguageModel:
 
     def to_meta(self) -> "LanguageModel":
         """A copy on the meta device, without weights, to try a step on."""
-        tensors: dict[int, torch.Tensor] = {}
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            empty = tensor.detach().to("meta")
-            is_parameter = isinstance(tensor, torch.nn.Parameter)
-            tensors[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        tensors = {id(tensor): to_placeholder(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())}
         return replace(self, model=copy.deepcopy(self.model, tensors), loans=None)
 
     def with_label_order(self, names: Sequence[str | int] | None) -> "LanguageModel":

@@ -1,6 +1,7 @@
 """Load a model from a folder or a hub name; everything that can be checked without weights is checked first."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -16,6 +17,8 @@ from laconic.model.checkpoints.location import Location, find_location
 from laconic.model.checkpoints.sentence_modules import MODULES
 from laconic.model.embedding import Pipeline, check_width
 from laconic.model.lm import LanguageModel
+from laconic.model.loans import Loans
+from laconic.model.loans_parts import Structures
 from laconic.model.loans_skeleton import build_streamed
 from laconic.model.task import infer_task
 from laconic.numerics.moments import check_finite
@@ -86,11 +89,17 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     return replace(lm, pipeline=pipeline)
 
 
-def load_streamed(source: str, device: str = "cpu") -> LanguageModel:
+def load_streamed(
+    source: str, scratch: Path | None = None, *, structures: Structures | None = None, device: str = "cpu"
+) -> LanguageModel:
     """Load a model whose large tensors are read from its files when they are needed (`LanguageModel.on_loan`).
 
     Args:
         source: a folder or a hub name with safetensors, compressed by laconic or not.
+        scratch: a folder, which may be new, for parts that are changed (`LanguageModel.write_back`) and for hidden
+            states; None if there will be none.
+        structures: functions that describe and rebuild formats, so that another process can go on with the written
+            parts (`LanguageModel.restore`); None if none will.
         device: the torch device that tensors on loan are moved to.
 
     Returns:
@@ -115,7 +124,8 @@ def load_streamed(source: str, device: str = "cpu") -> LanguageModel:
     checkpoint = find_checkpoint(source)
     config = _check(checkpoint)
     dtype = checkpoint.stored_dtype(config)
-    model, loans = build_streamed(config, checkpoint.weights_in_parts(config), source, torch.device(device))
+    loans = Loans(source, torch.device(device), scratch, structures)
+    model = build_streamed(config, checkpoint.weights_in_parts(config), source, loans)
     model.config.name_or_path = checkpoint.location.name
     tokenizer, target_tokenizer = checkpoint.tokenizers()
     pipeline = None if checkpoint.embedding_config is None else checkpoint.embedding_config.load().to(device)

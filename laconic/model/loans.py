@@ -3,66 +3,44 @@
 A streamed model is an ordinary model in which most tensors are on the meta device. Each of them is a placeholder: its
 `Origin` says where its values are. While a part of the model is on loan, real tensors stand in place of the
 placeholders of that part, at every place where a placeholder occurs, so that tied tensors are read once and stay tied.
-Afterwards the placeholders are put back.
+Afterwards the placeholders are put back. A part that was changed is written back to a file first, from which it is
+read from then on.
 """
 
-import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from laconic.formats import Masked, PackedCodes
-from laconic.formats.sparse_stack import SparseStack
+from laconic.errors import UserError
+from laconic.model.loans_origins import (
+    Origin,
+    TensorReader,
+    find_tensors,
+    like,
+    packed_layers,
+    substitute,
+    tensors_below,
+    to_placeholder,
+)
+from laconic.model.loans_parts import (
+    PartReader,
+    Structures,
+    check_shapes,
+    part_file,
+    read_header,
+    report_misfit,
+    write_part,
+)
+from laconic.model.site import has_module
 from laconic.numerics.moments import check_finite
 
-PACKED = (Masked, SparseStack)
-"""Layers whose tensors in memory have other names and shapes than those in a file."""
-
-
-class TensorReader(Protocol):
-    """Files that hold tensors of a model by name, in the form in which a saved model has them."""
-
-    def read(self, names: Collection[str]) -> dict[str, Tensor]:
-        """Read the tensors of these names on the CPU, in the dtype that they have in memory.
-
-        Raises:
-            UserError: they cannot be read.
-        """
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class PackedLayer:
-    """A layer that is read whole and unpacked.
-
-    Args:
-        path: its path, with which the names of its tensors begin.
-        empty: a layer of the same specification on the meta device, in packed form.
-    """
-
-    path: str
-    empty: Masked | SparseStack
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """The place of the values of one tensor on disk.
-
-    Args:
-        placeholder: the tensor on the meta device that stands for it.
-        reader: the files.
-        name: the name of the tensor in them; in a packed layer, its name in the layer in memory.
-        layer: the packed layer that has the tensor; None if the tensor is stored as it is.
-    """
-
-    placeholder: Tensor
-    reader: TensorReader
-    name: str
-    layer: PackedLayer | None = None
+CHUNK = 2**22
+"""Elements that are checked at a time, as a check takes memory too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +50,11 @@ class _Frame:
     model: nn.Module
     paths: tuple[str, ...]
 
+    def tensors(self) -> Iterator[Tensor]:
+        """The tensors below the paths; some may come twice."""
+        for path in self.paths:
+            yield from (tensor for _, _, tensor in tensors_below(self.model.get_submodule(path)))
+
 
 class Loans:
     """The tensors of a streamed model on disk, and those of them that are in memory now.
@@ -79,24 +62,57 @@ class Loans:
     Args:
         source: the model, as errors name it.
         device: the device that tensors on loan are on.
+        scratch: the folder for files that are removed at the end; None if no part is changed or measured.
+        structures: functions that describe and rebuild formats; None if no other process reads the written parts.
     """
 
-    def __init__(self, source: str, device: torch.device) -> None:
-        self.source, self.device = source, device
+    def __init__(
+        self, source: str, device: torch.device, scratch: Path | None = None, structures: Structures | None = None
+    ) -> None:
+        self.source, self.device, self._scratch, self.structures = source, device, scratch, structures
+        self.paths: tuple[str, ...] = ()
         # By the id of the placeholder, which the origin keeps alive.
         self._origins: dict[int, Origin] = {}
-        # By the id of the placeholder, each with the version that it was read in.
+        # By the id of the placeholder, each with the version that it was read or written in.
         self._lent: dict[int, tuple[Tensor, int]] = {}
+        # For each model, the placeholder to put back in place of a tensor, by the id of that tensor.
+        self._returns: dict[int, dict[int, Tensor]] = {}
         self._frames: list[_Frame] = []
 
-    def register(self, origins: Iterable[Origin]) -> None:
-        """Add tensors that can be lent."""
-        self._origins |= {id(origin.placeholder): origin for origin in origins}
+    @property
+    def scratch(self) -> Path:
+        """The folder for files that are removed at the end.
+
+        Raises:
+            UserError: none was given.
+        """
+        if self._scratch is None:
+            raise UserError(f"The streamed model '{self.source}' has no scratch folder; give one to load_streamed.")
+        return self._scratch
 
     @property
     def placeholders(self) -> dict[int, Tensor]:
         """Every placeholder by its id: a memo for `copy.deepcopy`, so that a copy of the model can be streamed too."""
         return {key: origin.placeholder for key, origin in self._origins.items()}
+
+    def fill(self, model: PreTrainedModel, reader: TensorReader, names: Collection[str], paths: Iterable[str]) -> None:
+        """Read the tensors of a model on the meta device that are not lent, and register all others.
+
+        Args:
+            model: the model, changed in place.
+            reader: the files.
+            names: the names of the tensors in them.
+            paths: paths of the modules whose tensors are lent.
+
+        Raises:
+            UserError: tensors cannot be read, or are not finite.
+        """
+        self.paths = tuple(paths)
+        lent = _ids([_Frame(model, self.paths)])
+        found = find_tensors(model, names, packed_layers(model))
+        origins = [Origin(tensor, reader, name, layer) for tensor, name, layer in found]
+        self._register(origin for origin in origins if id(origin.placeholder) in lent)
+        substitute(model, self._fetch([origin for origin in origins if id(origin.placeholder) not in lent]))
 
     @contextmanager
     def lend(self, model: nn.Module, paths: Collection[str]) -> Iterator[None]:
@@ -110,10 +126,12 @@ class Loans:
             UserError: the tensors cannot be read, or are not finite.
         """
         frame = _Frame(model, tuple(paths))
-        wanted = [self._origins[id(tensor)] for tensor in _tensors_below(frame) if id(tensor) in self._origins]
-        fetched = self.fetch([origin for origin in wanted if id(origin.placeholder) not in self._lent])
+        wanted = {id(tensor): self._origins[id(tensor)] for tensor in frame.tensors() if id(tensor) in self._origins}
+        fetched = self._fetch([origin for key, origin in wanted.items() if key not in self._lent])
         self._lent |= {key: (tensor, tensor._version) for key, tensor in fetched.items()}
-        substitute(model, {id(origin.placeholder): self._lent[id(origin.placeholder)][0] for origin in wanted})
+        substitute(model, {key: self._lent[key][0] for key in wanted})
+        returns = self._returns.setdefault(id(model), {})
+        returns |= {id(self._lent[key][0]): origin.placeholder for key, origin in wanted.items()}
         self._frames.append(frame)
         try:
             yield
@@ -125,32 +143,94 @@ class Loans:
         changed = self._take_back(model)
         assert not changed, f"tensors of {frame.paths} were changed in place and not written back"
 
+    def write_back(self, model: PreTrainedModel, path: str, dtype: torch.dtype) -> None:
+        """Write the tensors of a part to its file, as they are now; later loans read that file.
+
+        Args:
+            model: a streamed model.
+            path: the path of the part, whose tensors are in memory.
+            dtype: the dtype in which tensors are stored, unless it would round them.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        structure = None if self.structures is None else self.structures.describe(model, path)
+        reader = write_part(model, path, part_file(self.scratch, path), dtype, structure)
+        returns = self._returns.setdefault(id(model), {})
+        lendable = _ids([_Frame(model, self._paths_in(model))])
+        layers = packed_layers(model.get_submodule(path), path)
+        for tensor, name, layer in find_tensors(model, reader.dtypes, layers):
+            if id(tensor) in lendable:
+                placeholder = returns[id(tensor)] = to_placeholder(tensor)
+                self._register([Origin(placeholder, reader, name, layer)])
+                self._lent[id(placeholder)] = (tensor, tensor._version)
+        self._take_back(model)
+
+    def restore(self, model: PreTrainedModel, path: str) -> bool:
+        """Give a part the formats and tensors of its file, which another process may have written.
+
+        Args:
+            model: a streamed model, whose part is not on loan.
+            path: the path of the part.
+
+        Returns:
+            Whether there is a file; if not, nothing is changed.
+
+        Raises:
+            UserError: the file is damaged, or does not fit the model.
+        """
+        file = part_file(self.scratch, path)
+        if not file.is_file():
+            return False
+        assert not self._frames, "a part is restored before any part is lent"
+        assert self.structures is not None, "load_streamed was given no functions that rebuild formats"
+        shapes, structure = read_header(file)
+        with report_misfit(file):
+            self.structures.rebuild(model, structure)
+            self.structures.unpack(model)
+            layers = packed_layers(model.get_submodule(path), path)
+            found = find_tensors(model, shapes, layers)
+            stored = {name: tensor for layer in layers for name, tensor in layer.stored.items()}
+            stored |= {name: tensor for tensor, name, layer in found if layer is None}
+            reader = PartReader(file, {name: tensor.dtype for name, tensor in stored.items()})
+            check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in stored.items()})
+        lendable = _ids([_Frame(model, self._paths_in(model))])
+        origins = {id(tensor): Origin(to_placeholder(tensor), reader, name, layer) for tensor, name, layer in found}
+        self._register(origin for key, origin in origins.items() if key in lendable)
+        substitute(model, {key: origin.placeholder for key, origin in origins.items()})
+        substitute(model, self._fetch([origin for key, origin in origins.items() if key not in lendable]))
+        return True
+
+    def _paths_in(self, model: nn.Module) -> tuple[str, ...]:
+        return tuple(path for path in self.paths if has_module(model, path))
+
+    def _register(self, origins: Iterable[Origin]) -> None:
+        self._origins |= {id(origin.placeholder): origin for origin in origins}
+
     def _take_back(self, model: nn.Module) -> bool:
         """Put the placeholders back in a model, in place of all tensors that no context needs there any more.
 
         Returns:
             Whether one of these tensors was changed in place, a change that is lost.
         """
-        needed_here = self._needed(frame for frame in self._frames if frame.model is model)
-        released = {key: lent for key, lent in self._lent.items() if id(lent[0]) not in needed_here}
-        placeholders = {id(tensor): self._origins[key].placeholder for key, (tensor, _) in released.items()}
-        present, needed = substitute(model, placeholders), self._needed(self._frames)
-        for key, (tensor, _) in released.items():
-            if id(tensor) not in needed:
-                del self._lent[key]
-        return any(id(tensor) in present and tensor._version != version for tensor, version in released.values())
+        needed_here = _ids(frame for frame in self._frames if frame.model is model)
+        returns = self._returns[id(model)]
+        released = {key: placeholder for key, placeholder in returns.items() if key not in needed_here}
+        self._returns[id(model)] = {key: returns[key] for key in returns.keys() - released.keys()}
+        present = substitute(model, released)
+        versions = {key: self._lent[id(placeholder)] for key, placeholder in released.items()}
+        needed = _ids(self._frames)
+        self._lent = {key: lent for key, lent in self._lent.items() if id(lent[0]) in needed}
+        return any(key in present and tensor._version != version for key, (tensor, version) in versions.items())
 
-    def _needed(self, frames: Iterable[_Frame]) -> set[int]:
-        return {id(tensor) for frame in frames for tensor in _tensors_below(frame)}
-
-    def fetch(self, origins: Collection[Origin]) -> dict[int, Tensor]:
+    def _fetch(self, origins: Collection[Origin]) -> dict[int, Tensor]:
         """Read tensors from disk.
 
         Args:
             origins: their origins, each once.
 
         Returns:
-            The tensors by the id of the placeholder. Tensors of a packed layer that are not asked for are left out.
+            The tensors by the id of the placeholder.
 
         Raises:
             UserError: they cannot be read, or are not finite.
@@ -160,75 +240,19 @@ class Loans:
             by_reader.setdefault(origin.reader, []).append(origin)
         fetched: dict[int, Tensor] = {}
         for reader, group in by_reader.items():
-            layers = {origin.layer.path: origin.layer for origin in group if origin.layer is not None}
-            stored = {path: [f"{path}.{name}" for name in layer.empty.state_dict()] for path, layer in layers.items()}
+            layers = {origin.layer for origin in group if origin.layer is not None}
             plain = [origin.name for origin in group if origin.layer is None]
-            tensors = reader.read([*plain, *(name for names in stored.values() for name in names)])
+            tensors = reader.read([*plain, *(name for layer in layers for name in layer.stored)])
             for name, tensor in tensors.items():
-                check_finite(
-                    tensor,
-                    f"The model '{self.source}' has NaN or infinite values in '{name}'; use a sound checkpoint.",
-                )
-            unpacked = {path: _unpack(layer, tensors) for path, layer in layers.items()}
+                problem = f"The model '{self.source}' has NaN or infinite values in '{name}'; use a sound checkpoint."
+                for chunk in tensor.flatten().split(CHUNK):
+                    check_finite(chunk, problem)
+            unpacked = {layer: layer.unpack(tensors) for layer in layers}
             for origin in group:
-                found = tensors[origin.name] if origin.layer is None else unpacked[origin.layer.path][origin.name]
+                found = (tensors if origin.layer is None else unpacked[origin.layer])[origin.name]
                 fetched[id(origin.placeholder)] = like(found.to(self.device), origin.placeholder)
         return fetched
 
 
-def tensors_below(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Every parameter and buffer below a module: the module that has it, its name there, and the tensor."""
-    for part in module.modules():
-        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-            if tensor is not None:
-                yield part, name, tensor
-
-
-def substitute(model: nn.Module, tensors: Mapping[int, Tensor]) -> set[int]:
-    """Replace tensors at every place of a model.
-
-    Args:
-        model: the model, changed in place.
-        tensors: the new tensor by the id of the present one.
-
-    Returns:
-        The ids of the tensors that the model had.
-    """
-    places = [place for place in tensors_below(model) if id(place[2]) in tensors]
-    for owner, name, tensor in places:
-        registry: dict[str, Any] = owner._parameters if name in owner._parameters else owner._buffers
-        registry[name] = tensors[id(tensor)]
-        if isinstance(owner, PackedCodes):
-            # Kernels keep copies of the codes.
-            owner.drop_kernels()
-    return {id(tensor) for _, _, tensor in places}
-
-
-def _tensors_below(frame: _Frame) -> Iterator[Tensor]:
-    """The tensors below the paths of a frame, each once."""
-    tensors = [t for path in frame.paths for _, _, t in tensors_below(frame.model.get_submodule(path))]
-    yield from {id(tensor): tensor for tensor in tensors}.values()
-
-
-def _unpack(layer: PackedLayer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a packed layer in memory, by their names in it.
-
-    Args:
-        layer: the layer.
-        tensors: its tensors in a file, by their names in the model.
-    """
-    full = copy.deepcopy(layer.empty)
-    new = {
-        id(tensor): like(tensors[f"{layer.path}.{name}"], tensor)
-        for name, tensor in full.state_dict(keep_vars=True).items()
-    }
-    substitute(full, new)
-    full.unpack()
-    return {**dict(full.named_parameters()), **dict(full.named_buffers())}
-
-
-def like(tensor: Tensor, placeholder: Tensor) -> Tensor:
-    """The tensor as a parameter if the placeholder is one, with or without gradients as that has."""
-    if isinstance(placeholder, nn.Parameter):
-        return nn.Parameter(tensor.detach(), requires_grad=placeholder.requires_grad)
-    return tensor.detach()
+def _ids(frames: Iterable[_Frame]) -> set[int]:
+    return {id(tensor) for frame in frames for tensor in frame.tensors()}

@@ -8,6 +8,7 @@ part. The tensors go into a model on the meta device, from which they are taken 
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,8 +30,23 @@ from laconic.model.checkpoints.fit import check_report
 from laconic.model.checkpoints.weights import Header, Weights, read_headers
 from laconic.model.stock import silence_transformers
 
-ROWS_COMPARED = 4096
-"""Rows of two tied matrices that are compared at a time."""
+CHUNK = 2**22
+"""Elements of a large tensor that are converted, or compared with another, at a time."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Tensors of the files that are converted together.
+
+    Args:
+        sources: their names in the files.
+        targets: the names in the model of the tensors that are made of them.
+        is_plain: whether one tensor of the file is one of the model, under another name or the same.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    is_plain: bool
 
 
 class CheckpointReader:
@@ -48,15 +64,14 @@ class CheckpointReader:
     def __init__(self, empty: PreTrainedModel, weights: Weights, source: str) -> None:
         self.empty, self.source = empty, source
         self._files = {name: file for file in weights.files for name in read_headers(file, weights.are_safe)}
-        headers = weights.headers()
+        self._stored = {name: _empty_tensor(name, header, source) for name, header in weights.headers().items()}
         self._mapping: Any = get_model_conversion_mapping(empty)
-        self._targets: dict[tuple[str, ...], tuple[str, ...]] = {}
-        stored = {name: _empty_tensor(name, header, source) for name, header in headers.items()}
-        for names, has_several in self._groups().items():
-            self._targets[names] = self._find_targets({name: stored[name] for name in names}, has_several)
-        report = self._convert(stored)
-        self.missing = set(report.missing_keys)
-        self._sources = {target: names for names, targets in self._targets.items() for target in targets}
+        self._groups = {target: group for group in self._find_groups() for target in group.targets}
+        report = self._convert(self._stored)
+        state = empty.state_dict(keep_vars=True)
+        read = {id(state[target]) for target in self._groups}
+        # A module in several places has its tensors in the file once.
+        self.missing = {name for name in report.missing_keys if id(state[name]) not in read}
         self._tie()
         report.missing_keys = set(self.missing)
         empty._adjust_missing_and_unexpected_keys(report)
@@ -65,33 +80,43 @@ class CheckpointReader:
     @property
     def names(self) -> Collection[str]:
         """The names of the tensors that can be read; of tied tensors, one."""
-        return self._sources.keys()
+        return self._groups.keys()
 
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
         """Read tensors; see `TensorReader`."""
-        groups = dict.fromkeys(self._sources[name] for name in names)
-        # Tensors that are merged are read one group after another, as all parts of a group are in memory at once.
-        plain = [group for group in groups if len(group) == 1 and len(self._targets[group]) == 1]
-        batches = [plain, *([group] for group in groups if group not in set(plain))]
+        groups = dict.fromkeys(self._groups[name] for name in names)
         found: dict[str, Tensor] = {}
-        for batch in filter(None, batches):
-            found |= self._read(batch)
+        with (
+            report_load_errors(self.source, "fetch its files again"),
+            self._slices([name for group in groups for name in group.sources]) as slices,
+        ):
+            # One group after another, as all parts of a merged tensor are in memory at once.
+            for group in groups:
+                own = {name: slices[name] for name in group.sources}
+                found |= self._copy(group, own) if group.is_plain else self._merge(group, own)
         return {name: found[name] for name in names}
 
-    def _read(self, groups: Collection[tuple[str, ...]]) -> dict[str, Tensor]:
-        targets = [target for group in groups for target in self._targets[group]]
-        sources = [name for group in groups for name in group]
-        placeholders = {name: self.empty.get_parameter_or_buffer(name) for name in targets}
+    def _copy(self, group: _Group, slices: Mapping[str, Any]) -> dict[str, Tensor]:
+        (source,), (target,) = group.sources, group.targets
+        stored, expected = self._stored[source], self.empty.get_parameter_or_buffer(target)
+        if stored.dtype == expected.dtype or stored.numel() <= CHUNK:
+            return {target: slices[source][...].to(expected.dtype)}
+        tensor = torch.empty(expected.shape, dtype=expected.dtype)
+        for rows, (chunk,) in self._chunks(source):
+            tensor[rows] = chunk
+        return {target: tensor}
+
+    def _merge(self, group: _Group, slices: Mapping[str, Any]) -> dict[str, Tensor]:
+        placeholders = {name: self.empty.get_parameter_or_buffer(name) for name in group.targets}
         try:
-            with report_load_errors(self.source, "fetch its files again"), self._slices(sources) as slices:
-                report = self._convert(slices)
+            report = self._convert(slices)
             if report.conversion_errors:
                 name, error = next(iter(report.conversion_errors.items()))
                 raise UserError(
                     f"The tensor '{name}' of '{self.source}' cannot be made from those in its files: "
                     f"{error.strip().splitlines()[-1]}; use files that were saved together."
                 )
-            return {name: self.empty.get_parameter_or_buffer(name) for name in targets}
+            return {name: self.empty.get_parameter_or_buffer(name) for name in group.targets}
         finally:
             for name, tensor in placeholders.items():
                 _set(self.empty, name, tensor)
@@ -110,42 +135,58 @@ class CheckpointReader:
         return report
 
     @contextmanager
-    def _slices(self, names: Collection[str]) -> Iterator[dict[str, Any]]:
+    def _slices(self, names: Collection[str], backend: str = "pread") -> Iterator[dict[str, Any]]:
         """Tensors in the files that are not read yet, while the files are open."""
         with ExitStack() as stack:
             # Positioned reads: the pages of a mapped file would count as memory of the process.
             opened = {
-                file: stack.enter_context(safe_open(file, framework="pt", backend="pread"))
+                file: stack.enter_context(safe_open(file, framework="pt", backend=backend))
                 for file in {self._files[name] for name in names}
             }
-            yield {name: opened[self._files[name]].get_slice(name) for name in names}
+            slices = {name: opened[self._files[name]].get_slice(name) for name in names if self._stored[name].numel()}
+            # safetensors refuses to slice a tensor without elements when it reads by position.
+            empty = {name: torch.empty_like(self._stored[name], device="cpu") for name in names if name not in slices}
+            yield slices | empty
 
-    def _groups(self) -> dict[tuple[str, ...], bool]:
-        """The names in the files that are converted together, and whether several tensors may come of them."""
+    def _chunks(self, *names: str) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+        """Rows of large tensors of one shape, and their values as they are stored, a few at a time."""
+        stored = self._stored[names[0]]
+        step = max(1, CHUNK * len(stored) // stored.numel())
+        for start in range(0, len(stored), step):
+            rows = slice(start, min(start + step, len(stored)))
+            # By position, safetensors would read the whole tensor for each slice. The file is mapped anew each time, so
+            # that no more of its pages are in memory.
+            with self._slices(names, "mmap") as slices:
+                values = tuple(slices[name][rows] for name in names)
+            yield rows, values
+
+    def _find_groups(self) -> Iterator[_Group]:
         state = self.empty.state_dict()
         renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._mapping if isinstance(entry, WeightConverter)]
-        several = {pattern: len(entry.target_patterns) > 1 for entry in converters for pattern in entry.source_patterns}
+        by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
         prefix = self.empty.base_model_prefix
-        groups: dict[str, list[str]] = {}
-        has_several: dict[str, bool] = {}
+        sources: dict[str, list[str]] = {}
+        used: dict[str, WeightConverter] = {}
         for name in self._files:
             # As `convert_and_load_state_dict_in_model` does: a name that the class has may need only a prefix.
             target, pattern = rename_source_key(name, renamings, converters, prefix, state)
             if target not in state and name in state:
                 target, pattern = rename_source_key(name, [], [], prefix, state)
             if target in state:
-                groups.setdefault(target, []).append(name)
-                has_several[target] = pattern is not None and several[pattern]
-        self._first = {tuple(names): target for target, names in groups.items()}
-        return {tuple(names): has_several[target] for target, names in groups.items()}
+                sources.setdefault(target, []).append(name)
+                if pattern is not None:
+                    used[target] = by_pattern[pattern]
+        for target, names in sources.items():
+            targets = (target,)
+            if target in used and len(used[target].target_patterns) > 1:
+                targets = self._find_targets(names)
+            yield _Group(tuple(names), targets, is_plain=target not in used and len(names) == 1)
 
-    def _find_targets(self, stored: Mapping[str, Tensor], has_several: bool) -> tuple[str, ...]:
-        """The names in the model of the tensors that come of some tensors in the files."""
-        if not has_several:
-            return (self._first[tuple(stored)],)
+    def _find_targets(self, names: Collection[str]) -> tuple[str, ...]:
+        """The names in the model of the tensors that are made of some tensors in the files."""
         before = {name: id(tensor) for name, tensor in self.empty.state_dict(keep_vars=True).items()}
-        self._convert(stored)
+        self._convert({name: self._stored[name] for name in names})
         after = self.empty.state_dict(keep_vars=True)
         return tuple(name for name, tensor in after.items() if id(tensor) != before[name])
 
@@ -153,10 +194,10 @@ class CheckpointReader:
         """Tie tensors as `from_pretrained` does: not those that are in the files with different values."""
         ties = self.empty.all_tied_weights_keys
         for target, source in list(ties.items()):
-            if target not in self._sources or source not in self._sources:
+            if target not in self._groups or source not in self._groups:
                 continue
             if self._are_equal(target, source):
-                del self._sources[target]
+                del self._groups[target]
                 self.missing.add(target)
             else:
                 del ties[target]
@@ -164,18 +205,15 @@ class CheckpointReader:
             self.empty.tie_weights(missing_keys=self.missing, recompute_mapping=False)
 
     def _are_equal(self, one: str, other: str) -> bool:
-        sources = [self._sources[one], self._sources[other]]
-        shapes = {tuple(self.empty.get_parameter_or_buffer(name).shape) for name in (one, other)}
-        if len(shapes) > 1:
+        groups = [self._groups[name] for name in (one, other)]
+        if self.empty.get_parameter_or_buffer(one).shape != self.empty.get_parameter_or_buffer(other).shape:
             return False
-        if any(len(names) > 1 or len(self._targets[names]) > 1 for names in sources):
+        if not all(group.is_plain for group in groups):
             tensors = self.read([one, other])
             return torch.equal(tensors[one], tensors[other])
-        with report_load_errors(self.source), self._slices([names[0] for names in sources]) as slices:
-            first, second = (slices[names[0]] for names in sources)
-            count = first.get_shape()[0]
-            chunks = (slice(start, min(start + ROWS_COMPARED, count)) for start in range(0, count, ROWS_COMPARED))
-            return all(torch.equal(first[rows].float(), second[rows].float()) for rows in chunks)
+        (first,), (second,) = (group.sources for group in groups)
+        with report_load_errors(self.source):
+            return all(torch.equal(a.float(), b.float()) for _, (a, b) in self._chunks(first, second))
 
 
 def _empty_tensor(name: str, header: Header, source: str) -> Tensor:

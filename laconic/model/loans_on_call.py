@@ -5,9 +5,31 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
+
+from laconic.model.anatomy import Anatomy
+from laconic.model.enumeration import find_stacks
 
 Lend = Callable[[str], AbstractContextManager[None]]
 """Returns the context in which the part at a path has its weights."""
+
+
+def find_parts(model: PreTrainedModel, anatomy: Anatomy, on_disk: Collection[int]) -> list[str]:
+    """Find the blocks, and the modules outside the blocks that have tensors on disk.
+
+    Args:
+        model: a streamed model.
+        anatomy: its anatomy.
+        on_disk: the ids of the tensors that stand for those on disk.
+    """
+    blocks = [path for _, found in find_stacks(model, anatomy) for path, _ in found]
+    outside = [
+        name
+        for name, module in model.named_modules()
+        if not any(f"{name}.".startswith(f"{path}.") for path in blocks)
+        and any(id(tensor) in on_disk for tensor in (*module._parameters.values(), *module._buffers.values()))
+    ]
+    return [*blocks, *outside]
 
 
 @contextmanager

@@ -21,27 +21,26 @@ from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.weights import GENERATION_CONFIG, Weights
 from laconic.model.enumeration import find_stacks, full_path
-from laconic.model.loans import PACKED, Loans, Origin, PackedLayer, TensorReader, like, substitute, tensors_below
+from laconic.model.loans import Loans
 from laconic.model.loans_checkpoint import CheckpointReader
+from laconic.model.loans_origins import PackedLayer, like, packed_layers, substitute, tensors_below
 from laconic.model.site import has_module, matrix_shape
 from laconic.model.usage import trace_usage
 
 MATRICES = (nn.Linear, Conv1D, nn.Embedding, Format)
 
 
-def build_streamed(
-    config: PreTrainedConfig, weights: Weights, source: str, device: torch.device
-) -> tuple[PreTrainedModel, Loans]:
+def build_streamed(config: PreTrainedConfig, weights: Weights, source: str, loans: Loans) -> PreTrainedModel:
     """Build a model whose large tensors are read when they are needed.
 
     Args:
         config: its configuration.
         weights: its safetensors files.
         source: the model, as errors name it.
-        device: the device that tensors on loan, and those that are read now, are on.
+        loans: its loans, still without tensors.
 
     Returns:
-        The model in evaluation mode, and its loans.
+        The model in evaluation mode.
 
     Raises:
         UserError: weights do not match the configuration, cannot be read, or are not finite.
@@ -51,21 +50,17 @@ def build_streamed(
         torch.manual_seed(0)
         stored, quantizer = _build_stored(config, source)
         reader = CheckpointReader(stored, weights, source)
-        layers = packed_layers(stored)
         model = copy.deepcopy(stored)
         if quantizer is not None:
             quantizer.postprocess_model(model)
             model.hf_quantizer = quantizer
-        _initialize(model, reader.missing, layers)
-    substitute(model, {id(tensor): like(tensor.to(device), tensor) for tensor in _real_tensors(model)})
-    loans = Loans(source, device)
-    origins = find_origins(model, reader, reader.names, layers)
-    lent = {id(tensor) for path in _lent_paths(model) for _, _, tensor in tensors_below(model.get_submodule(path))}
-    loans.register(origin for origin in origins if id(origin.placeholder) in lent)
-    substitute(model, loans.fetch([origin for origin in origins if id(origin.placeholder) not in lent]))
+        _initialize(model, reader.missing)
+    real = [tensor for _, _, tensor in tensors_below(model) if not tensor.is_meta]
+    substitute(model, {id(tensor): like(tensor.to(loans.device), tensor) for tensor in real})
+    loans.fill(model, reader, reader.names, _lent_paths(model))
     if model.can_generate() and (weights.folder / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(weights.folder))
-    return model.eval(), loans
+    return model.eval()
 
 
 def _build_stored(config: PreTrainedConfig, source: str) -> tuple[Any, Any]:
@@ -81,8 +76,9 @@ def _build_stored(config: PreTrainedConfig, source: str) -> tuple[Any, Any]:
     return stored, quantizer
 
 
-def _initialize(model: PreTrainedModel, missing: Collection[str], layers: Collection[PackedLayer]) -> None:
+def _initialize(model: PreTrainedModel, missing: Collection[str]) -> None:
     """Give buffers that are not stored, and parameters that a file lacks, their values, as `from_pretrained` does."""
+    layers = packed_layers(model)
     names = missing - model.all_tied_weights_keys.keys()
     lacking = [model.get_parameter_or_buffer(name) for name in names]
     computed = [buffer for name, buffer in model.named_non_persistent_buffers() if not _is_inside(name, layers)]
@@ -98,31 +94,6 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     """A tensor like this one in memory, without values; a parameter gets gradients, as `from_pretrained` makes it."""
     empty = torch.empty_like(tensor, device="cpu")
     return nn.Parameter(empty, empty.is_floating_point()) if isinstance(tensor, nn.Parameter) else empty
-
-
-def packed_layers(stored: nn.Module) -> list[PackedLayer]:
-    """The packed layers of a model in the form in which it is stored."""
-    return [PackedLayer(path, module) for path, module in stored.named_modules() if isinstance(module, PACKED)]
-
-
-def find_origins(
-    model: PreTrainedModel, reader: TensorReader, names: Collection[str], layers: Collection[PackedLayer]
-) -> list[Origin]:
-    """The origins of the tensors of a model on the meta device that a reader has.
-
-    Args:
-        model: the model, with its layers unpacked.
-        reader: the files.
-        names: the names of the tensors in them.
-        layers: the packed layers among these tensors.
-    """
-    plain = [name for name in names if not _is_inside(name, layers)]
-    origins = [Origin(model.get_parameter_or_buffer(name), reader, name) for name in plain]
-    for layer in layers:
-        module = model.get_submodule(layer.path)
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            origins.append(Origin(tensor, reader, name, layer))
-    return origins
 
 
 def embedding_paths(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
@@ -154,10 +125,6 @@ def _outer_matrices(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
         if isinstance(module, MATRICES) and not any(f"{name}.".startswith(f"{path}.") for path in (*inside, *found)):
             found.append(name)
     return found
-
-
-def _real_tensors(model: nn.Module) -> list[Tensor]:
-    return [tensor for _, _, tensor in tensors_below(model) if not tensor.is_meta]
 
 
 def _is_inside(name: str, layers: Collection[PackedLayer]) -> bool:

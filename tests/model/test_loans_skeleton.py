@@ -1,26 +1,17 @@
 """A streamed model has every tensor of the loaded one while it is on loan, and few when nothing is."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedModel
 
 from laconic.model import LanguageModel
 from laconic.model.loading import load, load_streamed
 from laconic.model.loans_skeleton import embedding_paths, head_paths
-from tests.architectures import BY_NAME, EVERY_ARCHITECTURE, Architecture
-from tests.experts import MIXTURES
-from tests.loaned import assert_equal, nbytes
-from tests.model.test_hybrids import HYBRIDS
-from tests.vision import MODELS as VISION
+from tests.architectures import BY_NAME
+from tests.loaned import MODELS, assert_equal, nbytes
 
 QUICK = ("llama-tied", "bert-masked", "t5", "albert-groups", "gpt2", "mixtral", "llava")
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {
-    **{architecture.name: architecture.model for architecture in EVERY_ARCHITECTURE},
-    **{name: Architecture(name, build).model for name, (build, *_) in {**MIXTURES, **HYBRIDS, **VISION}.items()},
-}
 
 
 @pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")

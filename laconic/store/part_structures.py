@@ -1,0 +1,40 @@
+"""The structure of one part of a model, with which `laconic.model.loans` stores parts that were changed."""
+
+from transformers import PreTrainedModel
+
+from laconic.model.loans_parts import Structure
+from laconic.model.stock import build_stock
+from laconic.store.shapes import changed_shapes
+from laconic.store.structure import format_entries, rebuild, unpack_formats
+
+
+class PartStructures:
+    """Functions that describe and rebuild the formats of a model, part by part; see `laconic.model.load_streamed`."""
+
+    def __init__(self) -> None:
+        self._stock: PreTrainedModel | None = None
+
+    def describe(self, model: PreTrainedModel, path: str) -> Structure:
+        """The structure of the part at `path`: one entry for each module that its class does not build.
+
+        Args:
+            model: the model; the stock model is built once, from its configuration at the first call.
+            path: the path of the part.
+        """
+        if self._stock is None:
+            self._stock = build_stock(model)
+        entries = {**format_entries(model), **changed_shapes(model, self._stock)}
+        inside = f"{path}." if path else ""
+        return {
+            name: entry
+            for name, entry in entries.items()
+            if any(place == path or place.startswith(inside) for place in (name, *entry.get("aliases", ())))
+        }
+
+    def rebuild(self, model: PreTrainedModel, structure: Structure) -> None:
+        """Insert the formats of a structure, on the meta device and packed, in place."""
+        rebuild(model, structure)
+
+    def unpack(self, model: PreTrainedModel) -> None:
+        """Give packed layers on the meta device the form that they compute with, in place."""
+        unpack_formats(model)
