@@ -87,9 +87,7 @@ class LanguageModel:
         return self.model.device if self.loans is None else self.loans.device
 
     def on_loan(self, *paths: str) -> AbstractContextManager[None]:
-        """A context in which parts of a streamed model have their weights; it does nothing for a model in memory.
-
-        Contexts can be nested; a tensor is read once, and dropped at the end of the last context that needs it.
+        """A context in which parts of a streamed model have their weights; contexts can be nested.
 
         Args:
             *paths: paths of modules, such as a block; "" is the whole model.
@@ -282,9 +280,8 @@ class LanguageModel:
         return replace(self, model=copy.deepcopy(self.model, tensors))
 
     def copy(self) -> "LanguageModel":
-        """A copy with its own tensors; a copy of a streamed model has its own in memory, and shares those on disk."""
-        on_disk: dict[int, object] = {} if self.loans is None else dict(self.loans.placeholders)
-        return replace(self, model=copy.deepcopy(self.model, on_disk))
+        """A copy with its own tensors, apart from those on disk."""
+        return replace(self, model=copy.deepcopy(self.model, {} if self.loans is None else self.loans.placeholders))
 
     def to_meta(self) -> "LanguageModel":
         """A copy on the meta device, without weights, to try a step on."""

@@ -91,7 +91,7 @@ class Loans:
         return self._scratch
 
     @property
-    def placeholders(self) -> dict[int, Tensor]:
+    def placeholders(self) -> dict[int, object]:
         """Every placeholder by its id: a memo for `copy.deepcopy`, so that a copy of the model can be streamed too."""
         return {key: origin.placeholder for key, origin in self._origins.items()}
 
