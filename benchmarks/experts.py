@@ -142,13 +142,13 @@ def forward_passes(rounds: int) -> dict[str, dict[str, float]]:
     layers = {"uncompressed": lm.model.get_submodule(EXPERTS_PATH), **layers}
     found = {}
     for tokens in TOKENS:
-        inputs = routed(tokens)
+        inputs = route_tokens(tokens)
         calls = {name: partial(layer, *inputs) for name, layer in layers.items()}
         found[str(tokens)] = alternate(calls, 3 * rounds)
     return found
 
 
-def routed(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def route_tokens(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """Random tokens, with the experts of each and their weights."""
     weights, index = torch.randn(tokens, EXPERTS).softmax(-1).topk(PER_TOKEN)
     return torch.randn(tokens, WIDTH), index, weights
@@ -162,16 +162,16 @@ def solving_memory(experts: int) -> dict[str, float]:
     stats = collect_stats(lm, Calibration([random_batch(lm, 4, 128)]), {InputCovariance}, sites)
     step = Compress(method=Gptq(bits=4), targets=("experts",), allow_dense=True)
     clear_peak()
-    before = resident("VmRSS")
+    before = read_memory("VmRSS")
     outcome = step.apply_with(lm, stats)
     return {
-        "peak": resident("VmHWM") - before,
+        "peak": read_memory("VmHWM") - before,
         "result": outcome.nbytes / 2**20,
         "expert": 4 * sum(site.shape[0] * site.shape[1] for site in sites) / experts / 2**20,
     }
 
 
-def resident(field: str) -> float:
+def read_memory(field: str) -> float:
     """A field of /proc/self/status in megabytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024

@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> None:
             # Neither the statistics nor what a method works out from them pass between the ways.
             own = {name: LayerStats(of, of.support) for name, of in stats.items()}
             Compress(method=method, keep=keep, targets=("experts",), allow_dense=True).apply_with(copy, own)
-            routed = [of.routed or 0 for of in stats.values()]
-            CELLS.add(key, {"kl": kl(reference, predictions(copy, held_out)), "tokens": min(routed)})
+            token_counts = [of.token_count or 0 for of in stats.values()]
+            CELLS.add(key, {"kl": kl(reference, predictions(copy, held_out)), "tokens": min(token_counts)})
     print(describe())
     print(CELLS)
     write_tables([])

@@ -71,7 +71,7 @@ def apart(variant: str, blocks: int) -> dict:
 
 def measured(prunes: Callable[[nn.ModuleList, int], None], blocks: int) -> dict:
     """Make the weights, prune them, and return memory and time."""
-    before = resident()
+    before = resident_memory()
     generator = torch.Generator().manual_seed(0)
     layers = nn.ModuleList(_layer(shape, generator) for _ in range(blocks) for shape in SHAPES)
     weights = sum(layer.get_parameter("weight").numel() for layer in layers)
@@ -114,7 +114,7 @@ def available() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
-def resident() -> int:
+def resident_memory() -> int:
     """Bytes of this process in memory now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()

@@ -46,10 +46,10 @@ class ModelClass:
         kind = getattr(transformers, self.name)
         # Some classes draw parameters that `randomize` leaves as they are.
         torch.manual_seed(0)
-        return randomize(kind(sized(kind.config_class, **self.settings)))
+        return randomize(kind(small_config(kind.config_class, **self.settings)))
 
 
-def sized(kind: type[PreTrainedConfig], **settings: Any) -> PreTrainedConfig:
+def small_config(kind: type[PreTrainedConfig], **settings: Any) -> PreTrainedConfig:
     """A configuration of tiny sizes.
 
     Args:
@@ -69,7 +69,7 @@ def _nested(kind: type[PreTrainedConfig], name: str, settings: Mapping[str, Any]
     named = others.pop("model_type", None)
     sub_configs: Any = kind.sub_configs
     part = sub_configs[name] if named is None else type(transformers.AutoConfig.for_model(named))
-    return sized(part, **others)
+    return small_config(part, **others)
 
 
 def model_classes() -> Iterator[ModelClass]:

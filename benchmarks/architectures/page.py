@@ -63,12 +63,12 @@ def summary(lines: Iterable[Line]) -> str:
 
 
 def _row(label: str, line: Line, names: Iterable[str], sentences: Sentences) -> str:
-    cells = [_shown(line["cells"].get(name), label, sentences) for name in names]
+    cells = [_format_cell(line["cells"].get(name), label, sentences) for name in names]
     name, _, form = label.partition(", ")
     return f"| `{name}`{f', {form}' if form else ''} | {' | '.join(cells)} |"
 
 
-def _shown(cell: Mapping[str, Any] | None, label: str, sentences: Sentences) -> str:
+def _format_cell(cell: Mapping[str, Any] | None, label: str, sentences: Sentences) -> str:
     if cell is None:
         return ""
     if cell["state"] == ABSENT:

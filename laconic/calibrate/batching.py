@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from laconic.calibrate.choice_rows import choice_rows
 from laconic.calibrate.collation import collate
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.calibrate.labels import Target, convert_labels
-from laconic.calibrate.multiple_choice import choice_rows
 from laconic.calibrate.question_answering import answer_rows
 from laconic.calibrate.row import IGNORED, Row, row_from, tokenizer_of
 from laconic.calibrate.token_classification import tagged_rows

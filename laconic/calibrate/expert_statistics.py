@@ -65,10 +65,10 @@ class RoutedTokens:
         """
         sequences, weights = routing.tokens // counted.shape[1], precise(routing.weights.detach())
         if counted.all():
-            return cls(None, weights, sequences, routing.offsets)
+            return cls(None, weights, sequences, routing.ends)
         kept = counted.flatten()[routing.tokens]
         cumulative = torch.cat([kept.new_zeros(1, dtype=torch.long), kept.cumsum(0)])
-        return cls(kept, weights[kept], sequences[kept], cumulative[routing.offsets.long()])
+        return cls(kept, weights[kept], sequences[kept], cumulative[routing.ends.long()])
 
     def without_padding(self, pairs: Float[Tensor, "pairs width"]) -> Float[Tensor, "kept width"]:
         """The kept rows of the input, or of the gradients at the output, of a stack; in fp32, or in fp64."""

@@ -122,7 +122,7 @@ class ExpertRecorder(ExitStack):
         self.read_input = set(_find_input_stacks(first))
         self.last = last
         self.rows = torch.zeros(last.experts, dtype=torch.long, device=lm.device)
-        widths = [recorder.stack.in_features for recorder in self.stacks.values() if self.responds(recorder)]
+        widths = [recorder.stack.in_features for recorder in self.stacks.values() if self.reads_own_channels(recorder)]
         self.sample = Reservoir(max(LEAST_SAMPLE, SAMPLE_PER_COLUMN * max(widths))) if widths else None
         self._routed: tuple[Routing, RoutedTokens] | None = None
         self._counted: Counted | None = None
@@ -146,7 +146,7 @@ class ExpertRecorder(ExitStack):
         """The number of columns of the widest matrix that is measured."""
         return max(recorder.stack.in_features for recorder in self.stacks.values())
 
-    def responds(self, recorder: StackRecorder) -> bool:
+    def reads_own_channels(self, recorder: StackRecorder) -> bool:
         """Whether the measured inputs of a stack are made by the expert itself, not those of the layer."""
         return bool(recorder.inputs) and recorder.stack not in self.read_input
 

@@ -27,7 +27,8 @@ class LayerStats:
         statistics: at most one of each type.
         support: mask of an earlier pruning step, (out, in), True at weights that may be nonzero; None if nothing was
             pruned. Solvers keep the zeros.
-        routed: for the matrix of an expert, the number of tokens that the router sent to it; None for other matrices.
+        token_count: for the matrix of an expert, the number of tokens that the router sent to it; None for other
+            matrices.
 
     Example:
         >>> import torch
@@ -41,10 +42,10 @@ class LayerStats:
         self,
         statistics: Iterable[Statistic] = (),
         support: Bool[Tensor, "out in"] | None = None,
-        routed: int | None = None,
+        token_count: int | None = None,
     ) -> None:
         self._by_type = {type(statistic): statistic for statistic in statistics}
-        self.support, self.routed = support, routed
+        self.support, self.token_count = support, token_count
         self.solutions: dict[str, tuple[Tensor, ...]] = {}
 
     def get_or_compute(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -87,7 +88,9 @@ class LayerStats:
         """Return the union of both; for a type that both have, the statistic of `other` is taken."""
         merged = {**self._by_type, **other._by_type}
         support = self.support if other.support is None else other.support
-        return LayerStats(merged.values(), support, self.routed if other.routed is None else other.routed)
+        return LayerStats(
+            merged.values(), support, self.token_count if other.token_count is None else other.token_count
+        )
 
 
 def concatenate_stats(parts: Sequence[LayerStats]) -> LayerStats:
@@ -115,8 +118,8 @@ def merge(into: Mapping[str, LayerStats], other: Mapping[str, LayerStats]) -> No
     for name, statistic in _each_once(into):
         statistic.merge(other[name][type(statistic)])
     for name, stats in into.items():
-        if stats.routed is not None:
-            stats.routed += other[name].routed or 0
+        if stats.token_count is not None:
+            stats.token_count += other[name].token_count or 0
 
 
 def gather(stats: Mapping[str, LayerStats]) -> None:

@@ -169,6 +169,6 @@ class Recorder(ExitStack):
 
 
 def _update(statistics: list[GradientStatistic], x: Tensor | None, g: Tensor, rows: TokenRows) -> None:
-    g = rows.lines(g) if rows.complete else rows.lines(g) * rows.counted[..., None]
+    g = rows.lines(g) if rows.is_complete else rows.lines(g) * rows.counted[..., None]
     for statistic in statistics:
         statistic.update(x, g)

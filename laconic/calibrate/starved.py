@@ -35,7 +35,7 @@ from laconic.calibrate.statistics import (
     precise,
 )
 from laconic.errors import Notice
-from laconic.numerics.pooling import level, pooled, shrink_towards
+from laconic.numerics.pooling import isotropic_moments, pool_moments, shrink_towards
 
 MEANS = (InputCovariance, Mean, AbsMean)
 """The statistics of the inputs that are means over tokens. Those of plug-ins are not shrunk."""
@@ -107,13 +107,13 @@ def shrink_starved(layer: ExpertRecorder) -> StarvedExperts | None:
         The experts whose statistics were mixed; None if there are none.
     """
     for recorder in layer.stacks.values():
-        for statistic in () if layer.responds(recorder) else recorder.inputs:
-            shared, width = _pooled_inputs(statistic), _axis(recorder, statistic.kind)
+        for statistic in () if layer.reads_own_channels(recorder) else recorder.inputs:
+            shared, width = _pool_inputs(statistic), _axis(recorder, statistic.kind)
             for expert in _starved(layer, width):
                 _shrink_inputs(statistic, expert, shared, int(layer.rows[expert]), width)
         for statistic in recorder.gradients:
             _shrink_gradients(layer, recorder, statistic)
-    responding = [recorder for recorder in layer.stacks.values() if layer.responds(recorder)]
+    responding = [recorder for recorder in layer.stacks.values() if layer.reads_own_channels(recorder)]
     for expert in _starved(layer, max((recorder.stack.in_features for recorder in responding), default=0)):
         _shrink_to_response(layer, responding, expert)
     widths = [
@@ -126,8 +126,8 @@ def shrink_starved(layer: ExpertRecorder) -> StarvedExperts | None:
     return StarvedExperts(layer.path, mixed, len(layer.rows), width, int(layer.rows.min())) if mixed else None
 
 
-def _pooled_inputs(statistic: StackStatistic) -> Tensor:
-    return statistic.totals.amax(0) if statistic.kind is AbsMax else pooled(statistic.totals, statistic.counts)
+def _pool_inputs(statistic: StackStatistic) -> Tensor:
+    return statistic.totals.amax(0) if statistic.kind is AbsMax else pool_moments(statistic.totals, statistic.counts)
 
 
 def _shrink_inputs(statistic: StackStatistic, expert: int, shared: Tensor, rows: int, width: int) -> None:
@@ -178,14 +178,14 @@ def _shrink_gradients(layer: ExpertRecorder, recorder: StackRecorder, statistic:
     width = _axis(recorder, statistic.kind)
     if not width:
         return
-    shared = pooled(statistic.totals, layer.rows)
+    shared = pool_moments(statistic.totals, layer.rows)
     is_last = recorder.stack is layer.last
     if statistic.kind is Fisher:
         # The mean over the axes that are channels of an expert.
         channels = [0] if recorder.stack in layer.read_input else [1] if is_last else [0, 1]
         shared = shared.mean(channels, keepdim=True).expand_as(shared)
     elif not is_last:
-        shared = level(shared)
+        shared = isotropic_moments(shared)
     for expert in _starved(layer, width):
         rows = max(int(layer.rows[expert]), 1)
         mean = shrink_towards(statistic.totals[expert] / rows, shared, int(layer.rows[expert]), width)

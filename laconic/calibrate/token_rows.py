@@ -34,7 +34,7 @@ class TokenRows:
         return x.reshape(*self.counted.shape, x.shape[-1])
 
     @cached_property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """True if there is no padding, so that `without_padding` need not copy."""
         return bool(self.counted.all())
 
@@ -47,7 +47,7 @@ class TokenRows:
         Returns:
             (tokens, width), or token ids (tokens,).
         """
-        return lines.flatten(0, 1) if self.complete else lines[self.counted]
+        return lines.flatten(0, 1) if self.is_complete else lines[self.counted]
 
     def tokens(self, x: Tensor) -> Tensor:
         """Reshape token ids to (sequences, tokens)."""

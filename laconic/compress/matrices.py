@@ -24,7 +24,7 @@ from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload, evaluating
 from laconic.calibrate.sequential import check_anchored
 from laconic.compress import checks, solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
-from laconic.compress.replacing import count_routed, put_empty_formats, replace_group, solve_matrices
+from laconic.compress.replacing import count_expert_tokens, put_empty_formats, replace_group, solve_matrices
 from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups
 from laconic.compress.solving import Calibrate, Problems, find_problems, iterate_problems, problems_by_matrix
 from laconic.compress.step import Outcome, Step
@@ -269,7 +269,7 @@ class Compress(Step):
         groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         final_plan, after = dict(plan), dict(before)
-        routed = dict[str, list[int]]()
+        token_counts = dict[str, list[int]]()
         calibrate = self._calibrate(lm, data, stats)
         in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
@@ -278,14 +278,14 @@ class Compress(Step):
                 solved = problems if parts is None else problems_by_matrix(group, parts)
                 method = plan[group.name]
                 assert method is not None
-                routed |= count_routed(group, solved)
+                token_counts |= count_expert_tokens(group, solved)
                 wholes = solve_matrices(lm, group, method, solved, drop_solutions=group.stack is not None)
                 sizes = replace_group(lm, group, wholes, solved)
                 if sizes is None:
                     final_plan[group.name] = None
                 after |= sizes or {}
-        if routed:
-            record["experts"] = routed
+        if token_counts:
+            record["experts"] = token_counts
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
             record |= checks.shortfall(self.keep, layer_sets, after, lm.dtype)
         compressed = {name for line, method in final_plan.items() if method for name in site_names(line)}

@@ -134,15 +134,15 @@ def _unbiased(whole: Format, problem: Problem) -> Float[Tensor, " out"] | None:
     return None if bias is None else bias.float()
 
 
-def count_routed(group: SolveGroup, problems: Mapping[str, Problem]) -> dict[str, list[int]]:
+def count_expert_tokens(group: SolveGroup, problems: Mapping[str, Problem]) -> dict[str, list[int]]:
     """Return the number of calibration tokens of each expert of a group by its name; empty for other layers.
 
     Args:
         group: the group.
         problems: the problem of each matrix, by name; without statistics the tokens are not known.
     """
-    routed = [problems[matrix.name].stats.routed for matrix in group.matrices]
-    known = [tokens for tokens in routed if tokens is not None]
+    counts = [problems[matrix.name].stats.token_count for matrix in group.matrices]
+    known = [tokens for tokens in counts if tokens is not None]
     return {group.name: known} if known else {}
 
 

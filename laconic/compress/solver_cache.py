@@ -165,7 +165,7 @@ def _describe(stats: LayerStats, statistics: bool, table: _TensorTable) -> dict[
     collected = [
         [_full_name(type(statistic)), table.add(statistic.total), statistic.count] for statistic in stats if statistics
     ]
-    return {"solutions": solutions, "statistics": collected, "routed": stats.routed}
+    return {"solutions": solutions, "statistics": collected, "routed": stats.token_count}
 
 
 def _full_name(kind: type) -> str:
@@ -178,7 +178,7 @@ def _restore(
     collected = (
         kinds[str(name)].from_total(tensor(str(key)), float(str(count))) for name, key, count in lists["statistics"]
     )
-    stats = LayerStats(collected, routed=lists["routed"])
+    stats = LayerStats(collected, token_count=lists["routed"])
     for name, parts in lists["solutions"]:
         stats.solutions[str(name)] = tuple(tensor(str(key)) for key in list(parts))
     return stats

@@ -144,4 +144,4 @@ def _add_supports(sites: Sequence[Site], stats: Sequence[LayerStats]) -> list[La
 
 def _add_support(stats: LayerStats, support: Bool[Tensor, "out in"] | None) -> LayerStats:
     # Keep the object if the mask is the same, because its cached solutions serve other sizes too.
-    return stats if support is stats.support else LayerStats(stats, support, stats.routed)
+    return stats if support is stats.support else LayerStats(stats, support, stats.token_count)

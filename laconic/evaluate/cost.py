@@ -191,7 +191,7 @@ def _count_kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
     """The number of quantized layers that used each kernel, by family of kernels (`int8`, `int4`)."""
     used: dict[str, Counter[str]] = {}
     modules = list(lm.model.modules())
-    experts = [matrix for module in modules if isinstance(module, PackedStack) for matrix in module.called]
+    experts = [matrix for module in modules if isinstance(module, PackedStack) for matrix in module.cached_slices]
     for layer in (*modules, *experts):
         if isinstance(layer, PackedCodes) and layer.kernel_family is not None and layer.kernel_names:
             names = (f"{rows} rows: {kernel}" for rows, kernel in layer.kernel_names.items())

@@ -200,7 +200,7 @@ class DenseExpertStack(ExpertStack):
         return self.weight.transpose(-2, -1) if self.is_transposed else self.weight
 
     def product(self, x: Float[Tensor, "pairs in"], routing: Routing) -> Float[Tensor, "pairs out"]:
-        return grouped_product(x, self.matrices, routing.offsets)
+        return grouped_product(x, self.matrices, routing.ends)
 
     def dense(self, index: int) -> Float[Tensor, "out in"]:
         return self.matrices.detach()[index]

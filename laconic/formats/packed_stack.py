@@ -51,7 +51,7 @@ class _Slices:
         return self._slices
 
     @property
-    def made(self) -> Sequence[PackedCodes]:
+    def cached(self) -> Sequence[PackedCodes]:
         """The slices that exist already."""
         return self._slices
 
@@ -144,11 +144,11 @@ class PackedStack(ExpertStack):
 
     def product(self, x: Float[Tensor, "pairs in"], routing: Routing) -> Float[Tensor, "pairs out"]:
         if self._decoded is not None:
-            return grouped_product(x, self._decoded, routing.offsets)
+            return grouped_product(x, self._decoded, routing.ends)
         dtype = self.weight.dtype
         if x.is_meta:
             empty = torch.empty(self.experts, *self.shape, dtype=dtype, device="meta")
-            return grouped_product(x, empty, routing.offsets)
+            return grouped_product(x, empty, routing.ends)
         counts = routing.counts.tolist()
         hit = [expert for expert, count in enumerate(counts) if count]
         slices, rows = self._slices.of(self), x.to(dtype).split(counts)
@@ -175,15 +175,15 @@ class PackedStack(ExpertStack):
             self._decoded = None
 
     @property
-    def called(self) -> Sequence[PackedCodes]:
+    def cached_slices(self) -> Sequence[PackedCodes]:
         """The matrices of the experts on the tensors of the stack, with the kernels that they have called; empty before
         the first product."""
-        return self._slices.made
+        return self._slices.cached
 
     @property
     def kernel_nbytes(self) -> int:
         """Bytes in memory that the called kernels keep in addition to the codes."""
-        return sum(slice.kernel_nbytes for slice in self.called)
+        return sum(slice.kernel_nbytes for slice in self.cached_slices)
 
     @property
     def count(self) -> int:

@@ -21,7 +21,7 @@ class Routing:
         tokens: (pairs,), the token of each pair.
         experts: (pairs,), the expert of each pair, ascending.
         weights: (pairs,), the weight that the router gives to the expert's output.
-        offsets: (experts,), int32, the number of pairs of each expert and all experts before it.
+        ends: (experts,), int32, the cumulative number of pairs: those of expert e end before ends[e].
 
     Example:
         >>> Routing.of(torch.tensor([[2, 0], [2, 1]]), torch.ones(2, 2), experts=4).experts.tolist()
@@ -32,7 +32,7 @@ class Routing:
     tokens: Int[Tensor, " pairs"]
     experts: Int[Tensor, " pairs"]
     weights: Float[Tensor, " pairs"]
-    offsets: Int[Tensor, " experts"]
+    ends: Int[Tensor, " experts"]
 
     @classmethod
     def of(
@@ -53,13 +53,13 @@ class Routing:
         chosen, order = torch.sort(top_k_index.flatten(), stable=True)
         numbers = torch.arange(experts, device=chosen.device, dtype=chosen.dtype)
         # Unlike a histogram, a search has a result of known shape, so it also runs on the meta device.
-        offsets = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
-        return cls(order, order // top_k_index.shape[-1], chosen, top_k_weights.flatten()[order], offsets)
+        ends = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
+        return cls(order, order // top_k_index.shape[-1], chosen, top_k_weights.flatten()[order], ends)
 
     @property
     def counts(self) -> Int[Tensor, " experts"]:
         """(experts,), the number of tokens of each expert."""
-        return self.offsets.diff(prepend=self.offsets.new_zeros(1))
+        return self.ends.diff(prepend=self.ends.new_zeros(1))
 
     def gather(self, outputs: Float[Tensor, "pairs width"], k: int) -> Float[Tensor, "tokens width"]:
         """Sum the weighted outputs of the experts of each token.
@@ -75,7 +75,7 @@ class Routing:
 
 
 def grouped_product(
-    x: Float[Tensor, "pairs in"], weight: Float[Tensor, "experts out in"], offsets: Int[Tensor, " experts"]
+    x: Float[Tensor, "pairs in"], weight: Float[Tensor, "experts out in"], ends: Int[Tensor, " experts"]
 ) -> Float[Tensor, "pairs out"]:
     """Multiply the rows of each expert by its matrix.
 
@@ -85,7 +85,7 @@ def grouped_product(
     Args:
         x: the rows, sorted by expert.
         weight: the matrix of each expert.
-        offsets: as in `Routing`.
+        ends: as in `Routing`.
 
     Example:
         >>> weight = torch.tensor([[[1.0]], [[10.0]]])
@@ -97,12 +97,12 @@ def grouped_product(
         # The shape and the number of operations do not depend on the experts of the rows.
         return nn.functional.linear(x, weight[0])
     if can_group(x.device, weight.dtype, (weight.shape[1], weight.shape[2])):
-        product = nn.functional.grouped_mm(x, weight.transpose(-2, -1), offs=offsets)
+        product = nn.functional.grouped_mm(x, weight.transpose(-2, -1), offs=ends)
         if product.requires_grad:
             # The backward pass refuses an expanded gradient, such as that of a sum.
             product.register_hook(torch.Tensor.contiguous)
         return product
-    counts = offsets.diff(prepend=offsets.new_zeros(1)).tolist()
+    counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
     # Unbind collects the gradients of all matrices in one tensor; each index would make a tensor of its own.
     pairs = zip(x.split(counts), weight.unbind(), strict=True)
     products = [nn.functional.linear(rows, matrix) for rows, matrix in pairs if len(rows)]

@@ -116,7 +116,7 @@ class SparseStack(ExpertStack):
         if self.mask is not None and torch.is_grad_enabled() and weight.requires_grad:
             # Pruned weights get a gradient of zero and stay zero.
             weight = torch.where(self.mask, weight, 0)
-        return grouped_product(x, weight, routing.offsets)
+        return grouped_product(x, weight, routing.ends)
 
     def fill(self, weight: Tensor, mask: Tensor, trainable: bool = True) -> None:
         """Replace `values` and `bits` by matrices and their masks (experts, out, in)."""

@@ -39,7 +39,7 @@ def count_kept(mixture: Mixture, keep: float) -> int:
         keep: the fraction, in (0, 1].
     """
     each = mixture.count // mixture.groups
-    return mixture.groups * max(min(mixture.least, each), int(keep * each + 0.5))
+    return mixture.groups * max(min(mixture.fewest_per_group, each), int(keep * each + 0.5))
 
 
 def count_per_token(mixture: Mixture, kept: int) -> int:
@@ -60,10 +60,10 @@ def describe_kept(mixture: Mixture, keep: float) -> str | None:
     count, kept, each = mixture.count, count_kept(mixture, keep), mixture.count // mixture.groups
     asked, per_token = int(keep * count + 0.5), count_per_token(mixture, kept)
     reason = ""
-    if kept > asked and kept == mixture.groups * min(mixture.least, each):
+    if kept > asked and kept == mixture.groups * min(mixture.fewest_per_group, each):
         groups = f"each of its {mixture.groups} groups" if mixture.groups > 1 else "them"
-        scored = f"its router scores {groups} by the {mixture.least} best experts"
-        reason = ", because " + (scored if mixture.least > 1 else "at least one must stay")
+        scored = f"its router scores {groups} by the {mixture.fewest_per_group} best experts"
+        reason = ", because " + (scored if mixture.fewest_per_group > 1 else "at least one must stay")
     elif kept != asked:
         reason = f", because each of its {mixture.groups} groups keeps the same number"
     fewer = ""

@@ -38,7 +38,7 @@ class Mixture:
         per_token: the number of experts that read a token.
         groups: the number of groups of experts, of which the router first selects some; 1 if it has no groups.
         groups_per_token: the number of groups that it selects.
-        least: the fewest experts of a group that the router can score.
+        fewest_per_group: the fewest experts of a group that the router can score.
     """
 
     path: str
@@ -49,7 +49,7 @@ class Mixture:
     per_token: int
     groups: int = 1
     groups_per_token: int = 1
-    least: int = 1
+    fewest_per_group: int = 1
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:

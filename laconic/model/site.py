@@ -153,7 +153,7 @@ class Site:
 
     @property
     def unit(self) -> str:
-        """The name in plans and records: the path of the stack for the matrix of an expert, else the site's own name.
+        """The name of its unit in plans and records: the path of the stack for the matrix of an expert, else its own.
 
         All matrices of a stack have one format and one size, and are replaced together.
         """

@@ -64,9 +64,8 @@ class ModuleDifference(NamedTuple):
     def __str__(self) -> str:
         """The difference as a clause: "'model.layers.0.mlp' would be a LlamaMLP in place of an …"."""
         if self.attribute is not None:
-            return (
-                f"'{self.path}' would have {self.attribute} {_shown(self.expected)} in place of {_shown(self.actual)}"
-            )
+            expected, actual = _format_value(self.expected), _format_value(self.actual)
+            return f"'{self.path}' would have {self.attribute} {expected} in place of {actual}"
         if self.expected is None:
             return f"'{self.path}' would be missing"
         if self.actual is None:
@@ -219,7 +218,7 @@ def _tensors(module: nn.Module) -> dict[str, Shape]:
     return {name: Shape(tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in own}
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return f"'{value}'" if isinstance(value, str) else str(value)
 
 

@@ -35,7 +35,7 @@ def shrink_towards(C: Float[Tensor, "*shape"], S: Float[Tensor, "*shape"], n: in
     return (n * C + kappa * S) / (n + kappa)
 
 
-def pooled(totals: Moments, n: Rows) -> Float[Tensor, "*shape"]:
+def pool_moments(totals: Moments, n: Rows) -> Float[Tensor, "*shape"]:
     """The moment of one row of the layer: Σ_e total_e / Σ_e n_e; 0 if there is no row.
 
     Args:
@@ -43,19 +43,19 @@ def pooled(totals: Moments, n: Rows) -> Float[Tensor, "*shape"]:
         n: the number of rows of each expert, or their weight.
 
     Example:
-        >>> pooled(torch.tensor([[8.0], [4.0]]), torch.tensor([2, 4])).tolist()
+        >>> pool_moments(torch.tensor([[8.0], [4.0]]), torch.tensor([2, 4])).tolist()
         [2.0]
     """
     return totals.sum(0) / (n.sum().item() or 1)
 
 
-def level(S: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def isotropic_moments(S: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """mean(diag S) I, or the mean of a diagonal moment for each entry.
 
     It is the target for outputs of different experts that have nothing in common but their size.
 
     Example:
-        >>> level(torch.tensor([[1.0, 5.0], [5.0, 3.0]])).tolist()
+        >>> isotropic_moments(torch.tensor([[1.0, 5.0], [5.0, 3.0]])).tolist()
         [[2.0, 0.0], [0.0, 2.0]]
     """
     if S.ndim == 1:

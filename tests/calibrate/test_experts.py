@@ -144,7 +144,7 @@ def value(stats: LayerStats, kind: type) -> Tensor:
 def assert_same(one: Mapping[str, LayerStats], other: Mapping[str, LayerStats], tolerance: float = 1e-5) -> None:
     assert one.keys() == other.keys()
     for name in one:
-        assert one[name].routed == other[name].routed
+        assert one[name].token_count == other[name].token_count
         for kind in KINDS:
             expected = value(one[name], kind)
             scale = max(expected.abs().max().item(), 1e-12)
@@ -160,7 +160,7 @@ def test_every_statistic_is_that_of_a_loop_over_experts(name):
     stats = measure(lm, batches(rows, 7))
     assert stats.keys() == by_hand.sums.keys()
     for key, of_expert in stats.items():
-        assert of_expert.routed == by_hand.tokens[key] >= max(lm.sites((key,))[0].shape)
+        assert of_expert.token_count == by_hand.tokens[key] >= max(lm.sites((key,))[0].shape)
         for kind in KINDS:
             expected = by_hand.value(key, kind)
             # Routers compute in fp32 whatever the dtype of the model.
@@ -229,9 +229,9 @@ def test_an_expert_without_tokens_has_the_statistics_of_its_layer():
     (first, inner), (last, _) = by_hand.stacks.items()
     others = range(EXPERTS - 1)
     inputs, outputs = stats[f"{first}.{starved}"], stats[f"{last}.{starved}"]
-    assert inputs.routed == outputs.routed == 0
+    assert inputs.token_count == outputs.token_count == 0
 
-    def pooled(stack: str, kind: type, by: Mapping[str, float]) -> Tensor:
+    def pool(stack: str, kind: type, by: Mapping[str, float]) -> Tensor:
         names = [f"{stack}.{expert}" for expert in others]
         return torch.stack([by_hand.sums[name][kind] for name in names]).sum(0) / sum(by[name] for name in names)
 
@@ -239,15 +239,15 @@ def test_an_expert_without_tokens_has_the_statistics_of_its_layer():
         torch.testing.assert_close(value(found, kind), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
     for kind in (InputCovariance, Mean, AbsMean):
-        assert_equals(inputs, kind, pooled(first, kind, by_hand.mass))
+        assert_equals(inputs, kind, pool(first, kind, by_hand.mass))
     response = apply_gate(by_hand.module, inner.slice(starved)(torch.cat(hidden))).detach()
     assert_equals(outputs, InputCovariance, response.T @ response / len(response))
     assert_equals(outputs, AbsMax, response.abs().amax(0))
     # Gradients are averaged over predictions, and the expert counts as one token.
-    assert_equals(outputs, GradCovariance, pooled(last, GradCovariance, by_hand.tokens) / by_hand.predictions)
-    size = pooled(first, GradCovariance, by_hand.tokens).diagonal().mean() / by_hand.predictions
+    assert_equals(outputs, GradCovariance, pool(last, GradCovariance, by_hand.tokens) / by_hand.predictions)
+    size = pool(first, GradCovariance, by_hand.tokens).diagonal().mean() / by_hand.predictions
     assert_equals(inputs, GradCovariance, size * torch.eye(inner.out_features, dtype=torch.float64))
-    by_input = pooled(first, Fisher, by_hand.tokens).mean(0) / by_hand.predictions
+    by_input = pool(first, Fisher, by_hand.tokens).mean(0) / by_hand.predictions
     assert_equals(inputs, Fisher, by_input.expand(inner.shape))
 
 

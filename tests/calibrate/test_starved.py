@@ -32,7 +32,7 @@ FEW = Calibration(batches(texts(4), 2), labels="data")
 
 
 def tokens_of(stats: dict[str, LayerStats]) -> set[int]:
-    return {of.routed for of in stats.values() if of.routed is not None}
+    return {of.token_count for of in stats.values() if of.token_count is not None}
 
 
 def test_mixed_gradients_are_named_too():
@@ -100,7 +100,7 @@ def test_the_benchmark_measures_both_ways(monkeypatch):
     assert shrunk.keys() == own.keys()
     for site in lm.sites(("experts",)):
         one, other = (value(stats[site.name], InputCovariance) for stats in (shrunk, own))
-        assert torch.equal(one, other) == ((own[site.name].routed or 0) >= site.shape[1])
+        assert torch.equal(one, other) == ((own[site.name].token_count or 0) >= site.shape[1])
 
 
 def failing(lm: LanguageModel) -> Recorder:

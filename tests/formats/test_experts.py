@@ -139,22 +139,22 @@ def test_a_slice_is_the_linear_layer_of_one_expert(name: str) -> None:
 
 
 def sizes(dtype: torch.dtype, on: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows, matrices and offsets: sizes with and without the alignment of a grouped product, experts without rows."""
+    """Rows, matrices and ends: sizes with and without the alignment of a grouped product, experts without rows."""
     generator = torch.Generator().manual_seed(0)
     for rows, inner, outer in ((9, 16, 8), (9, 10, 7), (0, 16, 8)):
         x = torch.randn(rows, inner, generator=generator)
         weight = torch.randn(3, outer, inner, generator=generator)
-        offsets = torch.tensor([rows // 2, rows // 2, rows], dtype=torch.int32)
-        yield x.to(on, dtype), weight.to(on, dtype), offsets.to(on)
+        ends = torch.tensor([rows // 2, rows // 2, rows], dtype=torch.int32)
+        yield x.to(on, dtype), weight.to(on, dtype), ends.to(on)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_grouped_product_and_its_gradients_are_those_of_each_expert(dtype: torch.dtype) -> None:
-    for x, weight, offsets in sizes(dtype, torch.device("cpu")):
+    for x, weight, ends in sizes(dtype, torch.device("cpu")):
         x.requires_grad_()
         weight.requires_grad_()
-        product = grouped_product(x, weight, offsets)
-        experts = torch.arange(3).repeat_interleave(offsets.diff(prepend=offsets.new_zeros(1)))
+        product = grouped_product(x, weight, ends)
+        experts = torch.arange(3).repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
         expected = torch.einsum("soi,si->so", weight[experts], x)
         assert torch.allclose(product, expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=0.05)
         # The gradient of a sum is expanded from one number.
@@ -170,15 +170,15 @@ def test_half_precision_takes_one_grouped_product_where_torch_can(monkeypatch: p
     monkeypatch.setattr(
         grouping.nn.functional, "grouped_mm", lambda *args, **kwargs: calls.append(1) or grouped(*args, **kwargs)
     )
-    for x, weight, offsets in sizes(torch.bfloat16, torch.device("cpu")):
-        grouped_product(x, weight, offsets)
+    for x, weight, ends in sizes(torch.bfloat16, torch.device("cpu")):
+        grouped_product(x, weight, ends)
     # Rows of 10 numbers are not aligned, and no rows need no grouping.
     assert len(calls) == 1
 
 
 def test_the_meta_device_needs_no_numbers() -> None:
-    for x, weight, offsets in sizes(torch.float64, torch.device("meta")):
-        assert grouped_product(x, weight, offsets).shape == (len(x), weight.shape[1])
+    for x, weight, ends in sizes(torch.float64, torch.device("meta")):
+        assert grouped_product(x, weight, ends).shape == (len(x), weight.shape[1])
     routing = Routing.of(torch.zeros(3, 2, dtype=torch.int64, device="meta"), torch.ones(3, 2, device="meta"), 5)
     assert routing.counts.shape == (5,) and routing.tokens.shape == (6,)
 
@@ -188,7 +188,7 @@ def test_a_routing_is_sorted_by_expert_and_keeps_the_order_of_tokens() -> None:
     routing = Routing.of(index, torch.arange(6.0).reshape(3, 2), 5)
     assert routing.experts.tolist() == [0, 1, 1, 3, 3, 3] and routing.tokens.tolist() == [1, 0, 2, 0, 1, 2]
     assert routing.weights.tolist() == [2, 1, 4, 0, 3, 5]
-    assert routing.counts.tolist() == [1, 2, 0, 3, 0] and routing.offsets.dtype is torch.int32
+    assert routing.counts.tolist() == [1, 2, 0, 3, 0] and routing.ends.dtype is torch.int32
     gathered = routing.gather(torch.ones(6, 1), k=2)
     assert gathered.flatten().tolist() == [1, 5, 9]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from laconic.numerics.pooling import level, pooled, shrink_towards
+from laconic.numerics.pooling import isotropic_moments, pool_moments, shrink_towards
 
 
 def test_a_shrunk_moment_is_that_of_own_rows_and_shared_ones():
@@ -19,11 +19,11 @@ def test_the_pooled_moment_is_that_of_all_rows():
     rows = torch.randn(9, 4, dtype=torch.float64)
     parts = rows.split([2, 0, 7])
     totals = torch.stack([part.T @ part for part in parts])
-    torch.testing.assert_close(pooled(totals, torch.tensor([2, 0, 7])), rows.T @ rows / 9)
-    assert torch.equal(pooled(torch.zeros(2, 3), torch.tensor([0, 0])), torch.zeros(3))
+    torch.testing.assert_close(pool_moments(totals, torch.tensor([2, 0, 7])), rows.T @ rows / 9)
+    assert torch.equal(pool_moments(torch.zeros(2, 3), torch.tensor([0, 0])), torch.zeros(3))
 
 
 def test_a_level_has_the_same_trace():
     S = torch.tensor([[4.0, 1.0], [1.0, 2.0]])
-    assert torch.equal(level(S), torch.tensor([[3.0, 0.0], [0.0, 3.0]]))
-    assert torch.equal(level(S.diagonal()), torch.tensor([3.0, 3.0]))
+    assert torch.equal(isotropic_moments(S), torch.tensor([[3.0, 0.0], [0.0, 3.0]]))
+    assert torch.equal(isotropic_moments(S.diagonal()), torch.tensor([3.0, 3.0]))

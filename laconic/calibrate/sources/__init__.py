@@ -13,10 +13,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from laconic.calibrate.corpus import Corpus, Example, Rows
+from laconic.calibrate.sources.choice_records import check_same_choices
 from laconic.calibrate.sources.files import READERS, SPLIT_NAMES, find_file
 from laconic.calibrate.sources.glue import TASKS, GlueTask, find_glue_task, glue_file, glue_task, read_glue_file
 from laconic.calibrate.sources.hub import hub_examples, hub_glue
-from laconic.calibrate.sources.multiple_choice import check_same_choices
 from laconic.errors import UserError, must_be, unknown
 from laconic.files import expand_user
 

@@ -41,7 +41,7 @@ def read_conll(path: Path) -> list[Example]:
         if not line.strip() or columns[0] == DOCUMENT:
             if sentence:
                 words, tags = zip(*sentence, strict=True)
-                examples.append(tagged(words, tags, f"{path}:{begin}"))
+                examples.append(word_example(words, tags, f"{path}:{begin}"))
             sentence = []
             continue
         if _COMMENT.match(line):
@@ -98,7 +98,7 @@ def tagged_example(record: Mapping[str, Any], place: str) -> Example | None:
         raise must_be(f"{place}: the field '{field}'", "a list of words", as_json(words))
     name = next((name for name in TAGS if record.get(name) is not None), None)
     if name is None:
-        return tagged(words, None, place)
+        return word_example(words, None, place)
     tags = record[name]
     if not isinstance(tags, (list, tuple)):
         raise must_be(f"{place}: the field '{name}'", "a list with the class of each word", as_json(tags))
@@ -106,10 +106,10 @@ def tagged_example(record: Mapping[str, Any], place: str) -> Example | None:
         raise UserError(
             f"{place} has {len(words)} words in '{field}' and {len(tags)} classes in '{name}'; give each word one."
         )
-    return tagged(words, label_from(tags), place)
+    return word_example(words, label_from(tags), place)
 
 
-def tagged(words: Sequence[str], tags: Label | None, place: str) -> Example:
+def word_example(words: Sequence[str], tags: Label | None, place: str) -> Example:
     """Make the row of a sentence.
 
     Args:

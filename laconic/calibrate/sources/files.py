@@ -14,9 +14,9 @@ from io import StringIO
 from pathlib import Path
 
 from laconic.calibrate.corpus import Example, as_json, check_fields, parse_json, read_text
+from laconic.calibrate.sources.choice_records import with_labels_beside
 from laconic.calibrate.sources.conll import ENDINGS, read_conll
 from laconic.calibrate.sources.glue import find_glue_task, read_glue_file
-from laconic.calibrate.sources.multiple_choice import with_labels_beside
 from laconic.calibrate.sources.records import to_example
 from laconic.calibrate.sources.squad import is_squad, squad_examples
 from laconic.errors import UserError, must_be

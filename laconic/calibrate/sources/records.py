@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from laconic.calibrate.corpus import Example, Label, as_json, label_from, text_from
+from laconic.calibrate.sources.choice_records import choice_example
 from laconic.calibrate.sources.conll import WORDS, tagged_example
-from laconic.calibrate.sources.multiple_choice import choice_example
 from laconic.calibrate.sources.squad import question_example
 from laconic.errors import UserError, must_be
 

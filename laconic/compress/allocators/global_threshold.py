@@ -165,9 +165,9 @@ class _Pool:
 
     def _plan_for_zeros(self, zeros: int) -> Plan:
         lost = count_pruned(self._matrices, max(zeros, sum(matrix.floor for matrix in self._matrices)))
-        return {group.name: self._sized(group, count) for group, count in zip(self.groups, lost, strict=True)}
+        return {group.name: self._method_for(group, count) for group, count in zip(self.groups, lost, strict=True)}
 
-    def _sized(self, group: SolveGroup, zeros: int) -> Method | None:
+    def _method_for(self, group: SolveGroup, zeros: int) -> Method | None:
         """The method with at least this many zeros in a group, the same number in each of its matrices."""
         each, numel = -(-zeros // group.count), group.numel // group.count
         # If all weights are zero already, nothing is left to prune.
