@@ -3,14 +3,17 @@
 Both models are those of `python -m benchmarks mixture_models`, trained on the same rows. Each is compressed by the same
 methods, calibrated on rows of its training texts, and compared with its uncompressed self on held-out texts: the KL
 divergence of every token, the perplexity, and, for the mixture, the KL divergence by the expert that the router of the
-uncompressed model ranks first. Each finished cell is one line of benchmarks/results/mixture.jsonl. An interrupted run
-continues; to start again, delete the file.
+uncompressed model ranks first. A third model, as large as the part of the mixture that reads a token, is evaluated
+uncompressed. Each finished cell is one line of benchmarks/results/mixture.jsonl. An interrupted run continues; to start
+again, delete the file.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import groupby
 
 import torch
 from rich.progress import track
@@ -19,6 +22,7 @@ from torch.nn import functional
 
 from benchmarks.common import Cells, clone
 from benchmarks.mixture_models import (
+    MODELS,
     Texts,
     held_out_texts,
     missing_data,
@@ -27,7 +31,7 @@ from benchmarks.mixture_models import (
     trained_model,
     training_texts,
 )
-from laconic.calibrate import Calibration
+from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.expert_activity import measure_experts
 from laconic.compress import Compress, Narrow, Step
 from laconic.methods import Gptq, KfacPrune, KfacSvd
@@ -43,24 +47,28 @@ SEEDS = (0, 1, 2)
 TARGETS = ("*_proj*",)
 """The projections of attentions, feed-forwards and experts."""
 
-METHODS: dict[str, Callable[[int], Step]] = {
-    "gptq, 4 bits": lambda _: Compress(method=Gptq(bits=4), targets=TARGETS, allow_dense=True),
-    "gptq, 3 bits": lambda _: Compress(method=Gptq(bits=3), targets=TARGETS, allow_dense=True),
-    "kfac-svd, half": lambda _: Compress(method=KfacSvd(), keep=0.5, targets=TARGETS, allow_dense=True),
-    "kfac-prune, half": lambda _: Compress(method=KfacPrune(sparsity=0.5), targets=TARGETS, allow_dense=True),
+METHODS: dict[str, Compress] = {
+    "gptq, 4 bits": Compress(method=Gptq(bits=4), targets=TARGETS, allow_dense=True),
+    "gptq, 3 bits": Compress(method=Gptq(bits=3), targets=TARGETS, allow_dense=True),
+    "kfac-svd, half": Compress(method=KfacSvd(), keep=0.5, targets=TARGETS, allow_dense=True),
+    "kfac-prune, half": Compress(method=KfacPrune(sparsity=0.5), targets=TARGETS, allow_dense=True),
 }
-"""The steps that both models can have, as a function of the seed."""
-WAYS: dict[str, dict[str, Callable[[int], Step]]] = {
+"""The steps that both models can have."""
+NARROW: dict[str, dict[str, Callable[[int], Step]]] = {
     "mixture": {
-        **METHODS,
         "half of the experts, reap": lambda _: Narrow(experts=0.5),
         "half of the experts, frequency": lambda _: Narrow(experts=0.5, expert_importance="frequency"),
         "half of the experts, random": lambda seed: Narrow(experts=0.5, expert_importance="random", seed=seed),
     },
-    "dense": {**METHODS, "half of the channels, obs": lambda _: Narrow(channels=0.5)},
+    "dense": {"half of the channels, obs": lambda _: Narrow(channels=0.5)},
 }
+"""The steps that only one of the models can have, as a function of the seed."""
+WAYS = {name: (*METHODS, *only) for name, only in NARROW.items()}
 FEW_WAYS = tuple(METHODS)
 """The ways that are also calibrated on `FEW_ROWS`, so that many experts see fewer tokens than they are wide."""
+UNCOMPRESSED = "uncompressed"
+
+Key = tuple[str, str, int, int]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,44 +82,83 @@ def main(argv: Sequence[str]) -> None:
         print(f"Nothing was measured: {reason}.")
         return
     names = [options.only] if options.only else list(WAYS)
-    keys = [(name, way, CALIBRATION_ROWS, seed) for seed in options.seeds for name in names for way in WAYS[name]]
-    if "mixture" in names:
-        keys += [("mixture", way, FEW_ROWS, seed) for seed in options.seeds for way in FEW_WAYS]
+    keys: list[Key] = []
+    for seed in options.seeds:
+        for name in names:
+            keys += [(name, way, CALIBRATION_ROWS, seed) for way in WAYS[name]]
+            keys += [(name, way, FEW_ROWS, seed) for way in FEW_WAYS if name == "mixture"]
     measure([key for key in keys if options.ways is None or key[1] in options.ways])
+    for name, *_ in CELLS.missing((name, UNCOMPRESSED, 0, 0) for name in MODELS):
+        measure_uncompressed(name)
     print(f"{CELLS}; `python -m benchmarks mixture_tables` makes the tables")
 
 
-def measure(keys: Sequence[tuple[str, str, int, int]]) -> None:
+def measure(keys: Sequence[Key]) -> None:
     """Measure the cells that have no line yet, in this order."""
     models: dict[str, LanguageModel] = {}
-    test = test_rows()
-    for key in track(CELLS.missing(keys), "measuring"):
-        name, way, rows, seed = key
+    missing = CELLS.missing(keys)
+    shown = iter(track(missing, "measuring"))
+    for (name, rows, seed), group in groupby(missing, lambda key: (key[0], *key[2:])):
         if name not in models:
-            models[name] = load(str(trained_model(name))).with_dtype(torch.float16)
-        data, small = calibration(rows, seed), clone(models[name])
-        outcome = WAYS[name][way](seed).apply(small, data)
-        CELLS.add(
-            key,
-            {
-                "bytes": outcome.nbytes,
-                "dense_bytes": outcome.dense_nbytes,
-                "file_bytes": small.size()[1],
-                "parameters": small.size()[0],
-                **compare(models[name], small, test).to_json(),
-                **({"calibrated": expert_tokens(models[name], data)} if name == "mixture" else {}),
-            },
-        )
+            models[name] = load_model(name)
+        # Cells with the same calibration rows share the pass over them, and the predictions of the original.
+        lm, data, ways = models[name], calibration(rows, seed), [way for _, way, *_ in group]
+        needs = frozenset().union(*(METHODS[way].needs for way in ways if way in METHODS))
+        stats = collect_stats(lm, data, needs, lm.sites(TARGETS))
+        tokens = {"calibrated": expert_tokens(lm, data)} if name == "mixture" else {}
+        original = predict(lm, test_rows())
+        for way in ways:
+            key, small = next(shown), clone(lm)
+            if way in METHODS:
+                # The solutions of a method do not pass to the next one.
+                own = {site: LayerStats(of, of.support, of.routed) for site, of in stats.items()}
+                outcome = METHODS[way].apply_with(small, own, data)
+            else:
+                outcome = NARROW[name][way](seed).apply(small, data)
+            parameters, nbytes = small.size()
+            CELLS.add(
+                key,
+                {
+                    "bytes": outcome.nbytes,
+                    "dense_bytes": outcome.dense_nbytes,
+                    "file_bytes": nbytes,
+                    "parameters": parameters,
+                    **compare(original, small, test_rows()).to_json(),
+                    **tokens,
+                },
+            )
+
+
+def measure_uncompressed(name: str) -> None:
+    """Write the cell of an uncompressed model."""
+    lm = load_model(name)
+    parameters, nbytes = lm.size()
+    blocks = sum(lm.stored_nbytes(lm.sites(TARGETS)).values())
+    nats = [round(value, 5) for value in predict(lm, test_rows()).nats]
+    cell = {"bytes": blocks, "dense_bytes": blocks, "file_bytes": nbytes, "parameters": parameters, "dense_nats": nats}
+    CELLS.add((name, UNCOMPRESSED, 0, 0), cell)
+
+
+def load_model(name: str) -> LanguageModel:
+    """A trained model in 16 bits."""
+    return load(str(trained_model(name))).with_dtype(torch.float16)
+
+
+@cache
+def training_rows() -> Tensor:
+    """All rows of the training texts, (rows, tokens)."""
+    return rows_of(training_texts(), tokenizer())
 
 
 def calibration(rows: int, seed: int) -> Calibration:
     """Rows of the training texts, drawn with `seed`."""
-    every = rows_of(training_texts(), tokenizer())
+    every = training_rows()
     drawn = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:rows]]
     batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in drawn.split(BATCH)]
     return Calibration(batches, seed=seed)
 
 
+@cache
 def test_rows() -> Tensor:
     """The first held-out rows of stories, then of articles."""
     texts = held_out_texts()
@@ -153,31 +200,57 @@ class Comparison:
         return {**rows, "expert_kl": sums, "expert_tokens": [block.tolist() for block in self.expert_tokens]}
 
 
-@torch.inference_mode()
-def compare(lm: LanguageModel, small: LanguageModel, rows: Tensor) -> Comparison:
-    """Compare the predictions of a compressed model with those of the original.
+@dataclass
+class Original:
+    """The predictions of an uncompressed model.
 
     Args:
-        lm: the original.
-        small: the compressed model.
-        rows: token ids, (rows, tokens).
+        logarithms: the logarithms of the probabilities, for each batch of rows (rows, tokens, vocabulary).
+        nats: the negative log-likelihood of each row, nats per token.
+        first: for each batch and block of a mixture, the expert with the largest weight of each token.
+        counts: the number of experts of each block of a mixture.
     """
+
+    logarithms: list[Tensor]
+    nats: list[float]
+    first: list[list[Tensor]]
+    counts: list[int]
+
+
+@torch.inference_mode()
+def predict(lm: LanguageModel, rows: Tensor) -> Original:
+    """The predictions of an uncompressed model on rows of token ids, (rows, tokens)."""
     mixtures = find_mixtures(lm.model)
-    found = Comparison()
-    found.expert_kl = [torch.zeros(mixture.count, dtype=torch.float64) for mixture in mixtures]
-    found.expert_tokens = [torch.zeros(mixture.count, dtype=torch.long) for mixture in mixtures]
+    found = Original([], [], [], [mixture.count for mixture in mixtures])
     for ids in rows.split(BATCH):
         with FirstExperts([mixture.experts for mixture in mixtures]) as experts:
-            said = lm.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-        now = small.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+            said = logarithms(lm, ids)
+        found.logarithms.append(said)
+        found.nats += _nats(said, ids)
+        found.first.append(experts.first)
+    return found
+
+
+@torch.inference_mode()
+def compare(original: Original, small: LanguageModel, rows: Tensor) -> Comparison:
+    """Compare the predictions of a compressed model with those of the original on the same rows."""
+    found = Comparison(dense_nats=original.nats)
+    found.expert_kl = [torch.zeros(count, dtype=torch.float64) for count in original.counts]
+    found.expert_tokens = [torch.zeros(count, dtype=torch.long) for count in original.counts]
+    for ids, said, experts in zip(rows.split(BATCH), original.logarithms, original.first, strict=True):
+        now = logarithms(small, ids)
         kl = (said.exp() * (said - now)).sum(-1)
         found.kl += kl.mean(1).tolist()
         found.nats += _nats(now, ids)
-        found.dense_nats += _nats(said, ids)
-        for sums, counts, first in zip(found.expert_kl, found.expert_tokens, experts.first, strict=True):
+        for sums, counts, first in zip(found.expert_kl, found.expert_tokens, experts, strict=True):
             sums.index_add_(0, first, kl.flatten().double())
             counts.index_add_(0, first, torch.ones_like(first))
     return found
+
+
+def logarithms(lm: LanguageModel, ids: Tensor) -> Tensor:
+    """The logarithms of the probabilities of all tokens, (rows, tokens, vocabulary), in 32 bits."""
+    return lm.model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
 
 
 def _nats(logarithms: Tensor, ids: Tensor) -> list[float]:

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from benchmarks.mixture import CALIBRATION_ROWS, CELLS, FEW_ROWS, FEW_WAYS, TEST_ROWS, WAYS
+from benchmarks.mixture import CALIBRATION_ROWS, CELLS, FEW_ROWS, FEW_WAYS, TEST_ROWS, UNCOMPRESSED, WAYS
 from benchmarks.mixture_models import EXPERTS, MODELS
 from benchmarks.tables import ROOT, replace_between
 from laconic.evaluate.metrics import Interval, interval
@@ -33,9 +33,9 @@ def main(argv: Sequence[str]) -> None:
 def models() -> list[str]:
     """Size and perplexity of the uncompressed models."""
     rows = []
-    for name in WAYS:
-        cell, model = max(CELLS.where(model=name), key=lambda cell: cell["dense_bytes"]), MODELS[name]()
-        active, parameters = count_active(model), model.num_parameters()
+    for cell in CELLS.where(way=UNCOMPRESSED):
+        name, parameters = cell["model"], cell["parameters"]
+        active = count_active(MODELS[name]())
         counts = (f"{parameters:,d}", f"{parameters if active is None else active.active:,d}")
         kinds = [f"{np.exp(kind.mean()):.1f}" for kind in np.split(np.array(cell["dense_nats"]), [TEST_ROWS])]
         rows.append((name, *counts, megabytes(cell["dense_bytes"]), figure(perplexity(cell["dense_nats"]), 1), *kinds))
@@ -62,7 +62,7 @@ def costs(cells: Sequence[Cell]) -> list[str]:
     # `narrow` counts only the experts, and the attentions stay as they are.
     dense = max(cell["dense_bytes"] for cell in CELLS.where(model=cells[0]["model"]))
     nbytes = cells[0]["bytes"] + dense - cells[0]["dense_bytes"]
-    return [megabytes(nbytes), figure(perplexity(average_seeds(cells, "nats")), 1), divergence(cells)]
+    return [megabytes(nbytes), figure(perplexity(averaged(cells, "nats")), 1), divergence(cells)]
 
 
 def by_expert(rows: int) -> list[str]:
@@ -106,7 +106,7 @@ def worst_expert(cell: Cell) -> float:
     return max(each) / mean(cell["kl"])
 
 
-def average_seeds(cells: Sequence[Cell], what: str) -> list[float]:
+def averaged(cells: Sequence[Cell], what: str) -> list[float]:
     """The mean over the seeds of a value of each test row."""
     return np.mean([cell[what] for cell in cells], axis=0).tolist()
 
@@ -118,7 +118,7 @@ def perplexity(nats: Sequence[float]) -> Interval:
 
 def divergence(cells: Sequence[Cell]) -> str:
     """The mean KL with its interval over the test rows, and its standard deviation over the seeds."""
-    kl = interval(lambda rows: float(rows[:, 0].mean()), np.array(average_seeds(cells, "kl"))[:, None])
+    kl = interval(lambda rows: float(rows[:, 0].mean()), np.array(averaged(cells, "kl"))[:, None])
     seeds = [mean(cell["kl"]) for cell in cells]
     deviation = f"± {stdev(seeds):.4f}, {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     return f"{figure(kl, 4)} ({deviation})"
