@@ -15,7 +15,7 @@ from torch import Tensor
 from laconic.calibrate.passes import check_runs, evaluating
 from laconic.errors import UserError
 from laconic.model import LanguageModel
-from laconic.model.stock import SWITCHING_TYPES
+from laconic.model.stock import SWITCHING_TYPES, text_config
 from laconic.runtime.signature import Signature, TracedModel, sentence_pipeline
 
 OPSET = 21
@@ -27,6 +27,9 @@ FIXED = "inferred a static shape"
 GUARD = "Could not guard"
 """Its words for a condition on the numbers in a tensor."""
 SPARSE = "block_sparse"
+"""The attention type of BigBird that short texts do not have."""
+LINEAR = "linear_attention"
+"""The name that configurations of hybrids give to layers such as those of Qwen3-Next and MiniMax."""
 
 
 def trace(lm: LanguageModel, twin: LanguageModel, signature: Signature) -> Any:
@@ -70,7 +73,8 @@ def check_traceable(lm: LanguageModel) -> None:
     """Check that the same operations are computed for texts of any length.
 
     Raises:
-        UserError: the class selects its attention by the length of the text, as BigBird does.
+        UserError: the class selects its attention by the length of the text, as BigBird does, or has linear attentions,
+            whose graph would take minutes and hold for one chunk only.
     """
     config = lm.model.config
     if config.model_type in SWITCHING_TYPES and getattr(config, "attention_type", None) == SPARSE:
@@ -79,6 +83,10 @@ def check_traceable(lm: LanguageModel) -> None:
             "are read with full attention, and one graph holds only one of them; use it in torch, with the runtime "
             "eager or compile, or set attention_type to 'original_full' in its config.json, which changes its outputs "
             "for long texts."
+        )
+    if LINEAR in (getattr(text_config(config), "layer_types", None) or ()):
+        raise _cannot_export(
+            lm, "its linear attentions go through chunks of tokens in a loop, which fixes their number"
         )
 
 

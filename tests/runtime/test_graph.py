@@ -169,6 +169,27 @@ def test_the_attention_of_big_bird_depends_on_the_length() -> None:
         build_graph(lm, ONNX)
 
 
+@pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
+def test_chunks_of_linear_attentions_are_refused_before_they_are_traced() -> None:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    linear = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    types = ["linear_attention", "full_attention"]
+    config = hf.Qwen3_5TextConfig(vocab_size=50, intermediate_size=16, layer_types=types, **sizes, **linear)
+    with pytest.raises(UserError, match=r"as its linear attentions go through chunks of tokens in a loop"):
+        build_graph(LanguageModel.of(hf.Qwen3_5ForCausalLM(config)), ONNX)
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
