@@ -28,8 +28,10 @@ GUARD = "Could not guard"
 """Its words for a condition on the numbers in a tensor."""
 SPARSE = "block_sparse"
 """The attention type of BigBird that short texts do not have."""
-LINEAR = "linear_attention"
-"""The name that configurations of hybrids give to layers such as those of Qwen3-Next and MiniMax."""
+RECURRENT = {"linear_attention", "hybrid"}
+"""The names that configurations give to layers with a state space or a linear attention, such as those of Mamba and
+Qwen3-Next."""
+_LOOP = "its state spaces or linear attentions compute one token or chunk after another, whose number a graph fixes"
 
 
 def trace(lm: LanguageModel, twin: LanguageModel, signature: Signature) -> Any:
@@ -73,8 +75,8 @@ def check_traceable(lm: LanguageModel) -> None:
     """Check that the same operations are computed for texts of any length.
 
     Raises:
-        UserError: the class selects its attention by the length of the text, as BigBird does, or has linear attentions,
-            whose graph would take minutes and hold for one chunk only.
+        UserError: the class selects its attention by the length of the text, as BigBird does, or has state
+            spaces or linear attentions, whose graph would take minutes and hold for one number of chunks only.
     """
     config = lm.model.config
     if config.model_type in SWITCHING_TYPES and getattr(config, "attention_type", None) == SPARSE:
@@ -84,10 +86,8 @@ def check_traceable(lm: LanguageModel) -> None:
             "eager or compile, or set attention_type to 'original_full' in its config.json, which changes its outputs "
             "for long texts."
         )
-    if LINEAR in (getattr(text_config(config), "layer_types", None) or ()):
-        raise _cannot_export(
-            lm, "its linear attentions go through chunks of tokens in a loop, which fixes their number"
-        )
+    if RECURRENT.intersection(getattr(text_config(config), "layer_types", None) or ()):
+        raise _cannot_export(lm, _LOOP)
 
 
 def _dynamic_axes(tensor: Tensor) -> dict[int, Any]:
@@ -101,7 +101,11 @@ def explain(message: str) -> str:
     if GUARD in message:
         return "the numbers in a text decide which operations its code computes"
     operation = OPERATION.search(message)
-    return "its code is not followed" if operation is None else f"its operation aten.{operation[1]} is not translated"
+    return (
+        "torch does not follow its code"
+        if operation is None
+        else f"its operation aten.{operation[1]} is not translated"
+    )
 
 
 def _cannot_export(lm: LanguageModel, reason: str) -> UserError:

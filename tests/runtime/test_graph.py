@@ -186,7 +186,7 @@ def test_chunks_of_linear_attentions_are_refused_before_they_are_traced() -> Non
     }
     types = ["linear_attention", "full_attention"]
     config = hf.Qwen3_5TextConfig(vocab_size=50, intermediate_size=16, layer_types=types, **sizes, **linear)
-    with pytest.raises(UserError, match=r"as its linear attentions go through chunks of tokens in a loop"):
+    with pytest.raises(UserError, match=r"as its state spaces or linear attentions compute one"):
         build_graph(LanguageModel.of(hf.Qwen3_5ForCausalLM(config)), ONNX)
 
 
@@ -196,7 +196,7 @@ def test_chunks_of_linear_attentions_are_refused_before_they_are_traced() -> Non
         ("tracing inferred a static shape of 7 for dimension inputs[0].shape[1]", "which fixes their number"),
         ("Could not guard on data-dependent expression 4*u1 < 8", "the numbers in a text decide"),
         ("Error when translating node %x[target=torch.ops.aten.unsqueeze.default]", "operation aten.unsqueeze is not"),
-        ("_apply(): Couldn't swap Linear.weight", "its code is not followed"),
+        ("_apply(): Couldn't swap Linear.weight", "torch does not follow its code"),
     ],
 )
 def test_a_message_of_the_exporter_is_a_reason(message: str, reason: str) -> None:
