@@ -110,9 +110,8 @@ def explain(message: str) -> str:
 
 def _cannot_export(lm: LanguageModel, reason: str) -> UserError:
     return UserError(
-        f"The architecture '{lm.model.config.model_type}' cannot be exported: torch makes no graph of "
-        f"{type(lm.model).__name__} that holds for every text, as {reason}; use it in torch, with the runtime eager or "
-        "compile."
+        f"The architecture '{lm.model.config.model_type}' cannot be exported: torch makes no graph that holds for "
+        f"every text, as {reason}; use it in torch, with the runtime eager or compile."
     )
 
 
