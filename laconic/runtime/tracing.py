@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from io import StringIO
@@ -115,7 +115,7 @@ def _cannot_export(lm: LanguageModel, reason: str) -> UserError:
     )
 
 
-def _translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Translations of operations that torch translates wrongly."""
     op: Any = import_module("onnxscript").opset21
 

@@ -96,7 +96,7 @@ def test_int8_is_computed_as_it_is_in_torch(tmp_path: Path, runtime: str) -> Non
 
 @pytest.mark.slow
 def test_codes_are_smaller_in_the_file(tmp_path: Path) -> None:
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for name, maker in {"dense": None, "four": quantized(4, 16), "int8": int8}.items():
         folder = tmp_path / name
         folder.mkdir()
@@ -179,7 +179,7 @@ def test_chunks_of_linear_attentions_are_refused_before_they_are_traced() -> Non
         "num_key_value_heads": 2,
         "head_dim": 8,
     }
-    linear = {
+    linear: dict[str, Any] = {
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 2,
         "linear_key_head_dim": 8,
