@@ -27,6 +27,7 @@ TESTED_BY = {
     "laconic.compress.replacing": "compress/test_matrices.py",
     "laconic.compress.solving": "compress/test_matrices.py",
     "laconic.evaluate.labelled_task": "evaluate/test_multi_label.py",
+    "laconic.formats.bags": "formats/test_int4.py",
     "laconic.model.anatomy.hybrids": "model/test_hybrids.py",
     "laconic.model.anatomy.text_stack": "model/test_vision_language.py",
     "laconic.model.depth_rules": "store/test_drawn.py",

@@ -107,8 +107,8 @@ class Cost:
             generate text, and for runtimes other than torch.
         missing: sentences about measurements that were not possible.
         runtime: the name of the runtime, its library, and the bytes of the exported model.
-        machine: the hardware and settings that timings depend on. `int8` and `int4` are the number of quantized layers
-            by kernel.
+        machine: the hardware and settings that timings depend on. `int8`, `int4` and `codes` (more than 4 bits) are
+            the number of quantized layers by kernel.
         active_parameters: the number of parameters that a token uses in a mixture of experts; None for other models.
     """
 
@@ -188,7 +188,7 @@ def measure_cost(
 
 
 def _count_kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
-    """The number of quantized layers that used each kernel, by family of kernels (`int8`, `int4`)."""
+    """The number of quantized layers that used each kernel, by family of kernels (`int8`, `int4`, `codes`)."""
     used: dict[str, Counter[str]] = {}
     modules = list(lm.model.modules())
     experts = [matrix for module in modules if isinstance(module, PackedStack) for matrix in module.cached_slices]

@@ -7,19 +7,22 @@ a whole row or the whole matrix, become several torch groups with one scale.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from math import gcd
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn.functional import pad
 
+from laconic.formats.bags import BagKernel
+from laconic.formats.code_matrix import CodeMatrix
 from laconic.formats.kernels import DECODED, DecodingKernel, Kernel, KernelFamily, align
-from laconic.numerics.grid import Grid, dequantize
-from laconic.numerics.packing import packed_nbytes, unpack
+from laconic.numerics.grid import Grid
+from laconic.numerics.packing import packed_nbytes
 
 MAX_BITS = 4
+"""Bits of the widest codes that torch's int4 kernel reads."""
 GROUPS = (256, 128, 64, 32)
 """Group sizes that torch supports."""
 OUTPUTS = 16
@@ -29,40 +32,21 @@ MAX_ROWS = 64
 so that the results are exact, except for layers with one row per text, such as poolers."""
 
 
-class Int4Matrix(NamedTuple):
-    """Packed codes, with the grid and the scales that decode them.
-
-    Args:
-        codes: packed codes, as `laconic.numerics.packing.pack` returns them.
-        grid: scales and zero points.
-        shape: (out, in).
-        column_scales: factor of each column; None for none.
-    """
-
-    codes: UInt8[Tensor, " bytes"]
-    grid: Grid
-    shape: tuple[int, int]
-    column_scales: Float[Tensor, " in"] | None
-
-    @property
-    def unpacked_codes(self) -> UInt8[Tensor, "out in"]:
-        """One byte for each code."""
-        return unpack(self.codes, self.grid.bits, self.shape[0] * self.shape[1]).view(self.shape)
-
-    def dense(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
-        """The dense matrix, computed in fp32 and cast to `dtype`."""
-        values = dequantize(self.unpacked_codes, self.grid)
-        return (values if self.column_scales is None else values.mul_(self.column_scales)).to(dtype)
-
-
 class WeightOnly4(Kernel):
     """Multiplies inputs in bfloat16 by codes in torch's int4 layout, which takes 4 more bits of memory for each weight.
 
+    It rounds the scales to bfloat16, so it is only for layers in bfloat16.
+
     Raises:
-        RuntimeError: no group size of torch divides the groups of the matrix.
+        RuntimeError: the codes have more bits, no group size of torch divides the groups of the matrix, or the inputs
+            have another dtype.
     """
 
-    def __init__(self, matrix: Int4Matrix) -> None:
+    def __init__(self, matrix: CodeMatrix, dtype: torch.dtype) -> None:
+        if dtype is not torch.bfloat16 or matrix.grid.bits > MAX_BITS:
+            raise RuntimeError(
+                f"this kernel has inputs in bfloat16 and {MAX_BITS} bits; got {dtype}, {matrix.grid.bits}"
+            )
         out_features, width = matrix.shape
         self._group = torch_group_size(matrix.grid.group, width)
         if self._group is None:
@@ -104,7 +88,7 @@ def torch_group_size(group: int | None, width: int) -> int | None:
     return next((columns for columns in GROUPS if common % columns == 0), None)
 
 
-def to_torch_layout(matrix: Int4Matrix, group: int) -> tuple[Integer[Tensor, "out in"], Float[Tensor, "groups out 2"]]:
+def to_torch_layout(matrix: CodeMatrix, group: int) -> tuple[Integer[Tensor, "out in"], Float[Tensor, "groups out 2"]]:
     """q (out, in), and s and t (groups, out, 2) of the module's docstring, for groups of `group` columns."""
     out_features, width = matrix.shape
     scale, zero = matrix.grid.scale_and_zero(torch.arange(0, width, group, device=matrix.codes.device))
@@ -118,8 +102,8 @@ def to_torch_layout(matrix: Int4Matrix, group: int) -> tuple[Integer[Tensor, "ou
     return codes, torch.stack((scale, scale * (8 - zero)), -1).transpose(0, 1)
 
 
-class Int4Family(KernelFamily[Int4Matrix]):
-    """Codes of up to 4 bits on grids of one kind.
+class Int4Family(KernelFamily[CodeMatrix]):
+    """Codes of 2 to 8 bits on grids of one kind.
 
     Args:
         bits: bits of a code.
@@ -127,21 +111,21 @@ class Int4Family(KernelFamily[Int4Matrix]):
         symmetric: whether the zero point is the same everywhere.
     """
 
-    label = "int4"
-    # For so small a matrix, tenths of a millisecond justify neither a measurement nor the rounding to bfloat16.
+    # For so small a matrix, tenths of a millisecond do not justify a measurement.
     small = DECODED
     max_rows = MAX_ROWS
 
     def __init__(self, bits: int, group: int | None, symmetric: bool) -> None:
         self.bits, self.group, self.symmetric = bits, group, symmetric
+        self.label = "int4" if bits <= MAX_BITS else "codes"
         shared = "one group" if group is None else f"groups of {group}"
-        self.name = f"{bits} bits, {shared}{', symmetric' if symmetric else ''}"
+        self.name = f"codes of {bits} bits, {shared}{', symmetric' if symmetric else ''}"
 
     @property
-    def makers(self) -> Mapping[str, Callable[[Int4Matrix, torch.dtype], Kernel]]:
+    def makers(self) -> Mapping[str, Callable[[CodeMatrix, torch.dtype], Kernel]]:
         return KERNELS
 
-    def example(self, shape: tuple[int, int], generator: torch.Generator) -> Int4Matrix:
+    def example(self, shape: tuple[int, int], generator: torch.Generator) -> CodeMatrix:
         codes = torch.randint(
             0, 256, (packed_nbytes(shape[0] * shape[1], self.bits),), dtype=torch.uint8, generator=generator
         )
@@ -152,14 +136,21 @@ class Int4Family(KernelFamily[Int4Matrix]):
         zero = torch.randint(0, 2**self.bits, grids, generator=generator).float()
         if self.symmetric:
             zero.fill_(2 ** (self.bits - 1))
-        return Int4Matrix(codes, Grid(scale, zero, self.bits, self.group), shape, None)
+        return CodeMatrix(codes, Grid(scale, zero, self.bits, self.group), shape, None)
 
-    def dense(self, matrix: Int4Matrix, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+    def dense(self, matrix: CodeMatrix, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         return matrix.dense(dtype)
 
 
-KERNELS: Mapping[str, Callable[[Int4Matrix, torch.dtype], Kernel]] = {
+@cache
+def int4_family(bits: int, group: int | None, symmetric: bool) -> Int4Family:
+    """The family of these grids; layers ask for it at each call."""
+    return Int4Family(bits, group, symmetric)
+
+
+KERNELS: Mapping[str, Callable[[CodeMatrix, torch.dtype], Kernel]] = {
     DECODED: lambda matrix, dtype: DecodingKernel(lambda: matrix.dense(dtype)),
-    "weight-only": lambda matrix, _: WeightOnly4(matrix),
+    "bags": lambda matrix, _: BagKernel(matrix),
+    "weight-only": WeightOnly4,
 }
 """None of them keeps the dense matrix, because these layers are used to save memory."""

@@ -1,7 +1,8 @@
 """Quantization on evenly spaced grids: codes of 2 to 8 bits, and a scale and a zero point for each group of weights.
 
-A kernel may multiply by codes of up to 4 bits without decoding them (`laconic.formats.int4_kernels`), which takes 4
-more bits of memory for each weight of a layer that it was used for. `dense()` is exact in any case.
+A kernel may multiply a few rows by codes without decoding them (`laconic.formats.bags`, and for bfloat16
+`laconic.formats.int4_kernels`). It keeps a copy of the codes in another order: 2, 4 or 8 more bits of memory for each
+weight of a layer that it was used for.
 """
 
 from typing import Any
@@ -11,7 +12,8 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor, nn
 
 from laconic.formats.base import byte_parameter, empty_bytes
-from laconic.formats.int4_kernels import MAX_BITS, Int4Family, Int4Matrix, torch_group_size
+from laconic.formats.code_matrix import CodeMatrix
+from laconic.formats.int4_kernels import int4_family
 from laconic.formats.kernels import KernelFamily
 from laconic.formats.packed import PackedCodes
 from laconic.numerics.grid import Grid, dequantize, quantize
@@ -112,15 +114,15 @@ class Quantized(PackedCodes):
     @property
     def kernel_family(self) -> KernelFamily[Any] | None:
         # Pruned weights have no codes.
-        fits = (
-            self.kept is None and self.bits <= MAX_BITS and torch_group_size(self.group, self.in_features) is not None
-        )
-        return Int4Family(self.bits, self.group, self.symmetric) if fits else None
+        return int4_family(self.bits, self.group, self.symmetric) if self.kept is None else None
 
     @property
-    def matrix(self) -> Int4Matrix:
+    def matrix(self) -> CodeMatrix:
         columns = None if self.column_scales is None else from_bytes(self.column_scales.detach())
-        return Int4Matrix(self.codes.detach(), self.grid, self.shape, columns)
+        return CodeMatrix(self.codes.detach(), self.grid, self.shape, columns)
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        return super().dense() if self.kept is not None else self.matrix.dense(self.weight.dtype)
 
     def decode(self, codes: Integer[Tensor, "rows columns"], columns: Tensor | None) -> Float[Tensor, "rows columns"]:
         values = dequantize(codes, self.grid, columns)

@@ -161,7 +161,12 @@ def _spread(words: Integer[Tensor, " n"], bits: int, codes: int) -> Integer[Tens
     while half:
         low = sum(((1 << half * bits) - 1) << 16 * half * pair for pair in range(codes // half // 2))
         moved = words << half * (8 - bits)
-        words.bitwise_and_(low).bitwise_or_(moved.bitwise_and_(low << 8 * half))
+        high = low << 8 * half
+        if 2 * bits <= 8:
+            # The bits that are moved away do not come to lie over those that stay.
+            words.bitwise_or_(moved).bitwise_and_(low | high)
+        else:
+            words.bitwise_and_(low).bitwise_or_(moved.bitwise_and_(high))
         half //= 2
     return words
 

@@ -209,7 +209,7 @@ def cost_tables(costs: dict[str, Any]) -> dict[str, Table]:
     kernels = [
         (name, label, kernel, layers, cost["machine"]["instructions"])
         for name, cost in costs.items()
-        for label in ("int8", "int4")
+        for label in ("int8", "int4", "codes")
         for kernel, layers in cost.get("machine", {}).get(label, {}).items()
     ]
     if kernels:

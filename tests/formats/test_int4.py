@@ -10,7 +10,8 @@ from torch.nn.functional import linear
 
 from laconic.formats import Quantized, autotune, int4_kernels
 from laconic.formats.autotune import Choice, ProductShape
-from laconic.formats.int4_kernels import KERNELS, MAX_ROWS, Int4Family, Int4Matrix, WeightOnly4, torch_group_size
+from laconic.formats.code_matrix import CodeMatrix
+from laconic.formats.int4_kernels import KERNELS, MAX_ROWS, Int4Family, WeightOnly4, torch_group_size
 from laconic.formats.kernels import DTYPES, DenseKernel, Kernel, working_kernels
 from laconic.numerics.grid import GridSpec, fit_grid, quantize
 
@@ -38,6 +39,46 @@ def apart(y: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize(("out", "width", "group"), [(48, 256, 64), (7, 384, 128), (33, 100, None), (5, 100, 48)])
+def test_bags_compute_the_products_of_the_decoded_matrix(
+    out: int, width: int, group: int | None, bits: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """The last of three groups of 48 columns has four."""
+    always(monkeypatch, "bags")
+    layer = quantized(out, width, bits, group, symmetric)
+    layer.scale_columns(torch.logspace(-1, 1, width))
+    layer.set_bias(torch.arange(float(out)))
+    for rows in (1, 2, 5, MAX_ROWS):
+        x = inputs(rows, width)
+        with torch.inference_mode():
+            y = layer(x.view(1, rows, width))[0]
+        assert apart(y, linear(x.double(), layer.dense().double(), torch.arange(out).double()).float()) < 1e-6
+    assert set(layer.kernel_names.values()) == {"bags"}
+    codes = {2: 2, 3: 4, 4: 4}.get(bits, 8)
+    assert layer.kernel_nbytes >= width * out * codes // 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_bags_round_only_the_result(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    always(monkeypatch, "bags")
+    layer, x = quantized().to(dtype), inputs(3).to(dtype)
+    with torch.inference_mode():
+        y = layer(x)
+    assert torch.equal(y, linear(x.double(), layer.float().dense().double()).to(dtype))
+
+
+def test_a_matrix_is_decoded_in_tiles_to_other_dtypes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("laconic.formats.code_matrix.TILE", 256 * 16)
+    for bits in (3, 4):
+        layer = quantized(50, 256, bits)
+        layer.scale_columns(torch.logspace(-1, 1, 256))
+        exact = layer.dense()
+        assert torch.equal(exact, layer.decode(layer.unpack_codes(), None))
+        assert torch.equal(layer.bfloat16().dense(), exact.bfloat16())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize(
     ("out", "width", "group"),
@@ -47,18 +88,27 @@ def test_products_are_those_of_the_matrix(
     out: int, width: int, group: int | None, bits: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch
 ):
     always(monkeypatch, NAME)
-    layer = quantized(out, width, bits, group, symmetric)
-    layer.set_bias(torch.arange(float(out)))
+    layer = quantized(out, width, bits, group, symmetric).bfloat16()
     for rows in (1, 2, 5, 33, MAX_ROWS):
-        x = inputs(rows, width)
+        x = inputs(rows, width).bfloat16()
         with torch.inference_mode():
             y = layer(x)
         assert y.is_contiguous()
-        assert apart(y - torch.arange(float(out)), linear(x, layer.dense())) < 5e-3
+        assert apart(y, linear(x.float(), layer.float().dense())) < 1e-2
+        layer.bfloat16()
     assert set(layer.kernel_names.values()) == {NAME}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kernel_for_bfloat16_is_not_for_other_inputs():
+    layer = quantized()
+    for dtype in (torch.float32, torch.float16):
+        with pytest.raises(RuntimeError, match="bfloat16"):
+            WeightOnly4(layer.matrix, dtype)
+    with pytest.raises(RuntimeError, match="bfloat16"):
+        WeightOnly4(quantized(bits=5).matrix, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
 def test_columns_may_have_scales_too_large_for_the_inputs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     always(monkeypatch, NAME)
     layer = quantized().to(dtype)
@@ -83,7 +133,7 @@ def test_up_to_three_bits_and_symmetric_only_the_scales_are_rounded():
         assert torch.equal(scales[..., 0], exact)
 
 
-def test_groups_that_no_group_of_torchs_divides_are_decoded():
+def test_groups_that_no_group_of_torchs_divides_are_refused():
     assert [
         torch_group_size(*asked) for asked in ((64, 256), (48, 96), (256, 1408), (None, 96), (512, 1024), (128, 100))
     ] == [
@@ -94,14 +144,11 @@ def test_groups_that_no_group_of_torchs_divides_are_decoded():
         256,
         None,
     ]
-    assert quantized(group=8).kernel_family is None
-    assert quantized(width=100, group=None).kernel_family is None
     with pytest.raises(RuntimeError, match="no multiple of 32"):
-        WeightOnly4(quantized(group=8).matrix)
+        WeightOnly4(quantized(group=8).matrix, torch.bfloat16)
 
 
-def test_more_bits_and_pruned_matrices_are_decoded():
-    assert quantized(bits=5).kernel_family is None
+def test_pruned_matrices_are_decoded():
     W = torch.randn(32, 64)
     grid = fit_grid(W, GridSpec(4, 32))
     assert Quantized.from_codes(quantize(W, grid), grid, False, mask=W > 0).kernel_family is None
@@ -109,7 +156,7 @@ def test_more_bits_and_pruned_matrices_are_decoded():
 
 
 def test_many_rows_and_gradients_get_the_exact_matrix(monkeypatch: pytest.MonkeyPatch):
-    always(monkeypatch, NAME)
+    always(monkeypatch, "bags")
     layer, x = quantized(), inputs(MAX_ROWS + 1)
     with torch.no_grad():
         assert torch.equal(layer(x), linear(x, layer.dense()))
@@ -131,19 +178,20 @@ def test_a_compiler_sees_plain_products(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_it_says_what_it_keeps_and_decoding_keeps_nothing(monkeypatch: pytest.MonkeyPatch):
-    for name, kept in (("decoded", 0), (NAME, 48 * 256 // 2 + 48 * 4 * 2 * 2)):
+    bags = 256 * (48 // 2 + 4) + 48 * 4 * 2 * 4
+    for name, kept in (("decoded", 0), (NAME, 48 * 256 // 2 + 48 * 4 * 2 * 2), ("bags", bags)):
         always(monkeypatch, name)
-        layer = quantized()
+        layer = quantized().bfloat16()
         before, nbytes = layer.dense(), layer.nbytes()
         with torch.inference_mode():
-            layer(inputs(3))
+            layer(inputs(3).bfloat16())
         assert (layer.kernel_nbytes, layer.kernel_names) == (kept, {4: name})
         assert torch.equal(layer.dense(), before)
         assert layer.nbytes() == nbytes
 
 
 def test_what_was_packed_follows_the_tensors(monkeypatch: pytest.MonkeyPatch):
-    always(monkeypatch, NAME)
+    always(monkeypatch, "bags")
     layer, x = quantized(), inputs(3)
     with torch.no_grad():
         layer(x)
@@ -160,13 +208,14 @@ def test_what_is_let_run_is_right_and_what_is_wrong_is_not(dtype: torch.dtype, m
     family = Int4Family(4, 32, False)
     matrix = family.example((40, 96), torch.Generator().manual_seed(0))
     x = inputs(20, 96).to(dtype)
+    assert ("weight-only" in working_kernels(family, matrix, x)) == (dtype is torch.bfloat16)
     assert next(iter(working_kernels(family, matrix, x))) == "decoded"
 
     class Swapped(WeightOnly4):
         """As if torch read the two codes of a byte in the other order."""
 
-        def __init__(self, packed: Int4Matrix) -> None:
-            super().__init__(packed)
+        def __init__(self, packed: CodeMatrix) -> None:
+            super().__init__(packed, torch.bfloat16)
             self._codes = (self._codes >> 4) | (self._codes << 4)
 
     monkeypatch.setattr(int4_kernels, "KERNELS", {**KERNELS, "swapped": lambda m, _: Swapped(m)})
@@ -220,17 +269,18 @@ def test_a_dense_layer_that_cannot_be_chosen_rules_nothing_out():
     assert times["dense"] < times[NAME] < 0.8 * times["decoded"]
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_example_is_a_matrix_of_its_family(bits: int):
     for group, symmetric in ((32, False), (None, True), (100, False)):
         matrix = Int4Family(bits, group, symmetric).example((7, 97), torch.Generator().manual_seed(0))
-        assert matrix.unpacked_codes.max() < 2**bits
+        assert matrix.unpacked_codes.int().max() < 2**bits
         assert matrix.dense(torch.float32).isfinite().all()
 
 
 def test_kinds_of_grids_are_measured_apart():
-    names = {quantized(bits=bits, group=group).kernel_family.name for bits in (3, 4) for group in (32, 64, None)}
-    assert len(names | {quantized(symmetric=True).kernel_family.name}) == 7
+    layers = [quantized(bits=bits, group=group) for bits in (3, 4) for group in (32, 64, None)]
+    families = [layer.kernel_family for layer in (*layers, quantized(symmetric=True))]
+    assert len({family.name for family in families if family is not None}) == 7
 
 
 def test_small_matrices_are_decoded_unmeasured(monkeypatch: pytest.MonkeyPatch):
