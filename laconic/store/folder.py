@@ -103,21 +103,36 @@ def save(
         attach(stored)
         stored.save_pretrained(partial, max_shard_size=max_shard_size)
         verify_saved(lm, stored, partial)
-        for weights in partial.glob("*.safetensors"):
-            # safetensors files are readable by the owner only; use the mode of the other files.
-            shutil.copymode(partial / "config.json", weights)
-        save_tokenizers(lm, partial)
-        _save_processor(lm, partial)
-        if lm.pipeline is not None:
-            texts = {path: text.encode() for path, text in lm.pipeline.files.texts.items()}
-            for path, content in (texts | _pipeline_tensors(lm.pipeline)).items():
-                _write(partial / path, content)
-        for path, content in extra_files.contents().items():
+        write_other_files(lm, stored, partial, Path(folder), extra_files)
+
+
+def write_other_files(
+    lm: LanguageModel, stored: PreTrainedModel, partial: Path, folder: Path, extra_files: ExtraFiles
+) -> None:
+    """Write everything beside the weights and the configuration, which `partial` has already.
+
+    Args:
+        lm: the model with its tokenizers.
+        stored: the model with weights in their stored dtype.
+        partial: the folder to write to.
+        folder: the folder that it becomes.
+        extra_files: additional files.
+    """
+    for weights in partial.glob("*.safetensors"):
+        # safetensors files are readable by the owner only; use the mode of the other files.
+        shutil.copymode(partial / "config.json", weights)
+    save_tokenizers(lm, partial)
+    _save_processor(lm, partial)
+    if lm.pipeline is not None:
+        texts = {path: text.encode() for path, text in lm.pipeline.files.texts.items()}
+        for path, content in (texts | _pipeline_tensors(lm.pipeline)).items():
             _write(partial / path, content)
-        card = extra_files.card
-        if card is None:
-            card = model_card(stored, Path(folder).name, lm.source, file_bytes(partial), lm.pipeline)
-        (partial / CARD).write_text(card, encoding="utf-8")
+    for path, content in extra_files.contents().items():
+        _write(partial / path, content)
+    card = extra_files.card
+    if card is None:
+        card = model_card(stored, folder.name, lm.source, file_bytes(partial), lm.pipeline)
+    (partial / CARD).write_text(card, encoding="utf-8")
 
 
 def save_tokenizers(lm: LanguageModel, folder: Path) -> None:
@@ -156,23 +171,37 @@ def to_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         >>> to_dtype(model, torch.bfloat16).pooler.dense.weight.dtype
         torch.bfloat16
     """
-    exact = re.compile("|".join(model._get_dtype_plan(dtype)) or r"\Z.")
+    exact = exact_names(model, dtype)
     # The memo of deepcopy: each tensor is cast once, and tied tensors stay tied.
     copies: dict[int, object] = {}
     for name, parameter in model.named_parameters():
-        rounded = _cast(parameter.detach(), dtype, exactly=exact.search(name) is not None)
+        rounded = cast_tensor(parameter.detach(), dtype, exactly=exact.search(name) is not None)
         copies[id(parameter)] = nn.Parameter(rounded, requires_grad=False)
     stored = model.state_dict().keys()
     for name, buffer in model.named_buffers():
-        copies[id(buffer)] = _cast(buffer, dtype, exact.search(name) is not None) if name in stored else buffer
+        copies[id(buffer)] = cast_tensor(buffer, dtype, exact.search(name) is not None) if name in stored else buffer
     return copy.deepcopy(model, copies)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype, exactly: bool) -> Tensor:
+def exact_names(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[str]:
+    """A pattern for the names of tensors that transformers keeps in float32 if the model has this dtype."""
+    return re.compile("|".join(model._get_dtype_plan(dtype)) or r"\Z.")
+
+
+def cast_tensor(tensor: Tensor, dtype: torch.dtype, exactly: bool) -> Tensor:
+    """A tensor as it is stored.
+
+    Args:
+        tensor: the tensor.
+        dtype: the dtype of the stored model.
+        exactly: leave the tensor in its dtype if the cast would round it.
+    """
     if not tensor.is_floating_point():
         return tensor
     rounded = tensor.to(dtype)
-    return tensor if exactly and not torch.equal(rounded.to(tensor.dtype), tensor) else rounded
+    if exactly and not tensor.is_meta and not torch.equal(rounded.to(tensor.dtype), tensor):
+        return tensor
+    return rounded
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

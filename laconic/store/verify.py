@@ -49,11 +49,11 @@ def verify_saved(lm: LanguageModel, stored: PreTrainedModel, folder: Path) -> No
     expected, outputs = _outputs_of_both(saved, loaded)
     copy_attention_type(stored, loaded.model)
     for difference in differences(modules_by_path(stored), modules_by_path(loaded.model)):
-        raise _mismatch_error(str(difference))
+        raise mismatch_error(str(difference))
     for name in _differing_tensors(stored, loaded.model):
-        raise _mismatch_error(f"'{name}' would have different values")
+        raise mismatch_error(f"'{name}' would have different values")
     if lm.device.type == "cpu" or expected.dtype == torch.float32:
-        _compare(expected, outputs)
+        compare_outputs(expected, outputs)
 
 
 def _outputs_of_both(saved: LanguageModel, loaded: LanguageModel) -> tuple[Tensor, Tensor]:
@@ -62,12 +62,12 @@ def _outputs_of_both(saved: LanguageModel, loaded: LanguageModel) -> tuple[Tenso
     on_cpu = {name: tensor.cpu() for name, tensor in batch.items()}
     if saved.model.dtype != torch.float32:
         with suppress(*MODEL_ERRORS):
-            return _outputs(saved, batch).cpu(), _outputs(loaded, on_cpu)
+            return outputs_of(saved, batch).cpu(), outputs_of(loaded, on_cpu)
     origin = f"the config.json of '{saved.source}'" if saved.source else "its configuration"
     with _user_errors("does not run", f"look at {origin}, or do not compress the layer that the reason names"):
-        expected = _outputs(_to_float32(saved), batch).cpu()
+        expected = outputs_of(_to_float32(saved), batch).cpu()
     with _user_errors("does not run as it was written", "compress it in another way"):
-        return expected, _outputs(_to_float32(loaded), on_cpu)
+        return expected, outputs_of(_to_float32(loaded), on_cpu)
 
 
 def _to_float32(lm: LanguageModel) -> LanguageModel:
@@ -84,7 +84,7 @@ def _load(stored: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return type(stored).from_pretrained(folder, **kernels)
 
 
-def _outputs(lm: LanguageModel, batch: Batch) -> Tensor:
+def outputs_of(lm: LanguageModel, batch: Batch) -> Tensor:
     """The outputs that predictions are made from, with a fixed random seed for models that draw random numbers."""
     with evaluating(lm), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -113,14 +113,23 @@ def _equal(tensor: Tensor, loaded: Tensor, exactly: bool) -> bool:
     return torch.allclose(tensor.to(wide), loaded.to(wide), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def _compare(expected: Tensor, outputs: Tensor) -> None:
+def compare_outputs(expected: Tensor, outputs: Tensor) -> None:
+    """Check that a saved model computes the outputs of the model in memory.
+
+    Args:
+        expected: the outputs in memory.
+        outputs: those of the saved model.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
     tolerance = max(TOLERANCE, ROUNDINGS * torch.finfo(expected.dtype).eps)
     # Values that overflow in both models count as equal.
     finite, other = (tensor.double().nan_to_num(0, 0, 0) for tensor in (expected, outputs))
     largest = finite.abs().max().item()
     error = (finite - other).abs().max().item()
     if error > tolerance * largest or not torch.equal(expected.isfinite(), outputs.isfinite()):
-        raise _mismatch_error(f"its outputs would be off by {error / max(largest, 1e-30):.2%} of the largest")
+        raise mismatch_error(f"its outputs would be off by {error / max(largest, 1e-30):.2%} of the largest")
 
 
 @contextmanager
@@ -132,7 +141,8 @@ def _user_errors(problem: str, remedy: str) -> Iterator[None]:
         raise UserError(f"The model {problem}, and was not saved: {reason}; {remedy}.") from error
 
 
-def _mismatch_error(difference: str) -> UserError:
+def mismatch_error(difference: str) -> UserError:
+    """The error for a saved model that differs from the one in memory; `difference` is a clause."""
     return UserError(
         f"The saved model would differ from this one after loading, and was removed: {difference}; "
         "compress it in another way."

@@ -1,0 +1,144 @@
+"""Write the folder of a streamed model: one file for each part, read again and compared as soon as it is written.
+
+The configuration, the structure and the names of tensors are those that `save` writes for a model in memory. A part is
+a block, a word embedding or a head; what else the model has is in a last file. One part is in memory at a time.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from laconic.calibrate.passes import random_batch
+from laconic.model import LanguageModel
+from laconic.model.loading import load_streamed
+from laconic.model.loans_parts import Structure, stored_state
+from laconic.model.stock import copy_attention_type, differences, modules_by_path
+from laconic.progress import Track, silent
+from laconic.store.atomic import new_folder
+from laconic.store.expert_layers import placeholders, store_stacks_as_they_are
+from laconic.store.folder import ExtraFiles, cast_tensor, exact_names, to_dtype, write_other_files
+from laconic.store.pretrained import attach
+from laconic.store.structure import format_entries, rebuild, unpack_formats
+from laconic.store.verify import LENGTH, compare_outputs, mismatch_error, outputs_of
+
+
+class FormatStructures:
+    """Describes and rebuilds the formats of a part, for `load_streamed`."""
+
+    def describe(self, model: PreTrainedModel, path: str) -> Structure:
+        """The entries of the formats in the part at `path`."""
+        entries = format_entries(model)
+        return {name: entry for name, entry in entries.items() if f"{name}.".startswith(f"{path}." if path else "")}
+
+    def rebuild(self, model: PreTrainedModel, structure: Structure) -> None:
+        """Insert the formats of a structure on the meta device, in place."""
+        rebuild(model, structure)
+
+    def unpack(self, model: PreTrainedModel) -> None:
+        """Give packed layers on the meta device the form that they compute with, in place."""
+        unpack_formats(model)
+
+
+def save_streamed(
+    lm: LanguageModel, folder: Path, extra_files: ExtraFiles | None = None, *, track: Track = silent
+) -> None:
+    """Write a streamed model to a new folder that `from_pretrained` reads.
+
+    Args:
+        lm: the model.
+        folder: the path of the new folder; it must not exist.
+        extra_files: additional files; None for only a model card.
+        track: reports progress.
+
+    Raises:
+        UserError: as for `save`.
+    """
+    with new_folder(folder) as partial:
+        stored = to_dtype(lm.model, lm.dtype)
+        attach(stored)
+        _write_configuration(stored, partial)
+        _write_shards(lm, stored, partial, track)
+        _verify(lm, partial, track)
+        write_other_files(lm, stored, partial, folder, extra_files or ExtraFiles())
+
+
+def _write_configuration(stored: PreTrainedModel, folder: Path) -> None:
+    """Write what `save_pretrained` writes beside the weights."""
+    stored.config.dtype = str(stored.dtype).removeprefix("torch.")
+    stored.config.architectures = [type(stored).__name__]
+    stored.config.save_pretrained(folder)
+    if stored.can_generate() and stored.generation_config is not None:
+        stored.generation_config.save_pretrained(folder)
+
+
+def _write_shards(lm: LanguageModel, stored: PreTrainedModel, folder: Path, track: Track) -> None:
+    store_stacks_as_they_are(stored)
+    exact = exact_names(stored, lm.dtype)
+    shards = _divide(lm)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, (path, names) in enumerate(track(list(shards.items()), "Writing the model"), start=1):
+        file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with lm.on_loan(*filter(None, [path])):
+            state = stored_state(lm.model, path)
+            tensors = {name: cast_tensor(state[name], lm.dtype, exact.search(name) is not None) for name in names}
+            tensors |= {} if path else placeholders(stored)
+            tensors = revert_weight_conversion(stored, tensors)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file.name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _divide(lm: LanguageModel) -> dict[str, list[str]]:
+    """The names of the tensors in each file, by the path of a part; "" for all tensors that are in no part.
+
+    Tied tensors are in one file, under the name that `save_pretrained` keeps.
+    """
+    assert lm.loans is not None
+    state = lm.model.state_dict(keep_vars=True)
+    tied = {name for name, source in lm.model.all_tied_weights_keys.items() if state.get(name) is state.get(source)}
+    written = tied | set(lm.model._keys_to_ignore_on_save or ())
+    shards: dict[str, list[str]] = {}
+    for path in (*lm.loans.paths, ""):
+        names = [name for name in stored_state(lm.model, path) if name not in written]
+        written |= set(names)
+        if names:
+            shards[path] = names
+    return shards
+
+
+@torch.no_grad()
+def _verify(lm: LanguageModel, folder: Path, track: Track) -> None:
+    """Compare the saved model with the one in memory: modules, every tensor bit for bit, and outputs for a short row.
+
+    Raises:
+        UserError: they differ.
+    """
+    loaded = replace(load_streamed(str(folder)), label_order=lm.label_order)
+    copy_attention_type(lm.model, loaded.model)
+    for difference in differences(modules_by_path(lm.model), modules_by_path(loaded.model)):
+        raise mismatch_error(str(difference))
+    for path in track(list(_divide(lm)), "Comparing what was written"):
+        with lm.on_loan(*filter(None, [path])), loaded.on_loan(*filter(None, [path])):
+            state = stored_state(loaded.model, path)
+            for name, tensor in stored_state(lm.model, path).items():
+                other = state[name]
+                if not tensor.is_meta and not torch.equal(_round(tensor, lm.dtype), other):
+                    raise mismatch_error(f"'{name}' would have different values")
+    batch = random_batch(lm, 1, LENGTH)
+    with lm.loaned_on_call(), loaded.loaned_on_call():
+        compare_outputs(outputs_of(lm, batch), outputs_of(loaded, batch))
+
+
+def _round(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor after it was stored in `dtype`."""
+    return tensor.to(dtype).to(tensor.dtype) if tensor.is_floating_point() else tensor
