@@ -45,6 +45,7 @@ def compress(
     sequential: bool = False,
     anchored: bool = False,
     allow_dense: bool = False,
+    stream: bool = False,
     label_order: Sequence[str | int] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     output: str | PathLike[str] | None = None,
@@ -73,6 +74,8 @@ def compress(
         anchored: compress layer by layer, and fit each to the outputs of the original model.
         allow_dense: continue if more than a tenth of the targeted parameters in the blocks cannot be compressed, such
             as the experts of a mixture.
+        stream: load one block at a time, for a model that is larger than memory; needs `output`. The result has a model
+            whose weights are read from the output when they are needed.
         label_order: class names in the order of the model's outputs, as `data` spells them, for steps that learn from
             labels. None for the order in the model's configuration.
         tokenizer: tokenizer of the model. None for the one in the folder that the model was loaded from.
@@ -99,7 +102,7 @@ def compress(
     check_kinds(
         keep=keep, allocate=allocate, targets=targets, samples=samples, seed=seed, max_length=max_length,
         batch_size=batch_size, sequential=sequential, anchored=anchored, allow_dense=allow_dense,
-        label_order=label_order, track=track,
+        stream=stream, label_order=label_order, track=track,
     )  # fmt: skip
     model_input = to_model_input(model, tokenizer, label_order, device)
     texts = None if data is None else to_texts(data)
@@ -121,6 +124,7 @@ def compress(
         batch_size=sampling.batch_size,
         steps=steps,
         label_order=None if label_order is None else tuple(label_order),
+        stream=stream or None,
     )
     corpus = to_corpus(texts) if isinstance(texts, tuple) else None
     places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]

@@ -93,6 +93,10 @@ def compress(
             help="Continue if more than a tenth of the targeted parameters cannot be compressed.",
         ),
     ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Load one block at a time, for a model that is larger than memory."),
+    ] = False,
     label_order: LabelOrderOption = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
@@ -113,7 +117,7 @@ def compress(
         result = compress_model(
             model, method, fraction, data=data, allocate=allocate, targets=names or DEFAULT_TARGETS, samples=samples,
             seed=seed, max_length=max_length, batch_size=batch_size, sequential=sequential, anchored=anchored,
-            allow_dense=allow_dense, label_order=order, output=output, device=device, track=track,
+            allow_dense=allow_dense, stream=stream, label_order=order, output=output, device=device, track=track,
         )  # fmt: skip
     show_result(result, json, result.recipe)
 

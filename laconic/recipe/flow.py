@@ -187,7 +187,8 @@ def apply_steps(
             data = draw_again(replacement, data, data.corpus)
         lm = replacement or lm
         lm = replace(lm, dropped=() if lm.original is None else (*lm.dropped, outcomes[-1].dropped))
-        processes.broadcast_tensors({**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
+        tensors = {**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())}
+        processes.broadcast_tensors({name: tensor for name, tensor in tensors.items() if not tensor.is_meta})
     return replace(lm, original=None, dropped=()), _combine(outcomes)
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from laconic.calibrate.corpus import Corpus
 from laconic.evaluate import evaluate
 from laconic.model import LanguageModel, load
 from laconic.model.anatomy.infer import uncalled_stacks
+from laconic.model.loading import load_streamed
 from laconic.processes import broadcast, on_rank_zero, sync_errors
 from laconic.progress import Track, silent
 from laconic.recipe.checks import check_recipe
 from laconic.recipe.entry import ModelInput
 from laconic.recipe.flow import CombinedOutcome, apply_steps
 from laconic.recipe.schema import IN_MEMORY, EvaluationConfig, Recipe, key_of, write_recipe
+from laconic.recipe.streaming import check_stream, open_streamed
 from laconic.report.plots import curves, png
 from laconic.store import ExtraFiles, check_output, file_bytes, save
+from laconic.store.streamed import save_streamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,13 @@ class PreparedRun:
         """
         recipe, output = self.recipe, self.output
         if output is not None:
-            on_rank_zero(save)(lm, output, extra_files(recipe, outcome))
+            files = extra_files(recipe, outcome)
+            if lm.loans is None:
+                on_rank_zero(save)(lm, output, files)
+            else:
+                on_rank_zero(save_streamed)(lm, output, files, track=track)
+                # The parts of the scratch folder are removed; what remains reads the saved model.
+                lm = replace(load_streamed(str(output)), label_order=lm.label_order)
         seconds = time.perf_counter() - self.start
         return RunRecord(
             recipe=recipe,
@@ -163,7 +172,12 @@ def prepare_run(
                 texts = corpus
                 check_recipe(recipe, empty, places=places, read=lambda source, split: texts)
             data = _calibration(recipe, empty, corpus, track)
-            lm = stack.enter_context(model.open_model())
+            if recipe.stream:
+                check_stream(recipe, output, model.loaded is not None)
+                assert output is not None
+                lm = model.with_inputs(stack.enter_context(open_streamed(recipe, output, model.device)))
+            else:
+                lm = stack.enter_context(model.open_model())
         yield PreparedRun(recipe=recipe, output=output, lm=lm, data=data, start=start)
 
 

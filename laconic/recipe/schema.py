@@ -65,6 +65,8 @@ class Recipe(metaclass=Typed):
             names in its config.json.
         steps: the steps, in order.
         evaluate: what to measure on the result; None for nothing.
+        stream: load one block at a time, for a model that is larger than memory. Steps that need the whole model are
+            refused.
 
     Example:
         >>> from laconic.methods import Svd
@@ -85,6 +87,7 @@ class Recipe(metaclass=Typed):
     label_order: tuple[Name, ...] | None = None
     steps: tuple[Step, ...]
     evaluate: EvaluationConfig | None = None
+    stream: bool | None = None
 
     @property
     def sampling(self) -> Sampling:

@@ -177,9 +177,9 @@ def to_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         rounded = cast_tensor(parameter.detach(), dtype, exactly=exact.search(name) is not None)
         copies[id(parameter)] = nn.Parameter(rounded, requires_grad=False)
-    stored = model.state_dict().keys()
+    computed = {name for name, _ in model.named_non_persistent_buffers()}
     for name, buffer in model.named_buffers():
-        copies[id(buffer)] = cast_tensor(buffer, dtype, exact.search(name) is not None) if name in stored else buffer
+        copies[id(buffer)] = buffer if name in computed else cast_tensor(buffer, dtype, exact.search(name) is not None)
     return copy.deepcopy(model, copies)
 
 

@@ -12,15 +12,16 @@ from laconic.model.checkpoints.fit import check_report
 from laconic.store.densify import detach_quantizer
 from laconic.store.expert_layers import is_placeholder
 from laconic.store.quantizer import NAME, VERSION, LaconicConfig, LaconicQuantizer
-from laconic.store.structure import describe, rebuild, unpack_formats
+from laconic.store.structure import Structure, describe, rebuild, unpack_formats
 
 
-def attach(model: PreTrainedModel) -> None:
+def attach(model: PreTrainedModel, entries: Structure | None = None) -> None:
     """Make `model.save_pretrained` write the structure that `from_pretrained` needs.
 
     Args:
         model: the model, changed in place. Its configuration gets a `quantization_config`; the entry is removed if the
             model can be loaded without laconic.
+        entries: the entries of its formats, as for `describe`.
 
     Raises:
         UserError: another library quantized the model (config.json can name only one quantizer), or no configuration
@@ -44,7 +45,7 @@ def attach(model: PreTrainedModel) -> None:
     detach_quantizer(model)
     # Type checkers do not know the attributes that a quantizer sets.
     target: Any = model
-    if structure := describe(model):
+    if structure := describe(model, entries):
         target.hf_quantizer = LaconicQuantizer(LaconicConfig(structure, VERSION))
         target.quantization_method = NAME
         model.config.quantization_config = LaconicConfig(structure, VERSION)

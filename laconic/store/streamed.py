@@ -5,12 +5,14 @@ a block, a word embedding or a head; what else the model has is in a last file. 
 """
 
 import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
@@ -62,9 +64,8 @@ def save_streamed(
     """
     with new_folder(folder) as partial:
         stored = to_dtype(lm.model, lm.dtype)
-        attach(stored)
+        attach(stored, _write_shards(lm, stored, partial, track))
         _write_configuration(stored, partial)
-        _write_shards(lm, stored, partial, track)
         _verify(lm, partial, track)
         write_other_files(lm, stored, partial, folder, extra_files or ExtraFiles())
 
@@ -78,42 +79,66 @@ def _write_configuration(stored: PreTrainedModel, folder: Path) -> None:
         stored.generation_config.save_pretrained(folder)
 
 
-def _write_shards(lm: LanguageModel, stored: PreTrainedModel, folder: Path, track: Track) -> None:
+def _write_shards(lm: LanguageModel, stored: PreTrainedModel, folder: Path, track: Track) -> dict[str, dict[str, Any]]:
+    """Write the files of all parts and their index, and return the entries of the formats."""
+    assert lm.loans is not None
     store_stacks_as_they_are(stored)
     exact = exact_names(stored, lm.dtype)
-    shards = _divide(lm)
-    weight_map: dict[str, str] = {}
+    written = _unwritten_names(lm.model)
+    entries: dict[str, dict[str, Any]] = {}
+    files: dict[Path, list[str]] = {}
     total = 0
-    for number, (path, names) in enumerate(track(list(shards.items()), "Writing the model"), start=1):
-        file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    for number, path in enumerate(track([*lm.loans.paths, ""], "Writing the model")):
         with lm.on_loan(*filter(None, [path])):
-            state = stored_state(lm.model, path)
-            tensors = {name: cast_tensor(state[name], lm.dtype, exact.search(name) is not None) for name in names}
+            state = stored_state(lm.model, path) if path else _state_outside(lm.model, lm.loans.paths)
+            entries = FormatStructures().describe(lm.model, path) | entries
+            tensors = {
+                name: cast_tensor(tensor, lm.dtype, exact.search(name) is not None)
+                for name, tensor in state.items()
+                if name not in written
+            }
+            written |= tensors.keys()
             tensors |= {} if path else placeholders(stored)
             tensors = revert_weight_conversion(stored, tensors)
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file.name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
+            if tensors:
+                file = folder / f"part-{number}"
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+                files[file] = list(tensors)
+                total += sum(tensor.nbytes for tensor in tensors.values())
+    weight_map: dict[str, str] = {}
+    for number, (file, names) in enumerate(files.items(), start=1):
+        shard = file.rename(folder / f"model-{number:05d}-of-{len(files):05d}.safetensors")
+        weight_map |= dict.fromkeys(names, shard.name)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return entries
 
 
-def _divide(lm: LanguageModel) -> dict[str, list[str]]:
-    """The names of the tensors in each file, by the path of a part; "" for all tensors that are in no part.
+def _unwritten_names(model: PreTrainedModel) -> set[str]:
+    """The names of tensors that are not saved: tied ones, saved under another name, and those that a class omits."""
+    buffers = model.named_buffers(remove_duplicate=False)
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(buffers)}
+    tied = {name for name, source in model.all_tied_weights_keys.items() if tensors.get(name) is tensors.get(source)}
+    return tied | set(model._keys_to_ignore_on_save or ())
 
-    Tied tensors are in one file, under the name that `save_pretrained` keeps.
-    """
-    assert lm.loans is not None
-    state = lm.model.state_dict(keep_vars=True)
-    tied = {name for name, source in lm.model.all_tied_weights_keys.items() if state.get(name) is state.get(source)}
-    written = tied | set(lm.model._keys_to_ignore_on_save or ())
-    shards: dict[str, list[str]] = {}
-    for path in (*lm.loans.paths, ""):
-        names = [name for name in stored_state(lm.model, path) if name not in written]
-        written |= set(names)
-        if names:
-            shards[path] = names
-    return shards
+
+def _state_outside(model: PreTrainedModel, paths: Collection[str]) -> dict[str, Tensor]:
+    """The tensors that are in no part, as a saved model has them."""
+
+    def collect(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        if prefix in paths:
+            return
+        if not any(path.startswith(f"{prefix}." if prefix else "") for path in paths):
+            yield from module.state_dict(prefix=f"{prefix}.", keep_vars=True).items()
+            return
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, tensor in own:
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, tensor
+        for name, child in module.named_children():
+            yield from collect(child, f"{prefix}.{name}" if prefix else name)
+
+    return {name: tensor.detach() for name, tensor in collect(model, "")}
 
 
 @torch.no_grad()
@@ -127,16 +152,21 @@ def _verify(lm: LanguageModel, folder: Path, track: Track) -> None:
     copy_attention_type(lm.model, loaded.model)
     for difference in differences(modules_by_path(lm.model), modules_by_path(loaded.model)):
         raise mismatch_error(str(difference))
-    for path in track(list(_divide(lm)), "Comparing what was written"):
-        with lm.on_loan(*filter(None, [path])), loaded.on_loan(*filter(None, [path])):
-            state = stored_state(loaded.model, path)
-            for name, tensor in stored_state(lm.model, path).items():
-                other = state[name]
-                if not tensor.is_meta and not torch.equal(_round(tensor, lm.dtype), other):
-                    raise mismatch_error(f"'{name}' would have different values")
+    assert lm.loans is not None
+    for path in track(list(lm.loans.paths), "Comparing what was written"):
+        with lm.on_loan(path), loaded.on_loan(path):
+            _compare_tensors(stored_state(lm.model, path), stored_state(loaded.model, path), lm.dtype)
+    outside = (_state_outside(model, lm.loans.paths) for model in (lm.model, loaded.model))
+    _compare_tensors(*outside, lm.dtype)
     batch = random_batch(lm, 1, LENGTH)
     with lm.loaned_on_call(), loaded.loaned_on_call():
         compare_outputs(outputs_of(lm, batch), outputs_of(loaded, batch))
+
+
+def _compare_tensors(tensors: Mapping[str, Tensor], loaded: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    for name, tensor in tensors.items():
+        if name not in loaded or not torch.equal(_round(tensor, dtype), loaded[name]):
+            raise mismatch_error(f"'{name}' would have different values")
 
 
 def _round(tensor: Tensor, dtype: torch.dtype) -> Tensor:

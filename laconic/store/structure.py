@@ -32,7 +32,7 @@ Replacement = Format | ExpertStack
 REMEDY = "take the config.json that was saved with the weights"
 
 
-def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+def describe(model: PreTrainedModel, entries: Structure | None = None) -> dict[str, dict[str, Any]]:
     """The structure of a model: one entry for each module that its class does not build from the configuration.
 
     To check the result, the model is rebuilt without weights from configuration and structure, as `from_pretrained`
@@ -40,6 +40,7 @@ def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
 
     Args:
         model: a model with formats or changed shapes, or a stock model.
+        entries: the entries of its formats, if its weights are not in memory, which some entries depend on.
 
     Returns:
         The entries by path, in the order of `named_modules`; empty for a stock model.
@@ -66,7 +67,8 @@ def describe(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
             "correct the configuration."
         ) from error
     copy_attention_type(model, plain)
-    structure = {**format_entries(model), **changed_shapes(model, plain)}
+    found = format_entries(model) if entries is None else {name: dict(entry) for name, entry in entries.items()}
+    structure = {**found, **changed_shapes(model, plain)}
     rebuild(plain, structure)
     unpack_formats(plain)
     difference = next(differences(modules_by_path(model), modules_by_path(plain)), None)

@@ -1,0 +1,70 @@
+"""`stream: true`: a recipe on one block at a time gives the same model, and says what it cannot do."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import laconic
+from laconic.errors import UserError
+from laconic.model import load
+from laconic.recipe import recipe_from, run
+from tests.conftest import SENTENCES
+
+
+def spelled(model: Path, data: Path, *steps: dict, **settings: object) -> dict[str, object]:
+    return {"model": str(model), "data": str(data), "samples": 6, "steps": list(steps), **settings}
+
+
+GPTQ = {"compress": {"method": "gptq:bits=4,group_size=8"}}
+LOW_RANK = {"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6}}
+
+
+@pytest.mark.parametrize("steps", [(GPTQ,), (LOW_RANK, {"compress": {"method": "rtn:bits=8"}})], ids=["one", "two"])
+def test_a_streamed_recipe_gives_the_same_model(steps, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    whole = run(recipe_from(spelled(tiny_model, texts, *steps)), tmp_path / "whole")
+    parts = run(recipe_from(spelled(tiny_model, texts, *steps, stream=True)), tmp_path / "parts")
+    mine, other = whole.to_json(), parts.to_json()
+    for key in ("bytes", "dense_bytes", "sites", "stacks"):
+        assert mine[key] == other[key]
+    expected, found = (load(str(tmp_path / folder)).model.state_dict() for folder in ("whole", "parts"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    # The scratch folder is gone, and so is every partial folder.
+    assert {path.name for path in tmp_path.iterdir()} >= {"whole", "parts"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_model_of_the_result_reads_the_output(tiny_model: Path, tmp_path: Path) -> None:
+    result = laconic.compress(
+        str(tiny_model), "gptq:bits=4,group_size=8", data=SENTENCES, samples=6, output=tmp_path / "small", stream=True
+    )
+    assert result.bytes < result.dense_bytes and all(site.bytes for site in result.sites.values())
+    blocks = [block for _, found in result.record.lm.stacks() for _, block in found]
+    assert all(tensor.is_meta for block in blocks for tensor in block.buffers())
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]["structure"]
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        ({"narrow": {"channels": 0.5}}, "stream must be left out for 'narrow'"),
+        ({"compress": {"method": "magnitude", "keep": 0.5, "allocate": "global"}}, "allocate: global compares all"),
+        ({"compress": {"method": "gptq:bits=4", "anchored": True}}, "anchored runs the original"),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused_before_it_is_read(
+    step, sentence, tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("laconic.recipe.streaming.load_streamed", None)
+    with pytest.raises(UserError, match=sentence):
+        run(recipe_from(spelled(tiny_model, texts, step, stream=True)), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_streaming_needs_a_folder_to_write_to_and_a_model_to_read(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="stream needs output"):
+        laconic.compress(str(tiny_model), "rtn:bits=4", stream=True)
+    with pytest.raises(UserError, match="in memory already"):
+        laconic.compress(load(str(tiny_model)).model, "rtn:bits=4", stream=True)

@@ -1,0 +1,63 @@
+"""A streamed model is saved as the one in memory: the same tensors, configuration and other files."""
+
+import json
+
+import pytest
+import torch
+
+from laconic.calibrate import Calibration
+from laconic.compress import Compress
+from laconic.errors import UserError
+from laconic.methods import Gptq, KfacPrune, Svd
+from laconic.model import load
+from laconic.model.loading import load_streamed
+from laconic.store import save
+from laconic.store.streamed import FormatStructures, save_streamed
+from tests.architectures import BY_NAME
+from tests.calibrate.test_collect_stats import labelled_batches
+from tests.experts import MIXTURES
+
+STEPS = {
+    "none": None,
+    "svd": Compress(method=Svd(), keep=0.5),
+    "gptq of all matrices": Compress(method=Gptq(bits=8), targets=("all",)),
+    "kfac-prune": Compress(method=KfacPrune(sparsity=0.5)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*saw fewer tokens")
+@pytest.mark.parametrize("name", ["llama", "bert-classifier", "gpt2", "mixtral"])
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_both_ways_save_the_same_model(name, step, tmp_path) -> None:
+    model = MIXTURES[name][0]() if name in MIXTURES else BY_NAME[name].model()
+    model.bfloat16().save_pretrained(tmp_path / "model")
+    lm = load(str(tmp_path / "model"))
+    streamed = load_streamed(str(tmp_path / "model"), tmp_path / "scratch", structures=FormatStructures())
+    data = Calibration(labelled_batches(lm, 2))
+    for one in (lm, streamed):
+        if step is not None:
+            step.apply(one, data)
+    save(lm, tmp_path / "whole")
+    save_streamed(streamed, tmp_path / "parts")
+    expected, found = (load(str(tmp_path / folder)) for folder in ("whole", "parts"))
+    assert type(expected.model) is type(found.model)
+    tensors = found.model.state_dict()
+    assert tensors.keys() == expected.model.state_dict().keys()
+    for key, tensor in expected.model.state_dict().items():
+        assert torch.equal(tensors[key], tensor), key
+    config, other = (json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("whole", "parts"))
+    assert config == other
+    files = [
+        {file.name for file in (tmp_path / folder).iterdir() if "safetensors" not in file.name}
+        for folder in ("whole", "parts")
+    ]
+    assert files[0] == files[1]
+
+
+def test_a_file_that_is_changed_while_it_is_written_is_noticed(tmp_path, monkeypatch) -> None:
+    BY_NAME["llama"].model().save_pretrained(tmp_path / "model")
+    lm = load_streamed(str(tmp_path / "model"))
+    monkeypatch.setattr("laconic.store.streamed.cast_tensor", lambda tensor, dtype, exactly: tensor + 1)
+    with pytest.raises(UserError, match="would have different values"):
+        save_streamed(lm, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
