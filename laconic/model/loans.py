@@ -186,7 +186,7 @@ class Loans:
         assert self.structures is not None, "load_streamed was given no functions that rebuild formats"
         shapes, structure = read_header(file)
         with report_misfit(file):
-            self.structures.rebuild(model, structure)
+            self.structures.rebuild(model, path, structure)
             self.structures.unpack(model)
             layers = packed_layers(model.get_submodule(path), path)
             found = find_tensors(model, shapes, layers)
@@ -196,6 +196,9 @@ class Loans:
             check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in stored.items()})
         lendable = _ids([_Frame(model, self._paths_in(model))])
         origins = {id(tensor): Origin(to_placeholder(tensor), reader, name, layer) for tensor, name, layer in found}
+        for placeholder in (origin.placeholder for origin in origins.values()):
+            # As in a model that was just loaded.
+            placeholder.requires_grad_(isinstance(placeholder, nn.Parameter) and placeholder.is_floating_point())
         self._register(origin for key, origin in origins.items() if key in lendable)
         substitute(model, {key: origin.placeholder for key, origin in origins.items()})
         substitute(model, self._fetch([origin for key, origin in origins.items() if key not in lendable]))

@@ -32,8 +32,8 @@ class Structures(Protocol):
         """The structure of the part at `path`: one entry for each module that its class does not build."""
         ...
 
-    def rebuild(self, model: PreTrainedModel, structure: Structure) -> None:
-        """Insert the formats of a structure, on the meta device and packed, in place."""
+    def rebuild(self, model: PreTrainedModel, path: str, structure: Structure) -> None:
+        """Insert the formats of a structure that the part at `path` does not have, on the meta device and packed."""
         ...
 
     def unpack(self, model: PreTrainedModel) -> None:

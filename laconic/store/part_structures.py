@@ -31,9 +31,12 @@ class PartStructures:
             if any(place == path or place.startswith(inside) for place in (name, *entry.get("aliases", ())))
         }
 
-    def rebuild(self, model: PreTrainedModel, structure: Structure) -> None:
-        """Insert the formats of a structure, on the meta device and packed, in place."""
-        rebuild(model, structure)
+    def rebuild(self, model: PreTrainedModel, path: str, structure: Structure) -> None:
+        """Insert the formats of a structure that the part at `path` does not have, on the meta device and packed."""
+        present = self.describe(model, path)
+        new = tuple(f"{name}." for name, entry in structure.items() if present.get(name) != entry)
+        # A new format is inserted with all that is inside it.
+        rebuild(model, {name: entry for name, entry in structure.items() if f"{name}.".startswith(new)})
 
     def unpack(self, model: PreTrainedModel) -> None:
         """Give packed layers on the meta device the form that they compute with, in place."""

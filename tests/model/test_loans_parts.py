@@ -15,6 +15,7 @@ from laconic.methods import Magnitude, Method, Rtn, Svd
 from laconic.model import LanguageModel
 from laconic.model.loading import load, load_streamed
 from laconic.model.loans_parts import part_file, stored_state
+from laconic.model.site import has_module
 from laconic.store import save
 from laconic.store.part_structures import PartStructures
 from tests.architectures import outputs
@@ -139,6 +140,45 @@ def test_a_tied_embedding_and_a_norm_are_written_and_stay_what_they_are(tmp_path
         with model.on_loan("lm_head"):
             for name in ("lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"):
                 assert torch.equal(model.model.get_parameter(name), 2 * whole.model.get_parameter(name))
+
+
+@pytest.mark.parametrize("method", [Magnitude(sparsity=0.5), Rtn(bits=4, group_size=16)])
+def test_a_tied_embedding_becomes_one_format(tmp_path: Path, method: Method) -> None:
+    MODELS["bert-masked"]().bfloat16().save_pretrained(tmp_path / "model")
+    whole, lm = load(str(tmp_path / "model")), streamed(tmp_path)
+    before = nbytes(lm.model)
+    for model in (whole, lm):
+        [site] = model.sites(("embedding",))
+        [head] = model.sites(("head",))[-1:]
+        assert head.name == "cls.predictions.decoder"
+        with model.on_loan(site.name):
+            format = method.compress(site.weight().to(lm.dtype), LayerStats())
+            model.replace(site, format)
+            model.write_back(site.name)
+    assert nbytes(lm.model) == before
+    other = streamed(tmp_path)
+    other.restore(site.name)
+    for model in (lm, other):
+        assert nbytes(model.model) == before
+        with model.on_loan(""):
+            assert_equal(model.model, whole.model)
+            assert torch.equal(outputs(model.model), outputs(whole.model))
+
+
+@pytest.mark.parametrize("name", ["mapped", "coded-embedding", "resized"])
+def test_parts_of_a_compressed_model_are_written_and_restored(tmp_path: Path, name: str) -> None:
+    folder = Path(__file__).parents[1] / "old" / "0.1.0" / "models" / name
+    whole, scratch = load(str(folder)), tmp_path / "scratch"
+    lm, other = (load_streamed(str(folder), scratch, structures=PartStructures()) for _ in range(2))
+    assert lm.loans is not None
+    parts = [path for path in lm.loans.paths if has_module(lm.model, path)]
+    for path in parts:
+        with lm.on_loan(path):
+            lm.write_back(path)
+    assert all(map(other.restore, parts))
+    for model in (lm, other):
+        with model.on_loan(""):
+            assert_equal(model.model, whole.model)
 
 
 def test_a_copy_that_was_made_before_keeps_the_old_weights(folder: Path) -> None:
