@@ -1,16 +1,13 @@
 """Streamed models are compressed as those in memory, method by method."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor
 
 from laconic.calibrate import Calibration
 from laconic.compress import Compress
 from laconic.errors import UserError
 from laconic.methods import Gptq, KfacPrune, KfacSvd, Magnitude, Rtn, Svd, Wanda, Yaqa
-from laconic.model import LanguageModel, load
+from laconic.model import load
 from laconic.model.loading import load_streamed
 from tests.architectures import BY_NAME
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -32,52 +29,37 @@ TOLERANCE = 1e-2
 """The order in which the gradients of a decoder's blocks are summed for the encoder may change the last bits."""
 
 
-def changed_parts(step: Compress, lm: LanguageModel, scratch: Path) -> tuple[dict[str, dict[str, Tensor]], object]:
-    """Compress a streamed model, and return the tensors of each part that it wrote back, and the outcome."""
-    parts: dict[str, dict[str, Tensor]] = {}
-
-    def write_back(model: torch.nn.Module, path: str, dtype: torch.dtype) -> None:
-        parts[path] = {name: tensor.clone() for name, tensor in model.get_submodule(path).state_dict().items()}
-
-    assert lm.loans is not None
-    lm.loans.scratch, lm.loans.write_back = scratch, write_back
-    return parts, step.apply(lm, Calibration(labelled_batches(lm, 2)))
-
-
 @pytest.mark.filterwarnings("ignore:.*saw fewer tokens", "ignore:.*keeps .* of the bytes")
 @pytest.mark.parametrize("name", ["llama", "bert-classifier", "t5", "mixtral"])
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_a_streamed_model_is_compressed_as_the_one_in_memory(name, step, tmp_path) -> None:
     model = MIXTURES[name][0]() if name in MIXTURES else BY_NAME[name].model()
     model.save_pretrained(tmp_path / "model")
-    lm, streamed = load(str(tmp_path / "model")), load_streamed(str(tmp_path / "model"))
+    lm, streamed = load(str(tmp_path / "model")), load_streamed(str(tmp_path / "model"), tmp_path / "scratch")
+    data = Calibration(labelled_batches(lm, 2))
     if name == "t5" and step.sequential and step.targets == ("all",):
         with pytest.raises(UserError, match="leave out sequential"):
-            changed_parts(step, streamed, tmp_path / "scratch")
+            step.apply(streamed, data)
         return
-    expected = step.apply(lm, Calibration(labelled_batches(lm, 2)))
-    parts, outcome = changed_parts(step, streamed, tmp_path / "scratch")
-    assert outcome == expected
-    blocks = {path for _, found in lm.stacks() for path, _ in found}
-    assert blocks <= parts.keys()
-    for path, tensors in parts.items():
-        mine = lm.model.get_submodule(path).state_dict()
-        assert mine.keys() == tensors.keys()
-        for key, tensor in tensors.items():
-            assert not tensor.is_meta
-            rtol = TOLERANCE if name == "t5" else 0
-            torch.testing.assert_close(tensor, mine[key], rtol=rtol, atol=rtol)
+    assert step.apply(streamed, data) == step.apply(lm, data)
+    blocks = [path for _, found in lm.stacks() for path, _ in found]
+    for path in blocks:
+        assert all(tensor.is_meta for tensor in streamed.model.get_submodule(path).parameters())
+    with streamed.on_loan(""):
+        expected, found = lm.model.state_dict(), streamed.model.state_dict()
+    assert expected.keys() == found.keys()
+    rtol = TOLERANCE if name == "t5" else 0
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=rtol, atol=rtol)
 
 
 def test_spectrum_of_a_streamed_model_is_planned_from_predictions(tmp_path) -> None:
     BY_NAME["llama"].model().save_pretrained(tmp_path / "model")
     step = Compress(method=KfacSvd(), keep=0.5, allocate="spectrum")
-    lm, streamed = load(str(tmp_path / "model")), load_streamed(str(tmp_path / "model"))
+    lm, streamed = load(str(tmp_path / "model")), load_streamed(str(tmp_path / "model"), tmp_path / "scratch")
     # With too few rows to measure, the model in memory is planned from predictions too.
     data = Calibration([{name: tensor[:1] for name, tensor in labelled_batches(lm, 1)[0].items()}])
     expected = step.apply(lm, data)
-    assert streamed.loans is not None
-    streamed.loans.scratch, streamed.loans.write_back = tmp_path / "scratch", lambda *_: None
     outcome = step.apply(streamed, data)
     assert outcome.plan == expected.plan and outcome.predicted_loss == expected.predicted_loss
 
