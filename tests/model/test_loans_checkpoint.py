@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Chunk, WeightConverter
 
 from laconic.errors import UserError
 from laconic.model.loading import load, load_streamed
@@ -67,3 +69,29 @@ def test_a_pickle_cannot_be_streamed(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"^The model '.*' cannot be streamed, as its weights are a pickle"):
         load_streamed(str(tmp_path))
+
+
+def test_one_tensor_of_the_file_becomes_several(tmp_path: Path) -> None:
+    model = BY_NAME["bert-masked"].model()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    attention = "bert.encoder.layer.0.attention.self"
+    parts = [tensors.pop(f"{attention}.{name}.weight") for name in ("query", "key", "value")]
+    save_file({**tensors, f"{attention}.qkv.weight": torch.cat(parts)}, file, {"format": "pt"})
+    register_checkpoint_conversion_mapping("bert", [split_of_qkv()], overwrite=True)
+    try:
+        lm = load_streamed(str(tmp_path))
+        with lm.on_loan(f"{attention}.key"):
+            assert torch.equal(lm.model.get_parameter(f"{attention}.key.weight"), parts[1])
+            assert lm.model.get_parameter(f"{attention}.query.weight").is_meta
+        with lm.on_loan(""):
+            assert_equal(lm.model, load(str(tmp_path)).model)
+    finally:
+        register_checkpoint_conversion_mapping("bert", [], overwrite=True)
+
+
+def split_of_qkv() -> WeightConverter:
+    """The conversion of a file that stores query, key and value in one matrix."""
+    targets = [f"attention.self.{name}.weight" for name in ("query", "key", "value")]
+    return WeightConverter(["attention.self.qkv.weight"], targets, [Chunk(dim=0)])
