@@ -62,7 +62,7 @@ def costs(cells: Sequence[Cell]) -> list[str]:
     # `narrow` counts only the experts, and the attentions stay as they are.
     dense = max(cell["dense_bytes"] for cell in CELLS.where(model=cells[0]["model"]))
     nbytes = cells[0]["bytes"] + dense - cells[0]["dense_bytes"]
-    return [megabytes(nbytes), figure(perplexity(averaged(cells, "nats")), 1), divergence(cells)]
+    return [megabytes(nbytes), figure(perplexity(average_seeds(cells, "nats")), 1), divergence(cells)]
 
 
 def by_expert(rows: int) -> list[str]:
@@ -106,7 +106,7 @@ def worst_expert(cell: Cell) -> float:
     return max(each) / mean(cell["kl"])
 
 
-def averaged(cells: Sequence[Cell], what: str) -> list[float]:
+def average_seeds(cells: Sequence[Cell], what: str) -> list[float]:
     """The mean over the seeds of a value of each test row."""
     return np.mean([cell[what] for cell in cells], axis=0).tolist()
 
@@ -118,7 +118,7 @@ def perplexity(nats: Sequence[float]) -> Interval:
 
 def divergence(cells: Sequence[Cell]) -> str:
     """The mean KL with its interval over the test rows, and its standard deviation over the seeds."""
-    kl = interval(lambda rows: float(rows[:, 0].mean()), np.array(averaged(cells, "kl"))[:, None])
+    kl = interval(lambda rows: float(rows[:, 0].mean()), np.array(average_seeds(cells, "kl"))[:, None])
     seeds = [mean(cell["kl"]) for cell in cells]
     deviation = f"± {stdev(seeds):.4f}, {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     return f"{figure(kl, 4)} ({deviation})"
