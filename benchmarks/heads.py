@@ -32,9 +32,10 @@ from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.sources import read
 from laconic.compress import Compress, Narrow, Step
 from laconic.evaluate.eval_task import EvalTask, TaskResult
-from laconic.evaluate.fidelity import Reference, ReferenceCache, compare_to_reference
+from laconic.evaluate.fidelity import Reference, compare_to_reference
 from laconic.evaluate.metrics import Metric, Scores, interval
 from laconic.evaluate.paired import difference
+from laconic.evaluate.references import ReferenceCache
 from laconic.evaluate.tasks import find_task
 from laconic.methods import Gptq, KfacSvd
 from laconic.model import LanguageModel, load

@@ -239,8 +239,9 @@ _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "label_order": ("a list of names of classes", _or_none(_is_list)),
     "tasks": ("the name of a task, or a list of those", lambda value: _is_text(value) or _are_texts(value)),
     "limit": ("a whole number, or None for all rows", _or_none(_is_whole)),
+    "context": ("a whole number, or None for the default", _or_none(_is_whole)),
     **dict.fromkeys(("batch", "length"), _COUNTS),
-    **dict.fromkeys(("runtime", "to", "executor"), ("a name", _is_text)),
+    **dict.fromkeys(("runtime", "to", "executor", "dtype"), ("a name", _is_text)),
     "address": ("a text, or None", _or_none(_is_text)),
     "track": ("a function like laconic.progress.silent", callable),
 }

@@ -1,7 +1,7 @@
 """`laconic.evaluate`: quality and cost of a model, and its distance to the original."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -13,13 +13,18 @@ from laconic.api.arguments import check_kinds, to_counts, to_model_input, to_tas
 from laconic.api.results import Part, Result
 from laconic.calibrate.classes import share_label_order
 from laconic.calibrate.row import tokenizer_of
+from laconic.errors import UserError
 from laconic.evaluate import Conditions, Cost, Evaluation, Fidelity, calibration_sources, check_comparable, check_tasks
-from laconic.evaluate import evaluate as evaluate_model
 from laconic.evaluate.metrics import Interval
 from laconic.evaluate.paired import Difference
-from laconic.evaluate.tasks import load_corpus
+from laconic.evaluate.perplexity import Perplexity
+from laconic.evaluate.run import evaluate_in_turn
+from laconic.evaluate.tasks import load_corpus, select_tasks
+from laconic.model import LanguageModel
+from laconic.model.loading import load_streamed
 from laconic.progress import Track, silent
 from laconic.recipe.checks import check_label_order
+from laconic.recipe.entry import ModelInput
 from laconic.report.evaluation import evaluation_remarks, evaluation_tables
 from laconic.report.tables import Table
 from laconic.runtime import check_runtime
@@ -107,6 +112,9 @@ def evaluate(
     batch: int | Sequence[int] = (1, 8),
     length: int | Sequence[int] = (128,),
     runtime: str = "eager",
+    context: int | None = None,
+    dtype: str = "float32",
+    stream: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str = "cpu",
     track: Track = silent,
@@ -129,6 +137,11 @@ def evaluate(
         batch: one or several batch sizes to time.
         length: one or several sequence lengths to time, each with every batch size.
         runtime: the runtime of the models: `eager`, `compile`, `onnx` or `openvino`.
+        context: number of tokens in a window of perplexity; None for the context of the model, up to 2048.
+        dtype: dtype of the matrix products of perplexity and of the comparison in its windows: `float32`, or
+            `bfloat16`, which is faster on processors that have it and changes figures by about a thousandth of a nat.
+        stream: read the weights of each block from the files of the models when it runs, so that a model may be larger
+            than memory. Only perplexity and the distance in its windows can be measured, and no cost.
         tokenizer: tokenizer of both models. None for those in the folders that they were loaded from.
         device: device for models that are given by their names.
         track: reports progress.
@@ -148,7 +161,8 @@ def evaluate(
         36256
     """
     check_kinds(tasks=tasks, limit=limit, label_order=label_order, batch=batch, length=length)
-    check_kinds(runtime=runtime, track=track)
+    check_kinds(runtime=runtime, context=context, dtype=dtype, track=track)
+    check_kinds(stream=stream)
     names = to_tasks(tasks, limit)
     model_input = to_model_input(model, tokenizer, label_order, device)
     original = None if against is None else to_model_input(against, tokenizer, None, device, place="against")
@@ -168,16 +182,60 @@ def evaluate(
         compared=other is not None,
         calibration=calibration_sources(model_input.name, *(() if original is None else (original.name,))),
         runtime=runtime,
+        context=context,
+        dtype=dtype,
         load=partial(load_corpus, limit=limit),
     )
-    with ExitStack() as stack:
-        lm = stack.enter_context(model_input.open_model(restore=False))
-        reference = None
-        if original is not None:
-            reference = share_label_order(stack.enter_context(original.open_model(restore=False)), lm)
-        resume = model_input.loaded is None and (original is None or original.loaded is None)
-        found = evaluate_model(lm, names, limit=limit, against=reference, cost=conditions, resume=resume, track=track)
+    if stream:
+        _check_streamed(names, model_input, original)
+    found = evaluate_in_turn(
+        partial(_open_model, model_input, structure, stream),
+        names,
+        sources=[model_input.name, *([] if original is None else [original.name])],
+        limit=limit,
+        open_original=None if original is None else partial(_open_model, original, structure, stream),
+        cost=False if stream else conditions,
+        resume=model_input.loaded is None and (original is None or original.loaded is None),
+        context=context,
+        dtype=dtype,
+        track=track,
+    )
     return EvaluateResult(found.results, found.cost, found.fidelity, found.difference, found)
+
+
+@contextmanager
+def _open_model(model_input: ModelInput, structure: LanguageModel, stream: bool) -> Iterator[LanguageModel]:
+    """Open a model, with the order of the classes of the evaluated one.
+
+    Args:
+        model_input: the model to open.
+        structure: the evaluated model.
+        stream: as in `evaluate`.
+    """
+    if stream:
+        yield model_input.with_inputs(load_streamed(model_input.name, model_input.device))
+    else:
+        with model_input.open_model(restore=False) as lm:
+            yield share_label_order(lm, structure)
+
+
+def _check_streamed(names: Sequence[str], model: ModelInput, original: ModelInput | None) -> None:
+    """Check that an evaluation can read its models block by block.
+
+    Raises:
+        UserError: a task is no perplexity, or a model is loaded already.
+    """
+    selected = select_tasks(names, compared=original is not None)
+    other = next((name for name, task in selected.tasks.items() if not isinstance(task, Perplexity)), None)
+    if other is not None or not selected.compares_in_windows:
+        named = other or next(iter(names), "")
+        got = f"'{named}'" if named else "no task"
+        raise UserError(
+            f"With stream, perplexity and the distance in its windows are measured; got {got}; name perplexity:SOURCE, "
+            "or evaluate without stream."
+        )
+    if any(one is not None and one.loaded is not None for one in (model, original)):
+        raise UserError("stream reads models from their files; give their folders or hub names.")
 
 
 def _prefixed(change: Mapping[str, Any]) -> dict[str, Any]:

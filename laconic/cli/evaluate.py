@@ -42,6 +42,29 @@ def evaluate(
     runtime: Annotated[
         str, typer.Option(metavar="eager|compile|onnx|openvino", help="The runtime for MODEL and ORIGINAL.")
     ] = "eager",
+    context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens in a window of perplexity. Without it, as many as the model has positions for, up to 2048.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="float32|bfloat16",
+            help="The dtype of the matrix products of perplexity. bfloat16 is faster on processors that have it, and "
+            "changes figures by about a thousandth of a nat.",
+        ),
+    ] = "float32",
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Read the weights of each block from disk when it runs, for models larger than memory. Only "
+            "perplexity and the distance in its windows are measured.",
+        ),
+    ] = False,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
@@ -57,6 +80,6 @@ def evaluate(
     with progress_bars() as track:
         result = evaluate_model(
             model, names, against=against, limit=limit, label_order=order, batch=batches, length=lengths,
-            runtime=runtime, device=device, track=track,
+            runtime=runtime, context=context, dtype=dtype, stream=stream, device=device, track=track,
         )  # fmt: skip
     show_result(result, json)

@@ -3,9 +3,11 @@
 Internal: it may change with any version.
 """
 
+from laconic.evaluate.comparable import check_comparable
 from laconic.evaluate.contamination import calibration_sources
 from laconic.evaluate.cost import Conditions, Cost, measure_cost
-from laconic.evaluate.fidelity import Fidelity, Reference, ReferenceCache, check_comparable, compare_to_reference
+from laconic.evaluate.fidelity import Fidelity, Reference, compare_to_reference
+from laconic.evaluate.references import ReferenceCache
 from laconic.evaluate.run import Evaluation, evaluate
 from laconic.evaluate.tasks import check_task, check_tasks
 from laconic.evaluate.timing import Latency, latency

@@ -25,8 +25,8 @@ from laconic.calibrate.sources import data_folder
 from laconic.errors import UserError, unknown
 from laconic.evaluate.eval_task import MAX_COMPARED_ROWS, EvalTask, TaskResult, read_objects, text_field, tokenizer_name
 from laconic.evaluate.metrics import Metric, limit_evenly, macro_weights, means_by_group, metrics_by_group
-from laconic.evaluate.perplexity import start_token
 from laconic.evaluate.prediction import batch_by_length, predict_batches
+from laconic.evaluate.windows import start_token
 from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 

@@ -1,11 +1,10 @@
 """Compare a compressed model with its original on the same unlabelled rows: the distance between their outputs.
 
-`Reference` runs the original. `check_comparable` and `check_same_tokens` check that both models predict the same things
-and read the same tokens. `compare_to_reference` measures the distance.
+`Reference` runs the original. `check_same_tokens` checks that both models read the same tokens. `compare_to_reference`
+measures the distance.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,16 +12,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from laconic.calibrate.batching import max_positions, tokenize_corpus
-from laconic.calibrate.classes import match_outputs, quote_model
+from laconic.calibrate.classes import quote_model
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
-from laconic.evaluate.eval_task import tokenizer_name, with_article
+from laconic.evaluate.comparable import check_comparable, check_token_names
+from laconic.evaluate.eval_task import tokenizer_name
 from laconic.evaluate.metrics import Scores, interval
 from laconic.evaluate.prediction import batch_by_length, predict_batch, restore_order
 from laconic.evaluate.similarity import neighbour_agreement
 from laconic.model import Batch, LanguageModel, ModelTask, Predictions, divergence
-from laconic.model.tokens import target_vocabulary_size, vocabulary_size
 from laconic.progress import Track, silent
 
 BATCH = 16
@@ -72,56 +71,6 @@ class Reference:
         return prediction
 
 
-class ReferenceCache:
-    """Keeps the last `Reference`, so that several evaluations against one original run the original once."""
-
-    def __init__(self) -> None:
-        self._last: Reference | None = None
-
-    def get(self, original: LanguageModel, corpus: Corpus, seed: int = 0) -> Reference:
-        """The reference for an original and rows; the kept one, if the arguments are the same as in the last call.
-
-        Args:
-            original: the original model, compared by identity. Its weights must not change between calls.
-            corpus: rows of text.
-            seed: the random seed of masked positions.
-        """
-        last = self._last
-        if last is None or last.original is not original or (last.corpus, last.seed) != (corpus, seed):
-            last = self._last = Reference(original, corpus, seed=seed)
-        return last
-
-
-def check_comparable(lm: LanguageModel, original: LanguageModel, classes: Sequence[str] = ()) -> list[int] | None:
-    """Check that two models predict the same things, so that they can be compared row by row.
-
-    Args:
-        lm: the compressed model, with or without weights.
-        original: the original model, with or without weights.
-        classes: names of the classes in the data.
-
-    Returns:
-        For each output of the original, the index of the same class among the outputs of `lm`; None if the order is the
-        same.
-
-    Raises:
-        UserError: the models have different tasks, vocabularies or classes.
-    """
-    if lm.task is not original.task:
-        ours, theirs = with_article(lm.task.value), with_article(original.task.value)
-        raise UserError(
-            f"The models cannot be compared: one is {ours}, the other {theirs} model; "
-            "name the model that it was made from."
-        )
-    ours, theirs = _vocabulary_size(lm), _vocabulary_size(original)
-    if ours != theirs:
-        raise UserError(
-            f"The models cannot be compared: {quote_model(lm)} has a vocabulary of {ours} tokens, and "
-            f"{quote_model(original)} one of {theirs}; name the model that it was made from."
-        )
-    return match_outputs(original, lm, classes)
-
-
 def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
     """Check that a model can read rows that were encoded by the original's tokenizer.
 
@@ -139,29 +88,9 @@ def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
             f"The models cannot be compared: {quote_model(lm)} reads {longest} tokens at most, and "
             f"{quote_model(original)} reads rows of {length}; name the model that it was made from."
         )
-    if lm.tokenizer is None or original.tokenizer is None:
-        return
-    used = sorted({token for batch in reference.batches for token in batch["input_ids"].unique().tolist()})
-    names = zip(
-        *(tokenizer.convert_ids_to_tokens(used) for tokenizer in (lm.tokenizer, original.tokenizer)), strict=True
+    check_token_names(
+        lm, original, {token for batch in reference.batches for token in batch["input_ids"].unique().tolist()}
     )
-    for token, (ours, theirs) in zip(used, names, strict=True):
-        if ours != theirs:
-            raise UserError(
-                f"The models cannot be compared: token {token} is {_quote(ours)} to the tokenizer of {quote_model(lm)} "
-                f"and {_quote(theirs)} to that of {quote_model(original)}; name the model that it was made from."
-            )
-
-
-def _quote(token: str | None) -> str:
-    return "nothing" if token is None else f"'{token}'"
-
-
-def _vocabulary_size(lm: LanguageModel) -> int | None:
-    """The size of the vocabulary that the model predicts; None for a model that does not predict tokens."""
-    if lm.task is ModelTask.SEQ2SEQ:
-        return target_vocabulary_size(lm.model)
-    return vocabulary_size(lm.model) if lm.task in (ModelTask.CAUSAL, ModelTask.MASKED) else None
 
 
 CHUNK = 2**24
@@ -190,6 +119,9 @@ class Fidelity:
         tokenizer: class and vocabulary size of the original's tokenizer, with which the rows were encoded.
         seed: the random seed of the resampling and of masked positions.
         vectors: how an encoder without a head pools its last hidden states; None for other models.
+        stride: the number of tokens by which the windows of a perplexity task advance; None for rows that are cut at
+            `context`.
+        dtype: the dtype of the matrix products in the blocks; None for rows that are cut, which run in float32.
     """
 
     kl: float
@@ -205,6 +137,8 @@ class Fidelity:
     tokenizer: str
     seed: int
     vectors: str | None = None
+    stride: int | None = None
+    dtype: str | None = None
 
 
 def compare_to_reference(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:
@@ -237,22 +171,36 @@ def compare_to_reference(lm: LanguageModel, reference: Reference, track: Track =
         if vectors != original_vectors:
             vectors = f"{vectors}; of the original: {original_vectors}"
     else:
-        agreement, vectors = _mean_per_prediction(1, table), None
+        agreement, vectors = None, None
+    found = fidelity_of(table, corpus, seed=seed, context=reference.context, tokenizer=tokenizer_name(original))
+    return found if agreement is None else replace(found, top1_agreement=agreement, vectors=vectors)
+
+
+def fidelity_of(table: Scores, corpus: Corpus, *, seed: int, context: int, tokenizer: str) -> Fidelity:
+    """The distance of two models from the sums of each row.
+
+    Args:
+        table: (rows, 4): summed KL, number of agreeing predictions, cosine (NaN if the widths differ), and number of
+            predictions.
+        corpus: the rows.
+        seed: the random seed of the interval.
+        context: the largest number of tokens in a row.
+        tokenizer: the tokenizer of the original.
+    """
     kl = interval(lambda rows: _mean_per_prediction(0, rows), table, seed)
     return Fidelity(
         kl=kl.value,
         kl_low=kl.low,
         kl_high=kl.high,
-        top1_agreement=agreement,
+        top1_agreement=_mean_per_prediction(1, table),
         cosine=None if np.isnan(table[:, 2]).any() else float(np.mean(table[:, 2])),
         predictions=int(table[:, 3].sum()),
         rows=len(table),
         source=corpus.source,
         split=corpus.split,
-        context=reference.context,
-        tokenizer=tokenizer_name(original),
+        context=context,
+        tokenizer=tokenizer,
         seed=seed,
-        vectors=vectors,
     )
 
 

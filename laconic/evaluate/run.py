@@ -1,25 +1,24 @@
 """Evaluate a model: scores on tasks, cost, and the difference from an original model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
 from laconic.evaluate.contamination import calibration_sources, check_disjoint, count_shared_rows
-from laconic.evaluate.cost import Conditions, Cost, measure_cost
-from laconic.evaluate.eval_task import EvalTask, TaskResult
-from laconic.evaluate.fidelity import Fidelity, ReferenceCache, compare_to_reference
+from laconic.evaluate.cost import Conditions, Cost
+from laconic.evaluate.eval_task import TaskResult
+from laconic.evaluate.fidelity import Fidelity
+from laconic.evaluate.in_turn import SEED, Job, Opener, measure_model, measure_original
 from laconic.evaluate.metrics import Interval, interval
 from laconic.evaluate.paired import Difference, difference
-from laconic.evaluate.score_cache import caching_evaluator, versions
+from laconic.evaluate.products import FLOAT32
+from laconic.evaluate.references import ReferenceCache
+from laconic.evaluate.score_cache import versions
 from laconic.evaluate.tasks import select_tasks
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
-from laconic.runtime import serve
-
-SEED = 0
-"""The random seed of the bootstrap and of masked positions."""
 
 T = TypeVar("T")
 Intervals = dict[str, dict[str, Interval]]
@@ -79,6 +78,8 @@ def evaluate(
     compare_cost: bool = True,
     resume: bool = False,
     references: ReferenceCache | None = None,
+    context: int | None = None,
+    dtype: str = FLOAT32,
     track: Track = silent,
 ) -> Evaluation:
     """Evaluate a model on tasks, measure its cost, and compare it with an original.
@@ -86,7 +87,8 @@ def evaluate(
     Args:
         lm: the model.
         tasks: names of tasks, like `glue/sst2`. The rows for fidelity are those of `fidelity:SOURCE`, else those of the
-            first task (up to 1,000 sentences of LAMA and BLiMP).
+            first task (up to 1,000 sentences of LAMA and BLiMP). If they are those of a perplexity task, both models
+            are compared in its windows, in the same pass.
         limit: the largest number of rows of each task; None for the whole dev split.
         against: the original to compare with; None for no comparison.
         cost: whether to measure cost; or the conditions of the measurement, whose runtime applies to quality as well.
@@ -94,48 +96,109 @@ def evaluate(
         resume: whether to use cached results of an earlier run with the same model, rows and versions. The model must
             be fully described by its configuration and weights.
         references: a cache to share between evaluations against the same original, so that the original is run once.
+        context: the number of tokens in a window of perplexity; None for that of the model, up to 2048.
+        dtype: dtype of the matrix products of perplexity, and of the comparison in its windows: `float32` or
+            `bfloat16`.
         track: reports progress.
 
     Raises:
         UserError: a task is unknown, has no data, uses the very file that a model was calibrated on, or is not for this
-            kind of model; a prediction is NaN; or there is nothing to evaluate.
+            kind of model; the context is too long; a prediction is NaN; or there is nothing to evaluate.
+    """
+    for task in select_tasks(tasks, compared=against is not None).tasks.values():
+        task.check_model(lm)
+    return evaluate_in_turn(
+        lambda: nullcontext(lm),
+        tasks,
+        sources=[model.source for model in (lm, against) if model is not None],
+        limit=limit,
+        open_original=None if against is None else lambda: nullcontext(against),
+        cost=cost,
+        compare_cost=compare_cost,
+        resume=resume,
+        references=references,
+        context=context,
+        dtype=dtype,
+        track=track,
+    )
+
+
+def evaluate_in_turn(
+    open_model: Opener,
+    tasks: Sequence[str],
+    *,
+    sources: Sequence[str],
+    limit: int | None = None,
+    open_original: Opener | None = None,
+    cost: bool | Conditions = True,
+    compare_cost: bool = True,
+    resume: bool = False,
+    references: ReferenceCache | None = None,
+    context: int | None = None,
+    dtype: str = FLOAT32,
+    track: Track = silent,
+) -> Evaluation:
+    """As `evaluate`, for models that need not be in memory together.
+
+    The original is opened first. If all that the comparison needs of it can be kept, it is closed before the model is
+    opened.
+
+    Args:
+        open_model: opens the model.
+        tasks: as in `evaluate`.
+        sources: the names of both models, for the data that they were calibrated on.
+        limit: as in `evaluate`.
+        open_original: opens the original; None for no comparison.
+        cost: as in `evaluate`.
+        compare_cost: as in `evaluate`.
+        resume: as in `evaluate`.
+        references: as in `evaluate`.
+        context: as in `evaluate`.
+        dtype: as in `evaluate`.
+        track: as in `evaluate`.
+
+    Raises:
+        UserError: as `evaluate`.
     """
     if not tasks and not cost:
         raise UserError("No task was given; name one, like glue/sst2 or perplexity:builtin:pydoc.")
     if limit is not None and limit < 1:
         raise must_be("limit", "at least 1 row", limit)
-    selected = select_tasks(tasks, compared=against is not None)
-    calibration = calibration_sources(*(model.source for model in (lm, against) if model is not None))
+    selected = select_tasks(tasks, compared=open_original is not None, context=context, dtype=dtype)
+    calibration = calibration_sources(*sources)
     check_disjoint(selected.sources, calibration)
-    for task in selected.tasks.values():
-        task.check_model(lm)
     corpora = {name: task.load_corpus(limit) for name, task in selected.tasks.items()}
-    rows = selected.rows_to_compare(corpora, limit)
-    conditions = Conditions.of(cost)
-    service = serve(lm, conditions.runtime)
-    # Only results in torch are cached.
-    resume = resume and service.lm is lm
-    ours = _evaluate_tasks(service.lm, selected.tasks, corpora, resume, track)
-    evaluation = {
-        "results": _intervals(ours),
-        "settings": {name: _settings(corpora[name], result, calibration) for name, result in ours.items()},
-        "cost": measure_cost(lm, None, conditions.batch, conditions.length, service=service, track=track)
-        if cost
-        else None,
-    }
-    if against is None:
-        return Evaluation(**evaluation)
-    other = serve(against, conditions.runtime)
-    theirs = _evaluate_tasks(other.lm, selected.tasks, corpora, resume, track)
-    reference = None if rows is None else (references or ReferenceCache()).get(other.lm, rows, SEED)
+    job = Job(
+        tasks=selected.tasks,
+        corpora=corpora,
+        rows=selected.rows_to_compare(corpora, limit) if open_original is not None else None,
+        in_windows=selected.compares_in_windows,
+        conditions=Conditions.of(cost),
+        cost=bool(cost),
+        compare_cost=bool(cost) and compare_cost,
+        resume=resume,
+        references=references or ReferenceCache(),
+        track=track,
+    )
+    with ExitStack() as stack:
+        original = None
+        if open_original is not None:
+            opened = stack.enter_context(ExitStack())
+            original = measure_original(job, opened.enter_context(open_original()))
+            if original.lm is None:
+                opened.close()
+        found = measure_model(job, stack.enter_context(open_model()), original, open_original)
+    settings = {name: _settings(corpora[name], result, calibration) for name, result in found.results.items()}
+    if original is None or found.original is None:
+        return Evaluation(results=_intervals(found.results), settings=settings, cost=found.cost)
     return Evaluation(
-        **evaluation,
-        original=_intervals(theirs),
-        original_cost=measure_cost(against, None, conditions.batch, conditions.length, service=other, track=track)
-        if cost and compare_cost
-        else None,
-        fidelity=None if reference is None else compare_to_reference(service.lm, reference, track),
-        difference={name: _differences(name, ours[name], theirs[name]) for name in ours},
+        results=_intervals(found.results),
+        settings=settings,
+        cost=found.cost,
+        original=_intervals(found.original),
+        original_cost=original.cost,
+        fidelity=found.fidelity,
+        difference={name: _differences(name, found.results[name], found.original[name]) for name in found.results},
     )
 
 
@@ -152,15 +215,6 @@ def _settings(corpus: Corpus, result: TaskResult, calibration: Sequence[str]) ->
     if calibration:
         settings["calibration_rows"] = count_shared_rows(corpus, calibration)
     return settings
-
-
-def _evaluate_tasks(
-    lm: LanguageModel, tasks: Mapping[str, EvalTask], corpora: Mapping[str, Corpus], resume: bool, track: Track
-) -> dict[str, TaskResult]:
-    if resume and tasks:
-        evaluate_or_recall = caching_evaluator(lm)
-        return {name: evaluate_or_recall(task, corpora[name], track) for name, task in tasks.items()}
-    return {name: task.evaluate(lm, corpora[name], track) for name, task in tasks.items()}
 
 
 def _intervals(results: dict[str, TaskResult]) -> Intervals:

@@ -9,7 +9,6 @@ again.
 import hashlib
 import json
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +20,7 @@ import transformers
 from laconic.cache import DiskCache, cache_limit
 from laconic.calibrate.corpus import Corpus
 from laconic.evaluate.eval_task import EvalTask, TaskResult
+from laconic.evaluate.lending import parts_on_loan
 from laconic.files import write_json
 from laconic.fingerprint import hash_classes, hash_packages, hash_tensors
 from laconic.formats import ExpertStack, Format
@@ -43,43 +43,50 @@ def versions() -> dict[str, str]:
     }
 
 
-def caching_evaluator(lm: LanguageModel) -> Callable[[EvalTask, Corpus, Track], TaskResult]:
-    """Make a function that evaluates a task on `lm`, and reads and writes the cache.
+class ScoreCache:
+    """The cached scores of one model.
 
     Args:
         lm: the model.
 
-    Returns:
-        A function of task, rows and progress. It returns cached scores of the same model on the same rows, if any.
-
     Raises:
         UserError: `$LACONIC_CACHE_GB` is not a valid size.
     """
-    cache_limit()
-    model = fingerprint(lm)
-    layers = {type(part) for part in lm.model.modules()}
 
-    def evaluate(task: EvalTask, corpus: Corpus, track: Track) -> TaskResult:
-        classes = hash_classes((type(task), *layers))
-        if classes is None:
-            return task.evaluate(lm, corpus, track)
-        code = hash_packages(*PACKAGES)
-        parts = [model, type(task).__name__, repr(task), repr(corpus), versions(), code, classes]
-        key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-        result = ENTRIES.read(key, lambda path: _load(path, task))
+    def __init__(self, lm: LanguageModel) -> None:
+        cache_limit()
+        self._lm, self._model = lm, fingerprint(lm)
+        self._layers = {type(part) for part in lm.model.modules()}
+
+    def evaluate(self, task: EvalTask, corpus: Corpus, track: Track) -> TaskResult:
+        """The scores of the model on some rows: cached ones, if any, else computed and cached."""
+        key = self._key(task, corpus)
+        result = None if key is None else ENTRIES.read(key, lambda path: _load(path, task))
         if result is None:
-            result = task.evaluate(lm, corpus, track)
-            if task.metrics(result.settings) is not None:
-                entry = {
-                    "shape": list(result.table.shape),
-                    "table": result.table.ravel().tolist(),
-                    "settings": dict(result.settings),
-                    "rows": result.rows,
-                }
-                ENTRIES.write(key, lambda path: write_json(path, entry))
+            result = task.evaluate(self._lm, corpus, track)
+            self.write(task, corpus, result)
         return result
 
-    return evaluate
+    def write(self, task: EvalTask, corpus: Corpus, result: TaskResult) -> None:
+        """Cache the scores of a task, if they can be cached."""
+        key = self._key(task, corpus)
+        if key is not None and task.metrics(result.settings) is not None:
+            entry = {
+                "shape": list(result.table.shape),
+                "table": result.table.ravel().tolist(),
+                "settings": dict(result.settings),
+                "rows": result.rows,
+            }
+            ENTRIES.write(key, lambda path: write_json(path, entry))
+
+    def _key(self, task: EvalTask, corpus: Corpus) -> str | None:
+        """The name of the entry; None if a part of the code cannot be hashed."""
+        classes = hash_classes((type(task), *self._layers))
+        if classes is None:
+            return None
+        code = hash_packages(*PACKAGES)
+        parts = [self._model, type(task).__name__, repr(task), repr(corpus), versions(), code, classes]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 def fingerprint(lm: LanguageModel) -> str:
@@ -94,7 +101,10 @@ def fingerprint(lm: LanguageModel) -> str:
     config = model.config.to_json_string()
     parts = [type(model).__name__, config, str(lm.device.type), str(lm.dtype), lm.task, formats, lm.label_order]
     digest.update(json.dumps(parts, default=str).encode())
-    hash_tensors(digest, model.state_dict())
+    for path in ("",) if lm.loans is None else parts_on_loan(lm):
+        with lm.on_loan(path):
+            tensors = model.get_submodule(path).state_dict()
+            hash_tensors(digest, {f"{path}.{name}" if path else name: tensor for name, tensor in tensors.items()})
     digest.update(b"" if lm.pipeline is None else lm.pipeline.to_bytes())
     for tokenizer in (lm.tokenizer, lm.target_tokenizer):
         if tokenizer is not None:

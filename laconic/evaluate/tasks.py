@@ -7,7 +7,7 @@ the methods `from_name`, `source` and `evaluate`.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import isabstract
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ from laconic.evaluate.lama import Lama
 from laconic.evaluate.multi_label import MultiLabel
 from laconic.evaluate.multiple_choice import MultipleChoice
 from laconic.evaluate.perplexity import Perplexity
+from laconic.evaluate.products import FLOAT32
 from laconic.evaluate.question_answering import QuestionAnswering
 from laconic.evaluate.seq2seq import Seq2Seq
 from laconic.evaluate.token_classification import TokenClassification
@@ -146,6 +147,12 @@ class TaskSelection:
         pairs = [(name, task.source) for name, task in self.tasks.items()]
         return pairs if self.fidelity is None else [*pairs, (f"{FidelityRows.prefix}:{self.fidelity}", self.fidelity)]
 
+    @property
+    def compares_in_windows(self) -> bool:
+        """Whether two models are compared in the windows of the first task."""
+        first = next(iter(self.tasks.values()), None)
+        return isinstance(first, Perplexity) and self.fidelity in (None, first.source)
+
     def rows_to_compare(self, corpora: dict[str, Corpus], limit: int | None) -> Corpus | None:
         """The rows for fidelity: those that were named for it, else those of the first task.
 
@@ -161,17 +168,28 @@ class TaskSelection:
         return next((self.tasks[name].texts(corpus) for name, corpus in corpora.items()), None)
 
 
-def select_tasks(names: Sequence[str], compared: bool) -> TaskSelection:
+def select_tasks(
+    names: Sequence[str], compared: bool, context: int | None = None, dtype: str = FLOAT32
+) -> TaskSelection:
     """The tasks of these names.
 
     Args:
         names: as `find_task` takes them.
         compared: whether the model is compared with an original.
+        context: the number of tokens in a window of perplexity; None for its default.
+        dtype: dtype of the matrix products of perplexity.
 
     Raises:
-        UserError: as `find_task`; or `fidelity` has no original to compare with, or is named twice.
+        UserError: as `find_task`; `fidelity` has no original to compare with, or is named twice; or `context` or
+            `dtype` is given and no task is a perplexity.
     """
-    named = {name: find_task(name) for name in names}
+    named = {name: _set_windows(find_task(name), context, dtype) for name in names}
+    for setting, is_given in (("context", context is not None), ("dtype", dtype != FLOAT32)):
+        if is_given and not any(isinstance(task, Perplexity) for task in named.values()):
+            raise UserError(
+                f"{setting} is a setting of perplexity, and no such task is named; name one, like "
+                "perplexity:builtin:pydoc, or leave it out."
+            )
     sources = {name: task.source for name, task in named.items() if isinstance(task, FidelityRows)}
     if sources and not compared:
         raise UserError(
@@ -182,6 +200,13 @@ def select_tasks(names: Sequence[str], compared: bool) -> TaskSelection:
         raise UserError(f"The models are compared on one source; name one of {', '.join(sources)}.")
     tasks = {name: task for name, task in named.items() if isinstance(task, EvalTask)}
     return TaskSelection(tasks, next(iter(sources.values()), None))
+
+
+def _set_windows(task: EvalTask | FidelityRows, context: int | None, dtype: str) -> EvalTask | FidelityRows:
+    """The task with these settings, if it is a perplexity task."""
+    if not isinstance(task, Perplexity):
+        return task
+    return replace(task, context=task.context if context is None else context, dtype=dtype)
 
 
 def standalone_tasks(names: Sequence[str]) -> tuple[str, ...]:
@@ -210,6 +235,8 @@ def check_tasks(
     compared: bool,
     calibration: Sequence[str] = (),
     runtime: str = EAGER,
+    context: int | None = None,
+    dtype: str = FLOAT32,
     load: CorpusLoader = load_corpus,
 ) -> None:
     """Check, before any weights are read, that a model can be evaluated on these tasks.
@@ -220,13 +247,16 @@ def check_tasks(
         compared: whether the model is compared with an original.
         calibration: sources that the model was calibrated on.
         runtime: the runtime of the model.
+        context: the number of tokens in a window of perplexity; None for its default.
+        dtype: dtype of the matrix products of perplexity.
         load: reads the rows of a task.
 
     Raises:
         UserError: as `select_tasks`; a source does not exist; a task has its rows in a file that was calibrated on;
-            a task generates text and `runtime` cannot; `lm` is not a model for a task, or cannot read its rows.
+            a task generates text and `runtime` cannot; `lm` is not a model for a task, has fewer positions than
+            `context`, or cannot read its rows; or `context` or `dtype` is given and no task is a perplexity.
     """
-    selection = select_tasks(names, compared)
+    selection = select_tasks(names, compared, context, dtype)
     check_disjoint(selection.sources, calibration)
     if selection.fidelity is not None:
         check_source(selection.fidelity, SPLIT)

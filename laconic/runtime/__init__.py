@@ -4,7 +4,7 @@ Internal: it may change with any version.
 """
 
 from laconic.runtime.engines import COMPILE, EAGER, ONNX, OPENVINO, RUNTIMES, check_runtime
-from laconic.runtime.serve import ExportedForward, LoadedExport, Service, serve
+from laconic.runtime.serve import ExportedForward, LoadedExport, Service, is_served, serve
 
 __all__ = [
     "COMPILE",
@@ -16,5 +16,6 @@ __all__ = [
     "LoadedExport",
     "Service",
     "check_runtime",
+    "is_served",
     "serve",
 ]

@@ -174,3 +174,8 @@ def serve(lm: LanguageModel, runtime: str = EAGER, loaded: LoadedExport | None =
     exported = ExportedForward(lm, runtime, loaded)
     twin.model.forward = exported
     return Service(twin, runtime, exported)
+
+
+def is_served(lm: LanguageModel) -> bool:
+    """Whether `serve` made this model, so that something else than its modules runs its forward pass."""
+    return isinstance(vars(lm.model).get("forward"), (CompiledForward, ExportedForward))

@@ -7,7 +7,8 @@ import torch
 
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
-from laconic.evaluate.perplexity import METRICS, Perplexity, windows
+from laconic.evaluate.perplexity import METRICS, Perplexity
+from laconic.evaluate.windows import windows
 from laconic.model import LanguageModel
 from laconic.progress import silent
 from tests.evaluate.models import with_tokenizer

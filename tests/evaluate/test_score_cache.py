@@ -18,7 +18,7 @@ from laconic.calibrate.corpus import Corpus, Example
 from laconic.cli.main import status
 from laconic.evaluate import evaluate
 from laconic.evaluate.perplexity import Perplexity
-from laconic.evaluate.score_cache import FOLDER, caching_evaluator, fingerprint
+from laconic.evaluate.score_cache import FOLDER, ScoreCache, fingerprint
 from laconic.progress import Item
 from laconic.store import save
 from tests.architectures import BY_NAME, compress_everything
@@ -127,7 +127,7 @@ def works(lm_name: str = "gpt2", judge: Perplexity | None = None, corpus: Corpus
     told, lm = Told(), with_tokenizer(lm_name)
     torch.manual_seed(seed)
     lm.model.get_parameter("transformer.ln_f.bias").data += 0.5 * seed
-    caching_evaluator(lm)(judge or Perplexity("dickens"), corpus, told)
+    ScoreCache(lm).evaluate(judge or Perplexity("dickens"), corpus, told)
     return told.works
 
 

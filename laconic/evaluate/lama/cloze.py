@@ -26,8 +26,8 @@ from laconic.calibrate.corpus import Example
 from laconic.calibrate.row import IGNORED, Row, tokenizer_of
 from laconic.errors import UserError
 from laconic.evaluate.lama.facts import MASK
-from laconic.evaluate.perplexity import start_token
 from laconic.evaluate.prediction import batch_by_length, predict_batches
+from laconic.evaluate.windows import start_token
 from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 

@@ -1,0 +1,218 @@
+"""Run a causal language model in two halves: its body, up to the last hidden states, and its head.
+
+The logits of a token are as many numbers as the vocabulary has tokens, and its last hidden state is a hundred times
+smaller. So the body runs on whole rows, and the head on some of the states at a time.
+
+`Body` is the only thing that runs the blocks. `ModuleBody` runs them batch by batch; of a streamed model, each block is
+on loan during its call. A body that runs each block on all batches would read every block once, and the rest would stay
+as it is.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
+
+from laconic.calibrate.activation_capture import RunEnded
+from laconic.calibrate.collation import to_device
+from laconic.calibrate.passes import evaluating, random_batch
+from laconic.evaluate.lending import lent_while_called
+from laconic.evaluate.products import FLOAT32, with_products
+from laconic.model import Batch, LanguageModel
+from laconic.model.predictions import ModelRunError, run_model
+from laconic.numerics.moments import check_finite
+from laconic.runtime import is_served
+
+SHORT = 8
+"""Number of tokens of the row on which both halves are compared with the whole model."""
+CLOSE = 1e-4
+"""The largest accepted difference of a logit, relative to the largest logit."""
+
+
+class Body(Protocol):
+    """The first half of a causal language model."""
+
+    def last_hidden_states(self, batches: Sequence[Batch]) -> Iterator[Float[Tensor, "rows tokens width"]]:
+        """Compute the states that the head reads, for each batch in turn.
+
+        Args:
+            batches: the inputs, on the CPU.
+
+        Yields:
+            The states of a batch, on the device of the model.
+
+        Raises:
+            UserError: the model cannot run a batch.
+        """
+        ...
+
+
+class Head:
+    """The second half of a causal language model: its head, with scaling and capping of logits.
+
+    It is a copy of the model in which a stand-in returns the given states in place of the blocks. It shares the tensors
+    of the head with the model, and holds none of the blocks.
+
+    Args:
+        lm: the model.
+        body: the module whose last hidden states the head reads.
+        output: an output of `body`; only its class is used.
+
+    Attributes:
+        lm: the copy, with the tokenizer of the model.
+    """
+
+    def __init__(self, lm: LanguageModel, body: nn.Module, output: ModelOutput) -> None:
+        self._stand_in = _StandIn(type(output))
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in (*lm.model.parameters(), *lm.model.buffers())}
+        memo[id(body)] = self._stand_in
+        self.lm = replace(lm, model=copy.deepcopy(lm.model, memo).eval(), original=None)
+
+    def on_loan(self) -> AbstractContextManager[None]:
+        """A context in which the head of a streamed model has its weights; it does nothing for a model in memory."""
+        return self.lm.on_loan("")
+
+    @torch.inference_mode()
+    def __call__(self, states: Float[Tensor, "n width"]) -> Float[Tensor, "n vocabulary"]:
+        """The logits of each state."""
+        self._stand_in.states = states[None]
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+        return run_model(self.lm, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})["logits"][0]
+
+
+class _StandIn(nn.Module):
+    """Takes the place of the body, and returns the states that it is given."""
+
+    def __init__(self, output: type[ModelOutput]) -> None:
+        super().__init__()
+        self._output = output
+        self.states = torch.empty(1, 0, 0)
+
+    def forward(self, *args: Any, **kwargs: Any) -> ModelOutput:
+        return self._output(last_hidden_state=self.states)
+
+
+@dataclass(frozen=True)
+class ModuleBody:
+    """The body of a model in torch, which runs one batch after another.
+
+    Args:
+        lm: the model, in memory or streamed.
+        module: the module of the model whose last hidden states the head reads.
+    """
+
+    lm: LanguageModel
+    module: nn.Module
+
+    @torch.inference_mode()
+    def last_hidden_states(self, batches: Sequence[Batch]) -> Iterator[Float[Tensor, "rows tokens width"]]:
+        """As `Body.last_hidden_states`; each batch runs through all blocks before the next."""
+        with evaluating(self.lm):
+            for batch in batches:
+                output = self.run(to_device(batch, self.lm.device))
+                assert output is not None, "`divide` has run the model in two halves"
+                yield output["last_hidden_state"]
+
+    def run(self, batch: Batch) -> ModelOutput | None:
+        """The output of the module for a batch; None if the model runs without calling it."""
+        outputs: list[Any] = []
+
+        def end_run(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            outputs.append(output)
+            raise RunEnded
+
+        with lent_while_called(self.lm), self.module.register_forward_hook(end_run), suppress(RunEnded):
+            run_model(self.lm, batch)
+        return outputs[0] if outputs and isinstance(outputs[0], ModelOutput) else None
+
+
+@dataclass(frozen=True)
+class WholeBody:
+    """A model that cannot be divided: its states are the logits of all positions, which its head returns as they are.
+
+    Args:
+        lm: the model.
+    """
+
+    lm: LanguageModel
+
+    @torch.inference_mode()
+    def last_hidden_states(self, batches: Sequence[Batch]) -> Iterator[Float[Tensor, "rows tokens vocabulary"]]:
+        """The logits of each batch."""
+        with evaluating(self.lm):
+            for batch in batches:
+                with lent_while_called(self.lm):
+                    output = run_model(self.lm, to_device(batch, self.lm.device))
+                yield output["logits"]
+
+
+@dataclass(frozen=True)
+class TwoHalves:
+    """A causal language model as body and head.
+
+    Args:
+        source: the name of the model, for errors.
+        body: the first half.
+        head: the second half; None if the states of the body are logits already, as the model cannot be divided.
+    """
+
+    source: str
+    body: Body
+    head: Head | None
+
+    def on_loan(self) -> AbstractContextManager[None]:
+        """A context in which `logits` can be computed."""
+        return nullcontext() if self.head is None else self.head.on_loan()
+
+    def logits(self, states: Float[Tensor, "n width"]) -> Float[Tensor, "n vocabulary"]:
+        """The logits of some states.
+
+        Raises:
+            UserError: a logit is NaN or infinite.
+        """
+        logits = states if self.head is None else self.head(states)
+        check_finite(
+            logits, f"The model '{self.source}' predicts NaN or infinite values; it is broken or out of its range."
+        )
+        return logits
+
+
+@torch.inference_mode()
+def divide(lm: LanguageModel, dtype: str = FLOAT32) -> TwoHalves:
+    """Divide a causal language model into body and head.
+
+    Both halves run on a short row and are compared with the whole model. A model cannot be divided if it runs in
+    another runtime, or does more between the blocks and the logits than `Head` knows.
+
+    Args:
+        lm: the model, with weights.
+        dtype: the dtype of the matrix products in the body, as for `with_products`.
+
+    Raises:
+        UserError: the model cannot run, or the processor has no products in `dtype`.
+    """
+    if is_served(lm):
+        return TwoHalves(lm.source, WholeBody(lm), None)
+    lm = with_products(lm, dtype)
+    batch = random_batch(lm, 1, SHORT)
+    base: Any = lm.model.base_model
+    # The head of OPT reads the decoder in the base model.
+    modules = [module for module in (base, base.get_decoder()) if module is not lm.model]
+    with evaluating(lm):
+        with lent_while_called(lm):
+            whole = run_model(lm, batch)["logits"][0]
+        for body in dict.fromkeys(ModuleBody(lm, module) for module in modules):
+            with suppress(ModelRunError):
+                if (output := body.run(batch)) is not None:
+                    head = Head(lm, body.module, output)
+                    with head.on_loan():
+                        logits = head(output["last_hidden_state"][0])
+                    if logits.shape == whole.shape and (logits - whole).abs().max() <= CLOSE * whole.abs().max():
+                        return TwoHalves(lm.source, body, head)
+    return TwoHalves(lm.source, WholeBody(lm), None)
