@@ -5,6 +5,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
 from laconic.evaluate.contamination import calibration_sources, check_disjoint, count_shared_rows
 from laconic.evaluate.cost import Conditions, Cost
