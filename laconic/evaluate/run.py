@@ -1,5 +1,6 @@
 """Evaluate a model: scores on tasks, cost, and the difference from an original model."""
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
@@ -188,6 +189,8 @@ def evaluate_in_turn(
             original = measure_original(job, opened.enter_context(open_original()))
             if original.lm is None:
                 opened.close()
+                # Modules refer to each other in circles, and would stay in memory beside the model that is opened next.
+                gc.collect()
         found = measure_model(job, stack.enter_context(open_model()), original, open_original)
     settings = {name: _settings(corpora[name], result, calibration) for name, result in found.results.items()}
     if original is None or found.original is None:

@@ -226,6 +226,8 @@ class Loans:
         self._lent = {key: lent for key, lent in self._lent.items() if id(lent[0]) in needed}
         return any(key in present and tensor._version != version for key, (tensor, version) in versions.items())
 
+    # A tensor that is made in inference mode has no version, by which `lend` finds changes.
+    @torch.inference_mode(False)
     def _fetch(self, origins: Collection[Origin]) -> dict[int, Tensor]:
         """Read tensors from disk.
 

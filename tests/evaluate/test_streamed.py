@@ -10,7 +10,7 @@ from laconic.evaluate.lending import lent_while_called
 from laconic.evaluate.score_cache import fingerprint
 from laconic.model.loading import load_streamed
 from laconic.store import save
-from tests.architectures import BY_NAME
+from tests.architectures import compress_everything
 from tests.evaluate.models import with_tokenizer
 from tests.loaned import nbytes
 
@@ -26,7 +26,7 @@ def test_streamed_figures_are_those_in_memory(name: str, text: str, tmp_path: Pa
     monkeypatch.setenv("LACONIC_CACHE", str(tmp_path / "cache"))
     small, original = str(tmp_path / "small"), str(tmp_path / "original")
     save(with_tokenizer(name), Path(original))
-    save(with_tokenizer(BY_NAME[name].lm(seed=1)), Path(small))
+    save(compress_everything(with_tokenizer(name), rank=6), Path(small))
     whole = laconic.evaluate(small, text, against=original, batch=1, length=8).to_dict()
     monkeypatch.setenv("LACONIC_CACHE", str(tmp_path / "other"))
     streamed = laconic.evaluate(small, text, against=original, stream=True).to_dict()
