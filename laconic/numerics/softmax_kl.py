@@ -15,6 +15,8 @@ from torch import Tensor
 
 from laconic.numerics.distributions import CATEGORICAL
 
+ROWS = 16
+"""The number of rows that are computed at a time."""
 LARGEST = 60.0
 """The largest exponent that is computed in float32, where exp overflows above 88."""
 
@@ -33,13 +35,27 @@ def softmax_kl(z: Float[Tensor, "n classes"], w: Float[Tensor, "n classes"]) -> 
         >>> softmax_kl(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.zeros(2, 2))
         tensor([0.0000, 0.3278], dtype=torch.float64)
     """
-    p = (z - z.logsumexp(-1, keepdim=True)).exp_()
-    a = z - w
+    kl = torch.empty(len(z), dtype=torch.float64, device=z.device)
+    # New memory for each tensor of this size would take longer than the arithmetic.
+    p, a = z.new_empty(min(ROWS, len(z)), z.shape[1]), z.new_empty(min(ROWS, len(z)), z.shape[1])
+    for rows in torch.arange(len(z)).split(ROWS):
+        part, n = slice(int(rows[0]), int(rows[-1]) + 1), len(rows)
+        kl[part] = _block_kl(z[part], w[part], p[:n], a[:n])
+    return kl
+
+
+def _block_kl(
+    z: Float[Tensor, "n classes"], w: Float[Tensor, "n classes"], p: Float[Tensor, "n classes"], a: Tensor
+) -> Float[Tensor, " n"]:
+    """The same for a few rows; `p` and `a` are overwritten."""
+    torch.log_softmax(z, -1, out=p)
+    p.exp_()
+    torch.sub(z, w, out=a)
     # Σ p is 1 up to rounding, and a shift of all logits would be multiplied by that error; it is taken off first.
     a -= _row_dot(p, a)[:, None]
-    exponent = _row_dot(p, a)[:, None] - a
-    largest = exponent.amax(-1)
-    kl = _row_dot(p, exponent.expm1_()).double().log1p_()
+    a -= _row_dot(p, a)[:, None]
+    largest = -a.amin(-1)
+    kl = _row_dot(p, a.neg_().expm1_()).double().log1p_()
     for row in (largest > LARGEST).nonzero()[:, 0].tolist():
         kl[row] = CATEGORICAL.divergence(z[row : row + 1].double(), w[row : row + 1].double())[0]
     return kl.clamp_(min=0)
@@ -56,7 +72,12 @@ def negative_log_likelihood(z: Float[Tensor, "n classes"], targets: Int[Tensor, 
         >>> negative_log_likelihood(torch.zeros(1, 2), torch.tensor([0]))
         tensor([0.6931], dtype=torch.float64)
     """
-    return z.logsumexp(-1).double() - z.gather(-1, targets[:, None])[:, 0].double()
+    largest = z.amax(-1, keepdim=True)
+    sums, terms = [], z.new_empty(min(ROWS, len(z)), z.shape[1])
+    for part, most in zip(z.split(ROWS), largest.split(ROWS), strict=True):
+        sums.append(torch.sub(part, most, out=terms[: len(part)]).exp_().sum(-1))
+    target = z.gather(-1, targets[:, None])[:, 0]
+    return (largest[:, 0] - target).double() + torch.cat(sums).double().log()
 
 
 def _row_dot(x: Float[Tensor, "n k"], y: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
