@@ -27,6 +27,9 @@ MAX_CONTEXT = 2048
 """The default context in tokens, for models with a longer one."""
 OVERLAP = 512
 """The default number of tokens that a window shares with the window before it, for contexts of twice that and more."""
+PADDING = 0.1
+"""The largest share of padding in a window, in batches of more than `FEW_TOKENS` tokens."""
+FEW_TOKENS = 512
 BATCH = 16
 BATCH_TOKENS = 4096
 """The largest number of tokens in a batch of several windows."""
@@ -65,8 +68,10 @@ class Windows:
         parts: list[list[int]] = []
         for index in order:
             # The last window of a batch is its longest.
-            tokens = (len(parts[-1]) + 1) * len(self.rows[index].input_ids) if parts else 0
-            if not parts or len(parts[-1]) == BATCH or tokens > BATCH_TOKENS:
+            length = len(self.rows[index].input_ids)
+            tokens = (len(parts[-1]) + 1) * length if parts else 0
+            is_padded = bool(parts) and len(self.rows[parts[-1][0]].input_ids) < (1 - PADDING) * length
+            if not parts or len(parts[-1]) == BATCH or tokens > BATCH_TOKENS or (is_padded and tokens > FEW_TOKENS):
                 parts.append([])
             parts[-1].append(index)
         return parts

@@ -79,8 +79,11 @@ def test_the_size_of_chunks_and_batches_changes_nothing(monkeypatch: pytest.Monk
     assert (parts[2].top1_agreement, parts[2].cosine) == pytest.approx((whole[2].top1_agreement, whole[2].cosine))
 
 
-def test_batches_hold_windows_of_similar_length_and_every_window_once():
+def test_batches_hold_windows_of_similar_length_and_every_window_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(import_module("laconic.evaluate.windows"), "FEW_TOKENS", 1)
     found = find_windows(with_tokenizer("llama"), CORPUS, 16)
+    lengths = [[len(found.rows[index].input_ids) for index in part] for part in found.parts]
+    assert len(lengths) > 1 and all(min(part) >= 0.9 * max(part) for part in lengths)
     assert sorted(index for part in found.parts for index in part) == list(range(len(found.rows)))
     assert [found.documents[index] for index in found.parts[0]] == found.documents_of(0).tolist()
 
