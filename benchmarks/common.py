@@ -109,6 +109,12 @@ class Cells:
         done = {tuple(cell[name] for name in self.key_names) for cell in self}
         return [key for key in keys if key not in done]
 
+    def remove(self, keys: Iterable[tuple]) -> None:
+        """Remove the lines of these keys, so that they are measured again."""
+        again = set(keys)
+        kept = [cell for cell in self if tuple(cell[name] for name in self.key_names) not in again]
+        self.path.write_text("".join(json.dumps(cell) + "\n" for cell in kept))
+
     def where(self, **named: Any) -> list[dict]:
         """The cells that have these values."""
         return [cell for cell in self if all(cell[name] == value for name, value in named.items())]

@@ -1,0 +1,201 @@
+"""Memory, time and disk of compressing models of growing size, in memory and one block at a time (`--stream`).
+
+Each case runs `laconic compress` in a process of its own, on one thread. Models are Llamas with random weights, which
+the benchmark writes, and folders that `--model` names. 16 rows of 128 tokens are read. `--build` also runs the laconic
+of another worktree, so that two versions are measured in the same run:
+
+    git worktree add /tmp/before COMMIT
+    python -m benchmarks large_models --build /tmp/before
+
+A finished case is a line of benchmarks/results/large_models.jsonl. An interrupted run continues; `--again` measures the
+chosen cases again. The results of a model and method are compared with each other, and then removed.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from benchmarks import large_models_results
+from benchmarks.common import Cells
+from benchmarks.large_models_files import SHAPES, write_model, write_texts
+from benchmarks.large_models_process import measure
+from benchmarks.tables import ROOT
+from laconic.system import processor
+
+CELLS = Cells("large_models", ("model", "method", "build", "mode"))
+METHODS: dict[str, tuple[str, ...]] = {
+    "gptq": ("--method", "gptq:bits=4,group_size=64"),
+    "kfac-svd": ("--method", "kfac-svd", "--keep", "0.5", "--allocate", "spectrum"),
+    "kfac-prune": ("--method", "kfac-prune:sparsity=0.5"),
+    "yaqa": ("--method", "yaqa:bits=4,group_size=64"),
+    "rtn": ("--method", "rtn:bits=4,group_size=64"),
+}
+DATA = ("--samples", "16", "--max-length", "128", "--batch-size", "16")
+WITHOUT_DATA = ("rtn",)
+MEMORY, STREAM = "memory", "stream"
+NOW, BEFORE = "now", "before"
+RESULT = "result"
+IMPORTS = "import laconic.api.compress"
+"""A program that only imports what `laconic compress` needs."""
+
+
+Case = tuple[str, str, str, str]
+"""A model, a method, a build and a mode: the fields that name a cell."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure every chosen case that has no line yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    small = [name for name in SHAPES if name != "7B"]
+    parser.add_argument("--sizes", nargs="*", choices=list(SHAPES), default=small, help="7B needs 40 GB of disk")
+    parser.add_argument("--model", type=Path, nargs="*", default=[], metavar="DIR", help="further models")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--modes", nargs="+", choices=[MEMORY, STREAM], default=[MEMORY, STREAM])
+    parser.add_argument("--build", type=Path, help="a worktree of an earlier laconic, to measure in memory too")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "laconic-large-models")
+    parser.add_argument("--again", action="store_true", help="measure the chosen cases again")
+    options = parser.parse_args(argv)
+    models = {name: options.work / "models" / name for name in options.sizes}
+    models |= {path.name: path.resolve() for path in options.model}
+    builds = {BEFORE: options.build.resolve()} if options.build else {}
+    bench = Bench(options.work, models, {**builds, NOW: ROOT})
+    write_texts(bench.texts)
+    for name in options.sizes:
+        write_model(SHAPES[name], models[name])
+    cases = list(choose(models, options.methods, bench.builds, options.modes))
+    if options.again:
+        CELLS.remove(cases)
+    for case in CELLS.missing(cases):
+        cell = bench.run(case)
+        CELLS.add(case, cell)
+        print(describe(case, cell), flush=True)
+        bench.clean(case, CELLS.missing(cases))
+    print(CELLS)
+
+
+def choose(
+    models: Iterable[str], methods: Sequence[str], builds: Iterable[str], modes: Sequence[str]
+) -> Iterator[Case]:
+    """The cases in order; those whose results are compared are neighbours. Earlier builds run in memory only."""
+    for model, method, build, mode in product(models, methods, builds, modes):
+        if build == NOW or mode == MEMORY:
+            yield model, method, build, mode
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The folders of a run.
+
+    Args:
+        work: the folder of models, texts and results.
+        models: the folder of each model.
+        builds: the worktree of each laconic.
+    """
+
+    work: Path
+    models: Mapping[str, Path]
+    builds: Mapping[str, Path]
+
+    @property
+    def texts(self) -> Path:
+        """The file of the calibration texts."""
+        return self.work / "texts.txt"
+
+    def folder(self, case: Case) -> Path:
+        """The folder in which a case runs."""
+        return self.work / "runs" / "--".join(case)
+
+    def run(self, case: Case) -> dict[str, Any]:
+        """Run one case, and compare its result with the original and with the result in memory."""
+        model, method, build, mode = case
+        folder = self.folder(case)
+        shutil.rmtree(folder, ignore_errors=True)
+        data = () if method in WITHOUT_DATA else ("--data", str(self.texts), *DATA)
+        options = (*METHODS[method], *data, *(["--stream"] if mode == STREAM else []), "-o", RESULT)
+        command = (sys.executable, "-m", "laconic", "compress", str(self.models[model]), *options)
+        measured = measure(command, folder, {"PYTHONPATH": str(self.builds[build])})
+        reference = self.folder((model, method, build, MEMORY)) / RESULT
+        compared = self.compare(model, folder / RESULT, reference if mode == STREAM else None)
+        return {
+            **measured,
+            "imports": measure_imports(self.builds[build]),
+            "bytes": sum(file.stat().st_size for file in (folder / RESULT).glob("*.safetensors")),
+            **compared,
+            **count_parameters(self.models[model]),
+            "commit": commit_of(self.builds[build]),
+            "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")},
+            "processor": processor(),
+        }
+
+    def compare(self, model: str, result: Path, reference: Path | None) -> dict[str, Any]:
+        """KL to the original, and whether the result equals the one in memory; that is missing without `reference`."""
+        beside = ["--reference", str(reference)] if reference is not None and reference.exists() else []
+        command = [sys.executable, "-m", large_models_results.__name__, str(self.models[model]), str(result)]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [*command, str(self.texts), *beside], env=variables, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
+        )
+        return json.loads(done.stdout)
+
+    def clean(self, case: Case, missing: Sequence[Case]) -> None:
+        """Remove the results of a model and method that no further case is compared with."""
+        if not any(other[:2] == case[:2] for other in missing):
+            for folder in (self.work / "runs").glob(f"{case[0]}--{case[1]}--*"):
+                shutil.rmtree(folder)
+
+
+@cache
+def measure_imports(worktree: Path) -> dict[str, Any]:
+    """Seconds and memory of a process that only imports a laconic."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = (sys.executable, "-c", IMPORTS)
+        measured = measure(command, Path(folder) / "imports", {"PYTHONPATH": str(worktree)})
+    return {name: measured[name] for name in ("cpu_seconds", "peak", "anonymous")}
+
+
+def count_parameters(folder: Path) -> dict[str, int]:
+    """The parameters of a model, and those of its largest block, from the headers of its files."""
+    blocks: dict[str, int] = {}
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (the file is no mapping)
+                size = prod(tensors.get_slice(name).get_shape())
+                total += size
+                if found := re.search(r"layers\.(\d+)\.", name):
+                    blocks[found[1]] = blocks.get(found[1], 0) + size
+    return {"parameters": total, "block_parameters": max(blocks.values()), "blocks": len(blocks)}
+
+
+def commit_of(worktree: Path) -> str:
+    """The commit of a worktree, with a plus if its laconic was changed since."""
+    hash_ = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=worktree, text=True).strip()
+    changed = subprocess.check_output(["git", "status", "--porcelain", "laconic"], cwd=worktree, text=True)
+    return hash_ + "+" * bool(changed)
+
+
+def describe(case: Case, cell: Mapping[str, Any]) -> str:
+    """One line for a finished case."""
+    equal = {None: "", 0: ", equal to the result in memory"}.get(
+        len(cell["unequal"]) if "unequal" in cell else None, f", {len(cell.get('unequal', ()))} tensors differ"
+    )
+    return (
+        f"{' × '.join(case)}: {cell['cpu_seconds']:.0f} s of CPU, {cell['seconds']:.0f} s, "
+        f"peak {cell['peak'] / 2**20:.0f} MiB ({cell['anonymous'] / 2**20:.0f} anonymous), "
+        f"scratch {cell['scratch'] / 2**20:.0f} MiB, KL {cell['kl']:.2g}{equal}"
+    )
