@@ -183,10 +183,11 @@ def count_parameters(folder: Path) -> dict[str, int]:
 
 
 def commit_of(worktree: Path) -> str:
-    """The commit of a worktree, with a plus if its laconic was changed since."""
-    hash_ = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=worktree, text=True).strip()
+    """The last commit that changed laconic in a worktree, with a plus if it was changed since."""
+    last = ["git", "log", "-1", "--format=%h", "--", "laconic"]
+    commit = subprocess.check_output(last, cwd=worktree, text=True).strip()
     changed = subprocess.check_output(["git", "status", "--porcelain", "laconic"], cwd=worktree, text=True)
-    return hash_ + "+" * bool(changed)
+    return commit + "+" * bool(changed)
 
 
 def describe(case: Case, cell: Mapping[str, Any]) -> str:
