@@ -29,7 +29,7 @@ def measure(command: Sequence[str], folder: Path, environment: dict[str, str]) -
     """
     folder.mkdir(parents=True)
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "LACONIC_CACHE": str(folder / CACHE), **environment}
-    largest = dict.fromkeys(("peak", "anonymous", "scratch", "disk"), 0)
+    largest: dict[str, int] = dict.fromkeys(("peak", "anonymous", "scratch", "disk"), 0)
     start = time.perf_counter()
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(command, cwd=folder, env=variables, stdout=said, stderr=said)
