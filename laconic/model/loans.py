@@ -20,6 +20,7 @@ from laconic.errors import UserError
 from laconic.model.loans_origins import (
     Origin,
     TensorReader,
+    empty_replaced,
     find_tensors,
     like,
     packed_layers,
@@ -134,7 +135,8 @@ class Loans:
         returns |= {id(self._lent[key][0]): origin.placeholder for key, origin in wanted.items()}
         self._frames.append(frame)
         try:
-            yield
+            with empty_replaced(model, paths):
+                yield
         except BaseException:
             self._frames.remove(frame)
             self._take_back(model)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -147,3 +148,22 @@ def like(tensor: Tensor, placeholder: Tensor) -> Tensor:
 def to_placeholder(tensor: Tensor) -> Tensor:
     """A placeholder for a tensor in memory."""
     return like(torch.empty_like(tensor, device="meta"), tensor)
+
+
+@contextmanager
+def empty_replaced(model: nn.Module, paths: Collection[str]) -> Iterator[None]:
+    """A context after which layers that were replaced within it have no tensors in memory.
+
+    The sites of a model refer to the layers that they were found as, also after these were replaced.
+
+    Args:
+        model: the model.
+        paths: the paths below which layers are replaced.
+    """
+    before = [part for path in paths for part in model.get_submodule(path).modules()]
+    yield
+    after = set(model.modules())
+    for owner in before:
+        if owner not in after:
+            real = [tensor for _, _, tensor in tensors_below(owner) if not tensor.is_meta]
+            substitute(owner, {id(tensor): to_placeholder(tensor) for tensor in real})

@@ -192,6 +192,19 @@ def test_a_copy_that_was_made_before_keeps_the_old_weights(folder: Path) -> None
         assert_equal(original.model, whole.model)
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("methods", METHODS)
+def test_sites_that_were_replaced_keep_no_weights_in_memory(tmp_path: Path, name: str, methods: str) -> None:
+    MODELS[name]().save_pretrained(tmp_path / "model")
+    lm = streamed(tmp_path)
+    sites = lm.sites(("blocks",))
+    for block in blocks_of(lm):
+        with lm.on_loan(block):
+            compress(lm, block, METHODS[methods])
+            lm.write_back(block)
+        assert all(nbytes(place.module) == 0 for site in sites for place in site.places), block
+
+
 def test_sites_of_experts_that_were_found_before_the_loan_read_what_is_on_loan(tmp_path: Path) -> None:
     MODELS["mixtral"]().save_pretrained(tmp_path / "model")
     lm, whole = streamed(tmp_path), load(str(tmp_path / "model"))
