@@ -96,6 +96,10 @@ class Recorder(ExitStack):
         Args:
             gathered: combine the statistics of all processes, each of which ran a share of the batches.
         """
+        readers = Counter(site.input for site in self.sites)
+        for name, statistics in self._inputs.items():
+            for statistic in statistics:
+                statistic.readers = readers[name]
         stats = {
             site.name: LayerStats([*self._inputs[site.input], *self._gradients[site.name]], site.support)
             for site in self.sites

@@ -7,116 +7,21 @@ Notation: x (tokens, in) the inputs of a layer; g (tokens, out) the gradients at
 The input of a word embedding is one-hot, so it comes as token ids, (tokens,), and its moments are diagonal.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from laconic import processes
+from laconic.calibrate.statistic import Gradients, GradientStatistic, Inputs, InputStatistic, SequenceInputs, Statistic
 from laconic.numerics.moments import InputMoment, OutputMoment, add_gram, symmetrize
-
-Inputs = Float[Tensor, "tokens in"] | Int[Tensor, " tokens"]
-SequenceInputs = Float[Tensor, "*rows tokens in"] | Int[Tensor, "*rows tokens"]
-Gradients = Float[Tensor, "*rows tokens out"]
 
 # Above this width a full second moment of gradients (a head's vocabulary) no longer fits in memory.
 FULL_MOMENT_LIMIT = 16_384
 
 # Largest number of elements of the per-sequence weight gradients that are computed at once for one matrix.
 PRODUCT_LIMIT = 25_000_000
-
-
-Kind = TypeVar("Kind", bound="Statistic")
-
-
-class Statistic:
-    """A tensor accumulated over tokens, usually a sum, and the count of tokens or predictions.
-
-    `total` and `count` are the whole state: only they are merged, summed over processes and cached on disk. The tokens
-    of an expert count as much as the square of their router's weight.
-
-    Args:
-        total: the tensor so far, in fp64.
-    """
-
-    def __init__(self, total: Tensor) -> None:
-        self.total = total
-        self.count: int | float = 0
-
-    @classmethod
-    def from_total(cls: type[Kind], total: Tensor, count: int | float) -> Kind:
-        """Build a statistic from `total` and `count`, as an earlier one had them."""
-        statistic = cls(total)
-        statistic.count = count
-        return statistic
-
-    def merge(self, other: "Statistic") -> None:
-        """Add the statistic of the same layer from another shard, in place."""
-        self.total = self.total + other.total.to(self.total.device)
-        self.count += other.count
-
-    def gather(self) -> None:
-        """Combine `total` over all processes, by default by a sum; the caller sums the counts."""
-        self.total = processes.all_reduce_sum(self.total)
-
-    def _mean(self) -> Tensor:
-        return self.total / (self.count or 1)
-
-    def _add(self, amount: Tensor) -> None:
-        self.total += amount.to(self.total.device, torch.float64)
-
-
-class InputStatistic(Statistic, ABC):
-    """A statistic of the inputs, collected in the forward pass; `count` is the number of tokens."""
-
-    @classmethod
-    @abstractmethod
-    def empty(cls, in_features: int, lookup: bool, device: torch.device) -> "InputStatistic":
-        """Return the statistic before any token.
-
-        Args:
-            in_features: width of the inputs.
-            lookup: the layer is a word embedding, whose inputs are token ids.
-            device: the device of `total`.
-        """
-
-    @abstractmethod
-    def update(self, x: Inputs) -> None:
-        """Add the tokens of x, (tokens, in) without padding, or token ids (tokens,) for a word embedding."""
-
-
-class GradientStatistic(Statistic, ABC):
-    """A statistic of the gradients at the outputs; `count` is the number of predictions."""
-
-    reads_inputs: ClassVar[bool]
-    """True if `update` uses x, which must then be kept from the forward to the backward pass."""
-
-    @classmethod
-    @abstractmethod
-    def empty(cls, shape: tuple[int, int], device: torch.device) -> "GradientStatistic":
-        """Return the statistic before any gradient.
-
-        Args:
-            shape: (out, in) of the matrix.
-            device: the device of `total`.
-        """
-
-    @abstractmethod
-    def update(self, x: SequenceInputs | None, g: Gradients) -> None:
-        """Add one sequence, or several of equal length.
-
-        Args:
-            x: the inputs, (sequences, tokens, in); None unless `reads_inputs`.
-            g: the gradients at the outputs, (sequences, tokens, out), zero at padding.
-        """
-
-    @classmethod
-    @abstractmethod
-    def concatenate(cls, parts: "Sequence[GradientStatistic]") -> "GradientStatistic":
-        """Combine the statistics of matrices with the same input to that of the matrices concatenated along rows."""
 
 
 def precise(x: Tensor) -> Tensor:
@@ -159,7 +64,7 @@ class InputCovariance(InputStatistic):
     @property
     def matrix(self) -> InputMoment:
         """C, (in, in), or its diagonal (in,)."""
-        return self._mean() if self.total.ndim == 1 else symmetrize(self._mean())
+        return self._mean() if self.total.ndim == 1 else symmetrize(self.total).div_(self.count or 1)
 
 
 class _ColumnStatistic(InputStatistic):
@@ -250,7 +155,7 @@ class GradCovariance(GradientStatistic):
     @property
     def matrix(self) -> OutputMoment:
         """F, (out, out), or its diagonal (out,)."""
-        return self._mean() if self.total.ndim == 1 else symmetrize(self._mean())
+        return self._mean() if self.total.ndim == 1 else symmetrize(self.total).div_(self.count or 1)
 
 
 class Fisher(GradientStatistic):

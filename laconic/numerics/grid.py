@@ -50,8 +50,8 @@ MARGIN_BITS = 4
 """The least number of bits to which the margin m applies."""
 WEIGHED_BITS = 2
 """The most bits with which h_j = |w_j| + the root mean square of the group."""
-BLOCK = 2**22
-"""Weights that are processed at a time, which bounds the memory, unless one grid serves the whole matrix."""
+BLOCK = 2**18
+"""Weights that are processed at a time, few enough for a cache, unless one grid serves the whole matrix."""
 
 
 class GridSpec(NamedTuple):
@@ -133,28 +133,30 @@ def fit_grid(
         >>> grid.scale.item(), abs(grid.zero.item())
         (1.0, 0.0)
     """
-    W = W.float()
     # Without a search for the range only the sign of a symmetric scale is chosen.
     along = ALONG if importance is None and spec.clip else 1.0
-    h = torch.ones_like(W)
+    h = torch.ones((), device=W.device)
     if importance is not None and importance.max() > 0:
-        h = (importance / importance.max()).float().expand_as(W)
-    if keep is not None:
-        W, h = W * keep, h * keep
-    group = spec.group
+        h = (importance / importance.max()).float()
+    h, group = h.expand_as(W), spec.group
     if group is None:
-        scale, zero = _fit(W.reshape(1, -1), h.reshape(1, -1), spec, along)
+        kept = _kept(W, h, keep)
+        scale, zero = _fit(kept[0].reshape(1, -1), kept[1].reshape(1, -1), spec, along)
         return Grid(scale[:, None], zero[:, None], spec.bits, None)
     groups = -(-W.shape[1] // group)
-    short = groups * group - W.shape[1]
-    rows = max(1, BLOCK // (groups * group))
-    parts = []
-    for start in range(0, len(W), rows):
-        block = slice(start, start + rows)
-        shaped = [pad(X[block], (0, short)).reshape(-1, group) for X in (W, h)]
+    short, parts = groups * group - W.shape[1], []
+    for start in range(0, len(W), height := max(1, BLOCK // (groups * group))):
+        block = slice(start, start + height)
+        kept = _kept(W[block], h[block], keep if keep is None else keep[block])
+        shaped = [pad(X, (0, short)).reshape(-1, group) for X in kept]
         parts.append(_fit(shaped[0], shaped[1], spec, along))
     scale, zero = (torch.cat(part).view(len(W), groups) for part in zip(*parts, strict=True))
     return Grid(scale, zero, spec.bits, group)
+
+
+def _kept(W: Tensor, h: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights in fp32 and their importance, both 0 where a weight is pruned."""
+    return (W.float(), h) if keep is None else (W.float() * keep, h * keep)
 
 
 def nearest_codes(
@@ -235,9 +237,8 @@ def _search(
     W: Tensor, h: Tensor, spec: GridSpec, along: float
 ) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
     """s and z with the least error among the candidates."""
-    bits = spec.bits
-    best_scale, best_zero = torch.zeros(len(W), device=W.device), torch.zeros(len(W), device=W.device)
-    best = W.new_full((len(W),), torch.inf)
+    bits, best = spec.bits, W.new_full((len(W),), torch.inf)
+    best_scale = best_zero = torch.zeros_like(best)
     for scale, zero in _candidates(W, spec):
         error = _error(W, h, scale, zero, bits, along)
         better = error < best

@@ -10,40 +10,30 @@ paper starts at the bottom right, with lower triangles.
 
 Weights on one anti-diagonal do not depend on each other. The matrix is cut into tiles. All tiles on one
 anti-diagonal are processed together, one of their inner anti-diagonals at a time. The feedback between tiles is
-computed by matrix products.
+computed by matrix products: within a panel of several tiles for all tiles of an anti-diagonal at once, and, when a tile
+is the last one of a panel, from the whole panel to all tiles beyond it.
 
 Notation: W (m, n); Y = E R_I. Tiles are stored *askew*, (2t − 1, t, tiles): [s, i] is row i, column s − i. Feedback
 along a column is stored by columns, [s, j] being row s − j, column j.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from laconic.numerics.gptq import ColumnOrder, WeightGrids, gptq, sweep_columns
+from laconic.numerics.column_sweep import ColumnSweep, WeightGrids
+from laconic.numerics.gptq import ColumnOrder, gptq
 from laconic.numerics.grid import Grid, GridSpec, QuantizedWeight, fit_grid, quantize
-from laconic.numerics.moments import InputMoment, OutputMoment, root_factor
+from laconic.numerics.moments import InputMoment, OutputMoment
 
 TILE = 16
 """Rows and columns of a tile."""
-
-
-def unit_factor(S: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """R of S = R D R^T, upper triangular with ones on the diagonal. In fp64.
-
-    Args:
-        S: positive definite; a singular S is raised as in `root_factor`.
-
-    Example:
-        >>> unit_factor(torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
-        tensor([[1., 1.],
-                [0., 1.]], dtype=torch.float64)
-    """
-    R = root_factor(S.flip(0, 1)).flip(0, 1)
-    return R / R.diagonal()
+PANEL = 8
+"""Tiles of a panel."""
 
 
 def ldlq(
@@ -52,7 +42,7 @@ def ldlq(
     """The codes of one sweep from the top left to the bottom right.
 
     Args:
-        W: the matrix.
+        W: the matrix; its dtype is that of the computation.
         values: the grid of each weight.
         R_O: unit factor of F.
         R_I: unit factor of H.
@@ -66,26 +56,83 @@ def ldlq(
         tensor([[1, 2]], dtype=torch.uint8)
     """
     m, n = W.shape
-    rows, columns = -(-m // TILE), -(-n // TILE)
-    low, right = rows * TILE - m, columns * TILE - n
-    R_O, R_I = pad(R_O, (0, low, 0, low)), pad(R_I, (0, right, 0, right))
-    down, along = _reach(R_O), _reach(R_I)
+    size = PANEL * TILE
+    low, right = -m % size, -n % size
+    left, above = _Side.of(pad(R_I.to(W.dtype), (0, right, 0, right))), _Side.of(pad(R_O.to(W.dtype), (0, low, 0, low)))
     # The padding of the last tiles is zero and has a scale of 0, so it has no error to pass on.
-    parts = [part.double().expand(m, n) for part in (W, values.scale, values.inverse, values.zero)]
-    inputs = torch.stack([_to_tiles(pad(part, (0, right, 0, low))) for part in parts])
-    E, Y, codes = (torch.zeros_like(inputs[0]) for _ in range(3))
+    parts = (W, values.scale, values.inverse, values.zero)
+    inputs = [pad(part.to(W.dtype).expand(m, n), (0, right, 0, low)) for part in parts]
+    E, Y, from_left, from_above, codes = (torch.zeros_like(inputs[0]) for _ in range(5))
+    rows, columns = -(-m // TILE), -(-n // TILE)
     for diagonal in range(rows + columns - 1):
-        places = [(i, diagonal - i) for i in range(max(0, diagonal - columns + 1), min(diagonal, rows - 1) + 1)]
-        at = torch.tensor(places, device=W.device).T
-        left = torch.stack([_sum(E[i, :j], R_I[: j * TILE, j * TILE :][:, :TILE]) for i, j in places])
-        above = torch.stack([_sum(Y[:i, j].mT, R_O[: i * TILE, i * TILE :][:, :TILE]) for i, j in places])
+        i = torch.arange(max(0, diagonal - columns + 1), min(diagonal, rows - 1) + 1, device=W.device)
+        j = diagonal - i
+        # Errors that are not known yet are zero.
+        beside = _tiles(from_left)[i, :, j] + _by_rows(E)[i, :, j // PANEL] @ left.in_panel[j]
+        over = _tiles(from_above)[i, :, j].mT + _by_columns(Y)[i // PANEL, :, j].mT @ above.in_panel[i]
         # Padded, because the last steps also add feedback beyond the tile.
-        feedback = [pad(_to_askew(part), (0, 0, 0, 0, 0, TILE - 1)) for part in (left, above)]
-        results = _round_tiles(
-            _to_askew(inputs[:, at[0], at[1]]), feedback, (along[..., at[1]], down[..., at[0]]), 2**values.bits - 1
+        feedback = [pad(_to_askew(part), (0, 0, 0, 0, 0, TILE - 1)) for part in (beside, over)]
+        askew = torch.stack([_to_askew(_tiles(part)[i, :, j]) for part in inputs])
+        results = _from_askew(
+            _round_tiles(askew, feedback, (left.reach[..., j], above.reach[..., i]), 2**values.bits - 1)
         )
-        codes[*at], E[*at], Y[*at] = _from_askew(results)
-    return codes.transpose(1, 2).reshape(rows * TILE, -1)[:m, :n].to(torch.uint8)
+        for whole, part in zip((codes, E, Y), results, strict=True):
+            _tiles(whole)[i, :, j] = part
+        _pass_on(left.R, E, from_left, diagonal, (rows, columns))
+        _pass_on(above.R, Y.T, from_above.T, diagonal, (columns, rows))
+    return codes[:m, :n].to(torch.uint8)
+
+
+class _Side(NamedTuple):
+    """The unit factor of one side, in the forms in which tiles read it.
+
+    Args:
+        R: the factor.
+        in_panel: for each block of TILE columns, the rows of its panel.
+        reach: the factors within a tile, see `_reach`.
+    """
+
+    R: Float[Tensor, "n n"]
+    in_panel: Float[Tensor, "tiles panel t"]
+    reach: Float[Tensor, "steps reach t tiles"]
+
+    @classmethod
+    def of(cls, R: Float[Tensor, "n n"]) -> "_Side":
+        size = PANEL * TILE
+        blocks = [R[k - k % size :][:size, k : k + TILE] for k in range(0, len(R), TILE)]
+        return cls(R, torch.stack(blocks), _reach(R))
+
+
+def _pass_on(R: Tensor, errors: Tensor, feedback: Tensor, diagonal: int, count: tuple[int, int]) -> None:
+    """Add the terms of panels whose last tile lies on an anti-diagonal to all columns beyond the panel.
+
+    Args:
+        R: the factor of the columns.
+        errors: E; the same function serves the rows with Y^T.
+        feedback: changed in place.
+        diagonal: the number of the anti-diagonal.
+        count: number of tiles in a column, and in a row.
+    """
+    rows, columns = count
+    for last in range(PANEL - 1, columns, PANEL):
+        if 0 <= (tile := diagonal - last) < rows:
+            row, panel = slice(tile * TILE, (tile + 1) * TILE), slice((last + 1 - PANEL) * TILE, (last + 1) * TILE)
+            feedback[row, panel.stop :].addmm_(errors[row, panel], R[panel, panel.stop :])
+
+
+def _tiles(X: Float[Tensor, "height width"]) -> Float[Tensor, "rows t columns t"]:
+    """A view; [i, :, j] is the tile in row i and column j of tiles."""
+    return X.view(X.shape[0] // TILE, TILE, -1, TILE)
+
+
+def _by_rows(X: Float[Tensor, "height width"]) -> Float[Tensor, "rows t panels width"]:
+    """A view; [i, :, p] is panel p of row i of tiles."""
+    return X.view(X.shape[0] // TILE, TILE, -1, PANEL * TILE)
+
+
+def _by_columns(X: Float[Tensor, "height width"]) -> Float[Tensor, "panels height columns t"]:
+    """A view; [p, :, j] is panel p of column j of tiles."""
+    return X.view(X.shape[0] // (PANEL * TILE), PANEL * TILE, -1, TILE)
 
 
 def _round_tiles(
@@ -123,15 +170,6 @@ def _round_tiles(
     return results
 
 
-def _to_tiles(X: Float[Tensor, "height width"]) -> Float[Tensor, "rows columns t t"]:
-    return X.view(X.shape[0] // TILE, TILE, -1, TILE).transpose(1, 2).contiguous()
-
-
-def _sum(tiles: Float[Tensor, "k t t"], R: Float[Tensor, "height t"]) -> Float[Tensor, "t t"]:
-    """The tiles side by side, times R."""
-    return tiles.transpose(0, 1).reshape(TILE, -1) @ R
-
-
 def _to_askew(X: Float[Tensor, "*some tiles t t"]) -> Float[Tensor, "*some steps t tiles"]:
     """[…, s, i, :] = X[…, :, i, s − i], 0 where there is none."""
     # With rows one shorter than their stride, each row is shifted right by one more.
@@ -156,35 +194,12 @@ def _reach(R: Float[Tensor, "size size"]) -> Float[Tensor, "steps reach t blocks
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two moments, S = R D R^T in the order of its diagonal.
-
-    Args:
-        order: the order, with the factor of S^{-1}.
-        R: the unit factor.
-
-    Example:
-        >>> Side.from_moment(torch.diag(torch.tensor([1.0, 4.0])).double()).order.columns
-        tensor([1, 0])
-    """
-
-    order: ColumnOrder
-    R: Float[Tensor, "n n"]
-
-    @classmethod
-    def from_moment(cls, S: Float[Tensor, "n n"]) -> "Side":
-        """The factors of a positive definite moment."""
-        order = ColumnOrder.from_hessian(S)
-        return cls(order, unit_factor(S[order.columns][:, order.columns]))
-
-
-@dataclass(frozen=True)
 class TwoSidedRounding:
     """Rounding for ½ tr(F E H E^T), with compensation along every side whose moment is not diagonal.
 
     Args:
-        rows: the factors of F; None if F is diagonal.
-        columns: the factors of H; None if H is diagonal.
+        rows: the order of the rows, with the factors of F; None if F is diagonal.
+        columns: the order of the columns, with the factors of H; None if H is diagonal.
 
     Example:
         >>> from laconic.numerics.grid import GridSpec
@@ -193,13 +208,13 @@ class TwoSidedRounding:
         tensor([[0, 1, 2, 3]], dtype=torch.uint8)
     """
 
-    rows: Side | None
-    columns: Side | None
+    rows: ColumnOrder | None
+    columns: ColumnOrder | None
 
     @classmethod
     def from_moments(cls, F: OutputMoment, H: InputMoment) -> "TwoSidedRounding":
         """The rounding for two positive definite moments."""
-        return cls(Side.from_moment(F) if F.ndim == 2 else None, Side.from_moment(H) if H.ndim == 2 else None)
+        return cls(*(ColumnOrder.from_hessian(S) if S.ndim == 2 else None for S in (F, H)))
 
     def round(
         self, W: Float[Tensor, "out in"], spec: GridSpec, mask: Bool[Tensor, "out in"] | None = None
@@ -212,7 +227,7 @@ class TwoSidedRounding:
             mask: False at weights that are to be zero; None to prune none.
         """
         if self.columns is not None and self.rows is None:
-            return gptq(W, self.columns.order, spec, mask)
+            return gptq(W, self.columns, spec, mask)
         grid = fit_grid(W, spec, self._importance(W), mask)
         if self.rows is None:
             return QuantizedWeight(quantize(W, grid), grid)
@@ -221,17 +236,19 @@ class TwoSidedRounding:
     def _importance(self, W: Float[Tensor, "out in"]) -> Float[Tensor, "out in"] | None:
         if self.rows is None and self.columns is None:
             return None
-        rows = W.new_ones(len(W)) if self.rows is None else self.rows.order.importance
-        columns = W.new_ones(W.shape[1]) if self.columns is None else self.columns.order.importance
+        rows = W.new_ones(len(W)) if self.rows is None else self.rows.importance
+        columns = W.new_ones(W.shape[1]) if self.columns is None else self.columns.importance
         return torch.outer(rows / rows.max(), columns / columns.max()).float()
 
-    def _codes(self, W: Float[Tensor, "out in"], grid: Grid, mask: Bool[Tensor, "out in"] | None, rows: Side) -> Tensor:
-        row_order = rows.order.columns
+    def _codes(
+        self, W: Float[Tensor, "out in"], grid: Grid, mask: Bool[Tensor, "out in"] | None, rows: ColumnOrder
+    ) -> Tensor:
         if self.columns is None:
             left_to_right = torch.arange(W.shape[1], device=W.device)
-            values = WeightGrids.from_grid(grid, left_to_right, mask).expand_rows(len(W)).take_rows(row_order)
-            return sweep_columns(W.double()[row_order], rows.order.U, values)[rows.order.inverse]
-        order = self.columns.order
-        values = WeightGrids.from_grid(grid, order.columns, mask).take_rows(row_order)
-        codes = ldlq(W.double()[row_order][:, order.columns], values, rows.R, self.columns.R)
-        return codes[rows.order.inverse][:, order.inverse]
+            values = WeightGrids.from_grid(grid, left_to_right, mask).expand_rows(len(W)).take_rows(rows.columns)
+            sweep = ColumnSweep(W.float()[rows.columns], rows.R)
+            return sweep.round(slice(0, len(W)), values.take_rows)[rows.inverse]
+        order = self.columns
+        values = WeightGrids.from_grid(grid, order.columns, mask).take_rows(rows.columns)
+        codes = ldlq(W.float()[rows.columns][:, order.columns], values, rows.R, order.R)
+        return codes[rows.inverse][:, order.inverse]

@@ -86,7 +86,14 @@ def symmetrize(upper: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
         tensor([[1., 2.],
                 [2., 3.]])
     """
-    return upper.triu() + upper.triu(1).T
+    # Block by block, so that no second copy is made.
+    full = upper.clone()
+    for start in range(0, len(full), GRAM_BLOCK):
+        rows, below = slice(start, start + GRAM_BLOCK), slice(start + GRAM_BLOCK, None)
+        full[below, rows] = full[rows, below].T
+        corner = full[rows, rows]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+    return full
 
 
 def multiply(S: Moment, X: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
@@ -154,7 +161,9 @@ def root_factor(S: Moment) -> Moment:
     L, failed = torch.linalg.cholesky_ex(S)
     jitter = (RELATIVE_FLOOR * S.diagonal().mean()).clamp(min=torch.finfo(S.dtype).tiny)
     while failed and jitter.isfinite():
-        L, failed = torch.linalg.cholesky_ex(S + jitter * torch.eye(len(S), dtype=S.dtype, device=S.device))
+        raised = S.clone()
+        raised.diagonal().add_(jitter)
+        L, failed = torch.linalg.cholesky_ex(raised)
         jitter = 10 * jitter
     return L
 
@@ -169,7 +178,7 @@ def eigh(S: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n
         >>> eigh(torch.diag(torch.tensor([1.0, 3.0])))[0]
         tensor([3., 1.])
     """
-    values, vectors = torch.linalg.eigh((S + S.T) / 2)
+    values, vectors = torch.linalg.eigh((S + S.T).div_(2))
     return values.flip(0), vectors.flip(1)
 
 

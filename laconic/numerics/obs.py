@@ -65,7 +65,11 @@ def damp(C: InputMoment, damping: float) -> InputMoment:
     level = damping * diagonal.mean()
     if diagonal.mean() <= 0:
         return shrink(C, 0.0)
-    return C + level if C.ndim == 1 else C + level * torch.eye(len(C), dtype=C.dtype, device=C.device)
+    if C.ndim == 1:
+        return C + level
+    damped = C.clone()
+    damped.diagonal().add_(level)
+    return damped
 
 
 def inverse_cholesky(H: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from laconic.numerics.gptq import ColumnOrder, WeightGrids, gptq, sweep_columns
+from laconic.numerics.column_sweep import ColumnSweep, WeightGrids
+from laconic.numerics.gptq import ColumnOrder, gptq
 from laconic.numerics.grid import Grid, GridSpec, dequantize, fit_grid, quantize
 from laconic.numerics.obs import BLOCK, damp
 from tests.numerics.test_obs import hessian
@@ -148,9 +149,9 @@ def test_what_is_to_be_zero_hands_on_what_was_left_for_it() -> None:
     # Whole numbers from 0 to 3: 0.5 is rounded to 0, which adds 0.5 / 3 to each of the others.
     one, mask = torch.ones(1, 3).double(), torch.tensor([[True, False, True]])
     allowed = WeightGrids(one * mask, one * mask, 0 * one, 2)
-    Wt = W.double().T.contiguous()
-    order = ColumnOrder.from_hessian(H, False)
-    assert sweep_columns(Wt, order.U, allowed.T).T.tolist() == [[0, 0, 2]]
+    sweep = ColumnSweep(W.double().T.contiguous(), ColumnOrder.from_hessian(H, False).R)
+    assert sweep.round(slice(0, 3), allowed.T.take_rows).T.tolist() == [[0, 0, 2]]
+    Wt = sweep.compensated
     assert torch.allclose(Wt[1], torch.tensor([0.5 / 3]).double())
     # ½ of what the second had to leave.
     assert torch.allclose(Wt[2], torch.tensor([2 + 0.5 / 3 + 0.5 / 6]).double())

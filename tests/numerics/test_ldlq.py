@@ -5,9 +5,11 @@ import itertools
 import pytest
 import torch
 
-from laconic.numerics.gptq import ColumnOrder, WeightGrids, gptq
+from laconic.numerics.column_sweep import WeightGrids
+from laconic.numerics.factors import UnitFactor
+from laconic.numerics.gptq import ColumnOrder, gptq
 from laconic.numerics.grid import GridSpec, dequantize, fit_grid, quantize
-from laconic.numerics.ldlq import TILE, TwoSidedRounding, ldlq, unit_factor
+from laconic.numerics.ldlq import TILE, TwoSidedRounding, ldlq
 from laconic.numerics.moments import quadratic_loss, shrink
 from laconic.numerics.obs import damp
 from tests.numerics.test_gptq import matrix
@@ -29,15 +31,6 @@ def entry_by_entry(
     return codes.to(torch.uint8), R_O.T @ E @ R_I
 
 
-def test_the_factor_has_ones_on_its_diagonal() -> None:
-    S = hessian(9)
-    R = unit_factor(S)
-    assert torch.equal(R, R.triu())
-    assert torch.equal(R.diagonal(), torch.ones(9).double())
-    D = torch.linalg.solve(R, torch.linalg.solve(R, S).T)
-    assert torch.allclose(D, torch.diag(D.diagonal()), atol=1e-8)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kept", [1.0, 0.6])
 def test_tiles_change_nothing_of_the_equation(shape: tuple[int, int], kept: float) -> None:
@@ -46,12 +39,11 @@ def test_tiles_change_nothing_of_the_equation(shape: tuple[int, int], kept: floa
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < kept
     W = W * mask
     allowed = WeightGrids.from_grid(fit_grid(W, GridSpec(2, 4), keep=mask), torch.arange(n), mask)
-    R_O, R_I = unit_factor(F), unit_factor(H)
+    (R_O, D_O), (R_I, D_I) = UnitFactor.from_moment(F), UnitFactor.from_moment(H)
     expected, Z = entry_by_entry(W, allowed, R_O, R_I)
     codes = ldlq(W, allowed, R_O, R_I)
     assert torch.equal(codes, expected)
     E = W - allowed.scale * (codes - allowed.zero)
-    D_O, D_I = (1 / ColumnOrder.from_hessian(S, False).U.diagonal().square() for S in (F, H))
     loss = 0.5 * (torch.outer(D_O, D_I) * Z.square()).sum().item()
     assert quadratic_loss(E, F, H) == pytest.approx(loss)
     assert not (W - E)[~mask].any()

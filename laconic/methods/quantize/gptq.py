@@ -78,6 +78,16 @@ class FeedbackQuantization(AffineQuantization):
         pruned = self.pruner.compress(weight, stats)
         return pruned.dense(), pruned.support
 
+    def column_order(self, stats: LayerStats, by_activity: bool = True) -> ColumnOrder | None:
+        """The order of the columns for the damped moment of the inputs; None for the one-hot inputs of an embedding."""
+        C = stats[InputCovariance]
+        if C.total.ndim == 1:
+            return None
+        return C.share(
+            f"order of columns, damping {self.damping}, by activity {by_activity}",
+            lambda: ColumnOrder.from_hessian(damp(C.matrix, self.damping), by_activity),
+        )
+
     def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> Quantized:
         counts = [count for count in (kept, self._kept(shape)) if count is not None]
         return super().empty_codes(bits, shape, min(counts, default=None))
@@ -128,8 +138,7 @@ class Gptq(FeedbackQuantization):
 
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
         W, mask = self.prune_first(weight, stats)
-        H = damp(stats[InputCovariance].matrix, self.damping)
-        order = ColumnOrder.from_hessian(H, self.act_order) if H.ndim == 2 else None
+        order = self.column_order(stats, self.act_order)
 
         def solve(bits: int) -> Quantized:
             spec = self.grid_spec(bits, W.shape[1])

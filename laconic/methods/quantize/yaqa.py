@@ -15,9 +15,9 @@ from laconic.formats import Quantized
 from laconic.methods.prune.kfac_prune import KfacPrune
 from laconic.methods.quantize.base import Solver
 from laconic.methods.quantize.gptq import FeedbackQuantization
+from laconic.numerics.gptq import ColumnOrder
 from laconic.numerics.ldlq import TwoSidedRounding
 from laconic.numerics.moments import shrink
-from laconic.numerics.obs import damp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Yaqa(FeedbackQuantization):
 
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
         W, mask = self.prune_first(weight, stats)
-        F, H = shrink(stats[GradCovariance].matrix, self.shrink), damp(stats[InputCovariance].matrix, self.damping)
-        sides = TwoSidedRounding.from_moments(F, H)
+        F = shrink(stats[GradCovariance].matrix, self.shrink)
+        sides = TwoSidedRounding(ColumnOrder.from_hessian(F) if F.ndim == 2 else None, self.column_order(stats))
 
         def solve(bits: int) -> Quantized:
             return self.to_quantized(sides.round(W, self.grid_spec(bits, W.shape[1]), mask), weight.dtype, mask)
