@@ -139,24 +139,16 @@ def fit_grid(
     if importance is not None and importance.max() > 0:
         h = (importance / importance.max()).float()
     h, group = h.expand_as(W), spec.group
-    if group is None:
-        kept = _kept(W, h, keep)
-        scale, zero = _fit(kept[0].reshape(1, -1), kept[1].reshape(1, -1), spec, along)
-        return Grid(scale[:, None], zero[:, None], spec.bits, None)
-    groups = -(-W.shape[1] // group)
-    short, parts = groups * group - W.shape[1], []
-    for start in range(0, len(W), height := max(1, BLOCK // (groups * group))):
+    groups = 1 if group is None else -(-W.shape[1] // group)
+    short = 0 if group is None else groups * group - W.shape[1]
+    parts = []
+    for start in range(0, len(W), height := len(W) if group is None else max(1, BLOCK // (groups * group))):
         block = slice(start, start + height)
-        kept = _kept(W[block], h[block], keep if keep is None else keep[block])
-        shaped = [pad(X, (0, short)).reshape(-1, group) for X in kept]
+        kept = [X[block].float() if keep is None else X[block].float() * keep[block] for X in (W, h)]
+        shaped = [X.reshape(1, -1) if group is None else pad(X, (0, short)).reshape(-1, group) for X in kept]
         parts.append(_fit(shaped[0], shaped[1], spec, along))
-    scale, zero = (torch.cat(part).view(len(W), groups) for part in zip(*parts, strict=True))
+    scale, zero = (torch.cat(part).view(-1, groups) for part in zip(*parts, strict=True))
     return Grid(scale, zero, spec.bits, group)
-
-
-def _kept(W: Tensor, h: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights in fp32 and their importance, both 0 where a weight is pruned."""
-    return (W.float(), h) if keep is None else (W.float() * keep, h * keep)
 
 
 def nearest_codes(
