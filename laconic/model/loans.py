@@ -39,6 +39,7 @@ from laconic.model.loans_parts import (
 )
 from laconic.model.site import has_module
 from laconic.numerics.moments import check_finite
+from laconic.system import release_freed_memory
 
 CHUNK = 2**22
 """Elements that are checked at a time, as a check takes memory too."""
@@ -167,6 +168,7 @@ class Loans:
                 self._register([Origin(placeholder, reader, name, layer)])
                 self._lent[id(placeholder)] = (tensor, tensor._version)
         self._take_back(model)
+        release_freed_memory()
 
     def restore(self, model: PreTrainedModel, path: str) -> bool:
         """Give a part the formats and tensors of its file, which another process may have written.

@@ -4,6 +4,7 @@ The configuration, the structure and the names of tensors are those that `save` 
 a block, a word embedding or a head; what else the model has is in a last file. One part is in memory at a time.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from laconic.calibrate.passes import random_batch
 from laconic.model import LanguageModel
 from laconic.model.loading import load_streamed
+from laconic.model.loans import CHUNK
 from laconic.model.loans_parts import Structure, stored_state
 from laconic.model.stock import copy_attention_type, differences, modules_by_path
 from laconic.progress import Track, silent
@@ -105,6 +107,8 @@ def _write_shards(lm: LanguageModel, stored: PreTrainedModel, folder: Path, trac
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
                 files[file] = list(tensors)
                 total += sum(tensor.nbytes for tensor in tensors.values())
+            # Otherwise this part would be in memory until the next one has been read.
+            del state, tensors
     weight_map: dict[str, str] = {}
     for number, (file, names) in enumerate(files.items(), start=1):
         shard = file.rename(folder / f"model-{number:05d}-of-{len(files):05d}.safetensors")
@@ -154,19 +158,43 @@ def _verify(lm: LanguageModel, folder: Path, track: Track) -> None:
         raise mismatch_error(str(difference))
     assert lm.loans is not None
     for path in track(list(lm.loans.paths), "Comparing what was written"):
-        with lm.on_loan(path), loaded.on_loan(path):
-            _compare_tensors(stored_state(lm.model, path), stored_state(loaded.model, path), lm.dtype)
-    outside = (_state_outside(model, lm.loans.paths) for model in (lm.model, loaded.model))
-    _compare_tensors(*outside, lm.dtype)
+        # One after the other, because an embedding may be larger than everything else that is in memory.
+        with lm.on_loan(path):
+            expected = _digests(stored_state(lm.model, path), lm.dtype)
+        with loaded.on_loan(path):
+            _compare(expected, _digests(stored_state(loaded.model, path)))
+    outside = _digests(_state_outside(lm.model, lm.loans.paths), lm.dtype)
+    _compare(outside, _digests(_state_outside(loaded.model, lm.loans.paths)))
     batch = random_batch(lm, 1, LENGTH)
     with lm.loaned_on_call(), loaded.loaned_on_call():
         compare_outputs(outputs_of(lm, batch), outputs_of(loaded, batch))
 
 
-def _compare_tensors(tensors: Mapping[str, Tensor], loaded: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    for name, tensor in tensors.items():
-        if name not in loaded or not torch.equal(_round(tensor, dtype), loaded[name]):
+def _compare(expected: Mapping[str, bytes], found: Mapping[str, bytes]) -> None:
+    for name, digest in expected.items():
+        if found.get(name) != digest:
             raise mismatch_error(f"'{name}' would have different values")
+
+
+def _digests(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, bytes]:
+    """Hashes of the values, shapes and dtypes of tensors.
+
+    Args:
+        state: the tensors by name.
+        dtype: the dtype that they were stored in since, and read from; None if they were not.
+
+    Returns:
+        A hash of each tensor, by name; equal for equal tensors.
+    """
+    digests = {}
+    for name, tensor in state.items():
+        digest = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        for chunk in tensor.detach().flatten().split(CHUNK):
+            rounded = chunk if dtype is None else _round(chunk, dtype)
+            # Adding zero makes zeros of minus zeros, which are equal and have other bits.
+            digest.update((rounded + 0).cpu().view(torch.uint8).numpy())
+        digests[name] = digest.digest()
+    return digests
 
 
 def _round(tensor: Tensor, dtype: torch.dtype) -> Tensor:
