@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from laconic.numerics.moments import root_factor
+from laconic.numerics.moments import root_factor, unit_diagonal
 
 SINGLE_FROM = 1024
 """The least number of columns of a moment that is factored in fp32."""
@@ -24,8 +24,6 @@ TOLERANCE = 1e-3
 """The largest relative error of a solution by a factor in fp32. A feedback with this error costs 1e-6 of the loss."""
 PROBES = 2
 """Number of solutions that are compared."""
-LEAST = 1e-30
-"""Moments with a smaller entry on the diagonal, or one above its inverse, are factored in fp64."""
 BLOCK = 256
 """Columns of the inverse that are computed at once."""
 
@@ -106,10 +104,9 @@ class UnitFactor(NamedTuple):
 def _factor_single(S: Float[Tensor, "n n"], backwards: Integer[Tensor, " n"]) -> UnitFactor | None:
     """The factors in fp32; None if they are not exact enough."""
     diagonal = S.diagonal()[backwards].double()
-    if not bool(((diagonal > LEAST) & (diagonal < 1 / LEAST)).all()):
+    if not bool((diagonal > 0).all()):
         return None
-    K = S.float()[backwards][:, backwards]
-    K.mul_(diagonal.rsqrt().float()[:, None]).mul_(diagonal.rsqrt().float())
+    K = unit_diagonal(S.double())[backwards][:, backwards]
     L, failed = torch.linalg.cholesky_ex(K)
     if failed:
         return None

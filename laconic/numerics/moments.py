@@ -96,6 +96,25 @@ def symmetrize(upper: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     return full
 
 
+def unit_diagonal(S: Float[Tensor, "n n"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "n n"]:
+    """S with its rows and columns scaled to a diagonal of ones: the correlations of uncentred features.
+
+    Args:
+        S: a moment in fp64, with a positive diagonal.
+        dtype: of the result.
+
+    Example:
+        >>> unit_diagonal(torch.tensor([[4.0, 1.0], [1.0, 1.0]]).double())
+        tensor([[1.0000, 0.5000],
+                [0.5000, 1.0000]])
+    """
+    scale, scaled = S.diagonal().rsqrt(), torch.empty_like(S, dtype=dtype)
+    # Block by block, so that there is no second copy in fp64.
+    for part, rows, own in zip(scaled.split(GRAM_BLOCK), S.split(GRAM_BLOCK), scale.split(GRAM_BLOCK), strict=True):
+        part.copy_(rows * own[:, None] * scale)
+    return scaled
+
+
 def multiply(S: Moment, X: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     """S X, for a full or a diagonal S.
 

@@ -28,7 +28,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from laconic.numerics.moments import RELATIVE_FLOOR, InputMoment, Moment, eigh, root_factor, shrink
+from laconic.numerics.factors import SINGLE_FROM
+from laconic.numerics.moments import (
+    RELATIVE_FLOOR,
+    InputMoment,
+    Moment,
+    eigh,
+    root_factor,
+    shrink,
+    unit_diagonal,
+)
 
 BLOCK = 128
 """Number of columns after which their errors are passed on to all columns to the right, in one matrix product."""
@@ -153,7 +162,7 @@ class Correlations(NamedTuple):
 
 
 def correlations(S: Moment) -> Correlations:
-    """The correlations of a moment. In fp64.
+    """The correlations of a moment. In fp64, or in fp32 for many features: scores need no more than three digits.
 
     Args:
         S: positive definite; a diagonal moment has the single eigenvalue 1.
@@ -165,9 +174,11 @@ def correlations(S: Moment) -> Correlations:
     S = S.double()
     if S.ndim == 1:
         return Correlations(S, torch.ones_like(S[:1]), torch.ones_like(S)[:, None])
-    scale = S.diagonal().rsqrt()
-    values, vectors = eigh(S * scale[:, None] * scale)
-    return Correlations(S.diagonal(), values.clamp(min=RELATIVE_FLOOR * values[0].item()), vectors.square())
+    single = len(S) >= SINGLE_FROM
+    values, vectors = eigh(unit_diagonal(S, torch.float32 if single else torch.float64))
+    floor = torch.finfo(torch.float32).eps if single else RELATIVE_FLOOR
+    # A copy of the diagonal, which would otherwise keep S in memory.
+    return Correlations(S.diagonal().clone(), values.double().clamp(min=floor * values[0].item()), vectors.square_())
 
 
 def residual_curvature(F: Correlations, H: Correlations, missing: float) -> Float[Tensor, "out in"]:
@@ -187,7 +198,10 @@ def residual_curvature(F: Correlations, H: Correlations, missing: float) -> Floa
                 [6., 9.]], dtype=torch.float64)
     """
     gamma = missing / (1 - missing)
-    inverse = F.squares @ (1 / (F.values[:, None] * H.values + gamma)) @ H.squares.T
+    dtype = F.squares.dtype if F.squares.dtype == H.squares.dtype else torch.float32
+    middle = (1 / (F.values[:, None] * H.values + gamma)).to(dtype)
+    # All terms are positive, so fp32 loses no digits.
+    inverse = (F.squares.to(dtype) @ middle @ H.squares.to(dtype).T).double()
     # Where almost all weights are missing, this is the difference of two large numbers.
     relative = (1 / inverse - gamma).clamp(min=RELATIVE_FLOOR)
     return relative * F.diagonal[:, None] * H.diagonal

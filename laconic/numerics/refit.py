@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from laconic.numerics.moments import root_factor
+from laconic.numerics.moments import root_factor, unit_diagonal
 
 TOLERANCE = 1e-5
 """A row is done once its residual, in the norm of the preconditioner, is below this fraction of the first residual. The
@@ -231,12 +231,17 @@ def refit_coupled(
     """
     W = W.double()
     rows, columns = F.diagonal().rsqrt()[:, None], H.diagonal().rsqrt()
-    first = mask * (F @ (W * ~mask) @ H) * rows * columns
-    scale = first.norm()
-    if scale == 0:
+    F, H = unit_diagonal(F), unit_diagonal(H)
+    removed = W * ~mask / rows / columns
+    size = removed.norm()
+    if size == 0:
         return W * mask
-    F, H = (F * rows * rows.T).float(), (H * columns[:, None] * columns).float()
-    residual = (first / scale).float().view(1, -1)
+    first = mask * (F @ (removed / size).float() @ H)
+    norm = first.norm()
+    if norm == 0:
+        return W * mask
+    scale = size * norm
+    residual = (first / norm).view(1, -1)
     added = conjugate_gradients(
         lambda D: (F @ D.view(W.shape) @ H).view(1, -1),
         lambda R: R,

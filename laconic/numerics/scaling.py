@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from laconic.numerics.grid import GridSpec, QuantizedWeight, dequantize, fit_grid, quantize
-from laconic.numerics.moments import InputMoment, OutputMoment, quadratic_loss
+from laconic.numerics.moments import InputMoment, OutputMoment, multiply
 from laconic.numerics.refit import conjugate_gradients
 
 POWERS = tuple(i / 20 for i in range(20))
@@ -67,7 +67,8 @@ def search_scales(
         torch.Size([2])
     """
     candidates = [activation_powers(activity, power) for power in POWERS]
-    losses = [sum(_loss(reader, s, spec, weighted) for reader in readers) for s in candidates]
+    measured = [_Loss.of(reader) for reader in readers]
+    losses = [sum(loss.at(s, spec, weighted) for loss in measured) for s in candidates]
     return candidates[losses.index(min(losses))]
 
 
@@ -112,9 +113,36 @@ def activation_powers(activity: Float[Tensor, " in"], power: float) -> Float[Ten
     return 1 / inverse.half().float()
 
 
-def _loss(reader: ScaledMatrix, s: Float[Tensor, " in"], spec: GridSpec, weighted: bool) -> float:
-    E = reader.W.float() - dequantize(*quantize_scaled(reader, s, spec, weighted)) / s
-    return quadratic_loss(E if reader.keep is None else E * reader.keep, reader.F, reader.C)
+class _Loss(NamedTuple):
+    """½ tr(F E C E^T) of one matrix, in fp32: the losses of two scales differ by more than its rounding errors.
+
+    Args:
+        reader: the matrix.
+        F: the moment of the output gradients over its mean diagonal.
+        C: the same of the inputs.
+        unit: product of the mean diagonals.
+    """
+
+    reader: ScaledMatrix
+    F: OutputMoment
+    C: InputMoment
+    unit: float
+
+    @classmethod
+    def of(cls, reader: ScaledMatrix) -> "_Loss":
+        means = [(S if S.ndim == 1 else S.diagonal()).double().mean().item() for S in (reader.F, reader.C)]
+        F, C = (
+            (S / mean).float() if mean > 0 else torch.zeros_like(S, dtype=torch.float32)
+            for S, mean in zip((reader.F, reader.C), means, strict=True)
+        )
+        return cls(reader, F, C, means[0] * means[1])
+
+    def at(self, s: Float[Tensor, " in"], spec: GridSpec, weighted: bool) -> float:
+        """The loss with the scales s."""
+        reader = self.reader
+        E = reader.W.float() - dequantize(*quantize_scaled(reader, s, spec, weighted)) / s
+        E = E if reader.keep is None else E * reader.keep
+        return 0.5 * self.unit * (multiply(self.F, E) * multiply(self.C, E.T).T).sum(dtype=torch.float64).item()
 
 
 TOLERANCE = 1e-3

@@ -26,7 +26,7 @@ def single(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_in_fp32_they_are_exact_to_four_digits_for_features_of_any_size(single: None) -> None:
-    scale = torch.logspace(-5, 5, 300).double()
+    scale = 1e-18 * torch.logspace(-5, 5, 300).double()
     S = damp(hessian(300, 900), 0.01)
     S = S * scale * scale[:, None]
     factor = UnitFactor.from_moment(S)
@@ -41,15 +41,13 @@ def test_in_fp32_they_are_exact_to_four_digits_for_features_of_any_size(single: 
     )
 
 
-@pytest.mark.parametrize("moment", ["ill-conditioned", "tiny", "zero column"])
+@pytest.mark.parametrize("moment", ["ill-conditioned", "zero column"])
 def test_moments_that_fp32_cannot_factor_are_factored_in_fp64(single: None, moment: str) -> None:
     S = hessian(40, 90)
     if moment == "ill-conditioned":
         S[0] = S[:, 0] = 0
         S[0, 0], S[1, 0], S[0, 1] = S[1, 1] * (1 + 1e-6), S[1, 1], S[1, 1]
         S[0, 2:] = S[2:, 0] = S[1, 2:]
-    elif moment == "tiny":
-        S *= 1e-32
     else:
         S[3] = S[:, 3] = 0
     factor = UnitFactor.from_moment(S)
