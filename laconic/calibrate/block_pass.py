@@ -48,8 +48,9 @@ class BlockwisePass:
         self.batches = [to_device(batch, lm.device) for batch, _ in shares]
         self.stream = Stream(lm, self.batches, replays=True, keeps_inputs=self.keeps_inputs)
         self.stacks = [[path for path, _ in blocks] for _, blocks in lm.stacks()]
+        self.done = frozenset() if lm.loans is None else lm.loans.restored
         self.starved: list[StarvedExperts] = []
-        self.outside = [site for site in sites if site.block is None]
+        self.outside = [site for site in sites if site.block is None and site.name not in self.done]
         self.first: list[Site] = []
         """The layers before the blocks, such as the word embedding; known once the last stack is entered."""
 
@@ -59,16 +60,16 @@ class BlockwisePass:
         return [site for site in self.outside if site not in self.first]
 
     def sites_in(self, path: str) -> list[Site]:
-        """The layers in the block at `path`."""
-        return [site for site in self.sites if site.block == path]
+        """The layers in the block at `path` that are to be measured."""
+        return [site for site in self.sites if site.block == path and path not in self.done]
 
-    def enter(self, paths: Sequence[str]) -> None:
-        """Make the first block of a stack the current one of the stream.
+    def enter(self, paths: Sequence[str], start: int = 0) -> None:
+        """Make a block of a stack the current one of the stream.
 
         Raises:
             UserError: the blocks do not form a chain.
         """
-        if not self.stream.enter(paths):
+        if not self.stream.enter(paths, start):
             raise UserError(
                 f"The model cannot be measured block by block: the blocks '{paths[0]}' to '{paths[-1]}' pass each "
                 "other more than hidden states, or run in another order; leave out stream."

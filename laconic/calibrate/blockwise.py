@@ -69,10 +69,14 @@ class ForwardPass(BlockwisePass):
     def problems(self) -> Iterator[LayerProblems]:
         """Yield the layers with their problems, as `blockwise_calibrate` does."""
         remaining = {path for paths in self.stacks for path in paths if self.sites_in(path)}
+        if not remaining and not self.outside:
+            return
+        first: Recorder | None = None
         for paths in self.stacks:
-            self.enter(paths)
+            start = self.stream.resumes_at(paths, self.done)
+            self.enter(paths, start)
             first = yield from self.start(paths)
-            for path in self.data.track(paths, "Measuring and compressing the blocks"):
+            for path in self.data.track(paths[start:], "Measuring and compressing the blocks"):
                 # Blocks after the last one that has sites need not run.
                 if remaining or self.last:
                     with self.lm.on_loan(path):
@@ -154,7 +158,8 @@ def _visit(lm: LanguageModel, sites: Sequence[Site], track: Track, writes: bool)
     parts: dict[str, list[Site]] = {}
     for site in sites:
         parts.setdefault(site.block or site.name, []).append(site)
-    for path, own in track(list(parts.items()), "Compressing the blocks"):
+    done = frozenset() if lm.loans is None else lm.loans.restored
+    for path, own in track([part for part in parts.items() if part[0] not in done], "Compressing the blocks"):
         with lm.on_loan(path):
             yield [
                 (site, Problem(weight=weight_on_loan(lm, site), stats=LayerStats(support=site.support))) for site in own

@@ -83,9 +83,18 @@ class BackwardPass(BlockwisePass):
 
     def problems(self) -> Iterator[LayerProblems]:
         """Yield the layers with their problems, as `blockwise_calibrate` does."""
+        if not self.outside and not any(self.sites_in(path) for paths in self.stacks for path in paths):
+            return
+        if self.done and len(self.stacks) > 1:
+            raise UserError(
+                "A run that was killed cannot go on, because the gradients at the end of the encoder were in memory: "
+                "remove its scratch folder, and start again."
+            )
         for paths in self.stacks:
-            self.enter(paths)
-            for _ in self.data.track(paths, "Running the blocks"):
+            # The inputs of all blocks are complete if one of the blocks is done.
+            start = len(paths) if self.done & set(paths) else 0
+            self.enter(paths, start)
+            for _ in self.data.track(paths[start:], "Running the blocks"):
                 self.stream.advance()
             self._finished.append(_Stack(paths, self.stream.inputs, self.stream.calls))
         if self.first and len(self.stacks) > 1:
@@ -136,6 +145,9 @@ class BackwardPass(BlockwisePass):
             The gradients at its beginning.
         """
         places = list(enumerate(stack.paths))[::-1]
+        if self.done & set(stack.paths):
+            places = [(at, path) for at, path in places if path not in self.done]
+            gradients = self._found_gradients(stack, len(places))
         for at, path in self.data.track(places, "Measuring and compressing the blocks"):
             earlier: Gradients = []
             with self.lm.on_loan(path):
@@ -153,10 +165,19 @@ class BackwardPass(BlockwisePass):
                             self._append(earlier, order, gradient, path)
                             shared[number].add(order, arguments, others)
                         recorder.count_predictions(self._predictions[number])
-                for states in (*gradients, stack.inputs[at + 1]):
+                for states in earlier:
+                    states.complete()
+                yield from self.problems_in(path, recorder)
+                for states in (*gradients, *(stack.inputs[at + 1 : -1][:1])):
                     states.delete()
                 gradients = earlier
-                yield from self.problems_in(path, recorder)
+        return gradients
+
+    def _found_gradients(self, stack: _Stack, at: int) -> Gradients:
+        """The gradients at the inputs of block `at`, which an earlier run completed."""
+        gradients: Gradients = []
+        while (states := self.stream.open_states(f"gradients.{stack.paths[at]}.{len(gradients)}")) is not None:
+            gradients.append(states)
         return gradients
 
     def _pass_on(self, number: int, shared: Sequence[_Shared]) -> Gradients:

@@ -6,9 +6,10 @@ follows it (a decoder, the head) runs with stand-ins in place of its blocks, the
 returned.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -71,18 +72,20 @@ class Stream:
         self._at = 0
 
     @torch.no_grad()
-    def enter(self, paths: Sequence[str]) -> bool:
+    def enter(self, paths: Sequence[str], start: int = 0) -> bool:
         """Make the first block of a stack the current one.
 
         Args:
             paths: the paths of the blocks of the stack.
+            start: make this block the current one instead, whose inputs an earlier run completed (`resumes_at`).
 
         Returns:
             False if the blocks do not form a chain. The model then runs as a whole.
         """
-        self._paths, self._at = paths, 0
+        self._paths, self._at = paths, start
         self._blocks = [self.lm.model.get_submodule(path) for path in paths]
-        self.calls, self.inputs = [], [self.new_states(paths[0])]
+        self.calls = []
+        self.inputs = [self._found_states(name) for name in self._places[: start + 1]]
         with self.lm.loaned_on_call(), self._replaying(0, rows=1):
             needed = blocks_to_run(self.lm, self._blocks, self.batches[0])
         if needed is None or (self._replays and needed.count == len(self._blocks) > 1):
@@ -95,10 +98,27 @@ class Stream:
                 for end in self.ends[-1] if self._keeps_inputs else ():
                     end.requires_grad_()
                 hidden, calls = self.capture(number, self.ends[-1])
-                self.inputs[0].append(hidden.detach())
+                if not start:
+                    self.inputs[0].append(hidden.detach())
                 self.calls.append(calls)
-        self.inputs[0].complete()
+        if not start:
+            self.inputs[0].complete()
+        self._finish_stack()
         return True
+
+    def resumes_at(self, paths: Sequence[str], done: Collection[str]) -> int:
+        """The number of the block at which a run of a stack goes on: the last one whose inputs are complete.
+
+        Args:
+            paths: the paths of the blocks of the stack.
+            done: the paths of the blocks that an earlier run finished.
+
+        Returns:
+            The number, at most that of the first block that is not done; 0 to begin at the first block.
+        """
+        first = next((number for number, path in enumerate(paths) if path not in done), len(paths))
+        places = [*paths, _end_of(paths)]
+        return max((at for at in range(1, first + 1) if self.open_states(places[at]) is not None), default=0)
 
     def capture(self, number: int, ends: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Call]]:
         """Run the model up to the last block of the current stack, without its blocks.
@@ -145,7 +165,7 @@ class Stream:
 
     def next_states(self) -> HiddenStates:
         """New hidden states for the outputs of the current block."""
-        return self.new_states(self._paths[self._at + 1] if self._at + 1 < len(self._paths) else self._end)
+        return self.new_states(self._places[self._at + 1])
 
     def move_to(self, states: HiddenStates) -> None:
         """Make the next block the current one.
@@ -155,11 +175,12 @@ class Stream:
         """
         states.complete()
         if not self._keeps_inputs:
-            self.inputs.pop().delete()
+            # The inputs of the block before are kept, for a run that goes on after it was killed in this block.
+            for earlier in self.inputs[:-1]:
+                earlier.delete()
         self.inputs.append(states)
         self._at += 1
-        if self._at == len(self._blocks):
-            self.finished.append(FinishedStack(self._blocks, self._needed, states))
+        self._finish_stack()
 
     def new_states(self, name: str) -> HiddenStates:
         """Empty hidden states: in a file if the weights of the model are on loan.
@@ -167,12 +188,27 @@ class Stream:
         Args:
             name: the name of the file.
         """
-        loans = self.lm.loans
-        return HiddenStates(None if loans is None else loans.scratch / "states" / name)
+        return HiddenStates(self._file(name))
+
+    def open_states(self, name: str) -> HiddenStates | None:
+        """The hidden states that an earlier run completed; None if there are none."""
+        file = self._file(name)
+        return None if file is None else HiddenStates.open(file)
+
+    def _finish_stack(self) -> None:
+        if self._at == len(self._blocks):
+            self.finished.append(FinishedStack(self._blocks, self._needed, self.inputs[-1]))
+
+    def _found_states(self, name: str) -> HiddenStates:
+        return self.open_states(name) or self.new_states(name)
+
+    def _file(self, name: str) -> Path | None:
+        return None if self.lm.loans is None else self.lm.loans.scratch / "states" / name
 
     @property
-    def _end(self) -> str:
-        return f"{self._paths[-1]}.end"
+    def _places(self) -> list[str]:
+        """The names of the inputs of each block, and of the outputs of the last."""
+        return [*self._paths, _end_of(self._paths)]
 
     @contextmanager
     def decode_codes(self) -> Iterator[None]:
@@ -211,3 +247,7 @@ class Stream:
             for stack, end in zip(finished[: len(ends)], ends, strict=True):
                 stand_ins.enter_context(skip_blocks(stack.blocks, replace(stack.needed, count=0), end))
             yield
+
+
+def _end_of(paths: Sequence[str]) -> str:
+    return f"{paths[-1]}.end"

@@ -17,16 +17,22 @@ from laconic.calibrate import (
     SequentialConfig,
     Statistic,
     collect_stats,
-    sequential_calibrate,
 )
 from laconic.calibrate.blockwise import blockwise_calibrate
 from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload, evaluating
 from laconic.calibrate.sequential import check_anchored
 from laconic.compress import checks, solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
-from laconic.compress.replacing import count_expert_tokens, put_empty_formats, replace_group, solve_matrices
+from laconic.compress.progress_log import GroupResult, ProgressLog
+from laconic.compress.replacing import (
+    count_expert_tokens,
+    finite_weight,
+    put_empty_formats,
+    replace_group,
+    solve_matrices,
+)
 from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups
-from laconic.compress.solving import Calibrate, Problems, find_problems, iterate_problems, problems_by_matrix
+from laconic.compress.solving import Problems, choose_calibration, find_problems, iterate_problems, problems_by_matrix
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method, statistics_for
@@ -164,15 +170,13 @@ class Compress(Step):
         self._put_empty_formats(lm, self._check_targeted(lm))
 
     def _check_targeted(self, lm: LanguageModel) -> TargetedLayers:
-        # Raises an error for an invalid cache size before any work, not after solving.
-        cache_limit()
+        cache_limit()  # An invalid cache size is an error before any work, not after solving.
         targeted = self._find_targeted(lm)
         layer_sets = targeted.layer_sets
         if self.plan is None and not self.allow_dense:
             checks.check_dense(targeted.coverage, lm, self.targets)
         if self.keep is not None and self.plan is None:
             checks.check_overheads(self.method, self.keep, layer_sets, lm.dtype)
-            # Raises an error if the budget is too small for the shapes.
             self._allocator.plan_from_shapes(AllocationRequest(self, lm, layer_sets))
         checks.check_layers(layer_sets, self.method, self.plan)
         check_anchored(self._config, targeted.sites)
@@ -225,17 +229,6 @@ class Compress(Step):
         solver_cache.save_entry(key, stats, statistics=not stores_solutions)
         return outcome
 
-    def _calibrate(
-        self, lm: LanguageModel, data: Calibration | None, stats: Mapping[str, LayerStats]
-    ) -> Calibrate | None:
-        """The function that measures layers while others are replaced; None if all are measured before."""
-        if lm.loans is not None:
-            return partial(blockwise_calibrate, lm, data, self.needs, sequential=self.is_sequential)
-        if self.is_sequential and data is not None:
-            first = stats if self._needs_stats_first else None
-            return partial(sequential_calibrate, lm, data, self.needs, config=self._config, gradient_stats=first)
-        return None
-
     def stream_obstacle(self) -> str | None:
         return checks.whole_model_reason(self, self.allocate, self.anchored, self.needs, self._needs_stats_first)
 
@@ -253,24 +246,25 @@ class Compress(Step):
         problems: Problems | None = None,
     ) -> Outcome:
         layer_sets, sites = targeted.layer_sets, targeted.sites
-        planning = None
-        if lm.loans is not None:
-            # One block is in memory at a time; a plan that needs all problems measures them before.
-            planning, problems = (
-                partial(blockwise_calibrate, lm, data, self.needs, writes=False),
-                Problems(lm.dtype, {}, {}),
-            )
-        problems = find_problems(lm, layer_sets, stats) if problems is None else problems
+        # One block of a streamed model is in memory at a time; a plan that needs all problems measures them before.
+        planning = None if lm.loans is None else partial(blockwise_calibrate, lm, data, self.needs, writes=False)
+        if problems is None:
+            problems = find_problems(lm, layer_sets, stats) if planning is None else Problems(lm.dtype, {}, {})
         request = AllocationRequest(self, lm, layer_sets, problems, data, planning)
-        result = self._allocator.plan(request) if self.plan is None else AllocationResult(dict(self.plan))
+        log = ProgressLog(lm)
+        allocation = log.read_plan() if self.plan is None else AllocationResult(dict(self.plan))
+        if allocation is None:
+            allocation = self._allocator.plan(request)
+            log.write_plan(allocation)
         # Every process solves all groups, so all must use the same plan even if their results differ by rounding.
-        plan, predicted, allocated = processes.broadcast(result._replace(record=dict(result.record)))
+        plan, predicted, allocated = processes.broadcast(allocation._replace(record=dict(allocation.record)))
         record = checks.dense_share(targeted.coverage) | dict(allocated)
-        groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         final_plan, after = dict(plan), dict(before)
-        token_counts = dict[str, list[int]]()
-        calibrate = self._calibrate(lm, data, stats)
+        config, first = self._config if self.is_sequential else None, stats if self._needs_stats_first else None
+        calibrate = choose_calibration(lm, data, self.needs, config, first)
+        results = log.restore(lm)
+        groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
         in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
         with evaluating(lm):
@@ -278,14 +272,19 @@ class Compress(Step):
                 solved = problems if parts is None else problems_by_matrix(group, parts)
                 method = plan[group.name]
                 assert method is not None
-                token_counts |= count_expert_tokens(group, solved)
-                wholes = solve_matrices(lm, group, method, solved, drop_solutions=group.stack is not None)
+                if group.stack is None:
+                    wholes = [method.compress(finite_weight(lm, group, solved[group.name]), solved[group.name].stats)]
+                else:
+                    wholes = solve_matrices(lm, group, method, solved, drop_solutions=True)
                 sizes = replace_group(lm, group, wholes, solved)
-                if sizes is None:
-                    final_plan[group.name] = None
-                after |= sizes or {}
-        if token_counts:
-            record["experts"] = token_counts
+                results.append(log.add(group, GroupResult(group.name, sizes, count_expert_tokens(group, solved))))
+                del parts, solved, wholes  # Their memory is needed for the next block.
+        for result in results:
+            if result.sizes is None:
+                final_plan[result.group] = None
+            after |= result.sizes or {}
+            if result.tokens:
+                record["experts"] = record.get("experts", {}) | dict(result.tokens)
         if self.keep is not None and self.plan is None and self.allocate == "uniform":
             record |= checks.shortfall(self.keep, layer_sets, after, lm.dtype)
         compressed = {name for line, method in final_plan.items() if method for name in site_names(line)}

@@ -1,7 +1,8 @@
 """The problem of each matrix: its weights, its statistics, and the order in which they are measured."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -12,9 +13,13 @@ from laconic.calibrate import (
     Calibration,
     LayerStats,
     Problem,
+    SequentialConfig,
+    Statistic,
     concatenate_problems,
     concatenate_stats,
+    sequential_calibrate,
 )
+from laconic.calibrate.blockwise import blockwise_calibrate
 from laconic.calibrate.sequential import LayerProblems
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups
 from laconic.model import LanguageModel, Site
@@ -107,6 +112,8 @@ def iterate_problems(
         for item in items:
             if sites_of(item)[0].name in problems:
                 yield item, [problems[site.name] for site in sites_of(item)]
+        # The problems of a block are dropped before the next one is measured.
+        del step, problems
 
 
 def problems_by_matrix(group: SolveGroup, problems: Sequence[Problem]) -> dict[str, Problem]:
@@ -145,3 +152,26 @@ def _add_supports(sites: Sequence[Site], stats: Sequence[LayerStats]) -> list[La
 def _add_support(stats: LayerStats, support: Bool[Tensor, "out in"] | None) -> LayerStats:
     # Keep the object if the mask is the same, because its cached solutions serve other sizes too.
     return stats if support is stats.support else LayerStats(stats, support, stats.token_count)
+
+
+def choose_calibration(
+    lm: LanguageModel,
+    data: Calibration | None,
+    needs: Collection[type[Statistic]],
+    config: SequentialConfig | None,
+    gradient_stats: Mapping[str, LayerStats] | None,
+) -> Calibrate | None:
+    """Return the function that measures layers while others are replaced; None if all are measured before.
+
+    Args:
+        lm: the model. If it is streamed, one block is measured at a time.
+        data: the calibration data; None if there are none.
+        needs: the types of statistics.
+        config: settings of sequential calibration; None for statistics of the original model.
+        gradient_stats: gradient statistics that were collected before; None to collect them.
+    """
+    if lm.loans is not None:
+        return partial(blockwise_calibrate, lm, data, needs, sequential=config is not None)
+    if config is None or data is None:
+        return None
+    return partial(sequential_calibrate, lm, data, needs, config=config, gradient_stats=gradient_stats)

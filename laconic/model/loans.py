@@ -72,7 +72,10 @@ class Loans:
         self, source: str, device: torch.device, scratch: Path | None = None, structures: Structures | None = None
     ) -> None:
         self.source, self.device, self._scratch, self.structures = source, device, scratch, structures
+        self._step: str | None = None
         self.paths: tuple[str, ...] = ()
+        self.restored: frozenset[str] = frozenset()
+        """The parts that an earlier run of the same step wrote; `restore_all` finds them."""
         # By the id of the placeholder, which the origin keeps alive.
         self._origins: dict[int, Origin] = {}
         # By the id of the placeholder, each with the version that it was read or written in.
@@ -91,6 +94,16 @@ class Loans:
         if self._scratch is None:
             raise UserError(f"The streamed model '{self.source}' has no scratch folder; give one to load_streamed.")
         return self._scratch
+
+    def begin(self, step: str) -> None:
+        """Begin a step, whose files are in a folder of their own."""
+        root = self.scratch if self._step is None else self.scratch.parent
+        self._scratch, self._step, self.restored = root / step, step, frozenset()
+
+    def restore_all(self, model: PreTrainedModel) -> None:
+        """Restore every part that an earlier run of the present step wrote."""
+        files = sorted(part_file(self.scratch, "").parent.glob("*.safetensors"))
+        self.restored = frozenset(file.stem for file in files if self.restore(model, file.stem))
 
     @property
     def placeholders(self) -> dict[int, object]:
@@ -131,6 +144,7 @@ class Loans:
         wanted = {id(tensor): self._origins[id(tensor)] for tensor in frame.tensors() if id(tensor) in self._origins}
         fetched = self._fetch([origin for key, origin in wanted.items() if key not in self._lent])
         self._lent |= {key: (tensor, tensor._version) for key, tensor in fetched.items()}
+        del fetched
         substitute(model, {key: self._lent[key][0] for key in wanted})
         returns = self._returns.setdefault(id(model), {})
         returns |= {id(self._lent[key][0]): origin.placeholder for key, origin in wanted.items()}

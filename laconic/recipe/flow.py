@@ -179,6 +179,8 @@ def apply_steps(
     for index, step in enumerate(steps):
         if needs_original(lm, steps[index:]):
             lm = replace(lm, original=lm.copy())
+        if lm.loans is not None:
+            lm.loans.begin(str(index))
         with processes.sync_errors():
             first_stats = stats if index == 0 else None
             outcomes.append(step.apply(lm, data) if first_stats is None else step.apply_with(lm, first_stats, data))

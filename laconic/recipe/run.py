@@ -175,7 +175,7 @@ def prepare_run(
             if recipe.stream:
                 check_stream(recipe, output, model.loaded is not None)
                 assert output is not None
-                lm = model.with_inputs(stack.enter_context(open_streamed(recipe, output, model.device)))
+                lm = model.with_inputs(stack.enter_context(open_streamed(recipe, output, data, model.device)))
             else:
                 lm = stack.enter_context(model.open_model())
         yield PreparedRun(recipe=recipe, output=output, lm=lm, data=data, start=start)

@@ -1,15 +1,29 @@
 """Run a recipe on one block at a time: the checks, the scratch folder, and the streamed model."""
 
+import hashlib
+import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from laconic.errors import UserError, add_place
+import torch
+import transformers
+
+from laconic.calibrate import Calibration
+from laconic.errors import Notice, UserError, add_place
+from laconic.fingerprint import hash_packages, hash_tensors
 from laconic.model import LanguageModel
-from laconic.model.loading import load_streamed
+from laconic.model.checkpoints.weights import find_weights
+from laconic.model.loading import load_streamed, model_location
 from laconic.recipe.schema import Recipe, key_of
-from laconic.store.streamed import FormatStructures
+from laconic.store.part_structures import PartStructures
+
+PACKAGES = ("numerics", "formats", "model", "calibrate", "methods", "allocate", "compress", "store")
+"""The packages of laconic that decide what a part holds."""
+KEY = "key"
+"""The file of a scratch folder that says which run it belongs to."""
 
 
 def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool) -> None:
@@ -35,19 +49,57 @@ def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool) -> None:
 
 
 @contextmanager
-def open_streamed(recipe: Recipe, output: Path, device: str) -> Iterator[LanguageModel]:
-    """Load the model of a recipe for streaming; its scratch folder lies beside the output, and is removed at the end.
+def open_streamed(recipe: Recipe, output: Path, data: Calibration | None, device: str) -> Iterator[LanguageModel]:
+    """Load the model of a recipe for streaming, with a scratch folder beside the output.
+
+    The folder is removed at the end. After an error it stays if a part of the model is finished. The next run of the
+    same recipe then goes on from there, unless the model, the calibration data or laconic has changed.
 
     Args:
         recipe: the recipe.
         output: the new folder.
+        data: the calibration data; None if the recipe has none.
         device: the device of parts that are on loan.
 
     Raises:
         UserError: as `load_streamed`.
     """
     scratch = output.absolute().parent / f".{output.name}.scratch-{key_of(recipe)}"
+    key, file = _content_key(recipe, data), scratch / KEY
+    if scratch.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != key):
+        shutil.rmtree(scratch)
+    lm = load_streamed(recipe.model, scratch, structures=PartStructures(), device=device)
+    scratch.mkdir(parents=True, exist_ok=True)
+    file.write_text(key, encoding="utf-8")
     try:
-        yield load_streamed(recipe.model, scratch, structures=FormatStructures(), device=device)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        yield lm
+    except BaseException:
+        if any(scratch.rglob("*.safetensors")):
+            warnings.warn(
+                f"The finished parts are kept in '{scratch}', from where the same command goes on; remove it to start "
+                "again.",
+                Notice,
+                stacklevel=2,
+            )
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _content_key(recipe: Recipe, data: Calibration | None) -> str:
+    """A hash of everything that determines the parts: the recipe, the files of the model, the data, and the code."""
+    hashed = hashlib.blake2b(digest_size=16)
+    hashed.update(
+        json.dumps([key_of(recipe), hash_packages(*PACKAGES), torch.__version__, transformers.__version__]).encode()
+    )
+    location = model_location(recipe.model)
+    weights = None if location is None else find_weights(location)
+    for file in () if weights is None else weights.files:
+        status = file.stat()
+        hashed.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    config = None if location is None else location.json("config.json")
+    hashed.update(json.dumps(config, sort_keys=True).encode())
+    for batch in () if data is None else data.batches:
+        hash_tensors(hashed, batch)
+    return hashed.hexdigest()

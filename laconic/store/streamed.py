@@ -9,7 +9,6 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,26 +27,9 @@ from laconic.progress import Track, silent
 from laconic.store.atomic import new_folder
 from laconic.store.expert_layers import placeholders, store_stacks_as_they_are
 from laconic.store.folder import ExtraFiles, cast_tensor, exact_names, to_dtype, write_other_files
+from laconic.store.part_structures import PartStructures
 from laconic.store.pretrained import attach
-from laconic.store.structure import format_entries, rebuild, unpack_formats
 from laconic.store.verify import LENGTH, compare_outputs, mismatch_error, outputs_of
-
-
-class FormatStructures:
-    """Describes and rebuilds the formats of a part, for `load_streamed`."""
-
-    def describe(self, model: PreTrainedModel, path: str) -> Structure:
-        """The entries of the formats in the part at `path`."""
-        entries = format_entries(model)
-        return {name: entry for name, entry in entries.items() if f"{name}.".startswith(f"{path}." if path else "")}
-
-    def rebuild(self, model: PreTrainedModel, structure: Structure) -> None:
-        """Insert the formats of a structure on the meta device, in place."""
-        rebuild(model, structure)
-
-    def unpack(self, model: PreTrainedModel) -> None:
-        """Give packed layers on the meta device the form that they compute with, in place."""
-        unpack_formats(model)
 
 
 def save_streamed(
@@ -81,19 +63,19 @@ def _write_configuration(stored: PreTrainedModel, folder: Path) -> None:
         stored.generation_config.save_pretrained(folder)
 
 
-def _write_shards(lm: LanguageModel, stored: PreTrainedModel, folder: Path, track: Track) -> dict[str, dict[str, Any]]:
+def _write_shards(lm: LanguageModel, stored: PreTrainedModel, folder: Path, track: Track) -> Structure:
     """Write the files of all parts and their index, and return the entries of the formats."""
     assert lm.loans is not None
     store_stacks_as_they_are(stored)
     exact = exact_names(stored, lm.dtype)
     written = _unwritten_names(lm.model)
-    entries: dict[str, dict[str, Any]] = {}
+    entries: Structure = {}
     files: dict[Path, list[str]] = {}
     total = 0
     for number, path in enumerate(track([*lm.loans.paths, ""], "Writing the model")):
         with lm.on_loan(*filter(None, [path])):
             state = stored_state(lm.model, path) if path else _state_outside(lm.model, lm.loans.paths)
-            entries = FormatStructures().describe(lm.model, path) | entries
+            entries = {**PartStructures().describe(lm.model, path), **entries}
             tensors = {
                 name: cast_tensor(tensor, lm.dtype, exact.search(name) is not None)
                 for name, tensor in state.items()

@@ -12,7 +12,8 @@ from laconic.methods import Gptq, KfacPrune, Svd
 from laconic.model import load
 from laconic.model.loading import load_streamed
 from laconic.store import save
-from laconic.store.streamed import FormatStructures, save_streamed
+from laconic.store.part_structures import PartStructures
+from laconic.store.streamed import save_streamed
 from tests.architectures import BY_NAME
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.experts import MIXTURES
@@ -32,7 +33,7 @@ def test_both_ways_save_the_same_model(name, step, tmp_path) -> None:
     model = MIXTURES[name][0]() if name in MIXTURES else BY_NAME[name].model()
     model.bfloat16().save_pretrained(tmp_path / "model")
     lm = load(str(tmp_path / "model"))
-    streamed = load_streamed(str(tmp_path / "model"), tmp_path / "scratch", structures=FormatStructures())
+    streamed = load_streamed(str(tmp_path / "model"), tmp_path / "scratch", structures=PartStructures())
     data = Calibration(labelled_batches(lm, 2))
     for one in (lm, streamed):
         if step is not None:

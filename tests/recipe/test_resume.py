@@ -1,0 +1,97 @@
+"""A streamed run that was stopped in the middle goes on at the part it was at, with the same result."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from laconic.compress import matrices
+from laconic.errors import UserError
+from laconic.model import load
+from laconic.recipe import recipe_from, run
+from tests.recipe.test_stream import spelled
+
+GPTQ = {"compress": {"method": "gptq:bits=4,group_size=8"}}
+STEPS = {
+    "rtn": [{"compress": {"method": "rtn:bits=4", "targets": ["all"]}}],
+    "gptq": [GPTQ],
+    "gptq in order": [{"compress": {"method": "gptq:bits=4,group_size=8", "sequential": True}}],
+    "kfac-svd": [{"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6}}],
+    "spectrum": [{"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}}],
+    "two steps": [GPTQ, {"compress": {"method": "rtn:bits=8", "targets": ["head"]}}],
+}
+
+
+class StopError(Exception):
+    """Stands for a run that was killed."""
+
+
+def stop_after(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the run when it has replaced this many groups of layers, before the next one."""
+    replace_group, count = matrices.replace_group, 0
+
+    def counted(*arguments: object) -> object:
+        nonlocal count
+        if count == groups:
+            raise StopError
+        count += 1
+        return replace_group(*arguments)
+
+    monkeypatch.setattr(matrices, "replace_group", counted)
+
+
+@pytest.mark.filterwarnings("ignore:The finished parts are kept")
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
+def test_a_stopped_run_goes_on_to_the_same_model(
+    steps, tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_from(spelled(tiny_model, texts, *steps, stream=True))
+    expected = run(recipe, tmp_path / "whole").to_json()
+    groups = len(expected["sites"])
+    # In the middle of the first block, in the next one, and in what then remains.
+    for stop in (3, groups // 2 + 1, 2):
+        with monkeypatch.context() as patch, pytest.raises(StopError):
+            stop_after(stop, patch)
+            run(recipe, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patch:
+        seen: list[object] = []
+        replace_group = matrices.replace_group
+        patch.setattr(matrices, "replace_group", lambda *arguments: seen.append(0) or replace_group(*arguments))
+        found = run(recipe, tmp_path / "out").to_json()
+    # Blocks that were finished were not solved again.
+    assert len(seen) < groups
+    for key in ("bytes", "dense_bytes", "sites", "found", "predicted_losses"):
+        assert found[key] == expected[key]
+    mine, other = (load(str(tmp_path / folder)).model.state_dict() for folder in ("whole", "out"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.filterwarnings("ignore:The finished parts are kept")
+def test_another_model_or_other_texts_do_not_go_on(
+    tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_from(spelled(tiny_model, texts, GPTQ, stream=True))
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        stop_after(8, patch)
+        run(recipe, tmp_path / "out")
+    texts.write_text(texts.read_text() + "\nOne more line of text that was not there before.\n" * 20)
+    expected = run(recipe, tmp_path / "whole")
+    run(recipe, tmp_path / "out")
+    mine, other = (load(str(tmp_path / folder)).model.state_dict() for folder in ("whole", "out"))
+    assert expected.output is not None and all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
+
+
+@pytest.mark.filterwarnings("ignore:The finished parts are kept")
+def test_a_damaged_part_is_one_sentence(
+    tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_from(spelled(tiny_model, texts, GPTQ, stream=True))
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        stop_after(8, patch)
+        run(recipe, tmp_path / "out")
+    (part, *_) = tmp_path.rglob("*.safetensors")
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match="of the scratch folder cannot be read"):
+        run(recipe, tmp_path / "out")
