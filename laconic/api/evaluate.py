@@ -213,7 +213,7 @@ def _open_model(model_input: ModelInput, structure: LanguageModel, stream: bool)
         stream: as in `evaluate`.
     """
     if stream:
-        yield model_input.with_inputs(load_streamed(model_input.name, model_input.device))
+        yield model_input.with_inputs(load_streamed(model_input.name, device=model_input.device))
     else:
         with model_input.open_model(restore=False) as lm:
             yield share_label_order(lm, structure)

@@ -174,7 +174,7 @@ def _digests(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> d
         for chunk in tensor.detach().flatten().split(CHUNK):
             rounded = chunk if dtype is None else _round(chunk, dtype)
             # Adding zero makes zeros of minus zeros, which are equal and have other bits.
-            digest.update((rounded + 0).cpu().view(torch.uint8).numpy())
+            digest.update((rounded + 0).cpu().view(torch.uint8).numpy().data)
         digests[name] = digest.digest()
     return digests
 
