@@ -17,7 +17,7 @@ from laconic.cli.options import (
     keep_from,
     names_from,
 )
-from laconic.cli.terminal import progress_bars, show_result, silence_libraries
+from laconic.cli.terminal import let_waiting_threads_sleep, progress_bars, show_result, silence_libraries
 from laconic.errors import must_be
 
 
@@ -109,6 +109,7 @@ def compress(
     names = None if targets is None else names_from(targets)
     if names == ():
         raise must_be("--targets", "groups or globs, like attention or ffn", ",".join(targets or ()))
+    let_waiting_threads_sleep()
     silence_libraries()
     from laconic.api.compress import compress as compress_model
     from laconic.model import DEFAULT_TARGETS

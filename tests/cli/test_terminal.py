@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from laconic.cli.terminal import Bars
+from laconic.cli.terminal import Bars, let_waiting_threads_sleep
 from laconic.evaluate.cost import measure_cost
 from laconic.progress import Item
 from laconic.report.inspection.weights import weight_statistics
@@ -92,3 +92,11 @@ def test_every_pass_that_is_timed_is_on_a_bar() -> None:
         "Warming up generation after 2 × 8 tokens", "Generating after 2 × 8 tokens",
     }  # fmt: skip
     assert track.works["cost"] == [8.0, 16.0]
+
+
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_waiting_threads_sleep_unless_the_user_decided(chosen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {} if chosen is None else {"OMP_WAIT_POLICY": chosen}
+    monkeypatch.setattr("os.environ", environment)
+    let_waiting_threads_sleep()
+    assert environment["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")
