@@ -85,11 +85,6 @@ class BackwardPass(BlockwisePass):
         """Yield the layers with their problems, as `blockwise_calibrate` does."""
         if not self.outside and not any(self.sites_in(path) for paths in self.stacks for path in paths):
             return
-        if self.done and len(self.stacks) > 1:
-            raise UserError(
-                "A run that was killed cannot go on, because the gradients at the end of the encoder were in memory: "
-                "remove its scratch folder, and start again."
-            )
         for paths in self.stacks:
             # The inputs of all blocks are complete if one of the blocks is done.
             start = len(paths) if self.done & set(paths) else 0

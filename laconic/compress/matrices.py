@@ -263,7 +263,7 @@ class Compress(Step):
         final_plan, after = dict(plan), dict(before)
         config, first = self._config if self.is_sequential else None, stats if self._needs_stats_first else None
         calibrate = choose_calibration(lm, data, self.needs, config, first)
-        results = log.restore(lm)
+        results = log.restore(lm, self.needs)
         groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
         in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.

@@ -1,12 +1,14 @@
 """The plan of a step on a streamed model and its results so far, in files by which a killed run goes on."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from laconic.allocate import parse_plan, plan_to_config
+from laconic.calibrate import GradientStatistic, Statistic
 from laconic.compress.allocators import AllocationResult
 from laconic.compress.solve_groups import SolveGroup
 from laconic.files import replacing
@@ -40,10 +42,19 @@ class ProgressLog:
     def __init__(self, lm: LanguageModel) -> None:
         self._loans = lm.loans
 
-    def restore(self, lm: LanguageModel) -> list[GroupResult]:
-        """Take over the parts that an earlier run of the same step wrote, and return the results of their groups."""
-        if self._loans is not None:
-            self._loans.restore_all(lm.model)
+    def restore(self, lm: LanguageModel, needs: Iterable[type[Statistic]]) -> list[GroupResult]:
+        """Take over the parts that an earlier run of the same step wrote, and return the results of their groups.
+
+        Args:
+            lm: the model.
+            needs: the statistics of the step. If they include gradients, an encoder-decoder starts again: those at the
+                end of the encoder were in memory.
+        """
+        if self._loans is None:
+            return []
+        if any(issubclass(kind, GradientStatistic) for kind in needs) and len(list(lm.stacks())) > 1:
+            shutil.rmtree(self._loans.scratch, ignore_errors=True)
+        self._loans.restore_all(lm.model)
         return self._results()
 
     def read_plan(self) -> AllocationResult | None:

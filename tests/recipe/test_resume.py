@@ -1,14 +1,19 @@
 """A streamed run that was stopped in the middle goes on at the part it was at, with the same result."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from laconic.compress import matrices
 from laconic.errors import UserError
 from laconic.model import load
 from laconic.recipe import recipe_from, run
+from tests.architectures import BY_NAME
+from tests.conftest import SENTENCES
 from tests.recipe.test_stream import spelled
 
 GPTQ = {"compress": {"method": "gptq:bits=4,group_size=8"}}
@@ -30,7 +35,7 @@ def stop_after(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the run when it has replaced this many groups of layers, before the next one."""
     replace_group, count = matrices.replace_group, 0
 
-    def counted(*arguments: object) -> object:
+    def counted(*arguments: Any) -> Any:
         nonlocal count
         if count == groups:
             raise StopError
@@ -95,3 +100,23 @@ def test_a_damaged_part_is_one_sentence(
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(UserError, match="of the scratch folder cannot be read"):
         run(recipe, tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:The finished parts are kept")
+def test_an_encoder_decoder_with_gradients_starts_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = BY_NAME["bart"].model()
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"source": line, "target": line}) + "\n" for line in SENTENCES))
+    step = {"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6}}
+    recipe = recipe_from(spelled(tmp_path / "model", texts, step, stream=True))
+    expected = run(recipe, tmp_path / "whole").to_json()
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        stop_after(len(expected["sites"]) // 2 + 1, patch)
+        run(recipe, tmp_path / "out")
+    assert run(recipe, tmp_path / "out").to_json()["sites"] == expected["sites"]
+    mine, other = (load(str(tmp_path / folder)).model.state_dict() for folder in ("whole", "out"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
