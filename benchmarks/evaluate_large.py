@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
                 "way": way,
                 "options": WAYS[way],
             }
-            code = options.before if way == BEFORE else str(ROOT)
+            code = str(options.before if way == BEFORE else ROOT)
             cell = measured(job, code, Path(caches, way.removesuffix(", original kept")))
             CELLS.add((name, articles, way), {**cell, "machine": machine(), "versions": {"torch": version("torch")}})
     print(f"{CELLS}; `python -m benchmarks evaluate_large_tables` makes the table")

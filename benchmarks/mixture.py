@@ -111,7 +111,7 @@ def measure(keys: Sequence[Key]) -> None:
             key, small = next(shown), clone(lm)
             if way in METHODS:
                 # The solutions of a method do not pass to the next one.
-                own = {site: LayerStats(of, of.support, of.routed) for site, of in stats.items()}
+                own = {site: LayerStats(of, of.support, of.token_count) for site, of in stats.items()}
                 outcome = METHODS[way].apply_with(small, own, data)
             else:
                 outcome = NARROW[name][way](seed).apply(small, data)

@@ -36,7 +36,8 @@ def measure(rounds: int, bits: Sequence[int]) -> Milliseconds:
     times: Milliseconds = {}
     for dtype_name, dtype in DTYPES.items():
         torch.manual_seed(0)
-        dense = dense_model().to(dtype=dtype)
+        dense = dense_model()
+        torch.nn.Module.to(dense, dtype)
         models = {"dense": dense, **{f"{count} bits": with_codes(dense, count) for count in bits}}
         mine: dict[str, dict[str, float]] = {}
         for length, measured in LENGTHS.items():
