@@ -8,7 +8,7 @@ summed over the blocks, and passed on to the encoder after the first block of th
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,13 +16,11 @@ from torch import Tensor
 
 from laconic.calibrate.block_calls import Call, hidden_states_of
 from laconic.calibrate.block_pass import BlockwisePass
-from laconic.calibrate.collect_stats import Calibration, fisher_losses
+from laconic.calibrate.collect_stats import fisher_losses
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.sequential import LayerProblems
 from laconic.calibrate.spill import HiddenStates
-from laconic.calibrate.statistics import Statistic
 from laconic.errors import UserError
-from laconic.model import LanguageModel, Site
 
 Gradients = list[HiddenStates]
 """The gradients of each loss at one place, for all batches."""
@@ -68,21 +66,10 @@ class BackwardPass(BlockwisePass):
 
     keeps_inputs = True
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        data: Calibration,
-        needs: Collection[type[Statistic]],
-        sites: Sequence[Site],
-        *,
-        writes: bool,
-    ) -> None:
-        super().__init__(lm, data, needs, sites, writes=writes)
-        self._finished: list[_Stack] = []
-        self._predictions: list[int] = []
-
     def problems(self) -> Iterator[LayerProblems]:
         """Yield the layers with their problems, as `blockwise_calibrate` does."""
+        self._finished: list[_Stack] = []
+        self._predictions: list[int] = []
         if not self.outside and not any(self.sites_in(path) for paths in self.stacks for path in paths):
             return
         for paths in self.stacks:
