@@ -41,7 +41,7 @@ def test_stacks_of_experts_are_in_every_result(tmp_path: Path) -> None:
     seen = laconic.inspect(lm.model).to_dict()
     parts = {part["name"]: part for part in seen["parts"]}
     assert parts["experts"]["parameters"] == weights
-    assert {site["name"].rpartition(".")[0] for site in seen["sites"] if site["group"] == "experts"} == set(STACKS)
+    assert {site["name"] for site in seen["sites"] if site["group"] == "experts"} == set(STACKS)
 
     result = laconic.compress(
         lm.model, "svd", keep={"attention": 0.5, "experts": 0.25}, targets=("attention", "experts")

@@ -140,7 +140,7 @@ def inspect(
         >>> result
         <InspectResult: bert (BertModel), embedding, stored as float32>
         >>> result.to_frame().shape
-        (14, 5)
+        (14, 6)
     """
     check_kinds(track=track)
     model_input = to_model_input(model, tokenizer)

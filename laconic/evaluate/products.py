@@ -49,7 +49,7 @@ def with_products(lm: LanguageModel, dtype: str = FLOAT32) -> LanguageModel:
         >>> config = GPTNeoXConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)
         >>> lm = LanguageModel.of(GPTNeoXForCausalLM(config))
         >>> copy = with_products(lm)
-        >>> copy.model.embed_out.weight is lm.model.embed_out.weight
+        >>> copy.model.get_output_embeddings().weight is lm.model.get_output_embeddings().weight
         True
     """
     check_dtype(dtype, lm.device)

@@ -79,8 +79,8 @@ class UnitFactor(NamedTuple):
         """The diagonal of S^{-1}, in fp64.
 
         Example:
-            >>> UnitFactor.from_moment(torch.diag(torch.tensor([4.0, 2.0]))).inverse_diagonal().tolist()
-            [0.25, 0.5]
+            >>> UnitFactor.from_moment(torch.diag(torch.tensor([4.0, 2.0]))).inverse_diagonal()
+            tensor([0.2500, 0.5000], dtype=torch.float64)
         """
         # S^{-1} = R^{-T} D^{-1} R^{-1}: the squares of a column of R^{-1}, over D, are summed. Blocks of columns are
         # computed from the bottom up, and only one of them is in memory.

@@ -143,7 +143,7 @@ def test_the_test_files_of_glue_are_texts_without_labels(tmp_path: Path, name: s
         ("a.jsonl", '{"text": "x", "label": NaN}\n{"text": "x", "label": "good"}', ["nan", "good"]),
         ("a.jsonl", '{"text": "x", "answer": "Paris"}\n{"text": "x", "answer": {"a": 1}}', ["Paris", "{'a': 1}"]),
         ("a.jsonl", '{"text": "x", "label": null, "answer": "y"}\n{"text": "x", "label": -1}', [None, -1.0]),
-        ("a.jsonl", '{"text": "x", "labels": [1, "2", "a", true, null]}', [(1.0, 2.0, "a", 1.0, "None")]),
+        ("a.jsonl", '{"text": "x", "labels": [1, "2", "a", true, null]}', [(1.0, 2.0, "a", 1.0, "")]),
         ("a.jsonl", f'{{"text": "x", "label": {10**400}}}', [str(10**400)]),
         ("a.tsv", "label\ttext\n\tx\n 1 \tx\n1_0\tx\n1e400\tx\n", [None, 1.0, "1_0", "1e400"]),
         ("STS-B/dev.tsv", "sentence1\tsentence2\tscore\na\tb\tinf\na\tb\t-1\n", ["inf", None]),

@@ -158,8 +158,8 @@ def test_several_labels(classes: tuple[str, ...], labels: tuple[Any, ...], expec
         (([1, 0, 0], 1), r"a\.jsonl:2 has \[1\]; fix the row, or write all rows in one way"),
         ((["joy"], ["joy", "hope"]), r"a\.jsonl:2 has the label 'hope'"),
         ((["joy"], None), r"a\.jsonl:2 has no label"),
-        (([0, 1, 1], [0, None, 1]), r"a\.jsonl:2 has \[0, 'None', 1\]; fix the row"),
-        (([0, 1], [0, None]), r"a\.jsonl:2 'None'; call the classes of all rows by name, or all by number"),
+        (([0, 1, 1], [0, None, 1]), "a.jsonl:2, entry 2 has no label"),
+        (([0, 1], [0, None]), "a.jsonl:2, entry 2 has no label"),
         ((["joy"], -1), r"a\.jsonl:2 has no label \(-1 means none\), and of 2 rows 1 have one"),
     ],
 )

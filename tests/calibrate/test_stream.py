@@ -135,13 +135,13 @@ def test_blocks_behind_the_last_target_do_not_run() -> None:
 
 @pytest.mark.parametrize("course", [{"sequential": True}, {"anchored": True}], ids=["sequential", "anchored"])
 def test_a_matrix_of_codes_is_decoded_as_often_whatever_the_number_of_batches(course, monkeypatch) -> None:
-    decode, decoded = Quantized.decode, []
+    dense, decoded = Quantized.dense, []
 
-    def counted(self: Quantized, codes: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
+    def counted(self: Quantized) -> torch.Tensor:
         decoded.append(self)
-        return decode(self, codes, columns)
+        return dense(self)
 
-    monkeypatch.setattr(Quantized, "decode", counted)
+    monkeypatch.setattr(Quantized, "dense", counted)
     times = []
     for batches in (2, 6):
         lm = BY_NAME["llama"].lm()

@@ -8,13 +8,13 @@ VERBS = {
     "demo": {"--output", "-o", "--json"},
     "compress": {
         "MODEL", "--output", "-o", "--method", "--keep", "--allocate", "--targets", "--data", "--samples", "--seed",
-        "--max-length", "--batch-size", "--sequential", "--anchored", "--allow-dense", "--label-order", "--device",
-        "--json",
+        "--max-length", "--batch-size", "--sequential", "--anchored", "--allow-dense", "--stream", "--label-order",
+        "--device", "--json",
     },
     "run": {"RECIPE", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--list", "--json"},
     "evaluate": {
-        "MODEL", "--tasks", "--against", "--limit", "--batch", "--length", "--runtime", "--label-order", "--device",
-        "--json",
+        "MODEL", "--tasks", "--against", "--limit", "--batch", "--length", "--runtime", "--context", "--dtype",
+        "--stream", "--label-order", "--device", "--json",
     },
     "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--label-order", "--json"},
     "inspect": {"MODEL", "--output", "-o", "--data", "--json"},

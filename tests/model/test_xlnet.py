@@ -38,9 +38,7 @@ def test_every_parameter_is_on_the_meta_device(folder: Path) -> None:
 
 def test_a_folder_is_refused_with_the_share_that_would_stay_dense(folder: Path) -> None:
     assert LanguageModel.of(load(str(folder)).model).coverage().share == pytest.approx(DENSE)
-    with pytest.raises(
-        UserError, match=rf"{DENSE:.1%} of the parameters that the targets \(attention, ffn\) select.*rel_attn.q"
-    ):
+    with pytest.raises(UserError, match=rf"{DENSE:.1%} of the parameters that attention, ffn select.*rel_attn.q"):
         laconic.compress(folder, "kfac-svd", data=["abc de", "f g h"])
 
 
