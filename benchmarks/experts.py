@@ -35,6 +35,7 @@ from laconic.calibrate.passes import describe_machine, random_batch
 from laconic.compress import Compress
 from laconic.methods import Gptq, Magnitude, Method, Rtn, Svd
 from laconic.model import LanguageModel
+from laconic.system import release_freed_memory
 
 NAME = "experts"
 EXPERTS, PER_TOKEN, WIDTH, CHANNELS = 64, 8, 512, 256
@@ -161,6 +162,9 @@ def solving_memory(experts: int) -> dict[str, float]:
     sites = lm.sites(("experts",))
     stats = collect_stats(lm, Calibration([random_batch(lm, 4, 128)]), {InputCovariance}, sites)
     step = Compress(method=Gptq(bits=4), targets=("experts",), allow_dense=True)
+    # Memory that was freed before would be used again, and not be counted.
+    gc.collect()
+    release_freed_memory()
     clear_peak()
     before = read_memory("VmRSS")
     outcome = step.apply_with(lm, stats)

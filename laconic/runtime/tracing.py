@@ -121,7 +121,8 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     def subtract_from(tensor: Any, number: float, alpha: float = 1.0) -> Any:
         """`number - alpha * tensor`. torch's own translation refuses a tensor of integers with a float number."""
-        if tensor.dtype.is_floating_point() or isinstance(number, int):
+        # A length of the graph is a whole number too, and no int of Python.
+        if tensor.dtype.is_floating_point() or not isinstance(number, float):
             number, scaled = op.CastLike(number, tensor), tensor
         else:
             scaled = op.Cast(tensor, to=1)

@@ -86,5 +86,5 @@ def test_other_vectors_are_no_agreement(tmp_path: Path) -> None:
     graph = build_graph(other, ONNX)
     graph.save(tmp_path / "model.onnx")
     wrong: Any = load_program(ONNX, tmp_path / "model.onnx")
-    with pytest.raises(UserError, match="its sentence_embedding is off by up to"):
+    with pytest.raises(UserError, match="its output 'sentence_embedding' is off by up to"):
         check_agreement(lm, wrong, graph.signature, ONNX, silent)
