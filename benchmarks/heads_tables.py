@@ -13,7 +13,7 @@ SETS = "<!-- sets of data, made by `python -m benchmarks heads_tables` -->"
 PAGE = ROOT / "docs" / "figures" / "heads.md"
 ABOUT = {
     "addresses": "addresses in the United States whose parts (29 types) were labelled by people: the training data in "
-    "the source distribution of [usaddress](https://pypi.org/project/usaddress/) 0.5.16 (MIT licence); every fifth is "
+    "the source distribution of usaddress 0.5.16 (MIT licence); every fifth is "
     "in the development split",
     "entities": "made by rules: in sentences of Google-RE (LAMA) the subject is a PER, the object a LOC or a DATE; "
     "other names are not marked, which limits the precision",

@@ -75,7 +75,7 @@ def describe(result: dict) -> str:
 
 
 def cell(times: dict[str, float], name: str, task: str) -> str:
-    """How many times as fast as the dense model another one is; empty if it was not measured."""
+    """The speed of a model relative to the dense one, as text; empty if it was not measured."""
     if name not in times:
         return ""
     milliseconds = f" ({times[name]:.1f} ms)" if task == "one token" else ""

@@ -15,8 +15,7 @@ from laconic.report.evaluation import Point
 PAGE = ROOT / "docs/figures/quantization.md"
 BEGIN = "<!-- made by `python -m benchmarks quantize_tables` -->"
 DRAWN_GROUP, DRAWN_BITS = 64, 4
-"""Of the pictures, but for `kmeans`, whose tables are worth their bytes for whole rows alone; at 8 bits all look alike.
-"""
+"""Group size and bits of the pictures. At 8 bits all look alike; the tables of `kmeans` pay only for whole rows."""
 AS_MANY = 0.02
 """Two numbers of bytes that differ by less than this share count as equal."""
 

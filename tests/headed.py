@@ -1,7 +1,7 @@
 """Architectures whose heads can shrink, some whose cannot, and a size for the tests."""
 
 SIZE = 5
-"""Of heads of eight."""
+"""The size that heads of eight channels shrink to."""
 
 HEADED = (
     "bert-classifier", "bert-masked", "bert-base", "roberta-masked", "electra-masked", "electra-classifier",

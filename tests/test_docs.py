@@ -218,7 +218,8 @@ def test_inherited_fields_are_described(tmp_path: Path) -> None:
     from tools.griffe_sections import Sections
 
     (tmp_path / "one.py").write_text(
-        "class A:\n    '''A.\n\n    Args:\n        a: one.\n    '''\n    a: int\n"
+        "class A:\n    '''A.\n\n    Args:\n        a: one.\n        shape: (out, in).\n    '''\n    a: int\n"
+        "    @property\n    def shape(self): ...\n"
         "class B(A):\n    '''B.'''\n"
         "class C(B):\n    '''C.\n\n    Args:\n        c: two.\n    '''\n    c: int\n"
     )

@@ -41,7 +41,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def hash_of(folder: Path, module: str = "own") -> str | None:
-    """Of the class as the files have it now."""
+    """The hash of the class as the files have it now."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("own", "beside")]:
         del sys.modules[name]
     importlib.invalidate_caches()

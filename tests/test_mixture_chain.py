@@ -35,7 +35,7 @@ def tiny(name: str = "mixtral") -> LanguageModel:
 
 
 def test_stacks_of_experts_are_in_every_result(tmp_path: Path) -> None:
-    """What is counted before, planned, compressed, saved, written on the card and measured afterwards."""
+    """Inspection, plan, compression, saved folder, model card and cost all name the stacks of a mixture."""
     whole, lm = tiny(), tiny()
     weights = sum(lm.model.get_parameter(stack).numel() for stack in STACKS)
     seen = laconic.inspect(lm.model).to_dict()

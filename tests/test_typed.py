@@ -46,7 +46,7 @@ EVERY = [
 
 
 class Strange:
-    """Of no kind that any field has."""
+    """A class that no field accepts."""
 
     def __repr__(self) -> str:
         return "<strange>"
@@ -57,7 +57,7 @@ def made(kind: Any, **given: object) -> Any:
 
 
 def alternatives(hint: Any) -> Iterator[Any]:
-    """Of a union, without None and without bounds."""
+    """The members of a union, without None and without bounds."""
     if get_origin(hint) is Annotated:
         yield from alternatives(get_args(hint)[0])
     elif get_origin(hint) in (Union, UnionType):

@@ -9,7 +9,7 @@ from tests.tiny_models import BLOCKS, DECODER, ENCODER, HEADS, INNER, SMALL, VOC
 
 TEXT = {**DECODER, **SMALL}
 PLAIN = {name: value for name, value in TEXT.items() if name != "head_dim"}
-"""Of configurations that take the size of a head from the width."""
+"""Text settings without the size of a head, for configurations that take it from the width."""
 VISION = {
     "hidden_size": WIDTH,
     "intermediate_size": INNER,
@@ -156,4 +156,4 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str, str]] = {
         "git.image_encoder.vision_model.encoder.layers",
     ),
 }
-"""Of the last the configuration is that of its text, and the tower's lies in it."""
+"""Vision-language models; the last has the configuration of its text, with that of the tower inside."""

@@ -44,7 +44,7 @@ def _inherit_fields(kind: griffe.Class) -> set[str]:
     Returns:
         The names of its fields and of all inherited ones.
     """
-    names = {name for name, member in kind.members.items() if member.is_attribute}
+    names = {name for name, member in kind.members.items() if member.is_attribute and "property" not in member.labels}
     for base in kind.resolved_bases:
         if isinstance(base, griffe.Class) and base.docstring and kind.docstring:
             inherited = _inherit_fields(base)

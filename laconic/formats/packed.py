@@ -250,8 +250,7 @@ class PackedEmbedding(EmbeddingFormat):
     def __init__(self, padding_idx: int | None) -> None:
         super().__init__()
         self.padding_idx = padding_idx
-        # A parameter before the codes: sentence-transformers casts the modules after a transformer to the dtype of its
-        # first parameter, and a dense layer cannot have the dtype of the codes.
+        # sentence-transformers casts what follows to the dtype of the first parameter, which cannot be that of codes.
         del self.weight
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
         # The codes are set later, as nested formats are when a model is loaded.
@@ -292,7 +291,6 @@ class PackedEmbedding(EmbeddingFormat):
         return self.coded.nbytes()
 
     def nbytes_in(self, dtype: torch.dtype) -> int:
-        # An empty embedding has no codes yet.
         return self.coded.nbytes_in(dtype)
 
     def macs(self) -> int:

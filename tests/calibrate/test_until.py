@@ -29,7 +29,7 @@ class Routed(nn.Module):
 
 
 def runs(chosen: list[list[int]], *, returned: bool = False) -> list[list[int]]:
-    """Of each run, how often the experts and the last layer were called, and how often these returned."""
+    """The number of calls of the experts and of the last layer in each run, and of their returns."""
     model, heard = Routed(), []
     with (
         ActivationCapture(model, ["experts.0", "experts.1", "last"]) as tap,

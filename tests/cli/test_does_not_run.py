@@ -1,4 +1,4 @@
-"""Of a model that its class builds and cannot run each verb says so in one sentence, and writes nothing."""
+"""Each verb says in one sentence that a model cannot run although its class builds it, and writes nothing."""
 
 import json
 import shutil

@@ -120,7 +120,7 @@ def test_where_the_predictions_mislead_it_falls_back_and_says_so(ground: Ground,
 def test_the_command_line_says_so_where_it_fell_back_and_only_there(
     capsys: Output, shared_models: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a BART with one block a side, what is predicted to be free at half of the bytes is not."""
+    """In a BART with one block a side, half of the bytes cost much more than predicted."""
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     bart = str(shared_models / "bart-g2p-us")
     asked = ("--method", "kfac-svd", "--allocate", "spectrum", "--data", "g2p", "--samples", "64")
@@ -134,7 +134,7 @@ def test_the_command_line_says_so_where_it_fell_back_and_only_there(
 def test_few_texts_that_cannot_tell_blocks_apart_correct_nothing(
     shared_models: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a classifier a text is one prediction, and most of the divergence is that of a few doubtful texts."""
+    """A classifier makes one prediction for a text, and few doubtful texts have most of the divergence."""
     monkeypatch.setenv("LACONIC_DATA", str(shared_data))
     lm, texts = load(str(shared_models / "minilm-sst2")), read("glue/sst2", "train")
     data = Calibration(batches(lm, replace(texts, examples=texts.examples[:64]), max_length=64))

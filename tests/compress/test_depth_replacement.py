@@ -54,7 +54,7 @@ def test_a_map_helps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_map_sits_where_something_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a block without its feed-forward that is the attention, as a constant is mapped to another constant only."""
+    """A block without its feed-forward has its map after the attention; a constant has no map but a constant."""
     lm = deep("gpt2", monkeypatch)
     data = data_for(lm, 8)
     Shorten(blocks=("0.ffn",), replace="bias").apply(lm, data)
@@ -71,7 +71,7 @@ def test_a_map_sits_where_something_is_left(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("replace", ["bias", "linear"])
 @pytest.mark.parametrize("name", ["gpt2", "bert-classifier"])
 def test_what_does_not_help_on_other_rows_stays_out(name: str, replace: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what stands there as fitted on one half of the rows, over those of the other, each in turn."""
+    """A replacement is fitted on one half of the rows and judged on the other, each in turn."""
     lm = deep(name, monkeypatch)
     data = data_for(lm, 8)
     halves = [replaced(data, batches=data.batches[::2]), replaced(data, batches=data.batches[1::2])]

@@ -113,7 +113,7 @@ def test_taylor_is_the_finite_difference(name: str, parts: str) -> None:
 
 @pytest.mark.parametrize("replace", ["nothing", "linear"])
 def test_greedy_and_runs_find_the_best_block(replace: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one block all of them are tried, what stands for it on rows that it was not fitted on."""
+    """Every block is tried as the one to drop; its replacement is judged on rows that it was not fitted on."""
     lm = deep("bert-classifier", monkeypatch)
     data = data_for(lm)
     halves = [Calibration(data.batches[::2]), Calibration(data.batches[1::2])]
@@ -131,7 +131,7 @@ def test_greedy_and_runs_find_the_best_block(replace: str, monkeypatch: pytest.M
 
 
 def test_runs_are_the_best_of_the_best_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one run and of two, those of least sum over all subsets; of these what the whole diverges least with."""
+    """The runs of least sum over all subsets are found, and the one with the least divergence is taken."""
     lm = deep("gpt2", monkeypatch)
     data = data_for(lm)
     judge = KLMetric(lm, data.batches)

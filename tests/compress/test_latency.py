@@ -21,7 +21,7 @@ from tests.compress.test_matrices import data_for
 ROWS = 50
 CALL = 2000
 FIXED = 0.4
-"""Of a dense pass."""
+"""The share of a dense pass that no matrix takes."""
 
 
 def nanoseconds(product: Product) -> int:

@@ -49,7 +49,7 @@ def test_a_dropped_attention_that_shares_its_position_bias_keeps_the_heads() -> 
 
 
 def test_a_number_is_not_said_for_blocks_that_have_another(tmp_path: Path) -> None:
-    """Of two feed-forwards one is stored as factors, as wide as ever: the other alone is not what the class makes."""
+    """One of two feed-forwards is stored as factors of the old width, so the class cannot build the narrow other."""
     lm = BY_NAME["llama"].lm()
     first = prunable_groups(lm, (Group.FFN,))[0]
     keep_parts(lm, first, range(INNER // 2))

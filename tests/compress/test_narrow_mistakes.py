@@ -55,7 +55,7 @@ def test_what_cannot_be_done_is_one_sentence():
 
 
 def test_where_there_is_one_of_everything_is_one_sentence():
-    """Of heads; beside channels they stay, as one of them does whatever is asked."""
+    """A single head cannot be removed; with channels in the same step it stays."""
     whole = BY_NAME["llama"].model()
     whole.config.num_attention_heads = whole.config.num_key_value_heads = 1
     lm = LanguageModel.of(type(whole)(whole.config))

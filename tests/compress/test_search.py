@@ -75,7 +75,7 @@ def test_it_works_for_every_method_that_comes_in_sizes(method: Method) -> None:
 
 
 def test_the_smallest_size_on_the_grid_that_keeps_the_error_is_found() -> None:
-    """Of the first module alone, against every size on the grid."""
+    """The size of the first module is compared with every size on the grid."""
     lm = BY_NAME["bert-classifier"].lm()
     data = data_for(lm)
     site = lm.sites()[0]

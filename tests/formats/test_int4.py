@@ -19,14 +19,14 @@ NAME = "weight-only"
 
 
 def quantized(out: int = 48, width: int = 256, bits: int = 4, group: int | None = 64, symmetric: bool = False):
-    """Of weights that lie to one side, so that the zero points are far from the middle."""
+    """A layer of codes whose weights lie to one side, so that the zero points are far from the middle."""
     W = torch.randn(out, width, generator=torch.Generator().manual_seed(out)) + 0.7
     grid = fit_grid(W, GridSpec(bits, group, symmetric))
     return Quantized.from_codes(quantize(W, grid), grid, symmetric)
 
 
 def inputs(rows: int, width: int = 256) -> torch.Tensor:
-    """Of mean one: an error that all weights of a group have in common adds up."""
+    """Random inputs of mean one, so that an error that all weights of a group share adds up."""
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)) + 1
 
 

@@ -211,7 +211,7 @@ def test_factors_keep_the_role_of_the_whole(name: str) -> None:
 
 
 def test_the_cost_of_compressions_groups() -> None:
-    """Of BERT, as its authors select them."""
+    """The groups of BERT are those that the authors of the paper select."""
     lm = BY_NAME["bert-masked"].lm()
     linears = {name for name, module in lm.model.named_modules() if isinstance(module, nn.Linear)}
     attention = {name for name in linears if name.endswith((".query", ".key", ".value"))}

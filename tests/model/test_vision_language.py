@@ -1,4 +1,4 @@
-"""Of a model of text and images the text stack is compressed, and the rest of it is kept as it is."""
+"""The text stack of a vision-language model is compressed, and the rest is kept as it is."""
 
 import json
 from dataclasses import replace

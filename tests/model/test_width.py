@@ -182,7 +182,7 @@ def small_llama(keys: int) -> LanguageModel:
 
 @pytest.mark.parametrize("keys", [1, 2])
 def test_heads_that_share_the_only_key_go_one_by_one(keys: int) -> None:
-    """Of two keys one goes first, and then one of its two heads; the way back adds the head, and then the key."""
+    """Two keys become one, and then two query heads one; growing adds the query head first, and then the key."""
     lm = small_llama(keys)
     for group in prunable_groups(lm, (Group.ATTENTION,)):
         assert (group.count, group.heads, group.is_split) == ((4, 1, True) if keys == 1 else (2, 2, False))

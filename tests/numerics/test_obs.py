@@ -44,7 +44,7 @@ def test_three_columns_by_hand() -> None:
 
 
 def test_three_columns_against_every_mask() -> None:
-    """Of all ways to lose one of three weights, with the best values for the others, the sweep finds the cheapest."""
+    """The sweep finds the cheapest way to lose one of three weights, with the best values for the others."""
     H = torch.tensor([[2.0, 1, 0], [1, 2, 0], [0, 0, 1]], dtype=torch.float64)
     w = torch.tensor([[1.0, 2, 3]], dtype=torch.float64)
     costs = {}

@@ -34,7 +34,7 @@ T5: dict[str, Any] = {
 
 
 def bert(blocks: int) -> PreTrainedModel:
-    """Whose layers have biases."""
+    """A BERT; its layers have biases."""
     sizes = {**ENCODER, "num_hidden_layers": blocks, "num_labels": 2}
     return hf.BertForSequenceClassification(hf.BertConfig(**sizes))
 
@@ -45,24 +45,24 @@ def bert_base(blocks: int) -> PreTrainedModel:
 
 
 def gpt2(blocks: int) -> PreTrainedModel:
-    """Whose matrices lie the other way round, and whose head is its embedding."""
+    """A GPT-2; its matrices are transposed, and its head is its embedding."""
     sizes = {"n_embd": WIDTH, "n_layer": blocks, "n_head": HEADS, "n_inner": INNER, "n_positions": 12}
     return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=VOCABULARY, **sizes, **TOKENS))
 
 
 def llama(blocks: int) -> PreTrainedModel:
-    """Whose layers have no biases."""
+    """A Llama; its layers have no biases."""
     sizes = {**ENCODER, "num_hidden_layers": blocks, "num_key_value_heads": 1, "head_dim": 8}
     return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, **TOKENS))
 
 
 def t5(blocks: int) -> PreTrainedModel:
-    """Of two stacks, with a table of positions."""
+    """A T5: two stacks, with a table of relative positions."""
     return hf.T5ForConditionalGeneration(hf.T5Config(**T5, num_layers=blocks))
 
 
 def t5_of_four_heads(blocks: int) -> PreTrainedModel:
-    """Of which each stack can keep heads of its own number."""
+    """A T5 with four heads, so that each stack can keep another number of them."""
     sizes = {**T5, "d_kv": 4, "num_heads": 4}
     return hf.T5ForConditionalGeneration(hf.T5Config(**sizes, num_layers=blocks))
 

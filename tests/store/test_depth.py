@@ -64,7 +64,7 @@ def blocks_to_drop(name: str, lm: LanguageModel) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
-    """Of every architecture, and of GPT-2 with what may stand for a block."""
+    """Saved models without one block: one of each architecture, and GPT-2 with each replacement of a block."""
     folder = tmp_path_factory.mktemp("short")
     found = []
     for architecture in ARCHITECTURES:

@@ -104,7 +104,7 @@ def test_dense_model_is_copied() -> None:
     ("layer", "switches"), [("mlp.down_proj", {"mlp_bias"}), ("self_attn.q_proj", {"attention_bias"})]
 )
 def test_a_switch_of_the_configuration_makes_room_for_a_bias(layer: str, switches: set[str], tmp_path: Path) -> None:
-    """Of a Llama, whose layers have none by default; the others that get one along with it have zeros."""
+    """A Llama has no biases by default; the layers that get one along with the changed layer have zeros."""
     lm = BY_NAME["llama"].lm()
     (site,) = [site for site in lm.sites(("all",)) if site.name == f"model.layers.1.{layer}"]
     bias = torch.randn(site.shape[0], generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,7 @@ from tests.store.readers import in_fresh_process
 
 assert laconic
 STOCK = ("t5", "t5-gated")
-"""Whose configuration says the size of a head."""
+"""Architectures whose configuration has the size of a head."""
 
 
 def narrow(name: str, and_compress: bool = False) -> LanguageModel:

@@ -109,7 +109,7 @@ def test_float8_in_the_blocks_that_are_usual(generator: torch.Generator) -> None
 
 @pytest.mark.parametrize("scales", [torch.rand(4), torch.rand(4, 1), torch.rand(1, 4)])
 def test_float8_scales_of_rows_or_of_columns(scales: Tensor) -> None:
-    """Of a square matrix a vector would fit either way."""
+    """The shape of the scales decides; a plain vector would fit both sides of a square matrix."""
     with pytest.raises(UnreadableError, match="there is no weight_block_size, and scales of the shape"):
         scale_blocks(torch.ones(4, 4).to(torch.float8_e4m3fn), scales, None)
 
