@@ -16,14 +16,11 @@ from torch import Tensor
 
 from laconic.calibrate.block_calls import Call, hidden_states_of
 from laconic.calibrate.block_pass import BlockwisePass
-from laconic.calibrate.collect_stats import fisher_losses
+from laconic.calibrate.end_gradients import Gradients, append_gradient, differentiate_end, take_gradient
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.sequential import LayerProblems
 from laconic.calibrate.spill import HiddenStates
 from laconic.errors import UserError
-
-Gradients = list[HiddenStates]
-"""The gradients of each loss at one place, for all batches."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,8 @@ class BackwardPass(BlockwisePass):
                 "both stacks of an encoder-decoder; leave it out of the targets, or leave out stream."
             )
         last = Recorder(self.lm, self.last, self.needs)
-        gradients = self._differentiate_end(last)
+        ends = [stack.inputs[-1] for stack in self._finished]
+        gradients, self._predictions = differentiate_end(self, ends, last)
         for number in reversed(range(len(self.stacks))):
             shared = [_Shared() for _ in self.batches]
             gradients = yield from self._backward(self._finished[number], gradients, shared)
@@ -94,24 +92,6 @@ class BackwardPass(BlockwisePass):
         yield from self.problems_outside(self.last, last)
         if self.first:
             yield from self.problems_outside(self.first, self._differentiate_start(gradients))
-
-    def _differentiate_end(self, recorder: Recorder) -> Gradients:
-        """Run the end of the model on every batch, and return the gradients of the losses at the last hidden states."""
-        gradients: Gradients = []
-        ends = [stack.inputs[-1] for stack in self._finished]
-        with self.lm.loaned_on_call(keep=True), recorder, torch.enable_grad():
-            for number, (batch, generator) in enumerate(zip(self.batches, self.generators, strict=True)):
-                recorder.start(batch)
-                *others, last = (states[number].detach() for states in ends)
-                last.requires_grad_()
-                predictions = self.stream.run_end(number, [*others, last])
-                losses = list(fisher_losses(predictions, self.data.labels, generator))
-                for order, loss in enumerate(losses):
-                    loss.backward(retain_graph=order + 1 < len(losses))
-                    self._append(gradients, order, _take_gradient(last), "end")
-                self._predictions.append(len(predictions.values))
-                recorder.count_predictions(len(predictions.values))
-        return gradients
 
     def _backward(
         self, stack: _Stack, gradients: Gradients, shared: Sequence[_Shared]
@@ -143,8 +123,8 @@ class BackwardPass(BlockwisePass):
                         for order, states in enumerate(gradients):
                             # Not autograd.grad, because some layers (of DeBERTa) do not read the hidden states.
                             output.backward(states[number], retain_graph=order + 1 < len(gradients))
-                            gradient, *others = (_take_gradient(leaf) for leaf in (hidden, *leaves))
-                            self._append(earlier, order, gradient, path)
+                            gradient, *others = (take_gradient(leaf) for leaf in (hidden, *leaves))
+                            append_gradient(self.stream, earlier, order, gradient, path)
                             shared[number].add(order, arguments, others)
                         recorder.count_predictions(self._predictions[number])
                 for states in earlier:
@@ -171,7 +151,7 @@ class BackwardPass(BlockwisePass):
                 found = [sums[id(tensor)] for tensor in tensors]
                 end = self.stream.ends[batch][number - 1]
                 (gradient,) = torch.autograd.grad(tensors, end, found, retain_graph=True)
-                self._append(gradients, order, gradient, f"end.{number}")
+                append_gradient(self.stream, gradients, order, gradient, f"end.{number}")
         return gradients
 
     def _differentiate_start(self, gradients: Gradients) -> Recorder:
@@ -188,14 +168,3 @@ class BackwardPass(BlockwisePass):
                     hidden.backward(states[number], retain_graph=order + 1 < len(gradients))
                 recorder.count_predictions(self._predictions[number])
         return recorder
-
-    def _append(self, gradients: Gradients, order: int, gradient: Tensor, place: str) -> None:
-        if order == len(gradients):
-            gradients.append(self.stream.new_states(f"gradients.{place}.{order}"))
-        gradients[order].append(gradient.detach())
-
-
-def _take_gradient(leaf: Tensor) -> Tensor:
-    """The gradient at a leaf, which is reset; zeros if there is none."""
-    gradient, leaf.grad = leaf.grad, None
-    return torch.zeros_like(leaf) if gradient is None else gradient
