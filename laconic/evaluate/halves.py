@@ -22,7 +22,6 @@ from transformers.utils.generic import ModelOutput
 from laconic.calibrate.activation_capture import RunEnded
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.passes import evaluating, random_batch
-from laconic.evaluate.lending import lent_while_called
 from laconic.evaluate.products import FLOAT32, with_products
 from laconic.model import Batch, LanguageModel
 from laconic.model.predictions import ModelRunError, run_model
@@ -113,21 +112,24 @@ class ModuleBody:
     @torch.inference_mode()
     def last_hidden_states(self, batches: Sequence[Batch]) -> Iterator[Float[Tensor, "rows tokens width"]]:
         """As `Body.last_hidden_states`; each batch runs through all blocks before the next."""
-        with evaluating(self.lm):
+        with evaluating(self.lm), self.lm.loaned_on_call():
             for batch in batches:
                 output = self.run(to_device(batch, self.lm.device))
                 assert output is not None, "`divide` has run the model in two halves"
                 yield output["last_hidden_state"]
 
     def run(self, batch: Batch) -> ModelOutput | None:
-        """The output of the module for a batch; None if the model runs without calling it."""
+        """The output of the module for a batch; None if the model runs without calling it.
+
+        The weights of a streamed model are lent by the caller.
+        """
         outputs: list[Any] = []
 
         def end_run(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             outputs.append(output)
             raise RunEnded
 
-        with lent_while_called(self.lm), self.module.register_forward_hook(end_run), suppress(RunEnded):
+        with self.module.register_forward_hook(end_run), suppress(RunEnded):
             run_model(self.lm, batch)
         return outputs[0] if outputs and isinstance(outputs[0], ModelOutput) else None
 
@@ -145,11 +147,9 @@ class WholeBody:
     @torch.inference_mode()
     def last_hidden_states(self, batches: Sequence[Batch]) -> Iterator[Float[Tensor, "rows tokens vocabulary"]]:
         """The logits of each batch."""
-        with evaluating(self.lm):
+        with evaluating(self.lm), self.lm.loaned_on_call():
             for batch in batches:
-                with lent_while_called(self.lm):
-                    output = run_model(self.lm, to_device(batch, self.lm.device))
-                yield output["logits"]
+                yield run_model(self.lm, to_device(batch, self.lm.device))["logits"]
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,13 @@ def divide(lm: LanguageModel, dtype: str = FLOAT32) -> TwoHalves:
     # The head of OPT reads the decoder in the base model.
     modules = [module for module in (base, base.get_decoder()) if module is not lm.model]
     with evaluating(lm):
-        with lent_while_called(lm):
+        with lm.loaned_on_call():
             whole = run_model(lm, batch)["logits"][0]
         for body in dict.fromkeys(ModuleBody(lm, module) for module in modules):
             with suppress(ModelRunError):
-                if (output := body.run(batch)) is not None:
+                with lm.loaned_on_call():
+                    output = body.run(batch)
+                if output is not None:
                     head = Head(lm, body.module, output)
                     with head.on_loan():
                         logits = head(output["last_hidden_state"][0])

@@ -20,7 +20,6 @@ import transformers
 from laconic.cache import DiskCache, cache_limit
 from laconic.calibrate.corpus import Corpus
 from laconic.evaluate.eval_task import EvalTask, TaskResult
-from laconic.evaluate.lending import parts_on_loan
 from laconic.files import write_json
 from laconic.fingerprint import hash_classes, hash_packages, hash_tensors
 from laconic.formats import ExpertStack, Format
@@ -101,10 +100,11 @@ def fingerprint(lm: LanguageModel) -> str:
     config = model.config.to_json_string()
     parts = [type(model).__name__, config, str(lm.device.type), str(lm.dtype), lm.task, formats, lm.label_order]
     digest.update(json.dumps(parts, default=str).encode())
-    for path in ("",) if lm.loans is None else parts_on_loan(lm):
+    hash_tensors(digest, {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta})
+    for path in lm.lent_parts:
         with lm.on_loan(path):
             tensors = model.get_submodule(path).state_dict()
-            hash_tensors(digest, {f"{path}.{name}" if path else name: tensor for name, tensor in tensors.items()})
+            hash_tensors(digest, {f"{path}.{name}": tensor for name, tensor in tensors.items()})
     digest.update(b"" if lm.pipeline is None else lm.pipeline.to_bytes())
     for tokenizer in (lm.tokenizer, lm.target_tokenizer):
         if tokenizer is not None:

@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import laconic
 from laconic.errors import UserError
-from laconic.evaluate.lending import lent_while_called
 from laconic.evaluate.score_cache import fingerprint
 from laconic.model.loading import load_streamed
 from laconic.store import save
 from tests.architectures import compress_everything
 from tests.evaluate.models import with_tokenizer
-from tests.loaned import nbytes
+from tests.loaned import change_tensor, nbytes
 
 
 @pytest.fixture
@@ -40,15 +40,31 @@ def test_nothing_stays_in_memory(tmp_path: Path):
     save(with_tokenizer("llama"), tmp_path / "model")
     lm = load_streamed(str(tmp_path / "model"))
     before = nbytes(lm.model)
-    with lent_while_called(lm):
+    with lm.loaned_on_call():
         lm.model(**lm.model.dummy_inputs)
         assert nbytes(lm.model) == before
     assert fingerprint(lm) == fingerprint(load_streamed(str(tmp_path / "model"))) and nbytes(lm.model) == before
     # A run that fails returns what it has borrowed.
-    with pytest.raises(RuntimeError, match="stop"), lent_while_called(lm):
+    with pytest.raises(RuntimeError, match="stop"), lm.loaned_on_call():
         lm.model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop")))
         lm.model(**lm.model.dummy_inputs)
     assert nbytes(lm.model) == before
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_change_of_any_tensor_outside_the_blocks_changes_the_fingerprint(name: str, tmp_path: Path):
+    folder = str(tmp_path / "model")
+    save(with_tokenizer(name), Path(folder))
+    before = fingerprint(load_streamed(folder))
+    assert fingerprint(load_streamed(folder)) == before
+    state = load_streamed(folder).model.state_dict()
+    outside = [key for key in load_file(f"{folder}/model.safetensors") if ".0." not in key and ".1." not in key]
+    assert any(not state[key].is_meta for key in outside)
+    for key in outside:
+        stored = load_file(f"{folder}/model.safetensors")[key]
+        change_tensor(folder, key, stored + 1)
+        assert fingerprint(load_streamed(folder)) != before
+        change_tensor(folder, key, stored)
 
 
 def test_other_tasks_and_loaded_models_are_refused(text: str, tmp_path: Path):
