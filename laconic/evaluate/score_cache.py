@@ -24,6 +24,7 @@ from laconic.files import write_json
 from laconic.fingerprint import hash_classes, hash_packages, hash_tensors
 from laconic.formats import ExpertStack, Format
 from laconic.model import LanguageModel
+from laconic.model.loans_on_call import find_parts
 from laconic.progress import Track
 from laconic.store.folder import TOKENIZER_FILE
 
@@ -101,7 +102,7 @@ def fingerprint(lm: LanguageModel) -> str:
     parts = [type(model).__name__, config, str(lm.device.type), str(lm.dtype), lm.task, formats, lm.label_order]
     digest.update(json.dumps(parts, default=str).encode())
     hash_tensors(digest, {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta})
-    for path in lm.lent_parts:
+    for path in find_parts(model, lm.anatomy, lm.loans):
         with lm.on_loan(path):
             tensors = model.get_submodule(path).state_dict()
             hash_tensors(digest, {f"{path}.{name}": tensor for name, tensor in tensors.items()})

@@ -97,21 +97,13 @@ class LanguageModel:
         """
         return nullcontext() if self.loans is None else self.loans.lend(self.model, paths)
 
-    @property
-    def lent_parts(self) -> list[str]:
-        """The paths of the blocks of a streamed model, and of the modules outside them that have tensors on disk.
-
-        A model in memory has none.
-        """
-        return [] if self.loans is None else find_parts(self.model, self.anatomy, self.loans.placeholders)
-
     def loaned_on_call(self, *, keep: bool = False) -> AbstractContextManager[None]:
         """A context in which each part of a streamed model has its weights while it runs.
 
         Args:
             keep: a part keeps its weights after its first call, until the end of the context.
         """
-        return lend_on_call(self.model, self.lent_parts, self.on_loan, keep)
+        return lend_on_call(self.model, find_parts(self.model, self.anatomy, self.loans), self.on_loan, keep)
 
     def write_back(self, path: str) -> None:
         """Write a changed part of a streamed model to its file, from which it is read from then on.

@@ -9,19 +9,26 @@ from transformers import PreTrainedModel
 
 from laconic.model.anatomy import Anatomy
 from laconic.model.enumeration import find_stacks
+from laconic.model.loans import Loans
 
 Lend = Callable[[str], AbstractContextManager[None]]
 """Returns the context in which the part at a path has its weights."""
 
 
-def find_parts(model: PreTrainedModel, anatomy: Anatomy, on_disk: Collection[int]) -> list[str]:
-    """Find the blocks, and the modules outside the blocks that have tensors on disk.
+def find_parts(model: PreTrainedModel, anatomy: Anatomy, loans: Loans | None) -> list[str]:
+    """Find the blocks of a streamed model, and the modules outside the blocks that have tensors on disk.
 
     Args:
-        model: a streamed model.
+        model: the model.
         anatomy: its anatomy.
-        on_disk: the ids of the tensors that stand for those on disk.
+        loans: its loans; None for a model in memory.
+
+    Returns:
+        Their paths; none for a model in memory.
     """
+    if loans is None:
+        return []
+    on_disk = loans.placeholders.keys()
     blocks = [path for _, found in find_stacks(model, anatomy) for path, _ in found]
     outside = [
         name
