@@ -27,7 +27,7 @@ from laconic.recipe.checks import check_label_order
 from laconic.recipe.entry import ModelInput
 from laconic.report.evaluation import evaluation_remarks, evaluation_tables
 from laconic.report.tables import Table
-from laconic.runtime import check_runtime
+from laconic.runtime import EAGER, check_runtime
 
 SHOWN = 4
 """The largest number of figures in a headline."""
@@ -187,7 +187,7 @@ def evaluate(
         load=partial(load_corpus, limit=limit),
     )
     if stream:
-        _check_streamed(names, model_input, original)
+        _check_streamed(names, model_input, original, runtime)
     found = evaluate_in_turn(
         partial(_open_model, model_input, structure, stream),
         names,
@@ -219,12 +219,14 @@ def _open_model(model_input: ModelInput, structure: LanguageModel, stream: bool)
             yield share_label_order(lm, structure)
 
 
-def _check_streamed(names: Sequence[str], model: ModelInput, original: ModelInput | None) -> None:
+def _check_streamed(names: Sequence[str], model: ModelInput, original: ModelInput | None, runtime: str) -> None:
     """Check that an evaluation can read its models block by block.
 
     Raises:
-        UserError: a task is no perplexity, or a model is loaded already.
+        UserError: a task is no perplexity, a model is loaded already, or the runtime reads whole models.
     """
+    if runtime != EAGER:
+        raise UserError(f"With stream, models run in torch block by block; got the runtime '{runtime}'; use '{EAGER}'.")
     selected = select_tasks(names, compared=original is not None)
     other = next((name for name, task in selected.tasks.items() if not isinstance(task, Perplexity)), None)
     if other is not None or not selected.compares_in_windows:

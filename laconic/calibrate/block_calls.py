@@ -17,6 +17,7 @@ from transformers import Cache
 
 from laconic.calibrate.activation_capture import RunEnded
 from laconic.model import Batch, LanguageModel, predict
+from laconic.model.forward import replacing_forward
 
 
 @dataclass(frozen=True)
@@ -190,17 +191,8 @@ def skip_blocks(blocks: Sequence[nn.Module], needed: BlocksToRun, last: Tensor |
         for block in blocks[: needed.count]:
             hooks.callback(block.register_forward_hook(on_return).remove)
         for block in blocks[needed.count :]:
-            # Replace `forward` only, not the module, because a model may read attributes of its blocks.
-            own = dict(block.__dict__)
-            block.__dict__["forward"] = stand_in_for(block)
-            hooks.callback(_restore, block, own)
+            hooks.enter_context(replacing_forward(block, stand_in_for(block)))
         yield
-
-
-def _restore(block: nn.Module, own: dict[str, Any]) -> None:
-    del block.__dict__["forward"]
-    if "forward" in own:
-        block.__dict__["forward"] = own["forward"]
 
 
 def _read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -65,9 +65,9 @@ def token_rows(shape: Sequence[int], reads: InputTokens, tokens_first: bool, sou
         target: the same for target tokens; equal to `source` unless the model is an encoder-decoder.
     """
     leading = (shape[1], shape[0], *shape[2:]) if tokens_first else tuple(shape)
-    reads = _which(leading, reads, source, target)
+    reads = _input_tokens(leading, reads, source, target)
     mask = target if reads is InputTokens.TARGET else source
-    return TokenRows(_every(leading, mask) if reads is InputTokens.OWN else _counted(leading, mask), tokens_first)
+    return TokenRows(_all_rows(leading, mask) if reads is InputTokens.OWN else _mask_rows(leading, mask), tokens_first)
 
 
 def batch_rows(
@@ -115,7 +115,7 @@ def expert_tokens(task: ModelTask, batch: Batch, number: int, reads: InputTokens
     """
     counted = batch_rows(task, batch, (number,), reads).counted
     masks = token_masks(task, batch)
-    is_target = _which((number,), reads, *masks) is InputTokens.TARGET
+    is_target = _input_tokens((number,), reads, *masks) is InputTokens.TARGET
     mask = masks[1 if is_target else 0]
     ids = flatten_choices(batch[LABELS if is_target and task is ModelTask.SEQ2SEQ else "input_ids"])
     if reads is not InputTokens.OWN and number == mask.numel():
@@ -128,7 +128,7 @@ def expert_tokens(task: ModelTask, batch: Batch, number: int, reads: InputTokens
     return counted, token_keys(digests[:, None].expand(counted.shape), counted)
 
 
-def _which(shape: tuple[int, ...], reads: InputTokens, source: Mask, target: Mask) -> InputTokens:
+def _input_tokens(shape: tuple[int, ...], reads: InputTokens, source: Mask, target: Mask) -> InputTokens:
     """Replace EITHER by the tokens whose number fits to the shape of a layer's input."""
     if reads is not InputTokens.EITHER:
         return reads
@@ -139,17 +139,18 @@ def _fits(shape: tuple[int, ...], mask: Mask) -> bool:
     return shape[:2] == tuple(mask.shape) or shape == (mask.numel(),)
 
 
-def _counted(shape: tuple[int, ...], mask: Mask) -> Mask:
+def _mask_rows(shape: tuple[int, ...], mask: Mask) -> Mask:
+    """The rows of an input of this shape that are tokens; all rows if they are no tokens of the batch."""
     if shape == (mask.numel(),):
         return mask
     if len(shape) == 1 or shape[0] != len(mask) or shape[1] < mask.shape[1]:
-        return _every(shape, mask)
+        return _all_rows(shape, mask)
     # A model may pad its rows further, on the right, to a multiple of its attention window.
     mask = functional.pad(mask, (0, shape[1] - mask.shape[1]), value=False)
     return mask.reshape(*mask.shape, *(1 for _ in shape[2:])).expand(shape).reshape(len(mask), -1)
 
 
-def _every(shape: tuple[int, ...], mask: Mask) -> Mask:
+def _all_rows(shape: tuple[int, ...], mask: Mask) -> Mask:
     """All rows count. Pooled vectors are sequences of one; an input shared by the batch (positions) is one sequence."""
     number = torch.Size(shape).numel()
     sequences = 1 if shape[0] == 1 or number % len(mask) else len(mask)

@@ -19,7 +19,7 @@ from laconic.errors import UserError
 from laconic.evaluate.comparable import check_comparable, check_token_names
 from laconic.evaluate.eval_task import tokenizer_name
 from laconic.evaluate.metrics import Scores, interval
-from laconic.evaluate.prediction import batch_by_length, predict_batch, restore_order
+from laconic.evaluate.prediction import COMPARED_LOGITS, batch_by_length, predict_batch, restore_order
 from laconic.evaluate.similarity import neighbour_agreement
 from laconic.model import Batch, LanguageModel, ModelTask, Predictions, divergence
 from laconic.progress import Track, silent
@@ -91,10 +91,6 @@ def check_same_tokens(lm: LanguageModel, reference: Reference) -> None:
     check_token_names(
         lm, original, {token for batch in reference.batches for token in batch["input_ids"].unique().tolist()}
     )
-
-
-CHUNK = 2**24
-"""The number of logits that are compared at once; the comparison is in float64."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +218,7 @@ def _compare_batch(
     if order is not None:
         # Put the classes into the order of the original.
         ours = ours._replace(values=ours.values[:, order])
-    step = max(1, CHUNK // theirs.values.shape[1])
+    step = max(1, COMPARED_LOGITS // theirs.values.shape[1])
     sums = torch.zeros(len(hidden), 3, dtype=torch.float64, device=hidden.device)
     for before, after, rows in zip(
         *(part.split(step) for part in (theirs.values, ours.values, theirs.rows)), strict=True

@@ -136,12 +136,20 @@ def measure_original(job: Job, original: LanguageModel) -> Original:
     Args:
         job: the measurements to make.
         original: the original.
+
+    Raises:
+        UserError: a task or the cost cannot be measured, or a streamed original cannot be divided into body and head.
     """
     service = serve(original, job.conditions.runtime)
     windows = None
     if job.windowed is not None and job.rows is not None:
         _, task = job.windowed
         windows = job.references.in_windows(service.lm, task, job.rows, resume=job.resume, track=job.track)
+        if windows is None and original.loans is not None:
+            raise UserError(
+                f"The models cannot be compared block by block: '{original.source}' does more with its last hidden "
+                "states than its head; compare them in memory."
+            )
     skipped = None if windows is None or job.windowed is None else job.windowed[0]
     results = job.run_tasks(service.lm, {}, skipped)
     cost = job.measure_cost(original, service) if job.compare_cost else None
@@ -156,6 +164,9 @@ def measure_model(job: Job, lm: LanguageModel, original: Original | None, reopen
         lm: the model.
         original: the measurements of the original; None for no comparison.
         reopen: opens the original again, if the model cannot be compared in its windows.
+
+    Raises:
+        UserError: a task or the cost cannot be measured, or the models cannot be compared.
     """
     service = serve(lm, job.conditions.runtime)
     windows = None if original is None else original.windows
@@ -173,8 +184,9 @@ def measure_model(job: Job, lm: LanguageModel, original: Original | None, reopen
         if windows is not None and compared is None and reopen is not None:
             if lm.loans is not None:
                 raise UserError(
-                    "The models cannot be compared block by block, as they read other tokens or windows of another "
-                    "length; name the model that it was made from, or compare them in memory."
+                    "The models cannot be compared block by block: they read other tokens or windows of another "
+                    f"length, or '{lm.source}' does more with its last hidden states than its head; name the model "
+                    "that it was made from, or compare them in memory."
                 )
             other = serve(stack.enter_context(reopen()), job.conditions.runtime).lm
             theirs = job.run_tasks(other, original.results)

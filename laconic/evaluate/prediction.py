@@ -18,6 +18,8 @@ from laconic.progress import Track
 
 MAX_LOGITS = 2**26
 """The largest number of logits in a batch: 256 MiB in float32."""
+COMPARED_LOGITS = 2**24
+"""The largest number of logits that are compared at a time: 64 MiB in float32."""
 
 
 def predict_batches(

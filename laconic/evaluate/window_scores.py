@@ -1,8 +1,8 @@
 """Score the tokens of windows with a causal language model, alone or beside a reference, in one pass of each.
 
 The body of a model runs once over all windows. At the positions that are scored, the head gives logits for as many
-states at a time as fit into `CHUNK` numbers. With a reference, the same logits give the KL divergence from it, and the
-logits of the reference give its own scores.
+states at a time as fit into `COMPARED_LOGITS` numbers. With a reference, the same logits give the KL divergence from
+it, and the logits of the reference give its own scores.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,15 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from laconic.evaluate.halves import Body, TwoHalves
+from laconic.evaluate.prediction import COMPARED_LOGITS
 from laconic.evaluate.windows import Windows, targets_of
 from laconic.model import Batch, LanguageModel
 from laconic.model.tokens import vocabulary_size
 from laconic.numerics.distributions import CATEGORICAL
 from laconic.numerics.softmax_kl import negative_log_likelihood, softmax_kl
 from laconic.progress import Track
-
-CHUNK = 2**24
-"""The largest number of logits of one model at a time: 64 MiB in float32."""
 
 
 class States(Protocol):
@@ -85,7 +83,7 @@ def score_windows(
     """
     batches = windows.batches(lm)
     others = repeat(None) if reference is None else reference.read()
-    rows = max(1, CHUNK // vocabulary_size(lm.model))
+    rows = max(1, COMPARED_LOGITS // vocabulary_size(lm.model))
     totals: list[Tensor] = []
     with halves.on_loan(), nullcontext() if reference is None else reference.on_loan():
         for number, states in enumerate(scored_states(halves.body, windows, batches, track, label)):

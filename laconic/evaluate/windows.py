@@ -129,7 +129,7 @@ def find_windows(lm: LanguageModel, corpus: Corpus, context: int | None = None, 
     for document, example in enumerate(corpus.examples):
         ids = tokenizer_of(lm)(example.joined, add_special_tokens=False, verbose=False)["input_ids"]
         ids = [token for token in (first, *ids) if token is not None]
-        for start, new in windows(len(ids), context, stride):
+        for start, new in window_bounds(len(ids), context, stride):
             tokens = ids[start : start + context]
             scored = [token if index >= new - start else IGNORED for index, token in enumerate(tokens)]
             rows.append(Row(tokens, labels=scored))
@@ -174,7 +174,7 @@ def start_token(lm: LanguageModel) -> int | None:
     return next((token for token in tokens if isinstance(token, int)), None)
 
 
-def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int]]:
+def window_bounds(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int]]:
     """The windows of a document.
 
     Args:
@@ -186,7 +186,7 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[tuple[int, int]]
         The position where the window starts, and the position of the first token that is not in an earlier window.
 
     Example:
-        >>> list(windows(10, context=4, stride=2))
+        >>> list(window_bounds(10, context=4, stride=2))
         [(0, 0), (2, 4), (4, 6), (6, 8)]
     """
     end = 0

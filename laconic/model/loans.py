@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from laconic.errors import UserError
 from laconic.model.loans_origins import (
+    CHUNK,
     Origin,
     TensorReader,
     empty_replaced,
@@ -40,9 +41,6 @@ from laconic.model.loans_parts import (
 from laconic.model.site import has_module
 from laconic.numerics.moments import check_finite
 from laconic.system import release_freed_memory
-
-CHUNK = 2**22
-"""Elements that are checked at a time, as a check takes memory too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +99,14 @@ class Loans:
         self._scratch, self._step, self.restored = root / step, step, frozenset()
 
     def restore_all(self, model: PreTrainedModel) -> None:
-        """Restore every part that an earlier run of the present step wrote."""
+        """Restore every part that an earlier run of the present step wrote.
+
+        Args:
+            model: a streamed model, no part of which is on loan.
+
+        Raises:
+            UserError: a file is damaged, or does not fit the model.
+        """
         files = sorted(part_file(self.scratch, "").parent.glob("*.safetensors"))
         self.restored = frozenset(file.stem for file in files if self.restore(model, file.stem))
 

@@ -28,10 +28,8 @@ from laconic.errors import UserError, quote
 from laconic.model.checkpoints.checkpoint import report_load_errors
 from laconic.model.checkpoints.fit import check_report
 from laconic.model.checkpoints.weights import Header, Weights, read_headers
+from laconic.model.loans_origins import CHUNK
 from laconic.model.stock import silence_transformers
-
-CHUNK = 2**22
-"""Elements of a large tensor that are converted, or compared with another, at a time."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from laconic.model.anatomy import Anatomy
 from laconic.model.enumeration import find_stacks
+from laconic.model.forward import replacing_forward
 from laconic.model.loans import Loans
 
 Lend = Callable[[str], AbstractContextManager[None]]
@@ -53,26 +54,21 @@ def lend_on_call(model: nn.Module, parts: Collection[str], lend: Lend, keep: boo
     """
     with ExitStack() as kept, ExitStack() as wrapped:
         for path in parts:
-            wrapped.enter_context(_wrapped(model.get_submodule(path), path, lend, kept if keep else None))
+            module = model.get_submodule(path)
+            wrapped.enter_context(replacing_forward(module, _lending(module, path, lend, kept if keep else None)))
         yield
 
 
-@contextmanager
-def _wrapped(module: nn.Module, path: str, lend: Lend, kept: ExitStack | None) -> Iterator[None]:
-    own, forward = dict(module.__dict__), module.forward
+def _lending(module: nn.Module, path: str, lend: Lend, kept: ExitStack | None) -> Callable[..., Any]:
+    """The forward pass of a module, with its weights on loan for the time of the call, or until `kept` is closed."""
+    forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if kept is None:
             with lend(path):
                 return forward(*args, **kwargs)
         kept.enter_context(lend(path))
-        module.__dict__["forward"] = forward
+        vars(module)["forward"] = forward
         return forward(*args, **kwargs)
 
-    module.__dict__["forward"] = run
-    try:
-        yield
-    finally:
-        del module.__dict__["forward"]
-        if "forward" in own:
-            module.__dict__["forward"] = own["forward"]
+    return run

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from laconic.formats import Masked, PackedCodes
 from laconic.formats.sparse_stack import SparseStack
 
+CHUNK = 2**22
+"""Elements of a large tensor that are read, checked, compared or written at a time."""
 PACKED = (Masked, SparseStack)
 """Layers whose tensors in memory have other names and shapes than those in a file."""
 

@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from laconic.calibrate.passes import random_batch
 from laconic.model import LanguageModel
 from laconic.model.loading import load_streamed
-from laconic.model.loans import CHUNK
+from laconic.model.loans_origins import CHUNK
 from laconic.model.loans_parts import Structure, stored_state
 from laconic.model.stock import copy_attention_type, differences, modules_by_path
 from laconic.progress import Track, silent

@@ -123,7 +123,7 @@ def test_large_vocabularies_are_compared_in_parts(monkeypatch: pytest.MonkeyPatc
     original, lm = with_tokenizer("gpt2"), changed("gpt2")
     whole = compare_to_reference(lm, Reference(original, CORPUS))
     # The package has a function of the same name.
-    monkeypatch.setattr(import_module("laconic.evaluate.fidelity"), "CHUNK", 150)
+    monkeypatch.setattr(import_module("laconic.evaluate.fidelity"), "COMPARED_LOGITS", 150)
     assert compare_to_reference(lm, Reference(original, CORPUS)) == whole
     monkeypatch.setattr(import_module("laconic.evaluate.prediction"), "MAX_LOGITS", 1)
     assert compare_to_reference(lm, Reference(original, CORPUS)).kl == pytest.approx(whole.kl, rel=1e-5)

@@ -8,7 +8,7 @@ import torch
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
 from laconic.evaluate.perplexity import METRICS, Perplexity
-from laconic.evaluate.windows import windows
+from laconic.evaluate.windows import window_bounds
 from laconic.model import LanguageModel
 from laconic.progress import silent
 from tests.evaluate.models import with_tokenizer
@@ -67,7 +67,7 @@ def test_perplexity_equals_the_plain_loop(name: str, context: int, stride: int):
 )
 def test_windows_score_every_token_once_with_context_before_it(tokens: int, context: int, stride: int):
     scored: list[int] = []
-    for start, new in windows(tokens, context, stride):
+    for start, new in window_bounds(tokens, context, stride):
         end = min(start + context, tokens)
         scored += range(max(new, start + 1), end)
         assert all(at - start >= min(at, context - stride) for at in range(new, end))

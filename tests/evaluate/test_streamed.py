@@ -1,5 +1,6 @@
 """A model whose blocks are read from disk when they run is scored as one in memory."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,19 @@ def test_other_tasks_and_loaded_models_are_refused(text: str, tmp_path: Path):
         laconic.evaluate(
             str(tmp_path / "model"), ["fidelity:builtin:pydoc"], against=str(tmp_path / "model"), stream=True
         )
+    with pytest.raises(UserError, match="got the runtime 'onnx'; use 'eager'"):
+        laconic.evaluate(str(tmp_path / "model"), text, runtime="onnx", stream=True)
     lm = with_tokenizer("llama")
     with pytest.raises(UserError, match="stream reads models from their files"):
         laconic.evaluate(lm.model, text, tokenizer=lm.tokenizer, stream=True)
+
+
+def test_models_that_cannot_be_divided_are_compared_in_memory_only(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = str(tmp_path / "model")
+    save(with_tokenizer("llama"), Path(folder))
+    monkeypatch.setattr(import_module("laconic.evaluate.halves"), "CLOSE", -1.0)
+    assert laconic.evaluate(folder, text, stream=True).results
+    with pytest.raises(UserError, match=f"'{folder}' does more with its last hidden states .* compare them in memory"):
+        laconic.evaluate(folder, text, against=folder, stream=True)

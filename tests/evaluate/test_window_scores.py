@@ -14,7 +14,7 @@ from laconic.evaluate import Evaluation, ReferenceCache, evaluate
 from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.state_file import FOLDER
 from laconic.evaluate.window_reference import compare_in_windows, run_original
-from laconic.evaluate.windows import find_windows, windows
+from laconic.evaluate.windows import find_windows, window_bounds
 from laconic.model import LanguageModel
 from laconic.progress import silent
 from tests.architectures import compress_everything
@@ -33,7 +33,7 @@ def plain(lm: LanguageModel, original: LanguageModel) -> tuple[torch.Tensor, ...
     for text in TEXTS:
         assert lm.tokenizer is not None
         ids = torch.tensor([[0, *lm.tokenizer(text, add_special_tokens=False)["input_ids"]]])
-        for start, new in windows(ids.shape[1], 16, 8):
+        for start, new in window_bounds(ids.shape[1], 16, 8):
             part = ids[:, start : start + 16]
             scored = range(max(new - start, 1), part.shape[1])
             q, p = (model.model(part).logits[0].log_softmax(-1) for model in models)
@@ -70,7 +70,7 @@ def test_one_pass_equals_a_plain_computation_in_float64(name: str):
 def test_the_size_of_chunks_and_batches_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     lm, original = compress_everything(with_tokenizer("llama"), rank=6), with_tokenizer("llama")
     whole = compared(lm, original)
-    monkeypatch.setattr(import_module("laconic.evaluate.window_scores"), "CHUNK", 70)
+    monkeypatch.setattr(import_module("laconic.evaluate.window_scores"), "COMPARED_LOGITS", 70)
     monkeypatch.setattr(import_module("laconic.evaluate.windows"), "BATCH_TOKENS", 1)
     parts = compared(lm, original)
     for one, other in zip(whole[:2], parts[:2], strict=True):
