@@ -16,6 +16,7 @@ TESTED_BY = {
     "laconic.calibrate.block_pass": "calibrate/test_blockwise.py",
     "laconic.calibrate.checkpointed": "calibrate/test_blockwise.py",
     "laconic.calibrate.end_gradients": "calibrate/test_blockwise.py",
+    "laconic.model.halves": "calibrate/test_losses.py",
     "laconic.calibrate.choice_rows": "calibrate/test_multiple_choice.py",
     "laconic.calibrate.class_numbers": "calibrate/test_labels.py",
     "laconic.calibrate.expert_statistics": "calibrate/test_experts.py",

@@ -1,34 +1,24 @@
-"""Collect statistics of linear layers in one pass over the data, shared among processes.
-
-Fisher losses: if y is drawn from the model's prediction p(y | z), the gradients g of −log p(y | z) satisfy
-E[g g^T] = F, the Gauss-Newton Hessian of the KL divergence (Martens, arXiv 1412.1193). For few values z the expectation
-is computed exactly: with F(z) = L L^T, the loss l^T z is differentiated for each column l of L
-(`laconic.numerics.distributions`).
-"""
+"""Collect statistics of linear layers in one pass over the data, shared among processes."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import Tensor
 
 from laconic import processes
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.layer_stats import LayerStats
+from laconic.calibrate.losses import Labels, LossGradients, divide
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.starved import StarvedExperts, warn_of_starved
 from laconic.calibrate.statistics import GradientStatistic, Statistic
-from laconic.errors import UserError, must_be
-from laconic.model import Batch, LanguageModel, Predictions, Site, predict
+from laconic.errors import UserError
+from laconic.model import Batch, LanguageModel, Site, predict
 from laconic.numerics.moments import check_finite
 from laconic.progress import Track, silent
-
-Labels = Literal["auto", "sampled", "enumerated", "data"]
-"""The source of the labels for the Fisher information: the predictions of the model, or the data."""
 
 
 @dataclass(frozen=True)
@@ -73,43 +63,6 @@ class Calibration:
         seeds = torch.randint(2**32, (len(self.batches),), generator=torch.Generator().manual_seed(self.seed))
         mine = processes.shard(list(zip(self.batches, seeds.tolist(), strict=True)))
         return [(batch, torch.Generator().manual_seed(seed)) for batch, seed in mine]
-
-
-ENUMERATED_UP_TO = 4
-DRAWS = 4
-"""Labels sampled for each row with one prediction; a row with several predictions gets one label for each."""
-
-
-def fisher_losses(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the losses of one batch whose gradients have the Fisher information as their second moment.
-
-    Args:
-        predictions: the predictions of the batch.
-        labels: where labels come from; see `Calibration`.
-        generator: draws sampled labels.
-
-    Raises:
-        UserError: a prediction is not finite; `labels` is "data" and the data has none; or `labels` is "enumerated"
-            and a row has several predictions, for which enumeration is not exact.
-    """
-    values, distribution = predictions.values, predictions.distribution
-    check_finite(predictions.possible_values, "The model's predictions are not finite; check the model and the data.")
-    # Predictions of one row share hidden states. With enumeration their gradients would not be independent, as they
-    # are with sampled labels, and F would contain cross terms.
-    single = len(predictions.rows.unique()) == len(predictions.rows)
-    few = values.shape[-1] <= ENUMERATED_UP_TO
-    if labels == "enumerated" and not single:
-        raise must_be("labels", "'sampled' or 'data' for a model with several predictions per row", labels)
-    if labels == "data":
-        if predictions.labels is None:
-            raise must_be("labels", "'sampled' or 'enumerated' for this data, which has no labels", "data")
-        yield distribution.loss(values, predictions.labels).sum()
-    elif labels == "enumerated" or (labels == "auto" and few and single):
-        yield from ((values * axis).sum() for axis in distribution.fisher_factor(values))
-    else:
-        draws = DRAWS if single else 1
-        for _ in range(draws):
-            yield distribution.loss(values, distribution.draw(values, generator)).sum() / draws**0.5
 
 
 def collect_stats(
@@ -159,6 +112,8 @@ def measure_stats(
     if not needs:
         return {site.name: LayerStats(support=site.support) for site in sites}, []
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)
+    with evaluating(lm):
+        losses = LossGradients(lm, data.labels, divide(lm, data.batches, sites) if with_gradients else None)
     with (
         evaluating(lm),
         without_weight_gradients(lm),
@@ -169,12 +124,10 @@ def measure_stats(
         for batch, generator in data.share("Measuring the layers"):
             inputs = to_device(batch, lm.device)
             recorder.start(inputs)
-            predictions, _ = predict(lm, inputs)
             if with_gradients:
-                losses = list(fisher_losses(predictions, data.labels, generator))
-                for number, loss in enumerate(losses, start=1):
-                    loss.backward(retain_graph=number < len(losses))
-                recorder.count_predictions(len(predictions.values))
+                recorder.count_predictions([*losses.backward(inputs, generator)][-1])
+            else:
+                predict(lm, inputs)
     stats = recorder.stats(gathered=True)
     check_stats(stats, needs)
     return stats, recorder.starved

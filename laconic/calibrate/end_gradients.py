@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate.block_pass import BlockwisePass
-from laconic.calibrate.collect_stats import fisher_losses
+from laconic.calibrate.losses import SHORT, LossGradients, divide
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.stream import Stream
@@ -30,18 +30,19 @@ def differentiate_end(
     """
     gradients: Gradients = []
     counts: list[int] = []
-    with run.lm.loaned_on_call(keep=True), recorder, torch.enable_grad():
+    with run.stream.replaying(0, [states[0][:1, :SHORT] for states in ends]):
+        losses = LossGradients(run.lm, run.data.labels, divide(run.lm, run.batches, run.last))
+    with recorder, torch.enable_grad():
         for number, (batch, generator) in enumerate(zip(run.batches, run.generators, strict=True)):
             recorder.start(batch)
             *others, last = (states[number].detach() for states in ends)
             last.requires_grad_()
-            predictions = run.stream.run_end(number, [*others, last])
-            losses = list(fisher_losses(predictions, run.data.labels, generator))
-            for order, loss in enumerate(losses):
-                loss.backward(retain_graph=order + 1 < len(losses))
-                append_gradient(run.stream, gradients, order, take_gradient(last), "end")
-            counts.append(len(predictions.values))
-            recorder.count_predictions(counts[-1])
+            count = 0
+            with run.stream.replaying(number, [*others, last]):
+                for order, count in enumerate(losses.backward(batch, generator)):  # noqa: B007 (used after the loop)
+                    append_gradient(run.stream, gradients, order, take_gradient(last), "end")
+            counts.append(count)
+            recorder.count_predictions(count)
     return gradients, counts
 
 

@@ -18,7 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from laconic import processes
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.collect_stats import Calibration, fisher_losses, without_weight_gradients
+from laconic.calibrate.collect_stats import Calibration, without_weight_gradients
+from laconic.calibrate.losses import fisher_losses
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict

@@ -86,7 +86,7 @@ class Stream:
         self._blocks = [self.lm.model.get_submodule(path) for path in paths]
         self.calls = []
         self.inputs = [self._found_states(name) for name in self._places[: start + 1]]
-        with self.lm.loaned_on_call(), self._replaying(0, rows=1):
+        with self.lm.loaned_on_call(), self.replaying(0, rows=1):
             needed = blocks_to_run(self.lm, self._blocks, self.batches[0])
         if needed is None or (self._replays and needed.count == len(self._blocks) > 1):
             return False
@@ -130,7 +130,7 @@ class Stream:
         Returns:
             The hidden states that enter the first block, and the other arguments of each block.
         """
-        with self._replaying(number, ends):
+        with self.replaying(number, ends):
             return capture_inputs(self.lm, self._blocks, self.batches[number], self._needed)
 
     @torch.no_grad()
@@ -234,11 +234,11 @@ class Stream:
             number: number of the batch.
             ends: the hidden states after each stack; None for those that were kept.
         """
-        with self._replaying(number, ends):
+        with self.replaying(number, ends):
             return predict(self.lm, self.batches[number])[0]
 
     @contextmanager
-    def _replaying(self, number: int, ends: Sequence[Tensor] | None = None, rows: int | None = None) -> Iterator[None]:
+    def replaying(self, number: int, ends: Sequence[Tensor] | None = None, rows: int | None = None) -> Iterator[None]:
         """Within the context the finished stacks return their hidden states: `ends`, or those of the first `rows`."""
         finished = self.finished if self._replays else []
         if ends is None or not finished:

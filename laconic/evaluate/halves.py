@@ -19,19 +19,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from laconic.calibrate.activation_capture import RunEnded
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.evaluate.products import FLOAT32, with_products
 from laconic.model import Batch, LanguageModel
+from laconic.model.halves import CLOSE, body_candidates, run_body
 from laconic.model.predictions import ModelRunError, run_model
 from laconic.numerics.moments import check_finite
 from laconic.runtime import is_served
 
 SHORT = 8
 """Number of tokens of the row on which both halves are compared with the whole model."""
-CLOSE = 1e-4
-"""The largest accepted difference of a logit, relative to the largest logit."""
 
 
 class Body(Protocol):
@@ -123,15 +121,7 @@ class ModuleBody:
 
         The weights of a streamed model are lent by the caller.
         """
-        outputs: list[Any] = []
-
-        def end_run(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            outputs.append(output)
-            raise RunEnded
-
-        with self.module.register_forward_hook(end_run), suppress(RunEnded):
-            run_model(self.lm, batch)
-        return outputs[0] if outputs and isinstance(outputs[0], ModelOutput) else None
+        return run_body(self.lm, self.module, batch)
 
 
 @dataclass(frozen=True)
@@ -203,13 +193,10 @@ def divide(lm: LanguageModel, dtype: str = FLOAT32) -> TwoHalves:
         return TwoHalves(lm.source, WholeBody(lm), None)
     lm = with_products(lm, dtype)
     batch = random_batch(lm, 1, SHORT)
-    base: Any = lm.model.base_model
-    # The head of OPT reads the decoder in the base model.
-    modules = [module for module in (base, base.get_decoder()) if module is not lm.model]
     with evaluating(lm):
         with lm.loaned_on_call():
             whole = run_model(lm, batch)["logits"][0]
-        for body in dict.fromkeys(ModuleBody(lm, module) for module in modules):
+        for body in (ModuleBody(lm, module) for module in body_candidates(lm)):
             with suppress(ModelRunError):
                 with lm.loaned_on_call():
                     output = body.run(batch)

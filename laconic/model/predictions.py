@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.utils.generic import ModelOutput
 
 from laconic.errors import UserError, reason_of
@@ -225,14 +226,34 @@ def _gather(task: ModelTask, logits: Tensor, batch: Batch) -> Predictions:
     labels = batch.get(LABELS)
     if task.predicts_once_per_row:
         return Predictions(logits, _row_numbers(logits), labels, task.distribution)
+    is_counted, labels = predicted_tokens(task, batch)
+    rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(is_counted)
+    return Predictions(logits[is_counted], rows[is_counted], labels, task.distribution)
+
+
+def predicted_tokens(task: ModelTask, batch: Batch) -> tuple[Bool[Tensor, "rows tokens"], Int[Tensor, " n"] | None]:
+    """Find the tokens of a batch at which a model predicts, and the labels of these predictions.
+
+    Args:
+        task: a task with predictions at tokens.
+        batch: one batch.
+
+    Returns:
+        True at these tokens, and their labels; None if the batch has none.
+
+    Example:
+        >>> batch = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.tensor([[1, 1, 1]])}
+        >>> predicted_tokens(ModelTask.CAUSAL, batch)
+        (tensor([[ True,  True, False]]), tensor([6, 7]))
+    """
+    labels = batch.get(LABELS)
     if task is ModelTask.CAUSAL:
-        is_counted, targets, logits = _next_tokens(batch), batch["input_ids"][:, 1:], logits[:, :-1]
+        # Nothing is known of the token after the last one.
+        is_counted, targets = pad(_next_tokens(batch), (0, 1)), batch["input_ids"].roll(-1, dims=1)
     else:
         assert labels is not None or task is ModelTask.TOKEN_CLASSIFICATION, "this task has labels in every batch"
         is_counted, targets = batch["attention_mask"].bool() if labels is None else labels != -100, labels
-    rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(is_counted)
-    targets = None if targets is None else targets[is_counted]
-    return Predictions(logits[is_counted], rows[is_counted], targets, task.distribution)
+    return is_counted, None if targets is None else targets[is_counted]
 
 
 def _gather_answers(output: ModelOutput, batch: Batch) -> Predictions:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from laconic.calibrate.collect_stats import fisher_losses
+from laconic.calibrate.losses import fisher_losses
 from laconic.errors import UserError
 from laconic.model import Predictions
 from laconic.numerics.distributions import BERNOULLI, CATEGORICAL, GAUSSIAN

@@ -8,7 +8,7 @@ the text, so for other models the distance is averaged over all tokens. Padding 
 
 Gates: P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, section 3.2, put a gate ξ = 1
 on a part of the network; its importance is (∂L/∂ξ)², averaged over the samples. Here a sample is a row, L is a loss of
-the Fisher information (`laconic.calibrate.collect_stats.fisher_losses`), and the gate of a block multiplies its update
+the Fisher information (`laconic.calibrate.losses.fisher_losses`), and the gate of a block multiplies its update
 of the hidden states, h + ξ (f(h) − h). Then ½ E[(∂L/∂ξ)²] is the KL divergence that a second-order expansion predicts
 for dropping the block, in nats per prediction; the first-order term is zero.
 """
@@ -27,7 +27,7 @@ from laconic import processes
 from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import TOLERANCE, ActivationCapture
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.collect_stats import fisher_losses
+from laconic.calibrate.losses import fisher_losses
 from laconic.calibrate.token_rows import TokenRows, token_rows
 from laconic.compress.depth.cuts import Cut, subblock_at
 from laconic.errors import UserError
