@@ -67,7 +67,7 @@ class BackwardPass(BlockwisePass):
         """Yield the layers with their problems, as `blockwise_calibrate` does."""
         self._finished: list[_Stack] = []
         self._predictions: list[int] = []
-        if not self.outside and not any(self.sites_in(path) for paths in self.stacks for path in paths):
+        if not self.is_needed():
             return
         for paths in self.stacks:
             # The inputs of all blocks are complete if one of the blocks is done.
@@ -93,6 +93,14 @@ class BackwardPass(BlockwisePass):
         if self.first:
             yield from self.problems_outside(self.first, self._differentiate_start(gradients))
 
+    def is_needed(self) -> bool:
+        """Whether anything is left to measure."""
+        return bool(self.outside) or any(self.sites_in(path) for paths in self.stacks for path in paths)
+
+    def recorder_of(self, path: str) -> Recorder:
+        """The recorder of the block at `path`, for its second run and its backward pass."""
+        return Recorder(self.lm, self.sites_in(path), self.needs)
+
     def _backward(
         self, stack: _Stack, gradients: Gradients, shared: Sequence[_Shared]
     ) -> Generator[LayerProblems, None, Gradients]:
@@ -113,7 +121,7 @@ class BackwardPass(BlockwisePass):
         for at, path in self.data.track(places, "Measuring and compressing the blocks"):
             earlier: Gradients = []
             with self.lm.on_loan(path):
-                with Recorder(self.lm, self.sites_in(path), self.needs) as recorder:
+                with self.recorder_of(path) as recorder:
                     for number, batch in enumerate(self.batches):
                         recorder.start(batch)
                         hidden = stack.inputs[at][number].detach().requires_grad_()

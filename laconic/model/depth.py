@@ -98,7 +98,10 @@ def _drop(lm: LanguageModel, layers: Layers, holder: nn.ModuleList, kept: Sequen
         _move_table(layers.depth.bias_table, holder[0], holder[kept[0]])
     if scales_by_index(lm, layers):
         for new, old in enumerate(kept):
-            _rescale(lm, f"{layers.list}.{old}", old + 1, new + 1)
+            path = f"{layers.list}.{old}"
+            with lm.on_loan(path):
+                _rescale(lm, path, old + 1, new + 1)
+                lm.write_back(path)
     for index in sorted(set(range(len(layers))) - set(kept), reverse=True):
         del holder[index]
     for new, block in enumerate(holder):

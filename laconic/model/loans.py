@@ -179,7 +179,7 @@ class Loans:
         structure = None if self.structures is None else self.structures.describe(model, path)
         reader = write_part(model, path, part_file(self.scratch, path), dtype, structure)
         returns = self._returns.setdefault(id(model), {})
-        lendable = _ids([_Frame(model, self._paths_in(model))])
+        lendable = _ids([_Frame(model, self.paths_in(model))])
         layers = packed_layers(model.get_submodule(path), path)
         for tensor, name, layer in find_tensors(model, reader.dtypes, layers):
             if id(tensor) in lendable:
@@ -217,7 +217,7 @@ class Loans:
             stored |= {name: tensor for tensor, name, layer in found if layer is None}
             reader = PartReader(file, {name: tensor.dtype for name, tensor in stored.items()})
             check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in stored.items()})
-        lendable = _ids([_Frame(model, self._paths_in(model))])
+        lendable = _ids([_Frame(model, self.paths_in(model))])
         origins = {id(tensor): Origin(to_placeholder(tensor), reader, name, layer) for tensor, name, layer in found}
         for placeholder in (origin.placeholder for origin in origins.values()):
             # As in a model that was just loaded.
@@ -227,7 +227,8 @@ class Loans:
         substitute(model, self._fetch([origin for key, origin in origins.items() if key not in lendable]))
         return True
 
-    def _paths_in(self, model: nn.Module) -> tuple[str, ...]:
+    def paths_in(self, model: nn.Module) -> tuple[str, ...]:
+        """The paths of the modules of `model` whose tensors are lent; a step may have dropped some blocks."""
         return tuple(path for path in self.paths if has_module(model, path))
 
     def _register(self, origins: Iterable[Origin]) -> None:

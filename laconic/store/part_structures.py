@@ -13,16 +13,18 @@ class PartStructures:
 
     def __init__(self) -> None:
         self._stock: PreTrainedModel | None = None
+        self._config = ""
 
     def describe(self, model: PreTrainedModel, path: str) -> Structure:
         """The structure of the part at `path`: one entry for each module that its class does not build.
 
         Args:
-            model: the model; the stock model is built once, from its configuration at the first call.
+            model: the model; its stock model is built at the first call, and again if the configuration has changed.
             path: the path of the part.
         """
-        if self._stock is None:
-            self._stock = build_stock(model)
+        config = model.config.to_json_string(use_diff=False)
+        if self._stock is None or config != self._config:
+            self._stock, self._config = build_stock(model), config
         entries = {**format_entries(model), **changed_shapes(model, self._stock)}
         inside = f"{path}." if path else ""
         return {

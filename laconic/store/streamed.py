@@ -72,9 +72,10 @@ def _write_shards(lm: LanguageModel, stored: PreTrainedModel, folder: Path, trac
     entries: Structure = {}
     files: dict[Path, list[str]] = {}
     total = 0
-    for number, path in enumerate(track([*lm.loans.paths, ""], "Writing the model")):
+    paths = lm.loans.paths_in(lm.model)
+    for number, path in enumerate(track([*paths, ""], "Writing the model")):
         with lm.on_loan(*filter(None, [path])):
-            state = stored_state(lm.model, path) if path else _state_outside(lm.model, lm.loans.paths)
+            state = stored_state(lm.model, path) if path else _state_outside(lm.model, paths)
             entries = {**PartStructures().describe(lm.model, path), **entries}
             tensors = {
                 name: cast_tensor(tensor, lm.dtype, exact.search(name) is not None)
@@ -139,14 +140,15 @@ def _verify(lm: LanguageModel, folder: Path, track: Track) -> None:
     for difference in differences(modules_by_path(lm.model), modules_by_path(loaded.model)):
         raise mismatch_error(str(difference))
     assert lm.loans is not None
-    for path in track(list(lm.loans.paths), "Comparing what was written"):
+    paths = lm.loans.paths_in(lm.model)
+    for path in track(paths, "Comparing what was written"):
         # One after the other, because an embedding may be larger than everything else that is in memory.
         with lm.on_loan(path):
             expected = _digests(stored_state(lm.model, path), lm.dtype)
         with loaded.on_loan(path):
             _compare(expected, _digests(stored_state(loaded.model, path)))
-    outside = _digests(_state_outside(lm.model, lm.loans.paths), lm.dtype)
-    _compare(outside, _digests(_state_outside(loaded.model, lm.loans.paths)))
+    outside = _digests(_state_outside(lm.model, paths), lm.dtype)
+    _compare(outside, _digests(_state_outside(loaded.model, paths)))
     batch = random_batch(lm, 1, LENGTH)
     with lm.loaned_on_call(), loaded.loaned_on_call():
         compare_outputs(outputs_of(lm, batch), outputs_of(loaded, batch))

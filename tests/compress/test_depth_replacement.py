@@ -8,7 +8,7 @@ import torch
 from laconic.calibrate import Calibration
 from laconic.compress import Compress, Shorten
 from laconic.compress.depth.cuts import Cut, all_cuts
-from laconic.compress.depth.importance import stack_hidden_states
+from laconic.compress.depth.hidden_states import stack_hidden_states
 from laconic.compress.depth.trial import drop_cuts, make_fitter
 from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError

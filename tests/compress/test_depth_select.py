@@ -10,7 +10,8 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.compress import Shorten
 from laconic.compress.depth.cuts import Cut, Limits, all_cuts
-from laconic.compress.depth.importance import apply_gates, distances, importances, influences, stack_hidden_states
+from laconic.compress.depth.hidden_states import stack_hidden_states
+from laconic.compress.depth.importance import apply_gates, distances, importances, influences
 from laconic.compress.depth.selection import choose_runs
 from laconic.compress.depth.trial import Fold, Trial, drop_cuts
 from laconic.compress.kl_metric import Divergences, KLMetric

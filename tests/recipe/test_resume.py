@@ -14,15 +14,16 @@ from laconic.model import load
 from laconic.recipe import recipe_from, run
 from tests.architectures import BY_NAME
 from tests.conftest import SENTENCES
-from tests.recipe.test_stream import spelled
+from tests.recipe.test_stream import BITS, GPTQ, LOW_RANK, SHORTER, spelled
 
-GPTQ = {"compress": {"method": "gptq:bits=4,group_size=8"}}
 STEPS = {
     "rtn": [{"compress": {"method": "rtn:bits=4", "targets": ["all"]}}],
     "gptq": [GPTQ],
     "gptq in order": [{"compress": {"method": "gptq:bits=4,group_size=8", "sequential": True}}],
-    "kfac-svd": [{"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6}}],
+    "kfac-svd": [LOW_RANK],
     "spectrum": [{"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}}],
+    "fewer parts of blocks": [{"shorten": {"drop": 1, "select": "influence", "parts": "sublayers"}}, GPTQ],
+    "fewer blocks of factors": [LOW_RANK, SHORTER, BITS],
     "two steps": [GPTQ, {"compress": {"method": "rtn:bits=8", "targets": ["head"]}}],
 }
 

@@ -19,14 +19,22 @@ def spelled(model: Path, data: Path, *steps: dict, **settings: object) -> dict[s
 
 GPTQ = {"compress": {"method": "gptq:bits=4,group_size=8"}}
 LOW_RANK = {"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6}}
+BITS = {"compress": {"method": "rtn:bits=8"}}
+SHORTER = {"shorten": {"drop": 1, "select": "influence"}}
+CHAINS = {
+    "one": (GPTQ,),
+    "two": (LOW_RANK, BITS),
+    "fewer blocks": (SHORTER, GPTQ),
+    "fewer blocks afterwards": (LOW_RANK, SHORTER, BITS),
+}
 
 
-@pytest.mark.parametrize("steps", [(GPTQ,), (LOW_RANK, {"compress": {"method": "rtn:bits=8"}})], ids=["one", "two"])
+@pytest.mark.parametrize("steps", CHAINS.values(), ids=CHAINS)
 def test_a_streamed_recipe_gives_the_same_model(steps, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     whole = run(recipe_from(spelled(tiny_model, texts, *steps)), tmp_path / "whole")
     parts = run(recipe_from(spelled(tiny_model, texts, *steps, stream=True)), tmp_path / "parts")
     mine, other = whole.to_json(), parts.to_json()
-    for key in ("bytes", "dense_bytes", "sites", "stacks"):
+    for key in ("bytes", "dense_bytes", "sites", "stacks", "dropped", "found"):
         assert mine[key] == other[key]
     expected, found = (load(str(tmp_path / folder)).model.state_dict() for folder in ("whole", "parts"))
     assert expected.keys() == found.keys()

@@ -26,7 +26,7 @@ from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.collation import to_device
 from laconic.compress.depth.cuts import Cut, all_cuts, subblock_at
-from laconic.compress.depth.importance import is_close, stack_rows
+from laconic.compress.depth.hidden_states import is_close, stack_rows
 from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
 from laconic.model.depth import find_subblocks, last_writer

@@ -14,8 +14,9 @@ for dropping the block, in nats per prediction; the first-order term is zero.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,21 +26,16 @@ from torch.nn import functional
 
 from laconic import processes
 from laconic.calibrate import Calibration
-from laconic.calibrate.activation_capture import TOLERANCE, ActivationCapture
 from laconic.calibrate.collation import to_device
+from laconic.calibrate.gate_pass import BlockGates, Slopes, differentiate_gates
 from laconic.calibrate.losses import fisher_losses
-from laconic.calibrate.token_rows import TokenRows, token_rows
 from laconic.compress.depth.cuts import Cut, subblock_at
-from laconic.errors import UserError
-from laconic.model import Batch, LanguageModel, ModelTask, predict, token_masks
-from laconic.model.depth import SubBlock, find_subblocks
-from laconic.model.layers import Layers, find_layers
-
-Points = list[Float[Tensor, "sequences tokens d"]]
-"""The hidden states before each cut of a stack, in forward order, and after the last cut."""
+from laconic.compress.depth.hidden_states import state_pairs
+from laconic.model import Batch, LanguageModel, ModelTask, predict
+from laconic.model.layers import find_layers
 
 
-def influences(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]]) -> dict[Cut, float]:
+def influences(lm: LanguageModel, data: Calibration, cuts: Mapping[str, list[Cut]]) -> dict[Cut, float]:
     """Compute the Block Influence of each cut.
 
     Args:
@@ -48,16 +44,15 @@ def influences(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]])
         cuts: all cuts of each stack, in forward order.
     """
     changes = {cut: 0.0 for row in cuts.values() for cut in row}
-    counts: Counter[str] = Counter()
-    for batch in data.track(data.batches, "Measuring the hidden states"):
-        for stack, (points, rows) in stack_hidden_states(lm, batch, cuts).items():
-            counts[stack] += int(rows.counted.sum())
-            for cut, before, after in zip(cuts[stack], points[:-1], points[1:], strict=True):
-                changes[cut] += (1 - _cosines(rows.without_padding(before), rows.without_padding(after))).sum().item()
-    return {cut: value / max(counts[cut.stack], 1) for cut, value in changes.items()}
+    counts: Counter[Cut] = Counter()
+    for pair in state_pairs(lm, data, cuts, 1):
+        counts[pair.cut] += int(pair.rows.counted.sum())
+        before, after = (pair.rows.without_padding(states) for states in (pair.before, pair.after))
+        changes[pair.cut] += (1 - _cosines(before, after)).sum().item()
+    return {cut: value / max(counts[cut], 1) for cut, value in changes.items()}
 
 
-def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], length: int) -> dict[Cut, float]:
+def distances(lm: LanguageModel, data: Calibration, cuts: Mapping[str, list[Cut]], length: int) -> dict[Cut, float]:
     """Compute the angular distance across each run of `length` consecutive cuts.
 
     Args:
@@ -70,98 +65,13 @@ def distances(lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], 
         The distance, in [0, 1], by the first cut of each run.
     """
     changes = {cut: 0.0 for row in cuts.values() for cut in row[: max(len(row) - length + 1, 0)]}
-    counts: Counter[str] = Counter()
-    for batch in data.track(data.batches, "Measuring the hidden states"):
-        for stack, (points, rows) in stack_hidden_states(lm, batch, cuts).items():
-            chosen = _last_token_mask(rows.counted) if lm.task is ModelTask.CAUSAL else rows.counted
-            counts[stack] += int(chosen.sum())
-            for cut, before, after in zip(cuts[stack], points, points[length:], strict=False):
-                cosines = _cosines(before[chosen], after[chosen]).clamp(-1, 1)
-                changes[cut] += (cosines.arccos() / torch.pi).sum().item()
-    return {cut: value / max(counts[cut.stack], 1) for cut, value in changes.items()}
-
-
-@torch.no_grad()
-def stack_hidden_states(
-    lm: LanguageModel, batch: Batch, cuts: dict[str, list[Cut]]
-) -> dict[str, tuple[Points, TokenRows]]:
-    """Run one batch, and return for each stack the hidden states around its cuts.
-
-    Args:
-        lm: the model.
-        batch: the batch.
-        cuts: all cuts of each stack, in forward order.
-
-    Returns:
-        By stack: the hidden states before each cut and after the last one, and which of their rows are padding.
-    """
-    batch = to_device(batch, lm.device)
-    # Without cuts, the blocks of the model may be unknown.
-    stacks = [layers for layers in find_layers(lm) if layers.name in cuts] if cuts else []
-    parts = {
-        layers.name: [find_subblocks(lm, layers, number) for number in range(len(layers))]
-        for layers in stacks
-        if any(cut.part is not None for cut in cuts[layers.name])
-    }
-    paths = [path for layers in stacks for path in layers.paths]
-    paths += [path for rows in parts.values() for row in rows for part in row for path in (part.inner[0], part.writer)]
-    with ActivationCapture(lm.model, dict.fromkeys(paths)) as capture:
-        predict(lm, batch)
-    states = {}
-    for layers in stacks:
-        points = _points(capture, layers, parts.get(layers.name))
-        rows = stack_rows(lm, batch, layers, points[0])
-        states[layers.name] = ([rows.lines(point) for point in points], rows)
-    return states
-
-
-def stack_rows(lm: LanguageModel, batch: Batch, layers: Layers, hidden: Tensor) -> TokenRows:
-    """Return which rows of the hidden states of a stack are padding.
-
-    Args:
-        lm: the model.
-        batch: the batch.
-        layers: the blocks of the stack.
-        hidden: its hidden states; only the shape is used.
-    """
-    return token_rows(hidden.shape[:-1], layers.stack.reads, False, *token_masks(lm.task, batch))
-
-
-def _points(capture: ActivationCapture, layers: Layers, parts: Sequence[Sequence[SubBlock]] | None) -> Points:
-    points: Points = []
-    calls: Counter[str] = Counter()
-    for number, path in enumerate(layers.paths):
-        h_in, h_out = capture.inputs[path][calls[path]], capture.outputs[path][calls[path]]
-        calls[path] += 1
-        points[-1:] = [h_in] if parts is None else _subblock_points(capture, h_in, h_out, parts[number])
-        points.append(h_out)
-    return points
-
-
-def _subblock_points(capture: ActivationCapture, h_in: Tensor, h_out: Tensor, parts: Sequence[SubBlock]) -> Points:
-    """The hidden states before each sub-block of a block; dropped sub-blocks are left out."""
-    points = _running_points(capture, h_in, h_out, parts)
-    return [point for point, part in zip(points, parts, strict=True) if not part.is_dropped]
-
-
-def _running_points(capture: ActivationCapture, h_in: Tensor, h_out: Tensor, parts: Sequence[SubBlock]) -> Points:
-    """The running sums (pre-LN), or the inputs of the sub-blocks if there are norms between them (post-LN)."""
-    written = [capture.outputs[part.writer][0].reshape(h_in.shape) for part in parts]
-    sums = [h_in]
-    for output in written:
-        sums.append(sums[-1] + output)
-    if is_close(sums[-1], h_out):
-        return sums[:-1]
-    read = [capture.inputs[part.inner[0]][0] for part in parts]
-    # The first projection may get its input as (tokens, rows, width), as in Longformer.
-    if is_close(read[0], h_in) or is_close(read[0].transpose(0, 1), h_in):
-        return [h_in, *(point.reshape(h_in.shape) for point in read[1:])]
-    raise UserError("The hidden states between the parts of a block cannot be found in this model; use parts: blocks.")
-
-
-def is_close(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are equal up to rounding."""
-    return a.shape == b.shape and bool((a - b).norm() <= TOLERANCE * b.norm())
+    counts: Counter[Cut] = Counter()
+    for pair in state_pairs(lm, data, cuts, length):
+        chosen = _last_token_mask(pair.rows.counted) if lm.task is ModelTask.CAUSAL else pair.rows.counted
+        counts[pair.cut] += int(chosen.sum())
+        cosines = _cosines(pair.before[chosen], pair.after[chosen]).clamp(-1, 1)
+        changes[pair.cut] += (cosines.arccos() / torch.pi).sum().item()
+    return {cut: value / max(counts[cut], 1) for cut, value in changes.items()}
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -186,6 +96,8 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
         data: calibration data.
         cuts: blocks or sub-blocks, each with a gate ξ of its own.
     """
+    if lm.loans is not None:
+        return _streamed_importances(lm, data, cuts)
     total = torch.zeros(len(cuts), dtype=torch.float64, device=lm.device)
     count = 0
     trained = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
@@ -206,6 +118,25 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
             parameter.requires_grad_()
     count = int(processes.all_reduce_sum(torch.tensor(count)))
     return dict(zip(cuts, (0.5 * processes.all_reduce_sum(total) / max(count, 1)).tolist(), strict=True))
+
+
+def _streamed_importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> dict[Cut, float]:
+    places = {path: (layers.name, at) for layers in find_layers(lm) for at, path in enumerate(layers.paths)}
+    total = torch.zeros(len(cuts), dtype=torch.float64, device=lm.device)
+
+    def make(path: str, _: int, batch: Batch) -> BlockGates:
+        numbers = [number for number, cut in enumerate(cuts) if (cut.stack, cut.layer) == places[path]]
+        own = [cuts[number] for number in numbers]
+        gates = torch.ones(len(own), len(batch["input_ids"]), device=lm.device, requires_grad=True)
+
+        def finish(slopes: Slopes) -> None:
+            for slope in slopes[0]:
+                total[numbers] += slope.double().square().sum(1)
+
+        return BlockGates([gates], partial(apply_gates, lm, own, gates), finish)
+
+    count = differentiate_gates(lm, data, make)
+    return dict(zip(cuts, (0.5 * total / max(count, 1)).tolist(), strict=True))
 
 
 @contextmanager
@@ -255,7 +186,8 @@ def _scale_updates(by_call: dict[int, Tensor]) -> Callable[..., Any]:
         h_out = output[0] if isinstance(output, tuple) else output
         # The choices of a row share its gate.
         by_sequence = gate.repeat_interleave(len(h_out) // len(gate))[:, None, None]
-        mixed = h_in + by_sequence.to(h_out.dtype) * (h_out - h_in)
+        # h + ξ (f(h) − h), so that a gate of 1 changes no bit of f(h).
+        mixed = h_out + (by_sequence.to(h_out.dtype) - 1) * (h_out - h_in)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
     return on_return

@@ -24,6 +24,7 @@ from laconic.compress.depth.cuts import (
 from laconic.compress.depth.fitting import find_map_place
 from laconic.compress.depth.selection import BY_PLACE, MEASURED, Select, Selection
 from laconic.compress.depth.trial import Replacement, Trial, check_maps, check_places, drop_cuts, make_fitter
+from laconic.compress.kept_choice import choose_once
 from laconic.compress.replacing import check_weight
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, unknown
@@ -160,7 +161,8 @@ class Shorten(Step):
         if self.needs_data and data is not None and not data.batches:
             raise UserError("The calibration data is empty; give a source with at least one row of text.")
         self.check(lm)
-        if self.needs_data:
+        # Weights on disk are checked when they are read.
+        if self.needs_data and lm.loans is None:
             for name, parameter in lm.model.named_parameters():
                 check_weight(name, parameter)
         sites = lm.sites(("blocks",))
@@ -170,10 +172,8 @@ class Shorten(Step):
             trial = self._trial(original, data)
             cuts = self._fixed_cuts(lm)
             if cuts is None:
-                limits = self._limits(original, data)
-                cuts = self._selection.choose(
-                    original, data, all_cuts(original, self.parts), self._quotas(original), limits, trial
-                )
+                chosen = choose_once(lm, lambda: spell_cuts(self._choose(original, data, trial)))
+                cuts = parse_cuts(lm, chosen)
             replacement, divergences = self._choose_replacement(trial, cuts)
             dropped = dropped_paths(lm, cuts)
             added = drop_cuts(lm, cuts, make_fitter(original, data, replacement), original)
@@ -181,6 +181,22 @@ class Shorten(Step):
         # After renumbering, the path of a map may equal the former path of a dropped module, hence the suffix.
         after |= {f"{path} (map)": size for path, size in added.items() if size}
         return Outcome(plan={}, before=before, after=after, dropped=spell_cuts(cuts), found=divergences)
+
+    def _choose(self, original: LanguageModel, data: Calibration | None, trial: Trial | None) -> list[Cut]:
+        cuts, limits = all_cuts(original, self.parts), self._limits(original, data)
+        return self._selection.choose(original, data, cuts, self._quotas(original), limits, trial)
+
+    def stream_obstacle(self) -> str | None:
+        if not self._drops:
+            return None
+        if self.replace != "nothing":
+            return f"replace: {self.replace} runs the original beside the shorter model; leave out replace"
+        if self.blocks is None and self.select in MEASURED:
+            return (
+                f"select: {self.select} runs the whole model without each block in turn; select influence, angular or "
+                "taylor"
+            )
+        return None
 
     def _trial(self, original: LanguageModel, data: Calibration | None) -> Trial | None:
         """The trial that measures cuts or replacements; None if nothing needs to be measured."""

@@ -105,7 +105,10 @@ def drop_cuts(
     means = fitter.means(parts) if fitter is not None else {}
     before = find_layers(original)
     for cut in parts:
-        drop_subblock(lm, subblock_at(lm, get_layers(lm, cut.stack), cut), means.get(cut))
+        layers = get_layers(lm, cut.stack)
+        with lm.on_loan(layers.paths[cut.layer]):
+            drop_subblock(lm, subblock_at(lm, layers, cut), means.get(cut))
+            lm.write_back(layers.paths[cut.layer])
     for layers in before:
         drop_blocks(lm, get_layers(lm, layers.name), dropped_blocks(cuts, layers.name))
     added: dict[str, int] = {}

@@ -14,7 +14,7 @@ from laconic.calibrate.activation_capture import ActivationCapture
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.token_rows import token_rows
 from laconic.compress.depth.cuts import Cut, all_cuts
-from laconic.compress.depth.importance import stack_hidden_states
+from laconic.compress.depth.hidden_states import stack_hidden_states
 from laconic.errors import UserError
 from laconic.model import Batch, Group, LanguageModel, Site, token_masks
 from laconic.model.prunable_group import PrunableGroup, prunable_groups

@@ -1,0 +1,115 @@
+"""Gradients at gates block by block, on a model whose weights are on loan.
+
+A gate is a number that multiplies a part of a block, such as a head, and is 1. It does not change the forward pass, so
+only the second run of each block has gates (`laconic.calibrate.checkpointed`).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+from torch import Tensor
+
+from laconic.calibrate.checkpointed import BackwardPass
+from laconic.calibrate.collect_stats import Calibration, without_weight_gradients
+from laconic.calibrate.passes import evaluating
+from laconic.calibrate.recorder import Recorder
+from laconic.errors import UserError
+from laconic.model import Batch, LanguageModel
+
+Slopes = Sequence[Sequence[Tensor]]
+"""For each gate of a block, the gradients of the losses of one batch, in order."""
+
+
+@dataclass(frozen=True)
+class BlockGates:
+    """The gates of one block for one batch.
+
+    Args:
+        gates: tensors of ones that require gradients.
+        apply: makes the context in which they multiply their parts.
+        finish: takes the gradients of all losses of the batch.
+    """
+
+    gates: Sequence[Tensor]
+    apply: Callable[[], AbstractContextManager[None]]
+    finish: Callable[[Slopes], None]
+
+
+MakeGates = Callable[[str, int, Batch], BlockGates]
+"""Returns the gates of the block at a path for a batch, given with its number."""
+
+
+def differentiate_gates(lm: LanguageModel, data: Calibration, make: MakeGates) -> int:
+    """Run every batch forward and backward, block by block, and differentiate by the gates of every block.
+
+    Args:
+        lm: the model.
+        data: the calibration data.
+        make: makes the gates.
+
+    Returns:
+        The number of predictions.
+
+    Raises:
+        UserError: there is no batch, predictions are not finite, or the blocks of a stack do not form a chain.
+    """
+    if not data.batches:
+        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+    with evaluating(lm), without_weight_gradients(lm):
+        run = _GatePass(lm, data, make)
+        for _ in run.problems():
+            pass
+        return run.predictions
+
+
+class _GatePass(BackwardPass):
+    def __init__(self, lm: LanguageModel, data: Calibration, make: MakeGates) -> None:
+        super().__init__(lm, data, (), (), writes=False)
+        self._make = make
+        # Parts that an earlier run of the step wrote are measured again: gates belong to the model before the step.
+        self.done = frozenset()
+
+    @property
+    def predictions(self) -> int:
+        """The number of predictions of all batches."""
+        return sum(self._predictions)
+
+    def is_needed(self) -> bool:
+        return True
+
+    def recorder_of(self, path: str) -> Recorder:
+        return _GateRecorder(self.lm, lambda number, batch: self._make(path, number, batch))
+
+
+class _GateRecorder(Recorder):
+    """Applies the gates of a block to each batch, and collects the gradients of its losses."""
+
+    def __init__(self, lm: LanguageModel, make: Callable[[int, Batch], BlockGates]) -> None:
+        super().__init__(lm, (), ())
+        self._make, self._number = make, 0
+        self._applied = ExitStack()
+        self._slopes: list[list[Tensor]] = []
+
+    def __enter__(self) -> Self:
+        self.callback(self._applied.close)
+        return super().__enter__()
+
+    def start(self, batch: Batch) -> None:
+        self._applied.close()
+        self._block = self._make(self._number, batch)
+        self._slopes = [[] for _ in self._block.gates]
+        for gate, slopes in zip(self._block.gates, self._slopes, strict=True):
+            # A copy, because the gradient of the next loss is added to the same tensor.
+            gate.register_hook(partial(_keep_copy, slopes))
+        self._applied.enter_context(self._block.apply())
+
+    def count_predictions(self, number: int) -> None:
+        self._block.finish(self._slopes)
+        self._number += 1
+
+
+def _keep_copy(slopes: list[Tensor], gradient: Tensor) -> None:
+    slopes.append(gradient.clone())

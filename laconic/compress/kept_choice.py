@@ -1,0 +1,47 @@
+"""A choice that a step makes from data, kept in the scratch folder of a streamed model, so that it is made once.
+
+A run that was killed after the choice does not measure again.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from laconic.errors import UserError, reason_of
+from laconic.files import replacing
+from laconic.model import LanguageModel
+
+CHOICE = "choice.json"
+
+
+def choose_once(lm: LanguageModel, choose: Callable[[], Any]) -> Any:
+    """Return the choice that an earlier run of the same step kept, or make it and keep it.
+
+    Args:
+        lm: the model; for a model in memory, nothing is read or written.
+        choose: makes the choice, as JSON values.
+
+    Returns:
+        The choice, as it is read back from JSON.
+
+    Raises:
+        UserError: the choice cannot be written, or as `choose`.
+    """
+    if lm.loans is None:
+        return choose()
+    file = lm.loans.scratch / CHOICE
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # There is none, or the disk has damaged it.
+        choice = choose()
+    text = json.dumps(choice)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file, flush=True) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"The file '{file}' cannot be written: {reason_of(error)}; free some space, or name another output folder."
+        ) from error
+    return json.loads(text)

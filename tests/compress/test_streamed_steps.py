@@ -1,0 +1,70 @@
+"""Steps that drop blocks and narrow layers change streamed models as those in memory."""
+
+from typing import Any
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from laconic.calibrate import Calibration
+from laconic.compress import Shorten, Step
+from laconic.model import load
+from laconic.model.loading import load_streamed
+from laconic.store.part_structures import PartStructures
+from tests.architectures import GPT2, SMALL
+from tests.calibrate.test_collect_stats import labelled_batches
+from tests.loaned import MODELS, assert_equal
+
+SHORTER = {
+    "influence": Shorten(drop=1, select="influence"),
+    "angular": Shorten(drop=1, select="angular"),
+    "taylor": Shorten(drop=1, select="taylor"),
+    "influence of parts": Shorten(drop=2, select="influence", parts="sublayers"),
+    "taylor of parts": Shorten(drop=2, select="taylor", parts="sublayers"),
+    "first": Shorten(drop={"encoder": 1, "decoder": 1}, select="first"),
+}
+
+
+def check_equal(model: PreTrainedModel, step: Step, tmp_path) -> None:
+    """The step has the same outcome on the streamed model and on the one in memory, and gives the same model."""
+    model.save_pretrained(tmp_path / "model")
+    lm = load(str(tmp_path / "model"))
+    streamed = load_streamed(str(tmp_path / "model"), tmp_path / "scratch", structures=PartStructures())
+    data = Calibration(labelled_batches(lm, 2))
+    assert step.stream_obstacle() is None
+    assert step.apply(streamed, data) == step.apply(lm, data)
+    for path in (path for _, found in lm.stacks() for path, _ in found):
+        assert all(tensor.is_meta for tensor in streamed.model.get_submodule(path).parameters())
+    with streamed.on_loan(""):
+        assert_equal(streamed.model, lm.model)
+    assert streamed.model.config.to_dict() == lm.model.config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *((name, step) for name in ("llama", "bert-classifier", "t5") for step in list(SHORTER)[:5]),
+        ("mixtral", "influence"),
+        ("mixtral", "taylor"),
+        ("t5", "first"),
+    ],
+)
+def test_a_streamed_model_is_shortened_as_the_one_in_memory(name: str, step: str, tmp_path) -> None:
+    check_equal(MODELS[name](), SHORTER[step], tmp_path)
+
+
+def test_queries_are_scaled_where_scores_depend_on_the_number_of_the_block(tmp_path) -> None:
+    sizes: dict[str, Any] = {**GPT2, **SMALL, "n_layer": 3}
+    config = GPT2Config(**sizes, scale_attn_by_inverse_layer_idx=True)
+    check_equal(GPT2LMHeadModel(config), Shorten(blocks=(0, "2.ffn")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (Shorten(drop=1), "select: dp runs"),
+        (Shorten(drop=1, select="greedy"), "select: greedy runs"),
+        (Shorten(drop=1, select="influence", replace="bias"), "replace: bias runs"),
+    ],
+)
+def test_what_runs_the_whole_model_says_why(step: Step, reason: str) -> None:
+    assert str(step.stream_obstacle()).startswith(reason)
