@@ -7,6 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from laconic.calibrate import Calibration
 from laconic.compress import Shorten, Step
+from laconic.compress.depth.cuts import Parts, all_cuts
+from laconic.compress.depth.importance import distances, influences
 from laconic.model import load
 from laconic.model.loading import load_streamed
 from laconic.store.part_structures import PartStructures
@@ -50,6 +52,18 @@ def check_equal(model: PreTrainedModel, step: Step, tmp_path) -> None:
 )
 def test_a_streamed_model_is_shortened_as_the_one_in_memory(name: str, step: str, tmp_path) -> None:
     check_equal(MODELS[name](), SHORTER[step], tmp_path)
+
+
+@pytest.mark.parametrize("parts", ["blocks", "sublayers"])
+@pytest.mark.parametrize("name", ["llama", "bert-classifier", "longformer-masked"])
+def test_scores_of_a_streamed_model_are_those_in_memory(name: str, parts: Parts, tmp_path) -> None:
+    """The hidden states that are compared lie in files, two points or a whole block apart."""
+    MODELS[name]().save_pretrained(tmp_path / "model")
+    lm, streamed = load(str(tmp_path / "model")), load_streamed(str(tmp_path / "model"), tmp_path / "scratch")
+    data, cuts = Calibration(labelled_batches(lm, 2)), all_cuts(lm, parts)
+    assert influences(streamed, data, cuts) == influences(lm, data, cuts)
+    for length in (1, 2):
+        assert distances(streamed, data, cuts, length) == distances(lm, data, cuts, length)
 
 
 def test_queries_are_scaled_where_scores_depend_on_the_number_of_the_block(tmp_path) -> None:
