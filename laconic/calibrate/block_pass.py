@@ -1,6 +1,6 @@
 """The base of a pass over the blocks of a model, one after another, that measures the layers of each."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -12,9 +12,10 @@ from laconic.calibrate.collect_stats import Calibration, check_stats
 from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.sequential import LayerProblems
+from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.starved import StarvedExperts
 from laconic.calibrate.statistics import Statistic
-from laconic.calibrate.stream import Stream
+from laconic.calibrate.stream import STATES, Stream
 from laconic.errors import UserError
 from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model import LanguageModel, Site
@@ -22,6 +23,10 @@ from laconic.model import LanguageModel, Site
 
 class BlockwisePass:
     """The model, its batches and its layers, as both passes need them.
+
+    A pass goes on where an earlier run of the same step stopped (`Loans.finished`). Every finished part is taken over
+    when its turn comes, and not before. Everything is therefore measured on the same weights as in a run without a
+    stop, whatever is finished, and whatever hidden states are still there.
 
     Args:
         lm: the model.
@@ -46,11 +51,16 @@ class BlockwisePass:
         shares = data.shares()
         self.generators = [generator for _, generator in shares]
         self.batches = [to_device(batch, lm.device) for batch, _ in shares]
-        self.stream = Stream(lm, self.batches, replays=True, keeps_inputs=self.keeps_inputs)
+        folder = STATES if writes else "planning"
+        self.stream = Stream(lm, self.batches, replays=True, keeps_inputs=self.keeps_inputs, folder=folder)
         self.stacks = [[path for path, _ in blocks] for _, blocks in lm.stacks()]
-        self.done = frozenset() if lm.loans is None else lm.loans.restored
+        self.done = find_finished(lm) if writes else frozenset()
+        self._waiting = set(self.done)
+        if not writes or lm.loans is None or lm.loans.finished is None:
+            # They may be of another pass over the model.
+            self.stream.delete_states()
         self.starved: list[StarvedExperts] = []
-        self.outside = [site for site in sites if site.block is None and site.name not in self.done]
+        self.outside = [site for site in sites if site.block is None]
         self.first: list[Site] = []
         """The layers before the blocks, such as the word embedding; known once the last stack is entered."""
 
@@ -63,18 +73,37 @@ class BlockwisePass:
         """The layers in the block at `path` that are to be measured."""
         return [site for site in self.sites if site.block == path and path not in self.done]
 
-    def enter(self, paths: Sequence[str], start: int = 0) -> None:
-        """Make a block of a stack the current one of the stream.
+    def unfinished(self, sites: Sequence[Site]) -> list[Site]:
+        """Those of some layers outside the blocks that are to be measured."""
+        return [site for site in sites if site.name not in self.done]
+
+    def position(self, paths: Sequence[str]) -> int:
+        """The number of the first block of a stack with layers to measure; the number of blocks if there is none."""
+        return next((number for number, path in enumerate(paths) if self.sites_in(path)), len(paths))
+
+    def take_over(self, *paths: str) -> None:
+        """Give parts the formats and weights that an earlier run wrote, if it finished them; none is on loan."""
+        for path in paths:
+            if path in self._waiting:
+                self._waiting.remove(path)
+                self.lm.restore(path)
+
+    def take_over_rest(self) -> None:
+        """Take over all finished parts whose turn has not come."""
+        self.take_over(*sorted(self._waiting))
+
+    def enter(self, paths: Sequence[str], start: int = 0, found: Mapping[int, HiddenStates] | None = None) -> None:
+        """Make a block of a stack the current one of the stream; see `Stream.enter`.
 
         Raises:
             UserError: the blocks do not form a chain.
         """
-        if not self.stream.enter(paths, start):
+        if not self.stream.enter(paths, start, found):
             raise UserError(
                 f"The model cannot be measured block by block: the blocks '{paths[0]}' to '{paths[-1]}' pass each "
                 "other more than hidden states, or run in another order; leave out stream."
             )
-        if paths is self.stacks[-1]:
+        if paths is self.stacks[-1] and not self.first:
             self.first = self._find_first()
 
     @torch.no_grad()
@@ -97,9 +126,15 @@ class BlockwisePass:
                 self.lm.write_back(path)
 
     def problems_outside(self, sites: Sequence[Site], recorder: Recorder) -> Iterator[LayerProblems]:
-        """Yield layers outside the blocks one by one, each on loan, with what `recorder` measured."""
+        """Yield layers outside the blocks one by one, each on loan, with what `recorder` measured.
+
+        The recorder measures all of them, also those that are finished, so that what it measures does not depend on it.
+        """
         stats = self._stats(recorder)
         for site in sites:
+            if site.name in self.done:
+                self.take_over(site.name)
+                continue
             with self.lm.on_loan(*site.names):
                 yield [(site, Problem(weight=site.weight(), stats=stats[site.name]))]
                 if self.writes:
@@ -110,6 +145,11 @@ class BlockwisePass:
         self.starved += recorder.starved
         check_stats(stats, self.needs)
         return stats
+
+
+def find_finished(lm: LanguageModel) -> frozenset[str]:
+    """The paths of the parts that an earlier run of the same step finished."""
+    return frozenset() if lm.loans is None else frozenset(lm.loans.finished or ())
 
 
 def weight_on_loan(lm: LanguageModel, site: Site) -> Float[Tensor, "out in"]:

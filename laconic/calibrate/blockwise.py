@@ -4,17 +4,18 @@ The result is that of `collect_stats`. A block runs once on every batch: this me
 of the next block. The caller then replaces its layers. Gradients need a second pass (`laconic.calibrate.checkpointed`).
 """
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 
 import torch
 
-from laconic.calibrate.block_pass import BlockwisePass, weight_on_loan
+from laconic.calibrate.block_pass import BlockwisePass, find_finished, weight_on_loan
 from laconic.calibrate.checkpointed import BackwardPass
 from laconic.calibrate.collect_stats import Calibration, without_weight_gradients
 from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.sequential import LayerProblems
+from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.starved import warn_of_starved
 from laconic.calibrate.statistics import GradientStatistic, Statistic
 from laconic.errors import UserError
@@ -60,6 +61,8 @@ def blockwise_calibrate(
         kind = BackwardPass if with_gradients else SequentialPass if sequential else ForwardPass
         run = kind(lm, data, needs, sites, writes=writes)
         yield from run.problems()
+        # They would take up the disk while the next steps run.
+        run.stream.delete_states()
         warn_of_starved(run.starved)
 
 
@@ -69,32 +72,49 @@ class ForwardPass(BlockwisePass):
     def problems(self) -> Iterator[LayerProblems]:
         """Yield the layers with their problems, as `blockwise_calibrate` does."""
         remaining = {path for paths in self.stacks for path in paths if self.sites_in(path)}
-        if not remaining and not self.outside:
-            return
         first: Recorder | None = None
         for paths in self.stacks:
-            start = self.stream.resumes_at(paths, self.done)
-            self.enter(paths, start)
-            first = yield from self.start(paths)
+            # Stacks after the last one that has sites need not run.
+            if not remaining and not self.unfinished(self.outside):
+                break
+            start, found = self._find_start(paths)
+            self.enter(paths, start, found)
+            first = yield from self.start(paths, start, found)
+            self.take_over(*paths[:start])
             for path in self.data.track(paths[start:], "Measuring and compressing the blocks"):
-                # Blocks after the last one that has sites need not run.
-                if remaining or self.last:
-                    with self.lm.on_loan(path):
-                        yield from self.run_block(path)
+                # Nor need blocks.
+                if remaining or self.unfinished(self.last):
+                    yield from self.run_block(path)
                     remaining.discard(path)
-        if self.last:
+        if self.unfinished(self.last):
             yield from self.problems_outside(self.last, self._measure_last())
         if first is not None:
             yield from self.problems_outside(self.first, first)
+        self.take_over_rest()
 
-    def start(self, paths: Sequence[str]) -> Generator[LayerProblems, None, Recorder | None]:
+    def _find_start(self, paths: Sequence[str]) -> tuple[int, dict[int, HiddenStates]]:
+        """The number of the block to begin with, and its inputs.
+
+        It is the first block with layers to measure, or an earlier one if the inputs of that one are not there.
+        """
+        for number in range(self.position(paths), 0, -1):
+            states = self.stream.find_inputs(paths, number)
+            if states is not None:
+                return number, {number: states}
+        return 0, {}
+
+    def start(
+        self, paths: Sequence[str], start: int, found: Mapping[int, HiddenStates]
+    ) -> Generator[LayerProblems, None, Recorder | None]:
         """Measure the layers before the blocks; they are still needed as they are, and yielded at the end."""
         yield from ()
-        return self.measure_first() if self.first else None
+        return self.measure_first() if self.unfinished(self.first) else None
 
     def run_block(self, path: str) -> Iterator[LayerProblems]:
         """Run the current block, yield its layers, and make the next block the current one."""
-        yield from self.problems_in(path, self._measure(path))
+        with self.lm.on_loan(path):
+            yield from self.problems_in(path, self._measure(path))
+        self.take_over(path)
 
     @torch.no_grad()
     def _measure(self, path: str) -> Recorder:
@@ -129,7 +149,9 @@ class ForwardPass(BlockwisePass):
 class SequentialPass(ForwardPass):
     """The same, but each block runs again after its layers were replaced, and this gives the inputs of the next one."""
 
-    def start(self, paths: Sequence[str]) -> Generator[LayerProblems, None, Recorder | None]:
+    def start(
+        self, paths: Sequence[str], start: int, found: Mapping[int, HiddenStates]
+    ) -> Generator[LayerProblems, None, Recorder | None]:
         """Yield the layers before the blocks, and enter the stack again with what replaced them."""
         if self.first:
             if len(self.stacks) > 1:
@@ -137,20 +159,23 @@ class SequentialPass(ForwardPass):
                     f"'{self.first[0].name}' cannot be compressed block by block in order, because it lies before both "
                     "stacks of an encoder-decoder; leave it out of the targets, or leave out sequential."
                 )
-            yield from self.problems_outside(self.first, self.measure_first())
-            self.outside = self.last
-            self.enter(paths)
+            if self.unfinished(self.first):
+                yield from self.problems_outside(self.first, self.measure_first())
+            self.take_over(*(site.name for site in self.first))
+            self.enter(paths, start, found)
         return None
 
     def run_block(self, path: str) -> Iterator[LayerProblems]:
-        sites = self.sites_in(path)
-        if sites:
-            with Recorder(self.lm, sites, self.needs) as recorder, torch.no_grad():
-                for number, batch in enumerate(self.batches):
-                    recorder.start(batch)
-                    self.stream.run(number)
-            yield from self.problems_in(path, recorder)
-        self.stream.advance()
+        self.take_over(path)
+        with self.lm.on_loan(path):
+            sites = self.sites_in(path)
+            if sites:
+                with Recorder(self.lm, sites, self.needs) as recorder, torch.no_grad():
+                    for number, batch in enumerate(self.batches):
+                        recorder.start(batch)
+                        self.stream.run(number)
+                yield from self.problems_in(path, recorder)
+            self.stream.advance()
 
 
 def _visit(lm: LanguageModel, sites: Sequence[Site], track: Track, writes: bool) -> Iterator[LayerProblems]:
@@ -158,8 +183,11 @@ def _visit(lm: LanguageModel, sites: Sequence[Site], track: Track, writes: bool)
     parts: dict[str, list[Site]] = {}
     for site in sites:
         parts.setdefault(site.block or site.name, []).append(site)
-    done = frozenset() if lm.loans is None else lm.loans.restored
-    for path, own in track([part for part in parts.items() if part[0] not in done], "Compressing the blocks"):
+    done = find_finished(lm) if writes else frozenset()
+    for path, own in track(list(parts.items()), "Compressing the blocks"):
+        if path in done:
+            lm.restore(path)
+            continue
         with lm.on_loan(path):
             yield [
                 (site, Problem(weight=weight_on_loan(lm, site), stats=LayerStats(support=site.support))) for site in own

@@ -11,12 +11,14 @@ from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.stream import Stream
 
-Gradients = list[HiddenStates]
-"""The gradients of each loss at one place, for all batches."""
+Gradients = HiddenStates
+"""The gradients at one place: for each batch a tensor (losses, *shape of the hidden states)."""
+COUNTS = "predictions"
+"""The file of the number of predictions of each batch."""
 
 
 def differentiate_end(
-    run: BlockwisePass, ends: Sequence[HiddenStates], recorder: Recorder
+    run: BlockwisePass, ends: Sequence[HiddenStates], recorder: Recorder, place: str
 ) -> tuple[Gradients, list[int]]:
     """Run the end of the model on every batch, and differentiate its losses.
 
@@ -24,12 +26,12 @@ def differentiate_end(
         run: the pass, whose stream has finished all stacks.
         ends: the hidden states after each stack.
         recorder: updates the statistics of the layers after the blocks.
+        place: the name of the gradients.
 
     Returns:
         The gradients of the losses at the last hidden states, and the number of predictions of each batch.
     """
-    gradients: Gradients = []
-    counts: list[int] = []
+    gradients, counts = run.stream.new_states(place), run.stream.new_states(COUNTS)
     with run.stream.replaying(0, [states[0][:1, :SHORT] for states in ends]):
         losses = LossGradients(run.lm, run.data.labels, divide(run.lm, run.batches, run.last))
     with recorder, torch.enable_grad():
@@ -37,28 +39,26 @@ def differentiate_end(
             recorder.start(batch)
             *others, last = (states[number].detach() for states in ends)
             last.requires_grad_()
-            count = 0
+            count, found = 0, list[Tensor]()
             with run.stream.replaying(number, [*others, last]):
-                for order, count in enumerate(losses.backward(batch, generator)):  # noqa: B007 (used after the loop)
-                    append_gradient(run.stream, gradients, order, take_gradient(last), "end")
-            counts.append(count)
+                for count in losses.backward(batch, generator):  # noqa: B007 (used after the loop)
+                    found.append(take_gradient(last))
+            gradients.append(torch.stack(found))
+            counts.append(torch.tensor(count))
             recorder.count_predictions(count)
-    return gradients, counts
+    counts.complete()
+    gradients.complete()
+    return gradients, _read_numbers(counts)
 
 
-def append_gradient(stream: Stream, gradients: Gradients, order: int, gradient: Tensor, place: str) -> None:
-    """Append the gradient of one batch to those of its loss.
+def read_counts(stream: Stream) -> list[int] | None:
+    """The number of predictions of each batch, from an earlier run; None if they are not known."""
+    counts = stream.open_states(COUNTS)
+    return None if counts is None else _read_numbers(counts)
 
-    Args:
-        stream: makes the files.
-        gradients: the gradients at one place; a loss is added if it is the first batch.
-        order: the number of the loss.
-        gradient: the gradient.
-        place: the name of the place.
-    """
-    if order == len(gradients):
-        gradients.append(stream.new_states(f"gradients.{place}.{order}"))
-    gradients[order].append(gradient.detach())
+
+def _read_numbers(states: HiddenStates) -> list[int]:
+    return [int(states[number]) for number in range(len(states))]
 
 
 def take_gradient(leaf: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ def differentiate_gates(lm: LanguageModel, data: Calibration, make: MakeGates) -
         run = _GatePass(lm, data, make)
         for _ in run.problems():
             pass
+        run.stream.delete_states()
         return run.predictions
 
 
@@ -69,15 +70,13 @@ class _GatePass(BackwardPass):
     def __init__(self, lm: LanguageModel, data: Calibration, make: MakeGates) -> None:
         super().__init__(lm, data, (), (), writes=False)
         self._make = make
-        # Parts that an earlier run of the step wrote are measured again: gates belong to the model before the step.
-        self.done = frozenset()
 
     @property
     def predictions(self) -> int:
         """The number of predictions of all batches."""
         return sum(self._predictions)
 
-    def is_needed(self) -> bool:
+    def is_measured(self, path: str) -> bool:
         return True
 
     def recorder_of(self, path: str) -> Recorder:

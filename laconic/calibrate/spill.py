@@ -1,11 +1,12 @@
 """The hidden states of every batch at one place of a model: in memory, or in a file of a scratch folder.
 
-A file is read and written by position, batch by batch, so that one batch of it is in memory at a time. It has its final
-name only when it is complete. A run that was killed therefore never takes up half of a file.
+A file is read and written by position, batch by batch, so that one batch of it is in memory at a time. Its list of
+tensors is written last. A run that was killed therefore never takes up half of a file.
 """
 
 import json
 import os
+import zlib
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from laconic.errors import UserError
+from laconic.files import replacing
+from laconic.model.loans_parts import report_unwritable
 
-COMPLETE = ".json"
-"""The suffix of the list of shapes, which is written last."""
+INDEX = ".json"
+"""The suffix of the list of tensors."""
 
 
 class HiddenStates:
@@ -24,6 +27,10 @@ class HiddenStates:
 
     Args:
         file: the file to keep them in; None keeps them in memory.
+        device: the device of tensors that are read from the file.
+
+    Raises:
+        UserError: the file cannot be written.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -36,58 +43,74 @@ class HiddenStates:
         >>> folder.cleanup()
     """
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+    def __init__(self, file: Path | None = None, device: torch.device | str = "cpu") -> None:
+        self._file, self._device = file, device
         self._tensors: list[Tensor] = []
         self._entries: list[dict[str, Any]] = []
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self.delete()
-            file.touch()
+            with report_unwritable(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self.delete()
+                file.touch()
 
     @classmethod
-    def open(cls, file: Path) -> "HiddenStates | None":
-        """Read the list of a file that an earlier run completed; None if there is none."""
-        index = file.with_name(file.name + COMPLETE)
-        if not index.exists():
+    def open(cls, file: Path, device: torch.device | str = "cpu") -> "HiddenStates | None":
+        """Open a file that an earlier run completed; None if there is none, or if it is damaged.
+
+        Args:
+            file: the file.
+            device: the device of tensors that are read.
+        """
+        states = cls(device=device)
+        states._file = file
+        try:
+            states._entries = json.loads(_index_of(file).read_text(encoding="utf-8"))
+            sound = all(zlib.crc32(_bytes_of(states._read(entry))) == entry["checksum"] for entry in states._entries)
+        except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
             return None
-        states = cls()
-        states._file, states._entries = file, json.loads(index.read_text(encoding="utf-8"))
-        return states
+        return states if sound else None
 
     def __len__(self) -> int:
         return len(self._tensors if self._file is None else self._entries)
 
     def __getitem__(self, number: int) -> Tensor:
-        """The tensor of batch `number`; from a file, a new copy on the device that it was on.
+        """The tensor of batch `number`; from a file, a new copy.
 
         Raises:
-            UserError: the file was cut off.
+            UserError: the file cannot be read, or was cut off.
         """
         if self._file is None:
             return self._tensors[number]
-        entry = self._entries[number]
-        tensor = torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
-        with self._file.open("rb") as file:
-            file.seek(entry["start"])
-            read = file.readinto(_bytes_of(tensor))
-        if read != tensor.nbytes:
-            raise UserError(f"The file '{self._file}' was cut off; remove its folder, and start again.")
-        return tensor.to(entry["device"])
+        try:
+            return self._read(self._entries[number]).to(self._device)
+        except (OSError, EOFError) as error:
+            raise UserError(
+                f"The file '{self._file}' was cut off or removed while it was in use; run the same command again."
+            ) from error
 
     def append(self, tensor: Tensor) -> None:
-        """Add the tensor of the next batch."""
+        """Add the tensor of the next batch.
+
+        Raises:
+            UserError: the file cannot be written; it is deleted then.
+        """
         if self._file is None:
             self._tensors.append(tensor)
             return
         stored = tensor.detach().to("cpu").contiguous()
+        content = _bytes_of(stored)
         start = self._entries[-1]["end"] if self._entries else 0
-        with self._file.open("r+b") as file:
-            file.seek(start)
-            file.write(_bytes_of(stored))
+        try:
+            with report_unwritable(self._file), self._file.open("r+b") as file:
+                file.seek(start)
+                file.write(content)
+        except UserError:
+            # It is of no use any more, and its space may be what the disk lacks.
+            self.delete()
+            raise
         dtype, shape = str(stored.dtype).removeprefix("torch."), list(stored.shape)
-        entry = {"shape": shape, "dtype": dtype, "device": str(tensor.device), "start": start}
-        self._entries.append(entry | {"end": start + prod(shape) * stored.element_size()})
+        entry = {"shape": shape, "dtype": dtype, "start": start, "end": start + prod(shape) * stored.element_size()}
+        self._entries.append(entry | {"checksum": zlib.crc32(content)})
 
     def forget(self, number: int) -> None:
         """Drop the tensor of batch `number`, if it is in memory."""
@@ -95,22 +118,43 @@ class HiddenStates:
             self._tensors[number] = torch.empty(0)
 
     def complete(self) -> None:
-        """Mark the file as complete, so that a later run can open it."""
+        """Mark the file as complete, so that a later run can open it.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         if self._file is None:
             return
-        with self._file.open("rb") as file:
-            os.fsync(file.fileno())
-        index = self._file.with_name(self._file.name + COMPLETE)
-        partial = index.with_name(index.name + ".part")
-        partial.write_text(json.dumps(self._entries), encoding="utf-8")
-        partial.replace(index)
+        with report_unwritable(self._file):
+            with self._file.open("rb") as file:
+                os.fsync(file.fileno())
+            with replacing(_index_of(self._file), flush=True) as partial:
+                partial.write_text(json.dumps(self._entries), encoding="utf-8")
 
     def delete(self) -> None:
         """Delete the file, or drop the tensors."""
         self._tensors = []
         if self._file is not None:
-            self._file.with_name(self._file.name + COMPLETE).unlink(missing_ok=True)
+            _index_of(self._file).unlink(missing_ok=True)
             self._file.unlink(missing_ok=True)
+
+    def _read(self, entry: dict[str, Any]) -> Tensor:
+        """The tensor of an entry, from the file.
+
+        Raises:
+            EOFError: the file was cut off.
+        """
+        assert self._file is not None
+        tensor = torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
+        with self._file.open("rb") as file:
+            file.seek(entry["start"])
+            if file.readinto(_bytes_of(tensor)) != tensor.nbytes:
+                raise EOFError(self._file)
+        return tensor
+
+
+def _index_of(file: Path) -> Path:
+    return file.with_name(file.name + INDEX)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

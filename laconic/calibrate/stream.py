@@ -6,7 +6,8 @@ follows it (a decoder, the head) runs with stand-ins in place of its blocks, the
 returned.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ from laconic.calibrate.spill import HiddenStates
 from laconic.formats import PackedCodes
 from laconic.formats.packed_stack import PackedStack
 from laconic.model import Batch, LanguageModel, Predictions, predict
+
+STATES = "states"
+"""The folder of the files of hidden states, in the scratch folder of a streamed model."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,24 @@ class Stream:
         replays: replay stacks that have run to their end, in place of running them again.
         keeps_inputs: prepare a backward pass: keep the inputs of all blocks of a stack, and the graph from the ends of
             finished stacks (`ends`, by batch) to the arguments of its blocks.
+        folder: the folder of the files of hidden states, in the scratch folder of the model.
     """
 
     def __init__(
-        self, lm: LanguageModel, batches: Sequence[Batch], *, replays: bool = False, keeps_inputs: bool = False
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Batch],
+        *,
+        replays: bool = False,
+        keeps_inputs: bool = False,
+        folder: str = STATES,
     ) -> None:
-        self.lm, self.batches = lm, batches
+        self.lm, self.batches, self._folder = lm, batches, folder
         self.finished: list[FinishedStack] = []
         self.ends: list[list[Tensor]] = []
         self.calls: list[list[Call]] = []
-        self.inputs: list[HiddenStates] = []
+        self.inputs: dict[int, HiddenStates] = {}
+        """The inputs of blocks by their number, and the outputs of the last block."""
         self._replays, self._keeps_inputs = replays, keeps_inputs
         self._paths: Sequence[str] = []
         self._blocks: list[nn.Module] = []
@@ -72,25 +84,30 @@ class Stream:
         self._at = 0
 
     @torch.no_grad()
-    def enter(self, paths: Sequence[str], start: int = 0) -> bool:
+    def enter(self, paths: Sequence[str], start: int = 0, found: Mapping[int, HiddenStates] | None = None) -> bool:
         """Make the first block of a stack the current one.
 
         Args:
             paths: the paths of the blocks of the stack.
-            start: make this block the current one instead, whose inputs an earlier run completed (`resumes_at`).
+            start: the number of the block that becomes the current one instead; `found` has its inputs.
+            found: inputs of blocks that an earlier run completed (`find_inputs`), by number; None if there are none.
 
         Returns:
             False if the blocks do not form a chain. The model then runs as a whole.
         """
         self._paths, self._at = paths, start
         self._blocks = [self.lm.model.get_submodule(path) for path in paths]
+        self._forget_stack()
         self.calls = []
-        self.inputs = [self._found_states(name) for name in self._places[: start + 1]]
         with self.lm.loaned_on_call(), self.replaying(0, rows=1):
             needed = blocks_to_run(self.lm, self._blocks, self.batches[0])
         if needed is None or (self._replays and needed.count == len(self._blocks) > 1):
             return False
         self._needed = needed
+        self.inputs = dict(found or {})
+        if not start:
+            # Not those of an earlier call, after which layers before the blocks may have been replaced.
+            self.inputs[0] = self.new_states(self._places[0])
         self.ends = []
         with self.lm.loaned_on_call(keep=True), torch.set_grad_enabled(self._keeps_inputs):
             for number in range(len(self.batches)):
@@ -106,19 +123,14 @@ class Stream:
         self._finish_stack()
         return True
 
-    def resumes_at(self, paths: Sequence[str], done: Collection[str]) -> int:
-        """The number of the block at which a run of a stack goes on: the last one whose inputs are complete.
+    def find_inputs(self, paths: Sequence[str], number: int) -> HiddenStates | None:
+        """The inputs of a block that an earlier run completed; None if there are none.
 
         Args:
-            paths: the paths of the blocks of the stack.
-            done: the paths of the blocks that an earlier run finished.
-
-        Returns:
-            The number, at most that of the first block that is not done; 0 to begin at the first block.
+            paths: the paths of the blocks of a stack.
+            number: the number of the block; for the number of blocks, the outputs of the last one.
         """
-        first = next((number for number, path in enumerate(paths) if path not in done), len(paths))
-        places = [*paths, _end_of(paths)]
-        return max((at for at in range(1, first + 1) if self.open_states(places[at]) is not None), default=0)
+        return self.open_states(_places(paths)[number])
 
     def capture(self, number: int, ends: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Call]]:
         """Run the model up to the last block of the current stack, without its blocks.
@@ -144,7 +156,7 @@ class Stream:
         Returns:
             The hidden states after the last of them.
         """
-        hidden = self.inputs[-1][number]
+        hidden = self.inputs[self._at][number]
         for at in range(self._at, self._at + blocks):
             hidden = hidden_states_of(self.calls[number][at].run(self._blocks[at], hidden))
         return hidden
@@ -161,7 +173,7 @@ class Stream:
         """Run the current block on one batch for the last time, and append its output to `states`."""
         states.append(self.run(number))
         if not self._keeps_inputs:
-            self.inputs[-1].forget(number)
+            self.inputs[self._at].forget(number)
 
     def next_states(self) -> HiddenStates:
         """New hidden states for the outputs of the current block."""
@@ -176,10 +188,10 @@ class Stream:
         states.complete()
         if not self._keeps_inputs:
             # The inputs of the block before are kept, for a run that goes on after it was killed in this block.
-            for earlier in self.inputs[:-1]:
-                earlier.delete()
-        self.inputs.append(states)
+            for number in [number for number in self.inputs if number < self._at]:
+                self.inputs.pop(number).delete()
         self._at += 1
+        self.inputs[self._at] = states
         self._finish_stack()
 
     def new_states(self, name: str) -> HiddenStates:
@@ -188,27 +200,36 @@ class Stream:
         Args:
             name: the name of the file.
         """
-        return HiddenStates(self._file(name))
+        return HiddenStates(self._file(name), self.lm.device)
 
     def open_states(self, name: str) -> HiddenStates | None:
-        """The hidden states that an earlier run completed; None if there are none."""
+        """The hidden states that an earlier run completed; None if there are none, or if they are damaged."""
         file = self._file(name)
-        return None if file is None else HiddenStates.open(file)
+        states = None if file is None else HiddenStates.open(file, self.lm.device)
+        return states if states is not None and len(states) == len(self.batches) else None
+
+    def delete_states(self) -> None:
+        """Delete all files of hidden states, also those of an earlier run."""
+        if self.lm.loans is not None:
+            shutil.rmtree(self.lm.loans.scratch / self._folder, ignore_errors=True)
 
     def _finish_stack(self) -> None:
-        if self._at == len(self._blocks):
-            self.finished.append(FinishedStack(self._blocks, self._needed, self.inputs[-1]))
+        """Replay the stack from now on, if its outputs are known."""
+        end = self.inputs.get(len(self._blocks))
+        if end is not None:
+            self._forget_stack()
+            self.finished.append(FinishedStack(self._blocks, self._needed, end))
 
-    def _found_states(self, name: str) -> HiddenStates:
-        return self.open_states(name) or self.new_states(name)
+    def _forget_stack(self) -> None:
+        self.finished = [stack for stack in self.finished if stack.blocks[0] is not self._blocks[0]]
 
     def _file(self, name: str) -> Path | None:
-        return None if self.lm.loans is None else self.lm.loans.scratch / "states" / name
+        return None if self.lm.loans is None else self.lm.loans.scratch / self._folder / name
 
     @property
     def _places(self) -> list[str]:
         """The names of the inputs of each block, and of the outputs of the last."""
-        return [*self._paths, _end_of(self._paths)]
+        return _places(self._paths)
 
     @contextmanager
     def decode_codes(self) -> Iterator[None]:
@@ -249,5 +270,5 @@ class Stream:
             yield
 
 
-def _end_of(paths: Sequence[str]) -> str:
-    return f"{paths[-1]}.end"
+def _places(paths: Sequence[str]) -> list[str]:
+    return [*paths, f"{paths[-1]}.end"]

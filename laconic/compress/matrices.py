@@ -263,8 +263,8 @@ class Compress(Step):
         final_plan, after = dict(plan), dict(before)
         config, first = self._config if self.is_sequential else None, stats if self._needs_stats_first else None
         calibrate = choose_calibration(lm, data, self.needs, config, first)
-        results = log.restore(lm, self.needs)
         groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
+        results = log.resume(groups, plan)
         in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
         with evaluating(lm):
@@ -277,9 +277,10 @@ class Compress(Step):
                 else:
                     wholes = solve_matrices(lm, group, method, solved, drop_solutions=True)
                 sizes = replace_group(lm, group, wholes, solved)
-                results.append(log.add(group, GroupResult(group.name, sizes, count_expert_tokens(group, solved))))
+                results[group.name] = GroupResult(group.name, sizes, count_expert_tokens(group, solved))
+                log.add(group, plan, results[group.name])
                 del parts, solved, wholes  # Their memory is needed for the next block.
-        for result in results:
+        for result in (results[group.name] for group in groups):
             if result.sizes is None:
                 final_plan[result.group] = None
             after |= result.sizes or {}

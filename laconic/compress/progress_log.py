@@ -1,20 +1,23 @@
-"""The plan of a step on a streamed model and its results so far, in files by which a killed run goes on."""
+"""The plan of a step on a streamed model and its results so far, in files by which a killed run goes on.
+
+A part of the model is finished if its file has been written, and its record says that all groups of layers in it were
+solved by the methods of the plan. There is no other list of what is finished.
+"""
 
 import json
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from laconic.allocate import parse_plan, plan_to_config
-from laconic.calibrate import GradientStatistic, Statistic
+from laconic.allocate import Plan, parse_plan, plan_to_config
 from laconic.compress.allocators import AllocationResult
 from laconic.compress.solve_groups import SolveGroup
+from laconic.errors import UserError
 from laconic.files import replacing
 from laconic.model import LanguageModel
+from laconic.model.loans_parts import read_records, report_unwritable
 
-PLAN, GROUPS = "plan.json", "groups.jsonl"
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -42,67 +45,85 @@ class ProgressLog:
     def __init__(self, lm: LanguageModel) -> None:
         self._loans = lm.loans
 
-    def restore(self, lm: LanguageModel, needs: Iterable[type[Statistic]]) -> list[GroupResult]:
-        """Take over the parts that an earlier run of the same step wrote, and return the results of their groups.
-
-        Args:
-            lm: the model.
-            needs: the statistics of the step. If they include gradients, an encoder-decoder starts again: those at the
-                end of the encoder were in memory.
-        """
-        if self._loans is None:
-            return []
-        if any(issubclass(kind, GradientStatistic) for kind in needs) and len(list(lm.stacks())) > 1:
-            shutil.rmtree(self._loans.scratch, ignore_errors=True)
-        self._loans.restore_all(lm.model)
-        return self._results()
-
     def read_plan(self) -> AllocationResult | None:
-        """The plan of an earlier run; None if there is none."""
-        file = self._file(PLAN)
-        if file is None or not file.is_file():
+        """The plan of an earlier run; None if there is none that can be read."""
+        if self._loans is None:
             return None
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return AllocationResult(parse_plan(content["plan"], str(file)), content["predicted_loss"], content["record"])
+        try:
+            content = json.loads((self._loans.scratch / PLAN).read_text(encoding="utf-8"))
+            return AllocationResult(parse_plan(content["plan"], PLAN), content["predicted_loss"], content["record"])
+        except (OSError, ValueError, LookupError, TypeError, UserError):
+            # It is made anew. Parts that were solved by another plan are not taken over.
+            return None
 
     def write_plan(self, result: AllocationResult) -> None:
-        """Keep a plan."""
+        """Keep a plan.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if self._loans is None:
+            return
         content = {
             "plan": plan_to_config(result.plan),
             "predicted_loss": result.predicted_loss,
             "record": dict(result.record),
         }
-        if (file := self._file(PLAN)) is not None:
+        file = self._loans.scratch / PLAN
+        with report_unwritable(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file, flush=True) as partial:
                 partial.write_text(json.dumps(content), encoding="utf-8")
 
-    def add(self, group: SolveGroup, result: GroupResult) -> GroupResult:
-        """Keep the result of a group, whose part of the model is written later, and return it."""
-        if (file := self._file(GROUPS)) is not None:
-            part = group.sites[0].block or group.sites[0].name
-            line = {"part": part, "group": result.group, "sizes": result.sizes, "tokens": result.tokens}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(line) + "\n")
-        return result
+    def resume(self, groups: Sequence[SolveGroup], plan: Plan) -> dict[str, GroupResult]:
+        """Find the parts that an earlier run of the same step finished, and return the results of their groups.
 
-    def _results(self) -> list[GroupResult]:
-        file = self._file(GROUPS)
-        if file is None or not file.is_file() or self._loans is None:
-            return []
-        lines = [_read_line(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        # A group that was solved again has two lines.
-        by_group = {line["group"]: line for line in lines if line and line["part"] in self._loans.restored}
-        return [GroupResult(line["group"], line["sizes"], line["tokens"]) for line in by_group.values()]
+        The statistics of the other parts are then measured as if nothing were finished, and each finished part is
+        taken over when its turn comes.
 
-    def _file(self, name: str) -> Path | None:
-        return None if self._loans is None else self._loans.scratch / name
+        Args:
+            groups: the groups to solve.
+            plan: the method of each group, by its name.
+
+        Returns:
+            The results by the name of the group.
+
+        Raises:
+            UserError: the file of a part is damaged.
+        """
+        if self._loans is None:
+            return {}
+        expected: dict[str, dict[str, object]] = {}
+        for group in groups:
+            expected.setdefault(_part_of(group), {})[group.name] = _method_of(group, plan)
+        written = read_records(self._loans.scratch)
+        finished = {part: written[part] for part, methods in expected.items() if _methods_in(written, part) == methods}
+        self._loans.finished = finished
+        results = [(name, entry) for record in finished.values() for name, entry in record.items()]
+        return {name: GroupResult(name, entry["sizes"], entry["tokens"]) for name, entry in results}
+
+    def add(self, group: SolveGroup, plan: Plan, result: GroupResult) -> None:
+        """Keep the result of a group in the record of its part, which is written with the part.
+
+        Args:
+            group: the group.
+            plan: the method of each group, by its name.
+            result: the result.
+        """
+        if self._loans is not None:
+            entry = {"method": _method_of(group, plan), "sizes": result.sizes, "tokens": result.tokens}
+            self._loans.record(_part_of(group), {result.group: entry})
 
 
-def _read_line(line: str) -> dict[str, Any]:
-    """A line as JSON values; empty for a line that a killed run left half written."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return {}
+def _part_of(group: SolveGroup) -> str:
+    return group.sites[0].block or group.sites[0].name
+
+
+def _method_of(group: SolveGroup, plan: Plan) -> object:
+    """The method of a group as JSON values."""
+    return json.loads(json.dumps(plan_to_config({group.name: plan[group.name]})[group.name]))
+
+
+def _methods_in(written: Mapping[str, Mapping[str, Any]], part: str) -> Mapping[str, object] | None:
+    """The methods in the record of a part; None if it was not written."""
+    return None if part not in written else {name: entry.get("method") for name, entry in written[part].items()}

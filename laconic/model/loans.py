@@ -7,10 +7,11 @@ Afterwards the placeholders are put back. A part that was changed is written bac
 read from then on.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +73,10 @@ class Loans:
         self.source, self.device, self._scratch, self.structures = source, device, scratch, structures
         self._step: str | None = None
         self.paths: tuple[str, ...] = ()
-        self.restored: frozenset[str] = frozenset()
-        """The parts that an earlier run of the same step wrote; `restore_all` finds them."""
+        self.finished: Mapping[str, Mapping[str, Any]] | None = None
+        """The parts that an earlier run of the same step wrote, with their records; None if the step starts anew."""
+        # By the path of a part, what is written with it.
+        self._records: dict[str, dict[str, Any]] = {}
         # By the id of the placeholder, which the origin keeps alive.
         self._origins: dict[int, Origin] = {}
         # By the id of the placeholder, each with the version that it was read or written in.
@@ -96,19 +99,16 @@ class Loans:
     def begin(self, step: str) -> None:
         """Begin a step, whose files are in a folder of their own."""
         root = self.scratch if self._step is None else self.scratch.parent
-        self._scratch, self._step, self.restored = root / step, step, frozenset()
+        self._scratch, self._step, self.finished = root / step, step, None
 
-    def restore_all(self, model: PreTrainedModel) -> None:
-        """Restore every part that an earlier run of the present step wrote.
+    def record(self, path: str, entries: Mapping[str, Any]) -> None:
+        """Add entries to the record of a part, which is written with the part.
 
         Args:
-            model: a streamed model, no part of which is on loan.
-
-        Raises:
-            UserError: a file is damaged, or does not fit the model.
+            path: the path of the part.
+            entries: JSON values.
         """
-        files = sorted(part_file(self.scratch, "").parent.glob("*.safetensors"))
-        self.restored = frozenset(file.stem for file in files if self.restore(model, file.stem))
+        self._records.setdefault(path, {}).update(entries)
 
     @property
     def placeholders(self) -> dict[int, object]:
@@ -177,7 +177,8 @@ class Loans:
             UserError: the file cannot be written.
         """
         structure = None if self.structures is None else self.structures.describe(model, path)
-        reader = write_part(model, path, part_file(self.scratch, path), dtype, structure)
+        record = self._records.pop(path, None)
+        reader = write_part(model, path, part_file(self.scratch, path), dtype, structure, record)
         returns = self._returns.setdefault(id(model), {})
         lendable = _ids([_Frame(model, self.paths_in(model))])
         layers = packed_layers(model.get_submodule(path), path)

@@ -20,8 +20,8 @@ from laconic.errors import UserError, reason_of
 from laconic.files import replacing
 from laconic.model.stock import MODEL_ERRORS
 
-STRUCTURE = "structure"
-"""The key of the structure in the metadata."""
+STRUCTURE, RECORD = "structure", "record"
+"""The keys of the structure and of the record in the metadata."""
 Structure = Mapping[str, Mapping[str, Any]]
 
 
@@ -72,7 +72,12 @@ def part_file(scratch: Path, path: str) -> Path:
 
 @torch.no_grad()
 def write_part(
-    model: PreTrainedModel, path: str, file: Path, dtype: torch.dtype, structure: Structure | None
+    model: PreTrainedModel,
+    path: str,
+    file: Path,
+    dtype: torch.dtype,
+    structure: Structure | None,
+    record: Mapping[str, Any] | None = None,
 ) -> PartReader:
     """Write the tensors of a part, as they are now.
 
@@ -82,6 +87,7 @@ def write_part(
         file: the file, which is replaced at once, or stays as it was.
         dtype: the dtype in which tensors are stored; a tensor that it would round is stored as it is.
         structure: the structure of the part; None if it is not known.
+        record: JSON values that say what was done to the part.
 
     Returns:
         The reader of the file.
@@ -92,15 +98,11 @@ def write_part(
     state = stored_state(model, path)
     assert not any(tensor.is_meta for tensor in state.values()), f"'{path}' is written back while it is on loan"
     tensors = {name: _cast(tensor, dtype).contiguous() for name, tensor in state.items()}
-    metadata = {"format": "pt", STRUCTURE: json.dumps(structure)}
-    try:
+    metadata = {"format": "pt", STRUCTURE: json.dumps(structure), RECORD: json.dumps(dict(record or {}))}
+    with report_unwritable(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file, flush=True) as partial:
             save_file(tensors, partial, metadata)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"The file '{file}' cannot be written: {reason_of(error)}; free some space, or name another scratch folder."
-        ) from error
     return PartReader(file, {name: tensor.dtype for name, tensor in state.items()})
 
 
@@ -119,6 +121,45 @@ def read_header(file: Path) -> tuple[dict[str, tuple[int, ...]], Structure]:
     if not isinstance(structure, dict):
         raise UserError(f"The file '{file}' of the scratch folder does not say which formats it has; remove it.")
     return shapes, structure
+
+
+def read_records(scratch: Path) -> dict[str, Mapping[str, Any]]:
+    """Read the records of all parts in a scratch folder, which say what was done to them.
+
+    Args:
+        scratch: the folder.
+
+    Returns:
+        The records by the path of the part.
+
+    Raises:
+        UserError: the file of a part is damaged.
+    """
+    records: dict[str, Mapping[str, Any]] = {}
+    for file in sorted(part_file(scratch, "").parent.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                record = json.loads((tensors.metadata() or {}).get(RECORD, "{}"))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise _damaged_error(file, error) from error
+        records[file.stem] = record if isinstance(record, dict) else {}
+    return records
+
+
+@contextmanager
+def report_unwritable(file: Path) -> Iterator[None]:
+    """A context in which a file of the scratch folder is written.
+
+    Raises:
+        UserError: the file cannot be written, for example because the disk is full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
+        raise UserError(
+            f"The file '{file}' cannot be written: {reason}; make room for it, and run the same command again."
+        ) from error
 
 
 @contextmanager

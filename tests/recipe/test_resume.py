@@ -104,7 +104,7 @@ def test_a_damaged_part_is_one_sentence(
 
 
 @pytest.mark.filterwarnings("ignore:The finished parts are kept")
-def test_an_encoder_decoder_with_gradients_starts_again(
+def test_an_encoder_decoder_with_gradients_goes_on(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = BY_NAME["bart"].model()
