@@ -20,7 +20,7 @@ from tests.calibrate.test_collect_stats import labelled_batches
 from tests.experts import MIXTURES
 from tests.tiny_models import DECODER, SMALL
 
-LLAMA = {**DECODER, **SMALL, "num_hidden_layers": 3}
+LLAMA: dict[str, Any] = {**DECODER, **SMALL, "num_hidden_layers": 3}
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": Architecture("llama", lambda: LlamaForCausalLM(LlamaConfig(**LLAMA))).model,
     **{name: BY_NAME[name].model for name in ("llama-tied", "bart", "t5", "electra-classifier", "opt")},
