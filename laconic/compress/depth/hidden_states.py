@@ -84,6 +84,7 @@ def _streamed_pairs(
             if remaining:
                 yield from _stack_pairs(run, layers, cuts.get(layers.name, []), length)
             remaining.discard(layers.name)
+        run.stream.delete_states()
 
 
 def _stack_pairs(run: BlockwisePass, layers: Layers, cuts: Sequence[Cut], length: int) -> Iterator[StatePair]:
