@@ -20,9 +20,6 @@ from laconic.numerics.moments import InputMoment, OutputMoment, add_gram, symmet
 # Above this width a full second moment of gradients (a head's vocabulary) no longer fits in memory.
 FULL_MOMENT_LIMIT = 16_384
 
-# Largest number of elements of the per-sequence weight gradients that are computed at once for one matrix.
-PRODUCT_LIMIT = 25_000_000
-
 
 def precise(x: Tensor) -> Tensor:
     """Return x in the dtype that products within a batch are computed in: fp32, or fp64 for an fp64 model."""
@@ -177,10 +174,13 @@ class Fisher(GradientStatistic):
             for tokens, g_row in zip(sequences, gradients, strict=True):
                 self._look_up(tokens, g_row)
             return
-        # As many sequences at once as fit into a hundred megabytes in fp32.
-        sequences_at_once = max(1, PRODUCT_LIMIT // self.total.numel())
-        for x_rows, g_rows in zip(sequences.split(sequences_at_once), gradients.split(sequences_at_once), strict=True):
-            self._add((g_rows.mT @ x_rows).square().sum(0))
+        # One product at a time stays in the cache: two to five times as fast as all of them at once.
+        squares, product = (torch.empty(self.total.shape, dtype=g.dtype, device=g.device) for _ in range(2))
+        squares.zero_()
+        for x_row, g_row in zip(sequences, gradients, strict=True):
+            torch.mm(g_row.T, x_row, out=product)
+            squares.addcmul_(product, product)
+        self._add(squares)
 
     def _look_up(self, tokens: Int[Tensor, " tokens"], g: Float[Tensor, "tokens out"]) -> None:
         seen, place = tokens.unique(return_inverse=True)
