@@ -221,6 +221,11 @@ def full_path(model: PreTrainedModel, path: str) -> str | None:
     return next((candidate for candidate in (full, path) if has_module(model, candidate)), None)
 
 
+def is_below(path: str, part: str) -> bool:
+    """Whether the module at `path` is the one at `part` or inside it; "" is the whole model."""
+    return not part or f"{path}.".startswith(f"{part}.")
+
+
 def tied_modules(model: PreTrainedModel, path: str, parameter: str) -> set[str]:
     """The paths of all modules that share a parameter.
 

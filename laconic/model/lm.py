@@ -15,7 +15,7 @@ from laconic.model.dense_parameters import find_dense_parameters
 from laconic.model.embedding import MEAN_POOLING, Pipeline
 from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
 from laconic.model.loans import Loans
-from laconic.model.loans_on_call import find_parts, lend_on_call
+from laconic.model.loans_on_call import lend_on_call
 from laconic.model.loans_origins import to_placeholder
 from laconic.model.site import Site, has_module
 from laconic.model.size import module_size
@@ -84,7 +84,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """The device of the model; of a streamed model, the device of tensors on loan."""
-        return self.model.device if self.loans is None else self.loans.device
+        return self.model.device if self.loans is None else self.loans.stored.device
 
     def on_loan(self, *paths: str) -> AbstractContextManager[None]:
         """A context in which parts of a streamed model have their weights; contexts can be nested.
@@ -103,7 +103,7 @@ class LanguageModel:
         Args:
             keep: a part keeps its weights after its first call, until the end of the context.
         """
-        return lend_on_call(self.model, find_parts(self.model, self.anatomy, self.loans), self.on_loan, keep)
+        return lend_on_call(self.model, self.anatomy, self.loans, keep)
 
     def write_back(self, path: str) -> None:
         """Write a changed part of a streamed model to its file, from which it is read from then on.
@@ -278,7 +278,8 @@ class LanguageModel:
 
     def copy(self) -> "LanguageModel":
         """A copy with its own tensors, apart from those on disk."""
-        return replace(self, model=copy.deepcopy(self.model, {} if self.loans is None else self.loans.placeholders))
+        on_disk = {} if self.loans is None else self.loans.stored.placeholders
+        return replace(self, model=copy.deepcopy(self.model, on_disk))
 
     def to_meta(self) -> "LanguageModel":
         """A copy on the meta device, without weights, to try a step on."""

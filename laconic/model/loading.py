@@ -22,6 +22,7 @@ from laconic.model.loans_parts import Structures
 from laconic.model.loans_skeleton import build_streamed
 from laconic.model.task import infer_task
 from laconic.numerics.moments import check_finite
+from laconic.system import release_freed_memory
 
 
 def check_model(source: str) -> PreTrainedConfig:
@@ -90,7 +91,12 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
 
 
 def load_streamed(
-    source: str, scratch: Path | None = None, *, structures: Structures | None = None, device: str = "cpu"
+    source: str,
+    scratch: Path | None = None,
+    *,
+    structures: Structures | None = None,
+    device: str = "cpu",
+    tokenizers: Tokenizers | None = None,
 ) -> LanguageModel:
     """Load a model whose large tensors are read from its files when they are needed (`LanguageModel.on_loan`).
 
@@ -101,6 +107,7 @@ def load_streamed(
         structures: functions that describe and rebuild formats, so that another process can go on with the written
             parts (`LanguageModel.restore`); None if none will.
         device: the torch device that tensors on loan are moved to.
+        tokenizers: its tokenizers, if they were read before; None to read them.
 
     Returns:
         The model in evaluation mode. Blocks, word embeddings and heads are on the meta device; all other tensors equal
@@ -127,9 +134,11 @@ def load_streamed(
     loans = Loans(source, torch.device(device), scratch, structures)
     model = build_streamed(config, checkpoint.weights_in_parts(config), source, loans)
     model.config.name_or_path = checkpoint.location.name
-    tokenizer, target_tokenizer = checkpoint.tokenizers()
+    tokenizer, target_tokenizer = tokenizers or checkpoint.tokenizers()
     pipeline = None if checkpoint.embedding_config is None else checkpoint.embedding_config.load().to(device)
     lm = LanguageModel(model, tokenizer, find_anatomy(model), infer_task(model), dtype, source, target_tokenizer)
+    # Headers and tokenizers were parsed in much more memory than they take.
+    release_freed_memory()
     return replace(lm, pipeline=pipeline, loans=loans)
 
 

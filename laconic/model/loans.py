@@ -19,12 +19,10 @@ from transformers import PreTrainedModel
 
 from laconic.errors import UserError
 from laconic.model.loans_origins import (
-    CHUNK,
     Origin,
     TensorReader,
     empty_replaced,
     find_tensors,
-    like,
     packed_layers,
     substitute,
     tensors_below,
@@ -39,8 +37,8 @@ from laconic.model.loans_parts import (
     report_misfit,
     write_part,
 )
+from laconic.model.loans_stored import StoredTensors
 from laconic.model.site import has_module
-from laconic.numerics.moments import check_finite
 from laconic.system import release_freed_memory
 
 
@@ -70,15 +68,14 @@ class Loans:
     def __init__(
         self, source: str, device: torch.device, scratch: Path | None = None, structures: Structures | None = None
     ) -> None:
-        self.source, self.device, self._scratch, self.structures = source, device, scratch, structures
+        self._scratch, self.structures = scratch, structures
+        self.stored = StoredTensors(source, device)
         self._step: str | None = None
         self.paths: tuple[str, ...] = ()
         self.finished: Mapping[str, Mapping[str, Any]] | None = None
         """The parts that an earlier run of the same step wrote, with their records; None if the step starts anew."""
         # By the path of a part, what is written with it.
         self._records: dict[str, dict[str, Any]] = {}
-        # By the id of the placeholder, which the origin keeps alive.
-        self._origins: dict[int, Origin] = {}
         # By the id of the placeholder, each with the version that it was read or written in.
         self._lent: dict[int, tuple[Tensor, int]] = {}
         # For each model, the placeholder to put back in place of a tensor, by the id of that tensor.
@@ -93,7 +90,9 @@ class Loans:
             UserError: none was given.
         """
         if self._scratch is None:
-            raise UserError(f"The streamed model '{self.source}' has no scratch folder; give one to load_streamed.")
+            raise UserError(
+                f"The streamed model '{self.stored.source}' has no scratch folder; give one to load_streamed."
+            )
         return self._scratch
 
     def begin(self, step: str) -> None:
@@ -109,11 +108,6 @@ class Loans:
             entries: JSON values.
         """
         self._records.setdefault(path, {}).update(entries)
-
-    @property
-    def placeholders(self) -> dict[int, object]:
-        """Every placeholder by its id: a memo for `copy.deepcopy`, so that a copy of the model can be streamed too."""
-        return {key: origin.placeholder for key, origin in self._origins.items()}
 
     def fill(self, model: PreTrainedModel, reader: TensorReader, names: Collection[str], paths: Iterable[str]) -> None:
         """Read the tensors of a model on the meta device that are not lent, and register all others.
@@ -131,8 +125,8 @@ class Loans:
         lent = _ids([_Frame(model, self.paths)])
         found = find_tensors(model, names, packed_layers(model))
         origins = [Origin(tensor, reader, name, layer) for tensor, name, layer in found]
-        self._register(origin for origin in origins if id(origin.placeholder) in lent)
-        substitute(model, self._fetch([origin for origin in origins if id(origin.placeholder) not in lent]))
+        self.stored.register(origin for origin in origins if id(origin.placeholder) in lent)
+        substitute(model, self.stored.fetch([origin for origin in origins if id(origin.placeholder) not in lent]))
 
     @contextmanager
     def lend(self, model: nn.Module, paths: Collection[str]) -> Iterator[None]:
@@ -146,8 +140,8 @@ class Loans:
             UserError: the tensors cannot be read, or are not finite.
         """
         frame = _Frame(model, tuple(paths))
-        wanted = {id(tensor): self._origins[id(tensor)] for tensor in frame.tensors() if id(tensor) in self._origins}
-        fetched = self._fetch([origin for key, origin in wanted.items() if key not in self._lent])
+        wanted = self.stored.find(frame.tensors())
+        fetched = self.stored.fetch([origin for key, origin in wanted.items() if key not in self._lent])
         self._lent |= {key: (tensor, tensor._version) for key, tensor in fetched.items()}
         del fetched
         substitute(model, {key: self._lent[key][0] for key in wanted})
@@ -185,7 +179,7 @@ class Loans:
         for tensor, name, layer in find_tensors(model, reader.dtypes, layers):
             if id(tensor) in lendable:
                 placeholder = returns[id(tensor)] = to_placeholder(tensor)
-                self._register([Origin(placeholder, reader, name, layer)])
+                self.stored.register([Origin(placeholder, reader, name, layer)])
                 self._lent[id(placeholder)] = (tensor, tensor._version)
         self._take_back(model)
         release_freed_memory()
@@ -223,17 +217,14 @@ class Loans:
         for placeholder in (origin.placeholder for origin in origins.values()):
             # As in a model that was just loaded.
             placeholder.requires_grad_(isinstance(placeholder, nn.Parameter) and placeholder.is_floating_point())
-        self._register(origin for key, origin in origins.items() if key in lendable)
+        self.stored.register(origin for key, origin in origins.items() if key in lendable)
         substitute(model, {key: origin.placeholder for key, origin in origins.items()})
-        substitute(model, self._fetch([origin for key, origin in origins.items() if key not in lendable]))
+        substitute(model, self.stored.fetch([origin for key, origin in origins.items() if key not in lendable]))
         return True
 
     def paths_in(self, model: nn.Module) -> tuple[str, ...]:
         """The paths of the modules of `model` whose tensors are lent; a step may have dropped some blocks."""
         return tuple(path for path in self.paths if has_module(model, path))
-
-    def _register(self, origins: Iterable[Origin]) -> None:
-        self._origins |= {id(origin.placeholder): origin for origin in origins}
 
     def _take_back(self, model: nn.Module) -> bool:
         """Put the placeholders back in a model, in place of all tensors that no context needs there any more.
@@ -250,38 +241,6 @@ class Loans:
         needed = _ids(self._frames)
         self._lent = {key: lent for key, lent in self._lent.items() if id(lent[0]) in needed}
         return any(key in present and tensor._version != version for key, (tensor, version) in versions.items())
-
-    # A tensor that is made in inference mode has no version, by which `lend` finds changes.
-    @torch.inference_mode(False)
-    def _fetch(self, origins: Collection[Origin]) -> dict[int, Tensor]:
-        """Read tensors from disk.
-
-        Args:
-            origins: their origins, each once.
-
-        Returns:
-            The tensors by the id of the placeholder.
-
-        Raises:
-            UserError: they cannot be read, or are not finite.
-        """
-        by_reader: dict[TensorReader, list[Origin]] = {}
-        for origin in origins:
-            by_reader.setdefault(origin.reader, []).append(origin)
-        fetched: dict[int, Tensor] = {}
-        for reader, group in by_reader.items():
-            layers = {origin.layer for origin in group if origin.layer is not None}
-            plain = [origin.name for origin in group if origin.layer is None]
-            tensors = reader.read([*plain, *(name for layer in layers for name in layer.stored)])
-            for name, tensor in tensors.items():
-                problem = f"The model '{self.source}' has NaN or infinite values in '{name}'; use a sound checkpoint."
-                for chunk in tensor.flatten().split(CHUNK):
-                    check_finite(chunk, problem)
-            unpacked = {layer: layer.unpack(tensors) for layer in layers}
-            for origin in group:
-                found = (tensors if origin.layer is None else unpacked[origin.layer])[origin.name]
-                fetched[id(origin.placeholder)] = like(found.to(self.device), origin.placeholder)
-        return fetched
 
 
 def _ids(frames: Iterable[_Frame]) -> set[int]:

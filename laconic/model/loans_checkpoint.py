@@ -6,7 +6,7 @@ merges the experts that a file stores one by one. Its function `convert_and_load
 part. The tensors go into a model on the meta device, from which they are taken at once.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +28,11 @@ from laconic.errors import UserError, quote
 from laconic.model.checkpoints.checkpoint import report_load_errors
 from laconic.model.checkpoints.fit import check_report
 from laconic.model.checkpoints.weights import Header, Weights, read_headers
-from laconic.model.loans_origins import CHUNK
+from laconic.model.loans_rows import CHUNK, read_chunks, read_rows
 from laconic.model.stock import silence_transformers
+
+REMEDY = "fetch its files again"
+"""The remedy for files that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class CheckpointReader:
         groups = dict.fromkeys(self._groups[name] for name in names)
         found: dict[str, Tensor] = {}
         with (
-            report_load_errors(self.source, "fetch its files again"),
+            report_load_errors(self.source, REMEDY),
             self._slices([name for group in groups for name in group.sources]) as slices,
         ):
             # One group after another, as all parts of a merged tensor are in memory at once.
@@ -94,14 +97,38 @@ class CheckpointReader:
                 found |= self._copy(group, own) if group.is_plain else self._merge(group, own)
         return {name: found[name] for name in names}
 
+    def read_chunks(self, name: str) -> Iterator[Tensor]:
+        """Read a tensor in chunks; see `TensorReader`. A tensor that is merged from others is read whole."""
+        group = self._groups[name]
+        if not group.is_plain:
+            yield self.read([name])[name]
+            return
+        dtype = self.empty.get_parameter_or_buffer(name).dtype
+        with report_load_errors(self.source, REMEDY):
+            for chunk in self._stored_chunks(group.sources[0]):
+                yield chunk.to(dtype)
+
+    def read_rows(self, name: str, numbers: Sequence[int]) -> Tensor:
+        """Read rows of a matrix; see `TensorReader`. A matrix that is merged from others is read whole."""
+        group = self._groups[name]
+        if not group.is_plain:
+            return self.read([name])[name][numbers]
+        (source,) = group.sources
+        with report_load_errors(self.source, REMEDY):
+            return read_rows(self._files[source], source, numbers).to(self.empty.get_parameter_or_buffer(name).dtype)
+
+    def _stored_chunks(self, source: str) -> Iterator[Tensor]:
+        return read_chunks(self._files[source], source, self._stored[source].shape)
+
     def _copy(self, group: _Group, slices: Mapping[str, Any]) -> dict[str, Tensor]:
         (source,), (target,) = group.sources, group.targets
         stored, expected = self._stored[source], self.empty.get_parameter_or_buffer(target)
         if stored.dtype == expected.dtype or stored.numel() <= CHUNK:
             return {target: slices[source][...].to(expected.dtype)}
-        tensor = torch.empty(expected.shape, dtype=expected.dtype)
-        for rows, (chunk,) in self._chunks(source):
-            tensor[rows] = chunk
+        tensor, start = torch.empty(expected.shape, dtype=expected.dtype), 0
+        for chunk in self._stored_chunks(source):
+            tensor[start : start + len(chunk)] = chunk
+            start += len(chunk)
         return {target: tensor}
 
     def _merge(self, group: _Group, slices: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -133,30 +160,18 @@ class CheckpointReader:
         return report
 
     @contextmanager
-    def _slices(self, names: Collection[str], backend: str = "pread") -> Iterator[dict[str, Any]]:
+    def _slices(self, names: Collection[str]) -> Iterator[dict[str, Any]]:
         """Tensors in the files that are not read yet, while the files are open."""
         with ExitStack() as stack:
             # Positioned reads: the pages of a mapped file would count as memory of the process.
             opened = {
-                file: stack.enter_context(safe_open(file, framework="pt", backend=backend))
+                file: stack.enter_context(safe_open(file, framework="pt", backend="pread"))
                 for file in {self._files[name] for name in names}
             }
             slices = {name: opened[self._files[name]].get_slice(name) for name in names if self._stored[name].numel()}
             # safetensors refuses to slice a tensor without elements when it reads by position.
             empty = {name: torch.empty_like(self._stored[name], device="cpu") for name in names if name not in slices}
             yield slices | empty
-
-    def _chunks(self, *names: str) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-        """Rows of large tensors of one shape, and their values as they are stored, a few at a time."""
-        stored = self._stored[names[0]]
-        step = max(1, CHUNK * len(stored) // stored.numel())
-        for start in range(0, len(stored), step):
-            rows = slice(start, min(start + step, len(stored)))
-            # By position, safetensors would read the whole tensor for each slice. The file is mapped anew each time, so
-            # that no more of its pages are in memory.
-            with self._slices(names, "mmap") as slices:
-                values = tuple(slices[name][rows] for name in names)
-            yield rows, values
 
     def _find_groups(self) -> Iterator[_Group]:
         state = self.empty.state_dict()
@@ -211,7 +226,8 @@ class CheckpointReader:
             return torch.equal(tensors[one], tensors[other])
         (first,), (second,) = (group.sources for group in groups)
         with report_load_errors(self.source):
-            return all(torch.equal(a.float(), b.float()) for _, (a, b) in self._chunks(first, second))
+            chunks = zip(self._stored_chunks(first), self._stored_chunks(second), strict=True)
+            return all(torch.equal(a.float(), b.float()) for a, b in chunks)
 
 
 def _empty_tensor(name: str, header: Header, source: str) -> Tensor:

@@ -1,19 +1,22 @@
 """Lend the parts of a streamed model when they are called."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from laconic.model.anatomy import Anatomy
-from laconic.model.enumeration import find_stacks
+from laconic.model.enumeration import find_stacks, is_below
 from laconic.model.forward import replacing_forward
 from laconic.model.loans import Loans
+from laconic.model.loans_stored import StoredTensors
 
-Lend = Callable[[str], AbstractContextManager[None]]
-"""Returns the context in which the part at a path has its weights."""
+Forward = Callable[..., Any]
+"""The forward pass of a module."""
 
 
 def find_parts(model: PreTrainedModel, anatomy: Anatomy, loans: Loans | None) -> list[str]:
@@ -29,46 +32,63 @@ def find_parts(model: PreTrainedModel, anatomy: Anatomy, loans: Loans | None) ->
     """
     if loans is None:
         return []
-    on_disk = loans.placeholders.keys()
+    on_disk = loans.stored.placeholders.keys()
     blocks = [path for _, found in find_stacks(model, anatomy) for path, _ in found]
     outside = [
         name
         for name, module in model.named_modules()
-        if not any(f"{name}.".startswith(f"{path}.") for path in blocks)
+        if not any(is_below(name, path) for path in blocks)
         and any(id(tensor) in on_disk for tensor in (*module._parameters.values(), *module._buffers.values()))
     ]
     return [*blocks, *outside]
 
 
 @contextmanager
-def lend_on_call(model: nn.Module, parts: Collection[str], lend: Lend, keep: bool) -> Iterator[None]:
+def lend_on_call(model: PreTrainedModel, anatomy: Anatomy, loans: Loans | None, keep: bool) -> Iterator[None]:
     """A context in which each part has its weights while it runs.
 
-    `forward` of each part is wrapped, and no hook is used: a stand-in that later replaces `forward` needs no weights.
+    `forward` of each part is replaced, and no hook is used: a stand-in that later replaces `forward` needs no weights.
+    Of a word embedding, only the rows of the tokens are read.
 
     Args:
         model: a streamed model.
-        parts: the paths of its parts, none of which is inside another.
-        lend: lends a part.
+        anatomy: its anatomy.
+        loans: its loans; None for a model in memory, for which nothing is done.
         keep: a part keeps its weights after its first call, until the end of the context.
     """
-    with ExitStack() as kept, ExitStack() as wrapped:
-        for path in parts:
+    with ExitStack() as kept, ExitStack() as replaced:
+        for path in find_parts(model, anatomy, loans):
+            assert loans is not None
             module = model.get_submodule(path)
-            wrapped.enter_context(replacing_forward(module, _lending(module, path, lend, kept if keep else None)))
+            run = _lending(module, partial(loans.lend, model, (path,)), kept if keep else None)
+            if type(module) is nn.Embedding and module.max_norm is None:
+                run = _looking_up(module, loans.stored, run)
+            replaced.enter_context(replacing_forward(module, run))
         yield
 
 
-def _lending(module: nn.Module, path: str, lend: Lend, kept: ExitStack | None) -> Callable[..., Any]:
+def _lending(module: nn.Module, lend: Callable[[], AbstractContextManager[None]], kept: ExitStack | None) -> Forward:
     """The forward pass of a module, with its weights on loan for the time of the call, or until `kept` is closed."""
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if kept is None:
-            with lend(path):
+            with lend():
                 return forward(*args, **kwargs)
-        kept.enter_context(lend(path))
+        kept.enter_context(lend())
         vars(module)["forward"] = forward
         return forward(*args, **kwargs)
+
+    return run
+
+
+def _looking_up(embedding: nn.Embedding, stored: StoredTensors, otherwise: Forward) -> Forward:
+    """The forward pass of an embedding of which only some rows are read; `otherwise` if they cannot be."""
+
+    def run(input: Tensor) -> Tensor:
+        tokens, places = input.unique(return_inverse=True)
+        is_known = len(tokens) > 0 and tokens[0] >= 0 and tokens[-1] < embedding.num_embeddings
+        rows = stored.read_rows(embedding.weight, tokens) if is_known else None
+        return otherwise(input) if rows is None else functional.embedding(places, rows)
 
     return run

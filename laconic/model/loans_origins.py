@@ -1,7 +1,7 @@
 """Placeholders of tensors that are on disk, and the places that their values come from."""
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,8 +13,6 @@ from transformers import PreTrainedModel
 from laconic.formats import Masked, PackedCodes
 from laconic.formats.sparse_stack import SparseStack
 
-CHUNK = 2**22
-"""Elements of a large tensor that are read, checked, compared or written at a time."""
 PACKED = (Masked, SparseStack)
 """Layers whose tensors in memory have other names and shapes than those in a file."""
 
@@ -24,6 +22,22 @@ class TensorReader(Protocol):
 
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
         """Read the tensors of these names on the CPU, in the dtype that they have in memory.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        ...
+
+    def read_chunks(self, name: str) -> Iterator[Tensor]:
+        """Read one tensor likewise, in consecutive chunks (`laconic.model.loans_rows`).
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        ...
+
+    def read_rows(self, name: str, numbers: Sequence[int]) -> Tensor:
+        """Read some rows of a matrix likewise.
 
         Raises:
             UserError: they cannot be read.

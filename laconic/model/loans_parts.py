@@ -5,7 +5,7 @@ the structure of the part, so that another process can rebuild its formats.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from laconic.errors import UserError, reason_of
 from laconic.files import replacing
+from laconic.model.loans_rows import read_chunks, read_rows
 from laconic.model.stock import MODEL_ERRORS
 
 STRUCTURE, RECORD = "structure", "record"
@@ -55,12 +56,33 @@ class PartReader:
 
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
         """Read tensors; see `TensorReader`."""
+        with self._opened() as tensors:
+            return {name: tensors.get_tensor(name).to(self.dtypes[name]) for name in names}
+
+    def read_chunks(self, name: str) -> Iterator[Tensor]:
+        """Read a tensor in chunks; see `TensorReader`."""
+        with self._opened() as tensors:
+            for chunk in read_chunks(self.file, name, tensors.get_slice(name).get_shape()):
+                yield chunk.to(self.dtypes[name])
+
+    def read_rows(self, name: str, numbers: Sequence[int]) -> Tensor:
+        """Read rows of a matrix; see `TensorReader`."""
+        with self._opened():
+            return read_rows(self.file, name, numbers).to(self.dtypes[name])
+
+    @contextmanager
+    def _opened(self) -> Iterator[safe_open]:
+        """The open file.
+
+        Raises:
+            UserError: it is damaged, or was replaced.
+        """
         if _identify(self.file) != self._identity:
             raise UserError(f"The file '{self.file}' was replaced while it was in use; start again.")
         try:
             # Positioned reads: the pages of a mapped file would count as memory of the process.
             with safe_open(self.file, framework="pt", backend="pread") as tensors:
-                return {name: tensors.get_tensor(name).to(self.dtypes[name]) for name in names}
+                yield tensors
         except (OSError, SafetensorError) as error:
             raise _damaged_error(self.file, error) from error
 
@@ -97,7 +119,7 @@ def write_part(
     """
     state = stored_state(model, path)
     assert not any(tensor.is_meta for tensor in state.values()), f"'{path}' is written back while it is on loan"
-    tensors = {name: _cast(tensor, dtype).contiguous() for name, tensor in state.items()}
+    tensors = {name: _cast(tensor.detach(), dtype).contiguous() for name, tensor in state.items()}
     metadata = {"format": "pt", STRUCTURE: json.dumps(structure), RECORD: json.dumps(dict(record or {}))}
     with report_unwritable(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +217,8 @@ def stored_state(model: PreTrainedModel, path: str) -> dict[str, Tensor]:
         seen.add(id(part))
     state = module.state_dict(prefix=f"{path}." if path else "", keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(state.items()) if not name.startswith(tuple(repeated))}
-    return {name: state[name].detach() for name in state if name in set(first.values())}
+    kept = set(first.values())
+    return {name: tensor for name, tensor in state.items() if name in kept}
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ from laconic.model.anatomy import Anatomy
 from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.weights import GENERATION_CONFIG, Weights
-from laconic.model.enumeration import find_stacks, full_path
+from laconic.model.enumeration import find_stacks, full_path, is_below
 from laconic.model.loans import Loans
 from laconic.model.loans_checkpoint import CheckpointReader
 from laconic.model.loans_origins import PackedLayer, like, packed_layers, substitute, tensors_below
@@ -56,7 +56,7 @@ def build_streamed(config: PreTrainedConfig, weights: Weights, source: str, loan
             model.hf_quantizer = quantizer
         _initialize(model, reader.missing)
     real = [tensor for _, _, tensor in tensors_below(model) if not tensor.is_meta]
-    substitute(model, {id(tensor): like(tensor.to(loans.device), tensor) for tensor in real})
+    substitute(model, {id(tensor): like(tensor.to(loans.stored.device), tensor) for tensor in real})
     loans.fill(model, reader, reader.names, _lent_paths(model))
     if model.can_generate() and (weights.folder / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(weights.folder))
@@ -122,7 +122,7 @@ def _outer_matrices(model: PreTrainedModel, anatomy: Anatomy) -> list[str]:
     inside = [path for _, blocks in find_stacks(model, anatomy) for path, _ in blocks]
     found: list[str] = []
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, MATRICES) and not any(f"{name}.".startswith(f"{path}.") for path in (*inside, *found)):
+        if isinstance(module, MATRICES) and not any(is_below(name, path) for path in (*inside, *found)):
             found.append(name)
     return found
 

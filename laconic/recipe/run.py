@@ -114,7 +114,8 @@ class PreparedRun:
             else:
                 on_rank_zero(save_streamed)(lm, output, files, track=track)
                 # The parts of the scratch folder are removed; what remains reads the saved model.
-                lm = replace(load_streamed(str(output)), label_order=lm.label_order)
+                tokenizers = lm.tokenizer, lm.target_tokenizer
+                lm = replace(load_streamed(str(output), tokenizers=tokenizers), label_order=lm.label_order)
         seconds = time.perf_counter() - self.start
         return RunRecord(
             recipe=recipe,
@@ -175,7 +176,9 @@ def prepare_run(
             if recipe.stream:
                 check_stream(recipe, output, model.loaded is not None)
                 assert output is not None
-                lm = model.with_inputs(stack.enter_context(open_streamed(recipe, output, data, model.device)))
+                tokenizers = empty.tokenizer, empty.target_tokenizer
+                streamed = open_streamed(recipe, output, data, model.device, tokenizers)
+                lm = model.with_inputs(stack.enter_context(streamed))
             else:
                 lm = stack.enter_context(model.open_model())
         yield PreparedRun(recipe=recipe, output=output, lm=lm, data=data, start=start)

@@ -15,6 +15,7 @@ from laconic.calibrate import Calibration
 from laconic.errors import Notice, UserError, add_place
 from laconic.fingerprint import hash_packages, hash_tensors
 from laconic.model import LanguageModel
+from laconic.model.checkpoints.checkpoint import Tokenizers
 from laconic.model.checkpoints.weights import find_weights
 from laconic.model.loading import load_streamed, model_location
 from laconic.recipe.schema import Recipe, key_of
@@ -49,7 +50,9 @@ def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool) -> None:
 
 
 @contextmanager
-def open_streamed(recipe: Recipe, output: Path, data: Calibration | None, device: str) -> Iterator[LanguageModel]:
+def open_streamed(
+    recipe: Recipe, output: Path, data: Calibration | None, device: str, tokenizers: Tokenizers
+) -> Iterator[LanguageModel]:
     """Load the model of a recipe for streaming, with a scratch folder beside the output.
 
     The folder is removed at the end. After an error it stays if a part of the model is finished. The next run of the
@@ -60,6 +63,7 @@ def open_streamed(recipe: Recipe, output: Path, data: Calibration | None, device
         output: the new folder.
         data: the calibration data; None if the recipe has none.
         device: the device of parts that are on loan.
+        tokenizers: the tokenizers of the model.
 
     Raises:
         UserError: as `load_streamed`.
@@ -68,7 +72,7 @@ def open_streamed(recipe: Recipe, output: Path, data: Calibration | None, device
     key, file = _content_key(recipe, data), scratch / KEY
     if scratch.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != key):
         shutil.rmtree(scratch)
-    lm = load_streamed(recipe.model, scratch, structures=PartStructures(), device=device)
+    lm = load_streamed(recipe.model, scratch, structures=PartStructures(), device=device, tokenizers=tokenizers)
     scratch.mkdir(parents=True, exist_ok=True)
     file.write_text(key, encoding="utf-8")
     try:

@@ -25,13 +25,7 @@ class PartStructures:
         config = model.config.to_json_string(use_diff=False)
         if self._stock is None or config != self._config:
             self._stock, self._config = build_stock(model), config
-        entries = {**format_entries(model), **changed_shapes(model, self._stock)}
-        inside = f"{path}." if path else ""
-        return {
-            name: entry
-            for name, entry in entries.items()
-            if any(place == path or place.startswith(inside) for place in (name, *entry.get("aliases", ())))
-        }
+        return {**format_entries(model, path), **changed_shapes(model, self._stock, path)}
 
     def rebuild(self, model: PreTrainedModel, path: str, structure: Structure) -> None:
         """Insert the formats of a structure that the part at `path` does not have, on the meta device and packed."""

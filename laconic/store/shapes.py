@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.formats import Format, LinearReplacement
+from laconic.model.enumeration import is_below
 from laconic.model.width import empty_linear
 
 RESIZED = "resized"
@@ -23,12 +24,13 @@ ATTRIBUTES = "attributes"
 MAPPED = "mapped"
 
 
-def changed_shapes(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, dict[str, Any]]:
+def changed_shapes(model: PreTrainedModel, plain: PreTrainedModel, path: str = "") -> dict[str, dict[str, Any]]:
     """The entries of all modules whose shape differs from the stock model.
 
     Args:
         model: the model.
         plain: its stock model, as `laconic.model.stock.build_stock` builds it, with or without weights.
+        path: the path of the part whose modules are compared; "" is the whole model.
 
     Returns:
         The entries by the path of the module. Modules that only one of the two models has are left out.
@@ -45,7 +47,7 @@ def changed_shapes(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, 
     return {
         name: entry
         for name, module in model.named_modules()
-        if name in stock_modules
+        if name in stock_modules and is_below(name, path)
         for entry in _entries(module, stock_modules[name])
     }
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from laconic.errors import UserError, quote, reason_of
 from laconic.formats import FORMATS, DenseExpertStack, ExpertStack, Format, PackedEmbedding
 from laconic.formats.expert_stacks import STACKS
-from laconic.model.enumeration import tie, untie
+from laconic.model.enumeration import is_below, tie, untie
 from laconic.model.site import has_module
 from laconic.model.stock import MODEL_ERRORS, build_stock, copy_attention_type, differences, modules_by_path
 from laconic.store.expert_layers import EXPERTS, find_expert_layers, insert_expert_layer, placeholders
@@ -80,11 +80,22 @@ def describe(model: PreTrainedModel, entries: Structure | None = None) -> dict[s
     return structure
 
 
-def format_entries(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
-    """The entry of each format in `model`, by the first path of the format, and of the layers and stacks of experts."""
+def format_entries(model: PreTrainedModel, path: str = "") -> dict[str, dict[str, Any]]:
+    """The entry of each format of a model, and of the layers and stacks of experts.
+
+    Args:
+        model: the model.
+        path: the path of the part that the formats are in, at one of their places; "" is the whole model.
+
+    Returns:
+        The entries, by the first path of the format.
+    """
     paths = _format_paths(model)
-    entries: dict[str, dict[str, Any]] = {name: {"kind": EXPERTS} for name in find_expert_layers(model)}
+    layers = (name for name in find_expert_layers(model) if is_below(name, path))
+    entries: dict[str, dict[str, Any]] = {name: {"kind": EXPERTS} for name in layers}
     for format, (name, *aliases) in paths.items():
+        if not any(is_below(place, path) for place in (name, *aliases)):
+            continue
         entry = entries[name] = {"kind": format.kind, **format.spec()}
         if aliases:
             entry["aliases"] = aliases

@@ -27,7 +27,7 @@ GENERATION_CONFIG = "generation_config.json"
 """transformers reads it with the weights, from the same folder."""
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 """The dtypes of plain weights by their names in safetensors."""
-_DTYPES = _FLOATS | {
+DTYPES = _FLOATS | {
     "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
@@ -228,7 +228,7 @@ def read_headers(file: Path, is_safe: bool) -> dict[str, Header]:
     with safe_open(file, framework="pt") as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)
         return {
-            name: Header(tuple(part.get_shape()), _DTYPES.get(str(part.get_dtype()), str(part.get_dtype())))
+            name: Header(tuple(part.get_shape()), DTYPES.get(str(part.get_dtype()), str(part.get_dtype())))
             for name, part in slices.items()
         }
 
