@@ -7,9 +7,11 @@ equation 8). Both are computed for each text separately, so they do not depend o
 E|∂L/∂ξ| is approximated by a mean over the columns of L.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -19,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from laconic import processes
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.collect_stats import Calibration, without_weight_gradients
+from laconic.calibrate.gate_pass import BlockGates, Slopes, differentiate_gates
 from laconic.calibrate.losses import fisher_losses
 from laconic.calibrate.passes import evaluating
 from laconic.errors import UserError
@@ -39,6 +42,16 @@ class GateGradients:
     absolute: Float[Tensor, " parts"]
     squared: Float[Tensor, " parts"]
 
+    def add(self, by_loss: Sequence[Float[Tensor, "texts parts"]]) -> None:
+        """Add the gradients of all losses of one batch.
+
+        The squared gradients of the losses sum to one expectation, so their absolute values are divided by the square
+        root of the number of losses.
+        """
+        for gradient in by_loss:
+            self.absolute += gradient.abs().sum(0) / len(by_loss) ** 0.5
+            self.squared += gradient.square().sum(0)
+
 
 def gate_gradients(lm: LanguageModel, data: Calibration, groups: Sequence[PrunableGroup]) -> dict[str, GateGradients]:
     """Run every batch forward and backward and average the gradients of the gates.
@@ -58,26 +71,73 @@ def gate_gradients(lm: LanguageModel, data: Calibration, groups: Sequence[Prunab
         raise UserError("The calibration data is empty; give a source with at least one row of text.")
     counts = {group.coupling: group.count for group in groups}
     found = {key: GateGradients(*torch.zeros(2, count, dtype=torch.float64)) for key, count in counts.items()}
+    if lm.loans is not None:
+        _add_streamed(lm, data, groups, found)
+        return found
     texts = 0
     with processes.sync_errors(), evaluating(lm), without_weight_gradients(lm):
         for batch, generator in data.share("Measuring the gates"):
             inputs = to_device(batch, lm.device)
             texts += len(inputs["input_ids"])
             by_loss = list(_gradients(lm, inputs, groups, counts, data, generator))
-            for gradients in by_loss:
-                for key, gradient in gradients.items():
-                    # The squared gradients of the losses sum to one expectation, so their absolute values are divided
-                    # by the square root of the number of losses.
-                    found[key].absolute += gradient.abs().sum(0) / len(by_loss) ** 0.5
-                    found[key].squared += gradient.square().sum(0)
+            for key, gates in found.items():
+                gates.add([gradients[key] for gradients in by_loss])
     texts = int(processes.all_reduce_sum(torch.tensor(texts)))
     for key, gates in found.items():
         gates.absolute = processes.all_reduce_sum(gates.absolute) / texts
         gates.squared = processes.all_reduce_sum(gates.squared) / texts
-        check_finite(
-            gates.squared, f"The gradients of the gates of '{key}' are not finite; check the model and the data."
-        )
+        _check(key, gates)
     return found
+
+
+def _check(key: str, gates: GateGradients) -> None:
+    check_finite(gates.squared, f"The gradients of the gates of '{key}' are not finite; check the model and the data.")
+
+
+def _add_streamed(
+    lm: LanguageModel, data: Calibration, groups: Sequence[PrunableGroup], found: Mapping[str, GateGradients]
+) -> None:
+    """Average the gradients of a streamed model, block by block.
+
+    Args:
+        lm: the model.
+        data: the calibration data.
+        groups: the groups.
+        found: zeros by `PrunableGroup.coupling`, changed in place.
+    """
+    members = Counter(group.coupling for group in groups)
+    # The gates of groups in several blocks have the sum of their gradients, for each batch and loss.
+    shared: dict[tuple[str, int], list[Tensor]] = {}
+
+    def make(path: str, number: int, batch: Batch) -> BlockGates:
+        own = [group for group in groups if group.writer.block == path]
+        counts = {group.coupling: group.count for group in own}
+        gates = _make_gates(lm, batch, counts)
+
+        def finish(slopes: Slopes) -> None:
+            for key, by_loss in zip(gates, slopes, strict=True):
+                if members[key] == 1:
+                    found[key].add([gradient.double().cpu() for gradient in by_loss])
+                    continue
+                earlier = shared.get((key, number), [torch.zeros_like(gradient) for gradient in by_loss])
+                shared[key, number] = [sum + gradient for sum, gradient in zip(earlier, by_loss, strict=True)]
+
+        return BlockGates(list(gates.values()), partial(_apply_gates, own, gates), finish)
+
+    differentiate_gates(lm, data, make)
+    for number in range(len(data.batches)):
+        for key in (key for key, count in members.items() if count > 1):
+            found[key].add([gradient.double().cpu() for gradient in shared[key, number]])
+    texts = sum(len(batch["input_ids"]) for batch in data.batches)
+    for key, gates in found.items():
+        gates.absolute, gates.squared = gates.absolute / texts, gates.squared / texts
+        _check(key, gates)
+
+
+def _make_gates(lm: LanguageModel, batch: Batch, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Gates for each text of a batch, (texts, parts) by coupling."""
+    texts = len(batch["input_ids"])
+    return {key: torch.ones(texts, count, device=lm.device, requires_grad=True) for key, count in counts.items()}
 
 
 def _gradients(
@@ -89,8 +149,7 @@ def _gradients(
     generator: torch.Generator,
 ) -> Iterator[dict[str, Float[Tensor, "texts parts"]]]:
     """Yield ∂L/∂ξ, (texts, parts) by coupling, for each loss of one batch."""
-    texts = len(batch["input_ids"])
-    gates = {key: torch.ones(texts, count, device=lm.device, requires_grad=True) for key, count in counts.items()}
+    gates = _make_gates(lm, batch, counts)
     with _apply_gates(groups, gates):
         predictions, _ = predict(lm, batch)
     for loss in fisher_losses(predictions, data.labels, generator):

@@ -1,6 +1,6 @@
 """Narrow a model: remove attention heads, feed-forward channels and experts, so that it becomes smaller."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -10,6 +10,7 @@ from pydantic import Field
 
 from laconic.calibrate import (
     Calibration,
+    GradCovariance,
     InputCovariance,
     LayerStats,
     Mean,
@@ -21,6 +22,7 @@ from laconic.calibrate import (
 from laconic.calibrate.gates import GateGradients, gate_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.compress.narrow_experts import ExpertImportance, ExpertRemoval, check_expert_options
+from laconic.compress.narrow_streamed import Narrowing, narrow_streamed
 from laconic.compress.replacing import check_weight
 from laconic.compress.solving import iterate_problems
 from laconic.compress.step import Outcome, Step
@@ -28,13 +30,20 @@ from laconic.compress.width_budget import (
     Currency,
     check_budget,
     check_groups,
-    global_counts,
+    check_keep_options,
     price_function,
-    share_budget,
-    standardise_costs,
     uniform_counts,
 )
-from laconic.compress.width_parts import BY_GATES, NEEDS, Importance, order_removals, output_problems, remove_parts
+from laconic.compress.width_counts import WidthCounts
+from laconic.compress.width_parts import (
+    BY_GATES,
+    NEEDS,
+    Importance,
+    RemovalOrder,
+    order_removals,
+    output_problems,
+    remove_parts,
+)
 from laconic.errors import UserError
 from laconic.model import Group, LanguageModel, Site
 from laconic.model.prunable_group import CoupledGroups, couple_groups, prunable_groups
@@ -109,12 +118,9 @@ class Narrow(Step):
                 "narrow:keep=F, or narrow:experts=F for a mixture of experts, with F in (0, 1]."
             )
         check_expert_options(self.experts, self.expert_importance, self.seed, self.ranking)
+        check_keep_options(self.keep, self.currency, self.ranking)
         if self._is_sequential and not self._narrows_layers:
             raise UserError("sequential and anchored have no effect on experts; leave them out.")
-        if self.keep is None and self.currency != "bytes":
-            raise UserError("currency must be left out without keep, because it sets what keep counts.")
-        if self.keep is not None and self.ranking == "local":
-            raise UserError("ranking must be global or left out with keep, because keep compares heads with channels.")
         if self.anchored and not self.refit:
             raise UserError("anchored must be left out without refit, because refit is what fits the original outputs.")
         if self.sequential and not self.needs:
@@ -161,6 +167,18 @@ class Narrow(Step):
     def _keeps(self) -> dict[Group, float]:
         """The fraction of heads and of channels that stays; approximate if `keep` is given."""
         return {Group.ATTENTION: self.keep or self.heads or 1.0, Group.FFN: self.keep or self.channels or 1.0}
+
+    @property
+    def _narrowing(self) -> Narrowing:
+        counts = WidthCounts(self._keeps, self.keep, self.currency, self.multiple, self.importance, self._global)
+        return Narrowing(self._groups, counts, self.refit, self.add_bias, self.sequential)
+
+    def stream_obstacle(self) -> str | None:
+        if self.anchored:
+            return "anchored runs the original model beside the narrower one"
+        if self.sequential and GradCovariance in self.needs:
+            return f"sequential with importance: {self.importance} collects the gradients of the whole model first"
+        return None
 
     @property
     def _groups(self) -> tuple[Group, ...]:
@@ -210,6 +228,9 @@ class Narrow(Step):
         self.check(lm)
         removal = self._expert_removal
         removed = None if removal is None else removal.apply(lm, data)
+        if lm.loans is not None:
+            outcome = narrow_streamed(lm, data, self._narrowing)
+            return outcome if removed is None else removed.add_to(outcome)
         groups = prunable_groups(lm, self._groups)
         for site in (site for group in groups for site in group.sites):
             check_weight(site.name, site.weight())
@@ -246,10 +267,15 @@ class Narrow(Step):
             config = SequentialConfig(anchored=self.anchored)
             needs = self.needs | {InputCovariance}
             calibrate = partial(sequential_calibrate, lm, data, needs, config=config, gradient_stats=stats or None)
+
+        def order_of(coupled: CoupledGroups, least: int) -> RemovalOrder:
+            problems = output_problems(coupled, stats, self.add_bias)
+            return order_removals(self.importance, coupled, problems, gates, least)
+
         if all_coupled:
             # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
             with evaluating(lm):
-                counts = self._count_parts(all_coupled, stats, gates)
+                counts = self._narrowing.counts.count(all_coupled, order_of)
                 in_order = iterate_problems(all_coupled, _writers, calibrate, data, "Narrowing the layers")
                 for coupled, measured in in_order:
                     count = counts[coupled[0].coupling]
@@ -268,26 +294,6 @@ class Narrow(Step):
             update_config_widths(lm)
         present = {site.name: site for site in lm.sites(("blocks",))}
         return Outcome(plan={}, before=before, after=lm.stored_nbytes([present[name] for name in before]))
-
-    def _count_parts(
-        self, all_coupled: Sequence[CoupledGroups], stats: Mapping[str, LayerStats], gates: Mapping[str, GateGradients]
-    ) -> dict[str, int]:
-        """The number of parts that stay, by `PrunableGroup.coupling`."""
-        if not self._global:
-            return uniform_counts(all_coupled, self._keeps, self.multiple)
-        # Standard scores are computed over all parts, including those that always stay.
-        least = 0 if self.importance == "variance" else 1
-        removals = [
-            order_removals(self.importance, coupled, output_problems(coupled, stats, self.add_bias), gates, least)
-            for coupled in all_coupled
-        ]
-        price = len if self.keep is None else price_function(self.currency)
-        if self.importance == "variance":
-            removals = standardise_costs(removals, [price(coupled) for coupled in all_coupled])
-        pairs = list(zip(all_coupled, removals, strict=True))
-        if self.keep is not None:
-            return share_budget(pairs, self.keep, price, self.multiple)
-        return global_counts(pairs, self._keeps, price, self.multiple)
 
 
 def _writers(coupled: CoupledGroups) -> list[Site]:

@@ -171,6 +171,14 @@ def _make_chunks(coupling: str, removal: RemovalOrder, price: int, size: int) ->
     return chunks
 
 
+def check_keep_options(keep: float | None, currency: Currency, ranking: str | None) -> None:
+    """Raise UserError if `currency` or `ranking` of the step contradicts `keep`."""
+    if keep is None and currency != "bytes":
+        raise UserError("currency must be left out without keep, because it sets what keep counts.")
+    if keep is not None and ranking == "local":
+        raise UserError("ranking must be global or left out with keep, because keep compares heads with channels.")
+
+
 def check_groups(
     all_coupled: Sequence[CoupledGroups], lm: LanguageModel, groups: Sequence[Group], *, compared: bool, in_order: bool
 ) -> None:

@@ -84,34 +84,49 @@ def order_removals(
         gates: gradients of the gates, by `PrunableGroup.coupling`.
         least: parts that always stay.
     """
+    if importance in BY_GATES:
+        return rank_parts([gate_scores(importance, gates[coupled[0].coupling])], least)
+    pairs = zip(coupled, problems, strict=True)
+    return rank_parts([measure_parts(importance, group, problem) for group, problem in pairs], least)
+
+
+Measured = Elimination | Float[Tensor, " parts"]
+"""The importance of the parts of one group: the matrix that loses them one by one, or a score for each."""
+
+
+def measure_parts(importance: Importance, group: PrunableGroup, problem: Problem) -> Measured:
+    """Measure the parts of one group, by its weights or the statistics of its output projection.
+
+    Args:
+        importance: how parts are ranked, but not by gates.
+        group: the attention or feed-forward.
+        problem: the problem of its output projection.
+    """
     if importance == "obs":
-        eliminations = [
-            Elimination(
-                problem.weight,
-                damp_active(problem.stats[InputCovariance].matrix),
-                shrink(problem.stats[GradCovariance].matrix, SHRINK),
-                group.size,
-            )
-            for group, problem in zip(coupled, problems, strict=True)
-        ]
+        covariance, gradients = (problem.stats[kind].matrix for kind in (InputCovariance, GradCovariance))
+        return Elimination(problem.weight, damp_active(covariance), shrink(gradients, SHRINK), group.size)
+    return squared_norms(group) if importance == "magnitude" else fluctuations(problem, group.count)
+
+
+def gate_scores(importance: Importance, gates: GateGradients) -> Float[Tensor, " parts"]:
+    """The score of each part of coupled groups by the gradients of their gates."""
+    return gates.absolute if importance == "taylor" else gates.squared
+
+
+def rank_parts(measured: Sequence[Measured], least: int = 1) -> RemovalOrder:
+    """Rank the parts of coupled groups until `least` parts are left.
+
+    Args:
+        measured: the importance of the parts in each group.
+        least: parts that always stay.
+    """
+    eliminations = [each for each in measured if isinstance(each, Elimination)]
+    if eliminations:
         parts, costs = removal_order(eliminations, least)
-        return RemovalOrder(tuple(parts), tuple(costs), coupled[0].count)
-    scores = _compute_scores(importance, coupled, problems, gates).cpu()
+        return RemovalOrder(tuple(parts), tuple(costs), eliminations[0].count)
+    scores = torch.stack([each for each in measured if isinstance(each, Tensor)]).sum(0).cpu()
     order = scores.argsort(stable=True)[: len(scores) - least]
     return RemovalOrder(tuple(order.tolist()), tuple(scores[order].tolist()), len(scores))
-
-
-def _compute_scores(
-    importance: Importance, coupled: CoupledGroups, problems: Sequence[Problem], gates: Mapping[str, GateGradients]
-) -> Float[Tensor, " parts"]:
-    if importance == "taylor":
-        return gates[coupled[0].coupling].absolute
-    if importance == "taylor-squared":
-        return gates[coupled[0].coupling].squared
-    if importance == "magnitude":
-        return torch.stack([squared_norms(group) for group in coupled]).sum(0)
-    pairs = zip(coupled, problems, strict=True)
-    return torch.stack([fluctuations(problem, group.count) for group, problem in pairs]).sum(0)
 
 
 def squared_norms(group: PrunableGroup) -> Float[Tensor, " parts"]:

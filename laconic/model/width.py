@@ -56,13 +56,26 @@ def keep_parts(
         rows = module.get_parameter(name).detach().unflatten(0, (group.count, -1))
         _set_parameter(module, name, _select_parts(rows, chosen))
     if group.bias is not None:
-        module, name = _find_parameter(lm, f"{group.bias}.weight")
-        assert isinstance(module, nn.Embedding)
-        _set_parameter(module, name, _select_parts(module.weight.detach().T[:, None], chosen).T)
-        module.embedding_dim = len(parts)
+        keep_bias_columns(lm, group.bias, parts)
     _write(lm, group, chosen, weight, bias)
     for counter in group.counters:
         _set_count(counter, len(parts))
+
+
+@torch.no_grad()
+def keep_bias_columns(lm: LanguageModel, path: str, parts: Sequence[int]) -> None:
+    """Keep the columns of some heads in a table of position biases, in place.
+
+    Args:
+        lm: the model.
+        path: path of the table, an embedding with one column for each head.
+        parts: as in `keep_parts`.
+    """
+    table = lm.model.get_submodule(path)
+    assert isinstance(table, nn.Embedding)
+    chosen = torch.as_tensor(parts, dtype=torch.long, device=table.weight.device)
+    _set_parameter(table, "weight", _select_parts(table.weight.detach().T[:, None], chosen).T)
+    table.embedding_dim = len(parts)
 
 
 def _set_count(counter: SizeAttribute, count: int) -> None:
