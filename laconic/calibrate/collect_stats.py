@@ -146,12 +146,16 @@ def check_stats(stats: Mapping[str, LayerStats], needs: Collection[type[Statisti
 
 @contextmanager
 def without_weight_gradients(lm: LanguageModel) -> Iterator[None]:
-    """Within the context no weight requires a gradient; afterwards `requires_grad` is restored."""
-    trainable = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
+    """Within the context no weight requires a gradient; afterwards all do that are not frozen.
+
+    Weights that replaced others within the context require gradients too.
+    """
+    frozen = {name for name, parameter in lm.model.named_parameters() if not parameter.requires_grad}
     lm.model.requires_grad_(False)
     try:
         with torch.enable_grad():
             yield
     finally:
-        for parameter in trainable:
-            parameter.requires_grad_()
+        for name, parameter in lm.model.named_parameters():
+            if parameter.is_floating_point() and name not in frozen:
+                parameter.requires_grad_()

@@ -3,8 +3,8 @@
 One forward pass over the data measures both, without gradients. Padding does not count.
 """
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from laconic import processes
+from laconic.calibrate.block_pass import BlockwisePass
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.collect_stats import Calibration
 from laconic.calibrate.passes import evaluating
@@ -20,8 +21,10 @@ from laconic.calibrate.token_rows import batch_rows
 from laconic.errors import UserError
 from laconic.formats.expert_layer import routed_arguments
 from laconic.model import Batch, InputTokens, LanguageModel, ModelTask, predict
-from laconic.model.mixture import find_mixtures
+from laconic.model.mixture import Mixture, find_mixtures
 from laconic.numerics.moments import check_finite
+
+LABEL = "Measuring the experts"
 
 
 @dataclass
@@ -57,26 +60,63 @@ def measure_experts(lm: LanguageModel, data: Calibration) -> dict[str, ExpertAct
     """
     if not data.batches:
         raise UserError("The calibration data is empty; give a source with at least one row of text.")
-    found: dict[str, ExpertActivity] = {}
-    with processes.sync_errors(), evaluating(lm), torch.no_grad(), ExitStack() as hooks:
-        observers = []
-        for mixture in find_mixtures(lm.model):
-            zeros = torch.zeros(2, mixture.count, dtype=torch.float64, device=lm.device)
-            found[mixture.path] = ExpertActivity(*zeros)
-            observer = _Observer(found[mixture.path], lm.task, _find_reads(lm, mixture.path))
-            observers.append(observer)
-            hooks.callback(mixture.experts.register_forward_pre_hook(observer.on_call, with_kwargs=True).remove)
-            hooks.callback(mixture.experts.register_forward_hook(observer.on_return).remove)
-        for batch, _ in data.share("Measuring the experts"):
-            inputs = to_device(batch, lm.device)
-            for observer in observers:
-                observer.batch = inputs
-            predict(lm, inputs)
+    mixtures, found = find_mixtures(lm.model), dict[str, ExpertActivity]()
+    for mixture in mixtures:
+        zeros = torch.zeros(2, mixture.count, dtype=torch.float64, device=lm.device)
+        found[mixture.path] = ExpertActivity(*zeros)
+    with processes.sync_errors(), evaluating(lm), torch.no_grad():
+        if lm.loans is None:
+            with _observing(lm, mixtures, found) as observers:
+                for batch, _ in data.share(LABEL):
+                    inputs = to_device(batch, lm.device)
+                    for observer in observers:
+                        observer.batch = inputs
+                    predict(lm, inputs)
+        else:
+            _measure_streamed(lm, data, mixtures, found)
     for path, activity in found.items():
         activity.tokens = processes.all_reduce_sum(activity.tokens)
         activity.weighted = processes.all_reduce_sum(activity.weighted)
         check_finite(activity.weighted, f"The outputs of '{path}' are not finite; check the model and the data.")
     return found
+
+
+@contextmanager
+def _observing(
+    lm: LanguageModel, mixtures: Sequence[Mixture], found: Mapping[str, ExpertActivity]
+) -> Iterator[list["_Observer"]]:
+    """Within the context the calls of some mixtures are added to their activity."""
+    with ExitStack() as hooks:
+        observers = []
+        for mixture in mixtures:
+            observer = _Observer(found[mixture.path], lm.task, _find_reads(lm, mixture.path))
+            observers.append(observer)
+            hooks.callback(mixture.experts.register_forward_pre_hook(observer.on_call, with_kwargs=True).remove)
+            hooks.callback(mixture.experts.register_forward_hook(observer.on_return).remove)
+        yield observers
+
+
+def _measure_streamed(
+    lm: LanguageModel, data: Calibration, mixtures: Sequence[Mixture], found: Mapping[str, ExpertActivity]
+) -> None:
+    """Run a streamed model block by block over all batches, up to the last block with experts."""
+    run = BlockwisePass(lm, data, (), (), writes=False)
+    remaining = {mixture.path for mixture in mixtures}
+    for paths in run.stacks:
+        if not remaining:
+            break
+        run.enter(paths)
+        for path in data.track(paths, LABEL):
+            own = [mixture for mixture in mixtures if mixture.path.startswith(f"{path}.")]
+            states = run.stream.next_states()
+            with lm.on_loan(path), _observing(lm, own, found) as observers:
+                for number, batch in enumerate(run.batches):
+                    for observer in observers:
+                        observer.batch = batch
+                    run.stream.run_once(number, states)
+            run.stream.move_to(states)
+            remaining -= {mixture.path for mixture in own}
+    run.stream.delete_states()
 
 
 def _find_reads(lm: LanguageModel, path: str) -> InputTokens:

@@ -12,7 +12,8 @@ tokens that the router sends to an expert. `random` is a baseline.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Literal
@@ -24,6 +25,7 @@ from torch import Tensor
 from laconic import processes
 from laconic.calibrate import Calibration
 from laconic.calibrate.expert_activity import measure_experts
+from laconic.compress.kept_choice import choose_once
 from laconic.compress.step import Outcome
 from laconic.errors import Notice, UserError
 from laconic.model import LanguageModel
@@ -179,15 +181,34 @@ class ExpertRemoval:
             data: the calibration data; None if `needs_data` is False.
         """
         before, sentence = _experts_nbytes(lm), describe_kept(find_mixtures(lm.model)[0], self.keep)
-        scores = score_experts(lm, data, self.importance, self.seed)
-        kept = {
-            mixture.path: choose_experts(scores[mixture.path], count_kept(mixture, self.keep), mixture.groups)
-            for mixture in find_mixtures(lm.model)
-        }
-        keep_experts(lm, kept)
+        with _own_scratch(lm):
+            kept = choose_once(lm, lambda: self._choose(lm, data))
+            keep_experts(lm, kept)
         if sentence is not None and processes.is_rank_zero():
             warnings.warn(sentence, Notice, stacklevel=2)
         return RemovedExperts(kept, find_mixtures(lm.model)[0].per_token, before, _experts_nbytes(lm))
+
+    def _choose(self, lm: LanguageModel, data: Calibration | None) -> dict[str, list[int]]:
+        scores = score_experts(lm, data, self.importance, self.seed)
+        return {
+            mixture.path: choose_experts(scores[mixture.path], count_kept(mixture, self.keep), mixture.groups)
+            for mixture in find_mixtures(lm.model)
+        }
+
+
+@contextmanager
+def _own_scratch(lm: LanguageModel) -> Iterator[None]:
+    """Within the context a streamed model has a scratch folder of its own, apart from that of the step.
+
+    The blocks are written once without the experts, and again without heads and channels.
+    """
+    if lm.loans is None:
+        yield
+        return
+    step = lm.loans.scratch.name
+    lm.loans.begin(f"{step}.experts")
+    yield
+    lm.loans.begin(step)
 
 
 def _experts_nbytes(lm: LanguageModel) -> dict[str, int]:

@@ -160,10 +160,14 @@ def keep_experts(lm: LanguageModel, kept: Mapping[str, Sequence[int]]) -> None:
         kept: the numbers of the experts that stay, ascending, by `Mixture.path`; equally many in every block.
     """
     mixtures = find_mixtures(lm.model)
+    blocks = [path for _, found in lm.stacks() for path, _ in found]
     for mixture in mixtures:
+        block = next((path for path in blocks if mixture.path.startswith(f"{path}.")), mixture.path)
         chosen = torch.as_tensor(list(kept[mixture.path]), device=lm.device)
-        for part in mixture.parts:
-            _select_experts(part, mixture.count, chosen)
+        with lm.on_loan(block):
+            for part in mixture.parts:
+                _select_experts(part, mixture.count, chosen)
+            lm.write_back(block)
     first = mixtures[0]
     count = len(kept[first.path])
     per_token = count_per_token(first, count)
