@@ -6,7 +6,7 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from laconic.calibrate import Calibration
-from laconic.compress import Shorten, Step
+from laconic.compress import Narrow, Shorten, Step
 from laconic.compress.depth.cuts import Parts, all_cuts
 from laconic.compress.depth.importance import distances, influences
 from laconic.model import load
@@ -31,6 +31,8 @@ def check_equal(model: PreTrainedModel, step: Step, tmp_path) -> None:
     model.save_pretrained(tmp_path / "model")
     lm = load(str(tmp_path / "model"))
     streamed = load_streamed(str(tmp_path / "model"), tmp_path / "scratch", structures=PartStructures())
+    assert streamed.loans is not None
+    streamed.loans.begin("0")
     data = Calibration(labelled_batches(lm, 2))
     assert step.stream_obstacle() is None
     assert step.apply(streamed, data) == step.apply(lm, data)
@@ -72,9 +74,43 @@ def test_queries_are_scaled_where_scores_depend_on_the_number_of_the_block(tmp_p
     check_equal(GPT2LMHeadModel(config), Shorten(blocks=(0, "2.ffn")), tmp_path)
 
 
+NARROWER = {
+    "obs": Narrow(heads=0.5, channels=0.5),
+    "taylor": Narrow(heads=0.5, channels=0.5, importance="taylor", refit=False),
+    "taylor, over all": Narrow(keep=0.7, importance="taylor-squared"),
+    "magnitude": Narrow(heads=0.5, importance="magnitude", refit=False),
+    "magnitude, over all": Narrow(keep=0.7, importance="magnitude", refit=False),
+    "variance, over all": Narrow(keep=0.6, importance="variance", add_bias=True),
+    "obs, over all": Narrow(keep=0.6),
+    "variance, in order": Narrow(channels=0.5, importance="variance", ranking="global", sequential=True),
+    "experts": Narrow(experts=0.5),
+    "experts and heads": Narrow(experts=0.5, expert_importance="frequency", heads=0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *((name, step) for name in ("llama", "t5") for step in list(NARROWER)[:-2]),
+        ("bert-classifier", "obs"),
+        ("bert-classifier", "variance, over all"),
+        # The table of position biases lies outside the blocks, and all attentions lose the same heads.
+        ("mpnet-masked", "obs"),
+        ("mpnet-masked", "magnitude"),
+        ("mixtral", "experts"),
+        ("qwen3-moe", "experts and heads"),
+        ("qwen3-moe", "taylor"),
+    ],
+)
+def test_a_streamed_model_is_narrowed_as_the_one_in_memory(name: str, step: str, tmp_path) -> None:
+    check_equal(MODELS[name](), NARROWER[step], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
+        (Narrow(heads=0.5, anchored=True), "anchored runs"),
+        (Narrow(heads=0.5, sequential=True), "sequential with importance: obs collects"),
         (Shorten(drop=1), "select: dp runs"),
         (Shorten(drop=1, select="greedy"), "select: greedy runs"),
         (Shorten(drop=1, select="influence", replace="bias"), "replace: bias runs"),
