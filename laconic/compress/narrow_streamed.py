@@ -187,7 +187,7 @@ def _rank_blockwise(
             key = coupled[0].coupling
             for group in coupled:
                 if group.writer.name in stats:
-                    (problem,) = output_problems([group], stats, narrowing.add_bias)
+                    (problem,) = output_problems((group,), stats, narrowing.add_bias)
                     waiting[key][group.name] = measure_parts(narrowing.importance, group, problem)
             if key in waiting and len(waiting[key]) == len(coupled):
                 measured = waiting.pop(key)

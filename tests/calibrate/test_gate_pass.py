@@ -49,4 +49,4 @@ def test_gates_need_a_batch(tmp_path) -> None:
     MODELS["llama"]().save_pretrained(tmp_path / "model")
     streamed = load_streamed(str(tmp_path / "model"), tmp_path / "scratch")
     with pytest.raises(UserError, match="calibration data is empty"):
-        differentiate_gates(streamed, Calibration([]), lambda *_: BlockGates([], torch.no_grad, list))
+        differentiate_gates(streamed, Calibration([]), lambda *_: BlockGates([], torch.no_grad, lambda _: None))

@@ -14,7 +14,7 @@ from laconic.model import load
 from laconic.recipe import recipe_from, run
 from tests.architectures import BY_NAME
 from tests.conftest import SENTENCES
-from tests.recipe.test_stream import BITS, GPTQ, LOW_RANK, SHORTER, spelled
+from tests.recipe.test_stream import BITS, GPTQ, LOW_RANK, NARROWER, SHORTER, spelled
 
 STEPS = {
     "rtn": [{"compress": {"method": "rtn:bits=4", "targets": ["all"]}}],
@@ -23,6 +23,7 @@ STEPS = {
     "kfac-svd": [LOW_RANK],
     "spectrum": [{"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}}],
     "fewer parts of blocks": [{"shorten": {"drop": 1, "select": "influence", "parts": "sublayers"}}, GPTQ],
+    "narrower blocks": [NARROWER, GPTQ],
     "fewer blocks of factors": [LOW_RANK, SHORTER, BITS],
     "two steps": [GPTQ, {"compress": {"method": "rtn:bits=8", "targets": ["head"]}}],
 }

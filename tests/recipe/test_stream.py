@@ -20,11 +20,14 @@ def spelled(model: Path, data: Path, *steps: dict, **settings: object) -> dict[s
 GPTQ = {"compress": {"method": "gptq:bits=4,group_size=8"}}
 LOW_RANK = {"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6}}
 BITS = {"compress": {"method": "rtn:bits=8"}}
+NARROWER = {"narrow": {"heads": 0.5, "channels": 0.5, "multiple": 1}}
 SHORTER = {"shorten": {"drop": 1, "select": "influence"}}
 CHAINS = {
     "one": (GPTQ,),
     "two": (LOW_RANK, BITS),
     "fewer blocks": (SHORTER, GPTQ),
+    "narrower blocks": (NARROWER, GPTQ),
+    "fewer and narrower blocks": (SHORTER, {"narrow": {"keep": 0.7, "importance": "variance"}}, LOW_RANK),
     "fewer blocks afterwards": (LOW_RANK, SHORTER, BITS),
 }
 
@@ -57,7 +60,7 @@ def test_the_model_of_the_result_reads_the_output(tiny_model: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("step", "sentence"),
     [
-        ({"narrow": {"channels": 0.5}}, "stream must be left out for 'narrow'"),
+        ({"narrow": {"channels": 0.5, "anchored": True}}, "stream must be left out for 'narrow': anchored runs"),
         ({"compress": {"method": "magnitude", "keep": 0.5, "allocate": "global"}}, "allocate: global compares all"),
         ({"compress": {"method": "gptq:bits=4", "anchored": True}}, "anchored runs the original"),
     ],
