@@ -25,7 +25,8 @@ from laconic.calibrate.layer_stats import LayerStats, Means, Problem
 from laconic.calibrate.statistics import InputCovariance
 from laconic.errors import UserError
 from laconic.model import Batch
-from laconic.numerics.moments import add_gram, check_finite, root_factor, symmetrize
+from laconic.numerics.gram import add_gram, symmetrize
+from laconic.numerics.moments import check_finite, root_factor
 
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """Candidates for λ, as multiples of the mean of C's diagonal."""

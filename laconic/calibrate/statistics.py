@@ -15,7 +15,8 @@ from torch import Tensor
 
 from laconic import processes
 from laconic.calibrate.statistic import Gradients, GradientStatistic, Inputs, InputStatistic, SequenceInputs, Statistic
-from laconic.numerics.moments import InputMoment, OutputMoment, add_gram, symmetrize
+from laconic.numerics.gram import add_gram, symmetrize
+from laconic.numerics.moments import InputMoment, OutputMoment
 
 # Above this width a full second moment of gradients (a head's vocabulary) no longer fits in memory.
 FULL_MOMENT_LIMIT = 16_384

@@ -19,7 +19,7 @@ from laconic.formats.autotune import Choice, KernelCache, autotune, can_use_kern
 from laconic.formats.base import EmbeddingFormat, Format, byte_parameter, copy_bias, empty_bytes
 from laconic.formats.kernels import KernelFamily
 from laconic.formats.products import multiply
-from laconic.numerics.grid import LARGEST_SCALE
+from laconic.numerics.grid_search import LARGEST_SCALE
 from laconic.numerics.packing import (
     as_bytes,
     from_bytes,

@@ -7,12 +7,13 @@ With H = R D R^T, R upper triangular with ones on the diagonal, and E = W − Ŵ
 so column q is rounded to the grid values nearest to w_q plus the terms of earlier errors. These are the weights that
 GPTQ arrives at with the factor U of H^{-1} = U^T U (J. Chee et al., "QuIP: 2-Bit Quantization of Large Language Models
 With Guarantees", NeurIPS 2023, arXiv 2307.13304, theorem 6). The errors e are differences of stored numbers, and each
-weight is computed anew from them, so nothing adds up along the sweep and fp32 is exact enough.
+weight is computed anew from them, so nothing adds up along the sweep and fp32 is exact enough. The terms of errors of
+earlier blocks are computed in bfloat16 where that is faster and changes the loss little enough (`coarse_factor`).
 
 Notation: W (m, n), stored transposed, (n, m), so that a column is contiguous, and in the order of the sweep.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,18 @@ from torch import Tensor
 from laconic.numerics.grid import Grid
 
 BLOCK = 128
-"""Number of columns that get the terms of all earlier errors in one matrix product."""
+"""Number of columns that get the terms of all errors before them in one matrix product."""
+STRIP = 32
+"""Number of columns of a block that get the terms of its earlier columns in one matrix product."""
+COARSE_FROM = 512
+"""The least number of columns of a matrix whose terms may be computed in bfloat16."""
+COARSE_COST = 1e-3
+"""The largest part of the loss that rounding to bfloat16 may add."""
+
+GridRow = tuple[Tensor, Tensor, Tensor]
+"""The inverse scale, the zero point and the scale of the weights of one column."""
+GridRows = Callable[[slice], Iterable[GridRow]]
+"""Returns the grids of some columns, one after another."""
 
 
 class WeightGrids(NamedTuple):
@@ -61,12 +73,7 @@ class WeightGrids(NamedTuple):
             scale = scale * mask[:, columns]
         return cls(scale, torch.where(scale == 0, 0, 1 / scale), zero, grid.bits)
 
-    @property
-    def T(self) -> "WeightGrids":
-        """The transpose, contiguous."""
-        return self._map(lambda part: part.T.contiguous())
-
-    def take_rows(self, rows: Integer[Tensor, " some"] | slice) -> "WeightGrids":
+    def take_rows(self, rows: Integer[Tensor, " some"]) -> "WeightGrids":
         """The grids of some rows."""
         return self._map(lambda part: part[rows] if len(part) > 1 else part)
 
@@ -74,8 +81,65 @@ class WeightGrids(NamedTuple):
         """The same grids, repeated for `rows` rows if they have only one."""
         return self._map(lambda part: part.expand(rows, -1))
 
+    def rows(self, some: slice) -> Iterator[GridRow]:
+        """The grids of some rows, one after another."""
+        return zip(self.inverse[some], self.zero[some], self.scale[some], strict=True)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> "WeightGrids":
         return WeightGrids(function(self.scale), function(self.inverse), function(self.zero), self.bits)
+
+
+def columns_of(grid: Grid, columns: Integer[Tensor, " n"], mask: Bool[Tensor, "out in"] | None) -> GridRows:
+    """The grids of the columns of a matrix, for a sweep. Columns of a group share theirs.
+
+    Args:
+        grid: the grids of the matrix.
+        columns: numbers of all columns in the order of the sweep.
+        mask: False at weights that are to be 0, in the order of the matrix; None to prune none.
+    """
+    groups = torch.zeros_like(columns) if grid.group is None else columns // grid.group
+    scale, zero = (part.float().T.contiguous() for part in grid[:2])
+    shared = WeightGrids(scale, torch.where(scale == 0, 0, 1 / scale), zero, grid.bits)
+    by_group = list(shared.rows(slice(None)))
+
+    def rows(some: slice) -> Iterator[GridRow]:
+        own = (by_group[group] for group in groups[some].tolist())
+        if mask is None:
+            return own
+        kept = mask[:, columns[some]].T.float()
+        return ((inverse * keep, zero, scale * keep) for keep, (inverse, zero, scale) in zip(kept, own, strict=True))
+
+    return rows
+
+
+def coarse_factor(R: Float[Tensor, "n n"], D: Float[Tensor, " n"]) -> Float[Tensor, "n n"] | None:
+    """R in bfloat16, for terms of errors, where products are faster in it and it is exact enough.
+
+    Rounding to bfloat16 changes a number by up to ε = 2⁻⁸ of its size, by a variance of about ε² / 6. R, the errors and
+    their products are rounded. If the errors of all columns have the size e, this changes the terms of column q by a
+    variance of about ½ ε² e² Σ_k R_kq², beside its own error of e². The loss grows by as much, each column times D_q.
+
+    Args:
+        R: the unit factor.
+        D: the cost of an error of each column.
+
+    Returns:
+        None if it is not faster, or adds more than COARSE_COST of the loss.
+    """
+    if len(R) < COARSE_FROM or not _multiplies_bfloat16(R.device):
+        return None
+    squares = torch.stack([strip.square().sum(0) for strip in R.split(BLOCK)]).sum(0) - 1
+    variance = (torch.finfo(torch.bfloat16).eps / 2) ** 2 / 2
+    return R.bfloat16() if bool(variance * (D @ squares.double()) <= COARSE_COST * D.sum()) else None
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions that multiply matrices in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Releases of torch before 2.12 have no such function.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 class ColumnSweep:
@@ -84,22 +148,26 @@ class ColumnSweep:
     Args:
         Wt: the transposed matrix, in the order of the sweep.
         R: unit factor of the reordered H.
+        coarse: R in bfloat16, by which to multiply the errors of earlier blocks; None to multiply by R.
 
     Example:
         Half of the first error is added to the second column before it is rounded.
 
         >>> R = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
         >>> sweep = ColumnSweep(torch.tensor([[0.4], [0.4]]), R)
-        >>> values = WeightGrids.from_grid(Grid(torch.ones(1, 1), torch.zeros(1, 1), 2, None), torch.arange(2), None).T
-        >>> sweep.round(slice(0, 2), values.take_rows).T.tolist(), sweep.compensated.T.tolist()
+        >>> grids = columns_of(Grid(torch.ones(1, 1), torch.zeros(1, 1), 2, None), torch.arange(2), None)
+        >>> sweep.round(slice(0, 2), grids, bits=2).T.tolist(), sweep.compensated.T.tolist()
         ([[0, 1]], [[0.4000000059604645, 0.6000000238418579]])
     """
 
-    def __init__(self, Wt: Float[Tensor, "in out"], R: Float[Tensor, "in in"]) -> None:
-        self.Wt, self._R = Wt, R.to(Wt.dtype)
+    def __init__(
+        self, Wt: Float[Tensor, "in out"], R: Float[Tensor, "in in"], coarse: Float[Tensor, "in in"] | None = None
+    ) -> None:
+        self.Wt, self._R, self._coarse = Wt, R.to(Wt.dtype), coarse
         self.compensated = torch.empty_like(Wt)
         """The weights at the moment they were rounded, (in, out)."""
         self._errors = torch.empty_like(Wt)
+        self._coarse_errors = None if coarse is None else torch.empty_like(Wt, dtype=coarse.dtype)
 
     def arriving(self, columns: slice) -> Float[Tensor, "some out"]:
         """Some of the columns after the best compensation for all errors before the first of them.
@@ -112,12 +180,13 @@ class ColumnSweep:
         return weights + torch.linalg.solve_triangular(R.T, terms, upper=False, unitriangular=True)
 
     @torch.no_grad()
-    def round(self, columns: slice, grids: Callable[[slice], WeightGrids]) -> UInt8[Tensor, "some out"]:
+    def round(self, columns: slice, grids: GridRows, bits: int) -> UInt8[Tensor, "some out"]:
         """Round some columns; all before them are rounded.
 
         Args:
             columns: the columns.
-            grids: returns the grids of a part of them, transposed like the matrix; the first of them is column 0.
+            grids: returns the grids of a part of them; the first of them is column 0.
+            bits: bits of a code.
 
         Returns:
             The codes.
@@ -125,10 +194,20 @@ class ColumnSweep:
         codes = self.Wt.new_empty((columns.stop - columns.start, self.Wt.shape[1]), dtype=torch.uint8)
         for part in (slice(at, min(at + BLOCK, len(codes))) for at in range(0, len(codes), BLOCK)):
             block = slice(columns.start + part.start, columns.start + part.stop)
-            before, present = self._errors[: block.start], self.compensated[block]
-            torch.addmm(self.Wt[block], self._R[: block.start, block].T, before, out=present)
-            codes[part] = _round_block(self.Wt[block], present, self._errors[block], self._R[block, block], grids(part))
+            weights, present, errors = self.Wt[block], self.compensated[block], self._errors[block]
+            self._add_terms(weights, block, present)
+            codes[part] = _round_block((weights, present, errors), self._R[block, block], grids(part), 2**bits - 1)
+            if self._coarse_errors is not None:
+                self._coarse_errors[block] = errors
         return codes
+
+    def _add_terms(self, weights: Tensor, block: slice, out: Tensor) -> None:
+        """The weights of a block plus the terms of the errors of all blocks before it."""
+        before = slice(0, block.start)
+        if self._coarse is None or self._coarse_errors is None:
+            torch.addmm(weights, self._R[before, block].T, self._errors[before], out=out)
+        else:
+            torch.add(weights, self._coarse[before, block].T @ self._coarse_errors[before], out=out)
 
     def losses(self, D: Float[Tensor, " in"]) -> Float[Tensor, " out"]:
         """Σ_q D_q (w_q − ŵ_q)² of every row of W after a whole sweep, in fp64.
@@ -140,24 +219,30 @@ class ColumnSweep:
         return torch.stack([d @ (w - W + E).double().square() for w, W, E, d in zip(*parts, strict=True)]).sum(0)
 
 
-def _round_block(Wt: Tensor, present: Tensor, errors: Tensor, R: Tensor, grids: WeightGrids) -> Tensor:
+def _round_block(
+    columns: tuple[Tensor, Tensor, Tensor], R: Float[Tensor, "block block"], grids: Iterable[GridRow], max_code: int
+) -> Float[Tensor, "block out"]:
     """Round the columns of one block.
 
     Args:
-        Wt: the weights.
-        present: the weights plus the terms of the blocks before, changed to the compensated weights.
-        errors: W − Ŵ, written.
+        columns: the weights; these plus the terms of the blocks before, changed to the compensated weights; and W − Ŵ,
+            written.
         R: the part of the unit factor.
         grids: the grids of the block.
+        max_code: the largest code.
 
     Returns:
         The codes, as whole numbers.
     """
-    codes, most, factors = torch.empty_like(Wt), 2**grids.bits - 1, R.T.contiguous()
-    rows = (part.expand_as(Wt).unbind() for part in (grids.inverse, grids.zero, grids.scale))
-    for q, (w, inverse, zero, scale) in enumerate(zip(present.unbind(), *rows, strict=True)):
-        if q:
-            w.addmv_(errors[:q].T, factors[q, :q])
-        code = torch.mul(w, inverse, out=codes[q]).add_(zero).round_().clamp_(0, most)
-        torch.addcmul(Wt[q], code - zero, scale, value=-1, out=errors[q])
+    Wt, present, errors = columns
+    codes, factors = torch.empty_like(Wt), R.T.contiguous()
+    rows = zip(Wt.unbind(), present.unbind(), errors.unbind(), codes.unbind(), grids, strict=True)
+    for q, (w, met, error, code, (inverse, zero, scale)) in enumerate(rows):
+        first = q - q % STRIP
+        if q > first:
+            met.addmv_(errors[first:q].T, factors[q, first:q])
+        elif q:
+            present[q : q + STRIP].addmm_(factors[q : q + STRIP, :q], errors[:q])
+        torch.mul(met, inverse, out=code).add_(zero).round_().clamp_(0, max_code)
+        torch.addcmul(w, code - zero, scale, value=-1, out=error)
     return codes

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
-from laconic.numerics.column_sweep import ColumnSweep, WeightGrids
-from laconic.numerics.factors import UnitFactor
+from laconic.numerics.column_sweep import ColumnSweep, coarse_factor, columns_of
+from laconic.numerics.factors import SINGLE_FROM, UnitFactor
 from laconic.numerics.grid import Grid, GridSpec, QuantizedWeight, fit_grid
 
 SWEEPS = 2
@@ -39,7 +39,8 @@ class ColumnOrder(NamedTuple):
         columns: numbers of the columns in this order.
         R: upper triangular, with ones on the diagonal.
         D: the cost of an error of each column after later columns have compensated for it: 1 / U_qq².
-        inverse_diagonal: [H^{-1}]_qq of the reordered H.
+        inverse_diagonal: [H^{-1}]_qq of the reordered H; an estimate for many columns.
+        coarse: R in bfloat16, if sweeps may use it.
         by_activity: True for the order of diag H, largest first ("act-order"): the most important columns are rounded
             while most others can still compensate. False for the order from left to right.
 
@@ -52,15 +53,29 @@ class ColumnOrder(NamedTuple):
     R: Float[Tensor, "in in"]
     D: Float[Tensor, " in"]
     inverse_diagonal: Float[Tensor, " in"]
+    coarse: Float[Tensor, "in in"] | None
     by_activity: bool
 
     @classmethod
-    def from_hessian(cls, H: Float[Tensor, "in in"], by_activity: bool = True) -> "ColumnOrder":
-        """The order for a positive definite H."""
+    def from_hessian(cls, H: Float[Tensor, "in in"], by_activity: bool = True, damping: float = 0.0) -> "ColumnOrder":
+        """The order for a positive definite H.
+
+        Args:
+            H: the matrix, of which only the upper triangle is read.
+            by_activity: whether to order by diag H.
+            damping: added to the diagonal, as a fraction of its mean. If all of H is zero, the identity is taken.
+        """
+        diagonal = H.diagonal()
+        level = diagonal.double().mean().item()
+        if damping and level <= 0:
+            return cls.from_hessian(torch.eye(len(H), dtype=torch.float64, device=H.device), by_activity)
         left_to_right = torch.arange(len(H), device=H.device)
-        columns = H.diagonal().argsort(descending=True, stable=True) if by_activity else left_to_right
-        factor = UnitFactor.from_moment(H, columns)
-        return cls(columns, factor.R, factor.D, factor.inverse_diagonal(), by_activity)
+        columns = diagonal.argsort(descending=True, stable=True) if by_activity else left_to_right
+        factor = UnitFactor.from_moment(H, columns, damping * level)
+        # The importance of columns needs few digits.
+        many = len(H) >= SINGLE_FROM
+        inverse_diagonal = factor.estimate_inverse_diagonal() if many else factor.inverse_diagonal()
+        return cls(columns, factor.R, factor.D, inverse_diagonal, coarse_factor(factor.R, factor.D), by_activity)
 
     @property
     def inverse(self) -> Integer[Tensor, " in"]:
@@ -100,7 +115,7 @@ def gptq(
         >>> gptq(torch.tensor([[0.0, 1.1, 1.9, 3.0]]), order, GridSpec(bits=2, group=4, clip=False)).codes
         tensor([[0, 1, 2, 3]], dtype=torch.uint8)
     """
-    sweep = ColumnSweep(W.T.index_select(0, order.columns).float(), order.R)
+    sweep = ColumnSweep(W.T.index_select(0, order.columns).float(), order.R, order.coarse)
     if not order.by_activity and spec.group is not None:
         return _from_left_to_right(sweep, order, spec, mask)
     grid = fit_grid(W, spec, order.importance, mask)
@@ -131,9 +146,7 @@ class _Rounded(NamedTuple):
 
 def _round_all(sweep: ColumnSweep, order: ColumnOrder, grid: Grid, mask: Bool[Tensor, "out in"] | None) -> _Rounded:
     """One sweep through the whole matrix, and the loss of each of its rows."""
-    codes = sweep.round(
-        slice(0, len(sweep.Wt)), lambda block: WeightGrids.from_grid(grid, order.columns[block], mask).T
-    )
+    codes = sweep.round(slice(0, len(sweep.Wt)), columns_of(grid, order.columns, mask), grid.bits)
     return _Rounded(codes, grid, sweep.losses(order.D))
 
 
@@ -147,8 +160,8 @@ def _from_left_to_right(
         columns = slice(start, min(start + spec.group, len(sweep.Wt)))
         kept = None if mask is None else mask[:, columns]
         part = fit_grid(sweep.arriving(columns).T, spec, order.importance[columns], kept)
-        values = WeightGrids.from_grid(part, order.columns[: columns.stop - start], kept).T
-        codes.append(sweep.round(columns, values.take_rows))
+        values = columns_of(part, order.columns[: columns.stop - start], kept)
+        codes.append(sweep.round(columns, values, spec.bits))
         grids.append(part)
     scale, zero = torch.cat([part.scale for part in grids], 1), torch.cat([part.zero for part in grids], 1)
     return QuantizedWeight(torch.cat(codes).T.contiguous(), Grid(scale, zero, spec.bits, spec.group))

@@ -25,7 +25,6 @@ not measured. With 2 and 3 bits the steps are so wide that clipping pays in any 
 Notation: W (m, n); h importance, (n,) or (m, n); b bits; s, z (m, k), or (1, 1) where the whole matrix is one group.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,15 +32,9 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn.functional import pad
 
+from laconic.numerics.grid_search import Groups, search
 from laconic.numerics.scaled_rows import scale_rows
 
-LARGEST_SCALE = torch.finfo(torch.float16).max
-STEP = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
-"""The smallest positive number of 16 bits."""
-FEW_STEPS = 16
-CLIPS = tuple(1 - part / 20 for part in range(15))
-"""The parts of a group's range that are tried: all of it down to three tenths."""
-REFINEMENTS = 4
 ALONG = 2.0
 """a: second moment of unknown inputs along the weights that read them, relative to that across them."""
 MARGIN = 0.3
@@ -51,7 +44,7 @@ MARGIN_BITS = 4
 WEIGHED_BITS = 2
 """The most bits with which h_j = |w_j| + the root mean square of the group."""
 BLOCK = 2**18
-"""Weights that are processed at a time, few enough for a cache, unless one grid serves the whole matrix."""
+"""Weights that are processed at a time, unless one grid serves the whole matrix."""
 
 
 class GridSpec(NamedTuple):
@@ -114,6 +107,7 @@ class QuantizedWeight(NamedTuple):
     grid: Grid
 
 
+@torch.no_grad()
 def fit_grid(
     W: Float[Tensor, "out in"],
     spec: GridSpec,
@@ -216,78 +210,11 @@ def _fit(
     """s and z of each row."""
     if along != 1 and spec.bits <= WEIGHED_BITS:
         h = h * (W.abs() + ((h * W * W).sum(1, keepdim=True) / h.sum(1, keepdim=True).clamp(min=1)).sqrt())
-    scale, zero = _search(W, h, spec, along)
+    groups = Groups.of(W, h, along)
+    found = search(groups, spec.bits, spec.symmetric, spec.clip)
     if along == 1 or spec.bits < MARGIN_BITS:
-        return scale, zero
-    whole = _search(W, h, spec._replace(clip=False), 1.0)
-    errors = [_error(W, h, *grid, spec.bits, along) for grid in ((scale, zero), whole)]
+        return found
+    whole = search(groups._replace(along=1.0), spec.bits, spec.symmetric, clip=False)
+    errors = [groups.errors_of(grids, spec.bits) for grids in (found, whole)]
     saved = errors[0] < (1 - MARGIN) * errors[1]
-    return torch.where(saved, scale, whole[0]), torch.where(saved, zero, whole[1])
-
-
-def _search(
-    W: Tensor, h: Tensor, spec: GridSpec, along: float
-) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
-    """s and z with the least error among the candidates."""
-    bits, best = spec.bits, W.new_full((len(W),), torch.inf)
-    best_scale = best_zero = torch.zeros_like(best)
-    for scale, zero in _candidates(W, spec):
-        error = _error(W, h, scale, zero, bits, along)
-        better = error < best
-        best = torch.where(better, error, best)
-        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-    for _ in range(REFINEMENTS if spec.clip else 0):
-        scale = _refine_scale(W, h, best_scale, best_zero, bits, along)
-        error = _error(W, h, scale, best_zero, bits, along)
-        better = error < best
-        best, best_scale = torch.where(better, error, best), torch.where(better, scale, best_scale)
-    return best_scale, best_zero
-
-
-def _refine_scale(
-    W: Tensor, h: Tensor, scale: Tensor, zero: Tensor, bits: int, along: float
-) -> Float[Tensor, " groups"]:
-    """The s of least error for the codes that are nearest at the present scale."""
-    steps = nearest_codes(W, scale[:, None], zero[:, None], bits) - zero[:, None]
-    weighted = h * steps
-    norm, product = (weighted * steps).sum(1), (weighted * W).sum(1)
-    if along != 1:
-        # The zero of the derivative of ‖w − s q‖² + (a − 1) (⟨w − s q, w⟩)² / ‖w‖².
-        size = (h * W * W).sum(1).clamp(min=1e-30)
-        norm, product = norm + (along - 1) * product.square() / size, along * product
-    return _round_scale(torch.where(norm > 0, product / norm.clamp(min=1e-30), scale))
-
-
-def _candidates(W: Tensor, spec: GridSpec) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scales and zero points of narrower and narrower ranges."""
-    most, clips = 2**spec.bits - 1, CLIPS if spec.clip else CLIPS[:1]
-    if spec.symmetric:
-        half = 2 ** (spec.bits - 1)
-        largest = W.abs().amax(1)
-        zero = torch.full_like(largest, half)
-        for clip in clips:
-            # With 2^{b−1} − 1 steps both ends are in range; with 2^{b−1} only one of them, chosen by the sign.
-            for steps in (half - 1, half, -half):
-                yield _round_scale(clip * largest / steps), zero
-        return
-    low, high = W.amin(1).clamp(max=0), W.amax(1).clamp(min=0)
-    for clip in clips:
-        scale = _round_scale(clip * (high - low) / most)
-        yield scale, torch.where(scale > 0, (-clip * low / scale).round(), 0).clamp(0, most)
-
-
-def _round_scale(scale: Tensor) -> Tensor:
-    """The scale in 16 bits. Tiny scales are rounded up, because one that is too small, or 0, clips weights."""
-    rounded = scale.clamp(-LARGEST_SCALE, LARGEST_SCALE).half().float()
-    short = (rounded.abs() < scale.abs()) & (scale.abs() < FEW_STEPS * STEP)
-    return torch.where(short, rounded + scale.sign() * STEP, rounded)
-
-
-def _error(W: Tensor, h: Tensor, scale: Tensor, zero: Tensor, bits: int, along: float) -> Float[Tensor, " groups"]:
-    steps = nearest_codes(W, scale[:, None], zero[:, None], bits) - zero[:, None]
-    error = steps.mul_(scale[:, None]).sub_(W)
-    squares = (h * error).mul_(error).sum(1)
-    if along == 1:
-        return squares
-    shrunk = (h * error).mul_(W).sum(1).square() / (h * W * W).sum(1).clamp(min=1e-30)
-    return squares + (along - 1) * shrunk
+    return torch.where(saved, found[0], whole[0]), torch.where(saved, found[1], whole[1])

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from laconic.numerics.moments import add_gram
+from laconic.numerics.gram import add_gram
 
 Ends = Int[Tensor, " experts"]
 

@@ -246,8 +246,8 @@ class TwoSidedRounding:
         if self.columns is None:
             left_to_right = torch.arange(W.shape[1], device=W.device)
             values = WeightGrids.from_grid(grid, left_to_right, mask).expand_rows(len(W)).take_rows(rows.columns)
-            sweep = ColumnSweep(W.float()[rows.columns], rows.R)
-            return sweep.round(slice(0, len(W)), values.take_rows)[rows.inverse]
+            sweep = ColumnSweep(W.float()[rows.columns], rows.R, rows.coarse)
+            return sweep.round(slice(0, len(W)), values.rows, grid.bits)[rows.inverse]
         order = self.columns
         values = WeightGrids.from_grid(grid, order.columns, mask).take_rows(rows.columns)
         codes = ldlq(W.float()[rows.columns][:, order.columns], values, rows.R, order.R)

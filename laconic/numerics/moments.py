@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.errors import UserError
+from laconic.numerics.gram import GRAM_BLOCK, mirror
 
 Moment = Float[Tensor, "n n"] | Float[Tensor, " n"]
 InputMoment = Float[Tensor, "in in"] | Float[Tensor, " in"]
@@ -26,9 +27,6 @@ OutputMoment = Float[Tensor, "out out"] | Float[Tensor, " out"]
 
 # Eigenvalues below this fraction of the largest are rounding noise of an fp64 `eigh`.
 RELATIVE_FLOOR = 1e-12
-
-# Wide enough for products at full speed, narrow enough to save nearly half of the work.
-GRAM_BLOCK = 128
 
 
 def shrink(S: Moment, alpha: float) -> Moment:
@@ -58,61 +56,28 @@ def shrink(S: Moment, alpha: float) -> Moment:
     return shrunk
 
 
-def add_gram(total: Float[Tensor, "n n"], X: Float[Tensor, "rows n"]) -> None:
-    """Add X^T X to the upper triangle of `total`, in blocks, which is half the work of the full product.
-
-    Args:
-        total: the sum, changed in place; its lower triangle has no meaning (`symmetrize`).
-        X: rows; products are computed in its dtype, and added in the dtype of `total`.
-
-    Example:
-        >>> total = torch.zeros(2, 2)
-        >>> add_gram(total, torch.tensor([[1.0, 2.0]]))
-        >>> symmetrize(total)
-        tensor([[1., 2.],
-                [2., 4.]])
-    """
-    n = X.shape[1]
-    for start in range(0, n, GRAM_BLOCK):
-        block = slice(start, start + GRAM_BLOCK)
-        total[block, start:] += X[:, block].T @ X[:, start:]
-
-
-def symmetrize(upper: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """The symmetric matrix whose upper triangle is that of `upper`.
-
-    Example:
-        >>> symmetrize(torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
-        tensor([[1., 2.],
-                [2., 3.]])
-    """
-    # Block by block, so that no second copy is made.
-    full = upper.clone()
-    for start in range(0, len(full), GRAM_BLOCK):
-        rows, below = slice(start, start + GRAM_BLOCK), slice(start + GRAM_BLOCK, None)
-        full[below, rows] = full[rows, below].T
-        corner = full[rows, rows]
-        corner.copy_(corner.triu() + corner.triu(1).T)
-    return full
-
-
-def unit_diagonal(S: Float[Tensor, "n n"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "n n"]:
+def unit_diagonal(
+    S: Float[Tensor, "n n"], dtype: torch.dtype = torch.float32, diagonal: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, "n n"]:
     """S with its rows and columns scaled to a diagonal of ones: the correlations of uncentred features.
 
     Args:
-        S: a moment in fp64, with a positive diagonal.
+        S: a moment in fp64, of which only the upper triangle is read.
         dtype: of the result.
+        diagonal: its diagonal, positive, if it is another than that of S.
 
     Example:
         >>> unit_diagonal(torch.tensor([[4.0, 1.0], [1.0, 1.0]]).double())
         tensor([[1.0000, 0.5000],
                 [0.5000, 1.0000]])
     """
-    scale, scaled = S.diagonal().rsqrt(), torch.empty_like(S, dtype=dtype)
+    scale = (S.diagonal() if diagonal is None else diagonal).rsqrt()
+    scaled = torch.empty_like(S, dtype=dtype)
     # Block by block, so that there is no second copy in fp64.
-    for part, rows, own in zip(scaled.split(GRAM_BLOCK), S.split(GRAM_BLOCK), scale.split(GRAM_BLOCK), strict=True):
-        part.copy_(rows * own[:, None] * scale)
-    return scaled
+    for start in range(0, len(S), GRAM_BLOCK):
+        rows, right = slice(start, start + GRAM_BLOCK), slice(start, None)
+        scaled[rows, right] = (S[rows, right] * scale[rows, None]).mul_(scale[right])
+    return mirror(scaled).fill_diagonal_(1)
 
 
 def multiply(S: Moment, X: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
@@ -295,5 +260,6 @@ def check_finite(values: Tensor, sentence: str) -> None:
         Traceback (most recent call last):
         laconic.errors.UserError: The weights of 'fc' are not finite.
     """
-    if not torch.isfinite(values).all():
+    # A sum is finite only if every value is, and takes one pass. The sum of finite values may overflow.
+    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         raise UserError(sentence)

@@ -53,3 +53,28 @@ def test_moments_that_fp32_cannot_factor_are_factored_in_fp64(single: None, mome
     factor = UnitFactor.from_moment(S)
     assert factor.R.dtype == torch.float64
     assert torch.allclose(factor.R * factor.D @ factor.R.T, S, atol=1e-9 * S.diagonal().max().item())
+
+
+def test_only_the_upper_triangle_is_read_and_the_ridge_is_added_to_the_diagonal() -> None:
+    S = hessian(30)
+    factor = UnitFactor.from_moment(S.triu(), ridge=0.5)
+    assert torch.allclose(factor.R * factor.D @ factor.R.T, S + 0.5 * torch.eye(30))
+
+
+def test_in_fp32_the_blocks_of_a_factor_fit_together(single: None) -> None:
+    S = damp(hessian(2 * factors.PANEL + 9, 900), 0.01)
+    order = torch.randperm(len(S), generator=torch.Generator().manual_seed(0))
+    factor = UnitFactor.from_moment(S.triu(), order)
+    assert factor.R.dtype == torch.float32
+    assert torch.equal(factor.R, factor.R.triu())
+    assert torch.allclose(
+        factor.R.double() * factor.D @ factor.R.T.double(), S[order][:, order], atol=1e-5 * S.max().item()
+    )
+
+
+def test_the_estimated_diagonal_of_the_inverse_is_off_by_a_tenth() -> None:
+    factor = UnitFactor.from_moment(damp(hessian(300, 900), 0.01))
+    ratios = (factor.estimate_inverse_diagonal() / factor.inverse_diagonal()).log()
+    assert ratios.abs().max() < 0.5
+    assert ratios.std() < 0.13
+    assert ratios.mean().abs() < 0.03

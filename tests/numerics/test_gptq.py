@@ -148,9 +148,9 @@ def test_what_is_to_be_zero_hands_on_what_was_left_for_it() -> None:
     W = torch.tensor([[0.5, 0.0, 2.0]])
     # Whole numbers from 0 to 3: 0.5 is rounded to 0, which adds 0.5 / 3 to each of the others.
     one, mask = torch.ones(1, 3).double(), torch.tensor([[True, False, True]])
-    allowed = WeightGrids(one * mask, one * mask, 0 * one, 2)
+    allowed = WeightGrids((one * mask).T, (one * mask).T, 0 * one.T, 2)
     sweep = ColumnSweep(W.double().T.contiguous(), ColumnOrder.from_hessian(H, False).R)
-    assert sweep.round(slice(0, 3), allowed.T.take_rows).T.tolist() == [[0, 0, 2]]
+    assert sweep.round(slice(0, 3), allowed.rows, bits=2).T.tolist() == [[0, 0, 2]]
     Wt = sweep.compensated
     assert torch.allclose(Wt[1], torch.tensor([0.5 / 3]).double())
     # ½ of what the second had to leave.

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from laconic.numerics import grid_search
 from laconic.numerics.grid import ALONG, MARGIN, Grid, GridSpec, dequantize, fit_grid, nearest_codes, quantize
 
 
@@ -191,3 +192,20 @@ def test_more_bits_are_no_worse_where_scales_are_hardly_numbers_of_sixteen_bits(
     errors = [float((rounded(W, GridSpec(bits, 64)) - W).norm() / W.norm()) for bits in (4, 6, 8)]
     assert errors[2] <= errors[1] * 1.01 <= errors[0] * 1.03
     assert errors[2] < 0.2 or largest < 1e-6
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("known", [True, False])
+def test_groups_leave_the_search_only_where_no_narrower_range_is_better(
+    monkeypatch: pytest.MonkeyPatch, symmetric: bool, bits: int, known: bool
+) -> None:
+    W = torch.cat([random(200, 64), random(201, 64) ** 3, 1e-6 * random(30, 64)])
+    spec, h = GridSpec(bits, 32, symmetric), random(64, 1).flatten().exp() if known else None
+    grid = fit_grid(W, spec, h)
+    monkeypatch.setattr(grid_search, "BOUNDED_FROM", 99)
+    every = fit_grid(W, spec, h)
+    assert torch.equal(grid.scale, every.scale)
+    assert torch.equal(grid.zero, every.zero)
+    monkeypatch.setattr(grid_search, "BOUNDED_FROM", 0)
+    assert torch.equal(fit_grid(W, spec, h).scale, every.scale)

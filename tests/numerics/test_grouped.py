@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from laconic.numerics.gram import symmetrize
 from laconic.numerics.grouped import add_grams, add_squared_products, add_sums, raise_maxima, sum_squares
-from laconic.numerics.moments import symmetrize
 
 EXPERTS, N, M = 5, 7, 6
 COUNTS = [[4, 0, 9, 1, 3], [0, 0, 0, 0, 8], [0, 0, 0, 0, 0]]

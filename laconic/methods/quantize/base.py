@@ -18,7 +18,8 @@ from laconic.calibrate import LayerStats
 from laconic.errors import UserError
 from laconic.formats import PackedCodes, Quantized
 from laconic.methods.base import Candidates, Method, predict_candidates
-from laconic.numerics.grid import LARGEST_SCALE, GridSpec, QuantizedWeight
+from laconic.numerics.grid import GridSpec, QuantizedWeight
+from laconic.numerics.grid_search import LARGEST_SCALE
 from laconic.numerics.moments import check_finite
 
 MIN_BITS, MAX_BITS = 2, 8

@@ -21,7 +21,6 @@ from laconic.methods.quantize.base import AffineQuantization, Solver
 from laconic.numerics.gptq import ColumnOrder, gptq
 from laconic.numerics.grid import QuantizedWeight, fit_grid, quantize
 from laconic.numerics.masks import zero_count
-from laconic.numerics.obs import damp
 
 PrunedStart = tuple[Float[Tensor, "out in"], Bool[Tensor, "out in"] | None]
 """A matrix to round, and the mask of its kept weights; None if all are kept."""
@@ -85,7 +84,7 @@ class FeedbackQuantization(AffineQuantization):
             return None
         return C.share(
             f"order of columns, damping {self.damping}, by activity {by_activity}",
-            lambda: ColumnOrder.from_hessian(damp(C.matrix, self.damping), by_activity),
+            lambda: ColumnOrder.from_hessian(C.total, by_activity, self.damping),
         )
 
     def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> Quantized:

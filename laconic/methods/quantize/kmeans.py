@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 from laconic.calibrate import Fisher, GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.formats import Codebook
 from laconic.methods.quantize.base import QuantizationMethod, Solver
-from laconic.numerics.grid import LARGEST_SCALE, Grid, GridSpec, fit_grid
+from laconic.numerics.grid import Grid, GridSpec, fit_grid
+from laconic.numerics.grid_search import LARGEST_SCALE
 from laconic.numerics.kmeans import assign_codes, kmeans, refit_codebook
 from laconic.numerics.moments import RELATIVE_FLOOR, floored_diagonal
 from laconic.numerics.obs import damp
