@@ -101,9 +101,8 @@ class HiddenStates:
         content = _bytes_of(stored)
         start = self._entries[-1]["end"] if self._entries else 0
         try:
-            with report_unwritable(self._file), self._file.open("r+b") as file:
-                file.seek(start)
-                file.write(content)
+            with report_unwritable(self._file):
+                _write(self._file, content, start)
         except UserError:
             # It is of no use any more, and its space may be what the disk lacks.
             self.delete()
@@ -151,6 +150,12 @@ class HiddenStates:
             if file.readinto(_bytes_of(tensor)) != tensor.nbytes:
                 raise EOFError(self._file)
         return tensor
+
+
+def _write(file: Path, content: memoryview, start: int) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(start)
+        opened.write(content)
 
 
 def _index_of(file: Path) -> Path:

@@ -4,6 +4,7 @@ A part has its tensors under their names in the model, in the form in which a sa
 the structure of the part, so that another process can rebuild its formats.
 """
 
+import errno
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -179,9 +180,10 @@ def report_unwritable(file: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
-        raise UserError(
-            f"The file '{file}' cannot be written: {reason}; make room for it, and run the same command again."
-        ) from error
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        # A SafetensorError contains the error code of the operating system only in its message.
+        remedy = "free some space" if is_full or "os error 28" in str(error) else "make its folder writable"
+        raise UserError(f"'{file}' cannot be written: {reason}; {remedy}, and run the same command again.") from error
 
 
 @contextmanager

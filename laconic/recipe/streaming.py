@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +10,19 @@ import torch
 import transformers
 
 from laconic.calibrate import Calibration
-from laconic.errors import Notice, UserError, add_place
+from laconic.errors import UserError, add_place
 from laconic.fingerprint import hash_packages, hash_tensors
 from laconic.model import LanguageModel
 from laconic.model.checkpoints.checkpoint import Tokenizers
 from laconic.model.checkpoints.weights import find_weights
 from laconic.model.loading import load_streamed, model_location
+from laconic.processes import world_size
 from laconic.recipe.schema import Recipe, key_of
+from laconic.recipe.scratch import open_scratch
 from laconic.store.part_structures import PartStructures
 
 PACKAGES = ("numerics", "formats", "model", "calibrate", "methods", "allocate", "compress", "store")
 """The packages of laconic that decide what a part holds."""
-KEY = "key"
-"""The file of a scratch folder that says which run it belongs to."""
 
 
 def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool) -> None:
@@ -36,12 +34,17 @@ def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool) -> None:
         is_loaded: whether the model is in memory already.
 
     Raises:
-        UserError: a step needs the whole model, or there is no folder to write to.
+        UserError: a step needs the whole model, there is no folder to write to, or there are several processes.
     """
     if is_loaded:
         raise UserError("stream must be left out for a model that is in memory already; give its folder or hub name.")
     if output is None:
         raise UserError("stream needs output, the folder to write to, because the model may not fit into memory.")
+    if world_size() > 1:
+        raise UserError(
+            "stream must be left out in a run of several processes, because all of them would write the same scratch "
+            "folder; start one process."
+        )
     for index, step in enumerate(recipe.steps):
         reason = step.stream_obstacle()
         if reason is not None:
@@ -55,8 +58,8 @@ def open_streamed(
 ) -> Iterator[LanguageModel]:
     """Load the model of a recipe for streaming, with a scratch folder beside the output.
 
-    The folder is removed at the end. After an error it stays if a part of the model is finished. The next run of the
-    same recipe then goes on from there, unless the model, the calibration data or laconic has changed.
+    The folder is removed at the end, and stays after an error. The next run of the same recipe then goes on from there,
+    unless the model, the calibration data or laconic has changed.
 
     Args:
         recipe: the recipe.
@@ -66,29 +69,11 @@ def open_streamed(
         tokenizers: the tokenizers of the model.
 
     Raises:
-        UserError: as `load_streamed`.
+        UserError: as `load_streamed`; or another run uses the scratch folder, or it cannot be written.
     """
     scratch = output.absolute().parent / f".{output.name}.scratch-{key_of(recipe)}"
-    key, file = _content_key(recipe, data), scratch / KEY
-    if scratch.exists() and (not file.is_file() or file.read_text(encoding="utf-8") != key):
-        shutil.rmtree(scratch)
-    lm = load_streamed(recipe.model, scratch, structures=PartStructures(), device=device, tokenizers=tokenizers)
-    scratch.mkdir(parents=True, exist_ok=True)
-    file.write_text(key, encoding="utf-8")
-    try:
-        yield lm
-    except BaseException:
-        if any(scratch.rglob("*.safetensors")):
-            warnings.warn(
-                f"The finished parts are kept in '{scratch}', from where the same command goes on; remove it to start "
-                "again.",
-                Notice,
-                stacklevel=2,
-            )
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    shutil.rmtree(scratch, ignore_errors=True)
+    with open_scratch(scratch, _content_key(recipe, data)):
+        yield load_streamed(recipe.model, scratch, structures=PartStructures(), device=device, tokenizers=tokenizers)
 
 
 def _content_key(recipe: Recipe, data: Calibration | None) -> str:

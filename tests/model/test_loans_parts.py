@@ -266,7 +266,7 @@ def test_a_file_that_another_run_replaces_is_not_read(folder: Path, written: Pat
 def test_a_folder_that_cannot_be_written_is_reported(folder: Path) -> None:
     (folder / "scratch").write_text("no folder")
     lm = streamed(folder)
-    with pytest.raises(UserError, match=r"^The file '.*' cannot be written: "), lm.on_loan(BLOCK):
+    with pytest.raises(UserError, match=r"^'.*' cannot be written: .*; make its folder writable"), lm.on_loan(BLOCK):
         lm.write_back(BLOCK)
     with lm.on_loan(""):
         assert_equal(lm.model, load(str(folder / "model")).model)

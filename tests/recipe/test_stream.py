@@ -79,3 +79,13 @@ def test_streaming_needs_a_folder_to_write_to_and_a_model_to_read(tiny_model: Pa
         laconic.compress(str(tiny_model), "rtn:bits=4", stream=True)
     with pytest.raises(UserError, match="in memory already"):
         laconic.compress(load(str(tiny_model)).model, "rtn:bits=4", stream=True)
+
+
+def test_several_processes_are_refused_before_the_model_is_read(
+    tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laconic.recipe.streaming.world_size", lambda: 2)
+    monkeypatch.setattr("laconic.recipe.streaming.load_streamed", None)
+    with pytest.raises(UserError, match="stream must be left out in a run of several processes"):
+        run(recipe_from(spelled(tiny_model, texts, GPTQ, stream=True)), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
