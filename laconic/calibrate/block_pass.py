@@ -19,6 +19,7 @@ from laconic.calibrate.stream import STATES, Stream
 from laconic.errors import UserError
 from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model import LanguageModel, Site
+from laconic.system import release_freed_memory
 
 
 class BlockwisePass:
@@ -144,6 +145,8 @@ class BlockwisePass:
         stats = recorder.stats(gathered=True)
         self.starved += recorder.starved
         check_stats(stats, self.needs)
+        # Solving takes much memory too, and cannot use what glibc keeps of the memory of activations.
+        release_freed_memory()
         return stats
 
 

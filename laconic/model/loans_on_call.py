@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -48,7 +49,8 @@ def lend_on_call(model: PreTrainedModel, anatomy: Anatomy, loans: Loans | None, 
     """A context in which each part has its weights while it runs.
 
     `forward` of each part is replaced, and no hook is used: a stand-in that later replaces `forward` needs no weights.
-    Of a word embedding, only the rows of the tokens are read.
+    Of a word embedding, only the rows of the tokens are read. Without gradients, and unless parts keep their weights, a
+    head multiplies by some rows of its matrix at a time.
 
     Args:
         model: a streamed model.
@@ -63,6 +65,8 @@ def lend_on_call(model: PreTrainedModel, anatomy: Anatomy, loans: Loans | None, 
             run = _lending(module, partial(loans.lend, model, (path,)), kept if keep else None)
             if type(module) is nn.Embedding and module.max_norm is None:
                 run = _looking_up(module, loans.stored, run)
+            elif type(module) is nn.Linear and not keep:
+                run = _multiplying(module, loans.stored, run)
             replaced.enter_context(replacing_forward(module, run))
         yield
 
@@ -88,7 +92,21 @@ def _looking_up(embedding: nn.Embedding, stored: StoredTensors, otherwise: Forwa
     def run(input: Tensor) -> Tensor:
         tokens, places = input.unique(return_inverse=True)
         is_known = len(tokens) > 0 and tokens[0] >= 0 and tokens[-1] < embedding.num_embeddings
-        rows = stored.read_rows(embedding.weight, tokens) if is_known else None
-        return otherwise(input) if rows is None else functional.embedding(places, rows)
+        if not is_known or not stored.is_plain(embedding.weight):
+            return otherwise(input)
+        return functional.embedding(places, stored.read_rows(embedding.weight, tokens))
+
+    return run
+
+
+def _multiplying(linear: nn.Linear, stored: StoredTensors, otherwise: Forward) -> Forward:
+    """The forward pass of a linear whose matrix is read in chunks; `otherwise` for gradients, or if it cannot be."""
+
+    def run(input: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not stored.is_plain(linear.weight):
+            return otherwise(input)
+        parts = [functional.linear(input, rows.to(input.device)) for rows in stored.read_chunks(linear.weight)]
+        output = torch.cat(parts, dim=-1)
+        return output if linear.bias is None else output + torch.cat(list(stored.read_chunks(linear.bias))).to(output)
 
     return run

@@ -36,6 +36,11 @@ class StoredTensors:
         """The origins of those tensors that are placeholders, by the id of the placeholder."""
         return {id(tensor): self._origins[id(tensor)] for tensor in tensors if id(tensor) in self._origins}
 
+    def is_plain(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a placeholder of one that is stored as it is, and not in a packed layer."""
+        origin = self._origins.get(id(tensor))
+        return origin is not None and origin.layer is None
+
     # A tensor that is made in inference mode has no version, by which `lend` finds changes.
     @torch.inference_mode(False)
     def fetch(self, origins: Collection[Origin]) -> dict[int, Tensor]:
@@ -88,22 +93,20 @@ class StoredTensors:
             self._check(chunk, origin.name)
             yield chunk
 
-    def read_rows(self, matrix: Tensor, numbers: Tensor) -> Tensor | None:
+    def read_rows(self, matrix: Tensor, numbers: Tensor) -> Tensor:
         """Some rows of a matrix of a streamed model.
 
         Args:
-            matrix: its placeholder.
+            matrix: its placeholder (`is_plain`).
             numbers: the numbers of the rows.
 
         Returns:
-            The rows on the device of the model; None if the matrix is in memory, or stored in another form.
+            The rows on the device of the model.
 
         Raises:
             UserError: the rows cannot be read, or are not finite.
         """
-        origin = self._origins.get(id(matrix))
-        if origin is None or origin.layer is not None:
-            return None
+        origin = self._origins[id(matrix)]
         rows = origin.reader.read_rows(origin.name, numbers.tolist())
         self._check(rows, origin.name)
         return like(rows.to(self.device), matrix)

@@ -53,6 +53,20 @@ def test_only_the_rows_of_the_tokens_are_read(tmp_path: Path, name: str, monkeyp
             embedding(torch.tensor([[len(table)]]))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama-tied", "gptj"])
+def test_a_head_multiplies_by_some_rows_at_a_time(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MODELS[name]().bfloat16().save_pretrained(tmp_path)
+    lm, loaded = load_streamed(str(tmp_path)), load(str(tmp_path))
+    head, other = (one.model.get_output_embeddings() for one in (lm, loaded))
+    assert isinstance(head, nn.Linear) and isinstance(other, nn.Linear)
+    monkeypatch.setattr("laconic.model.loans_rows.CHUNK", 3 * head.in_features)
+    states, before = torch.randn(2, 3, head.in_features), nbytes(lm.model)
+    with lm.loaned_on_call():
+        monkeypatch.setattr(CheckpointReader, "read", lambda *_: pytest.fail("the matrix is read whole"))
+        assert torch.allclose(head(states), other(states), rtol=1e-5, atol=1e-6) and nbytes(lm.model) == before
+
+
 def test_the_parts_of_a_model_are_its_blocks_and_what_is_on_disk_outside(tmp_path: Path) -> None:
     MODELS["llama"]().save_pretrained(tmp_path)
     lm = load_streamed(str(tmp_path))

@@ -63,3 +63,17 @@ def test_a_file_that_is_changed_while_it_is_written_is_noticed(tmp_path, monkeyp
     with pytest.raises(UserError, match="would have different values"):
         save_streamed(lm, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_tensors_that_would_be_rounded_stay_in_float32_where_the_class_keeps_them(tmp_path) -> None:
+    model = BY_NAME["t5"].model().half()
+    for name, parameter in model.named_parameters():
+        if name.endswith("wo.weight"):
+            parameter.data = parameter.float() + 1e-5 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "model")
+    lm = load_streamed(str(tmp_path / "model"))
+    assert lm.dtype is torch.float16
+    save_streamed(lm, tmp_path / "out")
+    expected, found = (load(str(tmp_path / folder)).model.state_dict() for folder in ("model", "out"))
+    assert any(not torch.equal(tensor, tensor.half().float()) for tensor in expected.values())
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
