@@ -7,6 +7,11 @@ of another worktree, so that two versions are measured in the same run:
     git worktree add /tmp/before COMMIT
     python -m benchmarks large_models --build /tmp/before
 
+`--peer` also runs the GPTQ of llm-compressor on the same rows, in the Python of its own environment:
+
+    benchmarks/peers/llm_compressor.sh FOLDER
+    python -m benchmarks large_models --peer FOLDER/bin/python
+
 A finished case is a line of benchmarks/results/large_models.jsonl. An interrupted run continues; `--again` measures the
 chosen cases again. The results of a model and method are compared with each other, and then removed.
 """
@@ -32,7 +37,7 @@ from safetensors import safe_open
 
 from benchmarks import large_models_results
 from benchmarks.common import Cells
-from benchmarks.large_models_files import SHAPES, write_model, write_texts
+from benchmarks.large_models_files import SHAPES, write_model, write_rows, write_texts
 from benchmarks.large_models_process import measure
 from benchmarks.tables import ROOT
 from laconic.system import processor
@@ -45,10 +50,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "yaqa": ("--method", "yaqa:bits=4,group_size=64"),
     "rtn": ("--method", "rtn:bits=4,group_size=64"),
 }
-DATA = ("--samples", "16", "--max-length", "128", "--batch-size", "16")
+ROWS, TOKENS = 16, 128
+DATA = ("--samples", str(ROWS), "--max-length", str(TOKENS), "--batch-size", "16")
 WITHOUT_DATA = ("rtn",)
 MEMORY, STREAM = "memory", "stream"
-NOW, BEFORE = "now", "before"
+NOW, BEFORE, PEER = "now", "before", "llm-compressor"
+PEER_SCRIPT = ROOT / "benchmarks/peers/llm_compressor_folder.py"
+PEER_METHOD = "gptq"
 RESULT = "result"
 IMPORTS = "import laconic.api.compress"
 """A program that only imports what `laconic compress` needs."""
@@ -67,17 +75,18 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--modes", nargs="+", choices=[MEMORY, STREAM], default=[MEMORY, STREAM])
     parser.add_argument("--build", type=Path, help="a worktree of an earlier laconic, to measure in memory too")
+    parser.add_argument("--peer", type=Path, help="the Python of llm-compressor's environment")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "laconic-large-models")
     parser.add_argument("--again", action="store_true", help="measure the chosen cases again")
     options = parser.parse_args(argv)
     models = {name: options.work / "models" / name for name in options.sizes}
     models |= {path.name: path.resolve() for path in options.model}
     builds = {BEFORE: options.build.resolve()} if options.build else {}
-    bench = Bench(options.work, models, {**builds, NOW: ROOT})
+    bench = Bench(options.work, models, {**builds, NOW: ROOT}, options.peer)
     write_texts(bench.texts)
     for name in options.sizes:
         write_model(SHAPES[name], models[name])
-    cases = list(choose(models, options.methods, bench.builds, options.modes))
+    cases = list(choose(models, options.methods, [*bench.builds, *([PEER] if options.peer else [])], options.modes))
     if options.again:
         CELLS.remove(cases)
     for case in CELLS.missing(cases):
@@ -91,9 +100,15 @@ def main(argv: Sequence[str]) -> None:
 def choose(
     models: Iterable[str], methods: Sequence[str], builds: Iterable[str], modes: Sequence[str]
 ) -> Iterator[Case]:
-    """The cases in order; those whose results are compared are neighbours. Earlier builds run in memory only."""
+    """The cases in order; those whose results are compared are neighbours.
+
+    Earlier builds run in memory only, and llm-compressor runs one method, in its own way.
+    """
     for model, method, build, mode in product(models, methods, builds, modes):
-        if build == NOW or mode == MEMORY:
+        if build == PEER:
+            if (method, mode) == (PEER_METHOD, modes[0]):
+                yield model, method, build, MEMORY
+        elif build == NOW or mode == MEMORY:
             yield model, method, build, mode
 
 
@@ -105,11 +120,13 @@ class Bench:
         work: the folder of models, texts and results.
         models: the folder of each model.
         builds: the worktree of each laconic.
+        peer: the Python of llm-compressor's environment; None to leave it out.
     """
 
     work: Path
     models: Mapping[str, Path]
     builds: Mapping[str, Path]
+    peer: Path | None = None
 
     @property
     def texts(self) -> Path:
@@ -125,21 +142,39 @@ class Bench:
         model, method, build, mode = case
         folder = self.folder(case)
         shutil.rmtree(folder, ignore_errors=True)
-        data = () if method in WITHOUT_DATA else ("--data", str(self.texts), *DATA)
-        options = (*METHODS[method], *data, *(["--stream"] if mode == STREAM else []), "-o", RESULT)
-        command = (sys.executable, "-m", "laconic", "compress", str(self.models[model]), *options)
-        measured = measure(command, folder, {"PYTHONPATH": str(self.builds[build])})
+        measured = self.measure_peer(case) if build == PEER else self.measure_laconic(case)
         reference = self.folder((model, method, build, MEMORY)) / RESULT
         compared = self.compare(model, folder / RESULT, reference if mode == STREAM else None)
         return {
             **measured,
-            "imports": measure_imports(self.builds[build]),
             "bytes": sum(file.stat().st_size for file in (folder / RESULT).glob("*.safetensors")),
             **compared,
             **count_parameters(self.models[model]),
+            "processor": processor(),
+        }
+
+    def measure_laconic(self, case: Case) -> dict[str, Any]:
+        """Run `laconic compress` of one build."""
+        model, method, build, mode = case
+        data = () if method in WITHOUT_DATA else ("--data", str(self.texts), *DATA)
+        options = (*METHODS[method], *data, *(["--stream"] if mode == STREAM else []), "-o", RESULT)
+        command = (sys.executable, "-m", "laconic", "compress", str(self.models[model]), *options)
+        return {
+            **measure(command, self.folder(case), {"PYTHONPATH": str(self.builds[build])}),
+            "imports": measure_imports(self.builds[build]),
             "commit": commit_of(self.builds[build]),
             "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")},
-            "processor": processor(),
+        }
+
+    def measure_peer(self, case: Case) -> dict[str, Any]:
+        """Run llm-compressor on the rows that laconic reads."""
+        rows, source = self.work / f"rows-{case[0]}.json", self.models[case[0]]
+        write_rows(source, self.texts, rows, ROWS, TOKENS)
+        names = ("llmcompressor", "torch", "transformers")
+        listed = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names}}}))"
+        return {
+            **measure((str(self.peer), str(PEER_SCRIPT), str(source), str(rows), RESULT), self.folder(case), {}),
+            "versions": json.loads(subprocess.check_output([str(self.peer), "-c", listed], text=True)),
         }
 
     def compare(self, model: str, result: Path, reference: Path | None) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.common import calibration
+from laconic.recipe.entry import ModelInput
+
 WORDS = 4096
 WORDS_IN_A_TEXT = 200
 """So many that every text has more than 128 tokens in any tokenizer."""
@@ -126,6 +129,14 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(topics.values(), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
+
+
+def write_rows(source: Path, texts: Path, file: Path, rows: int, tokens: int) -> None:
+    """Write the batches of tokens that `laconic compress` reads with these sizes; no row has padding."""
+    data = calibration(ModelInput(name=str(source)).skeleton(), str(texts), rows, seed=0)
+    batches = [batch["input_ids"] for batch in data.batches]
+    assert all(batch.shape[1] == tokens for batch in batches)
+    file.write_text(json.dumps([batch.tolist() for batch in batches]))
 
 
 def write_texts(file: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.large_models import BEFORE, CELLS, MEMORY, METHODS, NOW, STREAM
+from benchmarks.large_models import BEFORE, CELLS, MEMORY, METHODS, NOW, PEER, PEER_METHOD, PEER_SCRIPT, STREAM
 from benchmarks.tables import ROOT, replace_between
 
 BEGIN = "<!-- made by `python -m benchmarks large_models_tables` -->"
@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> None:
     argparse.ArgumentParser(description=main.__doc__).parse_args(argv)
     cells = {tuple(cell[name] for name in CELLS.key_names): cell for cell in CELLS}
     if cells:
-        parts = [compare_ways(cells), *(table(cells, method) for method in METHODS), law(cells), targets(cells)]
+        tables = [table(cells, method) for method in METHODS]
+        parts = [compare_ways(cells), *tables, peers(cells), law(cells), targets(cells)]
         replace_between(PAGE, "\n\n".join([*filter(None, parts), circumstances(cells)]) + "\n", BEGIN)
 
 
@@ -126,6 +127,35 @@ def table(cells: Found, method: str) -> str:
     )
 
 
+def peers(cells: Found) -> str:
+    """llm-compressor beside laconic on the same rows; empty if it was not measured."""
+    theirs = {key[0]: cell for key, cell in cells.items() if key[2] == PEER}
+    if not theirs:
+        return ""
+    lines = [
+        "### Beside llm-compressor",
+        "",
+        f"GPTQ with 4 bits and groups of 64 on the same rows: `{PEER_SCRIPT.relative_to(ROOT)}`. The embedding and the "
+        "head stay as they are. KL to the original, in nats, on 4 other texts of 128 tokens.",
+        "",
+        "| model | | CPU seconds | peak, MiB | KL | result, MiB |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for model in filter(theirs.__contains__, models_of(cells)):
+        beside = {PEER: theirs[model]} | {
+            f"laconic, {mode}": cells[key]
+            for mode in (MEMORY, STREAM)
+            if (key := (model, PEER_METHOD, NOW, mode)) in cells
+        }
+        lines += [
+            f"| {model} | {name} | {_seconds(cell):,.0f} | {cell['peak'] / MIB:,.0f} | {cell['kl']:.4f} "
+            f"| {cell['bytes'] / MIB:,.0f} |"
+            for name, cell in beside.items()
+        ]
+    versions = ", ".join(f"{name} {number}" for name, number in next(iter(theirs.values()))["versions"].items())
+    return "\n".join([*lines, "", f"Versions of the peer: {versions}."])
+
+
 def block_bytes(cell: Cell) -> int:
     """Bytes of one block in float32."""
     return 4 * cell["block_parameters"]
@@ -172,7 +202,7 @@ def circumstances(cells: Found) -> str:
     commits = {
         build: sorted({cell["commit"] for key, cell in cells.items() if key[2] == build}) for build in (BEFORE, NOW)
     }
-    last = list(cells.values())[-1]
+    last = [cell for key, cell in cells.items() if key[2] != PEER][-1]
     imports = last["imports"]
     versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
     builds = f"Commits: {', '.join(commits[NOW])}" + (
