@@ -18,7 +18,7 @@ from laconic.evaluate import Conditions, Cost, Evaluation, Fidelity, calibration
 from laconic.evaluate.metrics import Interval
 from laconic.evaluate.paired import Difference
 from laconic.evaluate.perplexity import Perplexity
-from laconic.evaluate.run import evaluate_in_turn
+from laconic.evaluate.run import EvaluationSettings, evaluate_in_turn
 from laconic.evaluate.tasks import load_corpus, select_tasks
 from laconic.model import LanguageModel
 from laconic.model.loading import load_streamed
@@ -188,17 +188,20 @@ def evaluate(
     )
     if stream:
         _check_streamed(names, model_input, original, runtime)
-    found = evaluate_in_turn(
-        partial(_open_model, model_input, structure, stream),
-        names,
-        sources=[model_input.name, *([] if original is None else [original.name])],
+    settings = EvaluationSettings(
         limit=limit,
-        open_original=None if original is None else partial(_open_model, original, structure, stream),
         cost=False if stream else conditions,
         resume=model_input.loaded is None and (original is None or original.loaded is None),
         context=context,
         dtype=dtype,
         track=track,
+    )
+    found = evaluate_in_turn(
+        partial(_open_model, model_input, structure, stream),
+        None if original is None else partial(_open_model, original, structure, stream),
+        names,
+        settings,
+        sources=[model_input.name, *([] if original is None else [original.name])],
     )
     return EvaluateResult(found.results, found.cost, found.fidelity, found.difference, found)
 

@@ -112,16 +112,9 @@ class ModuleBody:
         """As `Body.last_hidden_states`; each batch runs through all blocks before the next."""
         with evaluating(self.lm), self.lm.loaned_on_call():
             for batch in batches:
-                output = self.run(to_device(batch, self.lm.device))
+                output = run_body(self.lm, self.module, to_device(batch, self.lm.device))
                 assert output is not None, "`divide` has run the model in two halves"
                 yield output["last_hidden_state"]
-
-    def run(self, batch: Batch) -> ModelOutput | None:
-        """The output of the module for a batch; None if the model runs without calling it.
-
-        The weights of a streamed model are lent by the caller.
-        """
-        return run_body(self.lm, self.module, batch)
 
 
 @dataclass(frozen=True)
@@ -196,14 +189,14 @@ def divide(lm: LanguageModel, dtype: str = FLOAT32) -> TwoHalves:
     with evaluating(lm):
         with lm.loaned_on_call():
             whole = run_model(lm, batch)["logits"][0]
-        for body in (ModuleBody(lm, module) for module in body_candidates(lm)):
+        for module in body_candidates(lm):
             with suppress(ModelRunError):
                 with lm.loaned_on_call():
-                    output = body.run(batch)
+                    output = run_body(lm, module, batch)
                 if output is not None:
-                    head = Head(lm, body.module, output)
+                    head = Head(lm, module, output)
                     with head.on_loan():
                         logits = head(output["last_hidden_state"][0])
                     if logits.shape == whole.shape and (logits - whole).abs().max() <= CLOSE * whole.abs().max():
-                        return TwoHalves(lm.source, body, head)
+                        return TwoHalves(lm.source, ModuleBody(lm, module), head)
     return TwoHalves(lm.source, WholeBody(lm), None)

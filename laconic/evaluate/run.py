@@ -70,6 +70,31 @@ class Evaluation:
         return _without_none(sections)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How to measure models; the fields are arguments of `evaluate`.
+
+    Args:
+        limit: the largest number of rows of each task; None for all.
+        cost: whether to measure cost; or its conditions.
+        compare_cost: whether to measure the cost of the original as well.
+        resume: whether to use cached results.
+        references: a cache of originals; None for a new one.
+        context: the number of tokens in a window of perplexity; None for that of the model.
+        dtype: the dtype of the matrix products of perplexity.
+        track: reports progress.
+    """
+
+    limit: int | None = None
+    cost: bool | Conditions = True
+    compare_cost: bool = True
+    resume: bool = False
+    references: ReferenceCache | None = None
+    context: int | None = None
+    dtype: str = FLOAT32
+    track: Track = silent
+
+
 def evaluate(
     lm: LanguageModel,
     tasks: Sequence[str],
@@ -109,12 +134,8 @@ def evaluate(
     """
     for task in select_tasks(tasks, compared=against is not None).tasks.values():
         task.check_model(lm)
-    return evaluate_in_turn(
-        lambda: nullcontext(lm),
-        tasks,
-        sources=[model.source for model in (lm, against) if model is not None],
+    settings = EvaluationSettings(
         limit=limit,
-        open_original=None if against is None else lambda: nullcontext(against),
         cost=cost,
         compare_cost=compare_cost,
         resume=resume,
@@ -123,22 +144,22 @@ def evaluate(
         dtype=dtype,
         track=track,
     )
+    return evaluate_in_turn(
+        lambda: nullcontext(lm),
+        None if against is None else lambda: nullcontext(against),
+        tasks,
+        settings,
+        sources=[model.source for model in (lm, against) if model is not None],
+    )
 
 
 def evaluate_in_turn(
     open_model: Opener,
+    open_original: Opener | None,
     tasks: Sequence[str],
+    settings: EvaluationSettings,
     *,
     sources: Sequence[str],
-    limit: int | None = None,
-    open_original: Opener | None = None,
-    cost: bool | Conditions = True,
-    compare_cost: bool = True,
-    resume: bool = False,
-    references: ReferenceCache | None = None,
-    context: int | None = None,
-    dtype: str = FLOAT32,
-    track: Track = silent,
 ) -> Evaluation:
     """As `evaluate`, for models that need not be in memory together.
 
@@ -147,26 +168,20 @@ def evaluate_in_turn(
 
     Args:
         open_model: opens the model.
-        tasks: as in `evaluate`.
-        sources: the names of both models, for the data that they were calibrated on.
-        limit: as in `evaluate`.
         open_original: opens the original; None for no comparison.
-        cost: as in `evaluate`.
-        compare_cost: as in `evaluate`.
-        resume: as in `evaluate`.
-        references: as in `evaluate`.
-        context: as in `evaluate`.
-        dtype: as in `evaluate`.
-        track: as in `evaluate`.
+        tasks: as in `evaluate`.
+        settings: how to measure.
+        sources: the names of both models, for the data that they were calibrated on.
 
     Raises:
         UserError: as `evaluate`.
     """
+    limit, cost = settings.limit, settings.cost
     if not tasks and not cost:
         raise UserError("No task was given; name one, like glue/sst2 or perplexity:builtin:pydoc.")
     if limit is not None and limit < 1:
         raise must_be("limit", "at least 1 row", limit)
-    selected = select_tasks(tasks, compared=open_original is not None, context=context, dtype=dtype)
+    selected = select_tasks(tasks, compared=open_original is not None, context=settings.context, dtype=settings.dtype)
     calibration = calibration_sources(*sources)
     check_disjoint(selected.sources, calibration)
     corpora = {name: task.load_corpus(limit) for name, task in selected.tasks.items()}
@@ -177,10 +192,10 @@ def evaluate_in_turn(
         in_windows=selected.compares_in_windows,
         conditions=Conditions.of(cost),
         cost=bool(cost),
-        compare_cost=bool(cost) and compare_cost,
-        resume=resume,
-        references=references or ReferenceCache(),
-        track=track,
+        compare_cost=bool(cost) and settings.compare_cost,
+        resume=settings.resume,
+        references=settings.references or ReferenceCache(),
+        track=settings.track,
     )
     with ExitStack() as stack:
         original = None
@@ -192,12 +207,12 @@ def evaluate_in_turn(
                 # Modules refer to each other in circles, and would stay in memory beside the model that is opened next.
                 gc.collect()
         found = measure_model(job, stack.enter_context(open_model()), original, open_original)
-    settings = {name: _settings(corpora[name], result, calibration) for name, result in found.results.items()}
+    recorded = {name: _settings(corpora[name], result, calibration) for name, result in found.results.items()}
     if original is None or found.original is None:
-        return Evaluation(results=_intervals(found.results), settings=settings, cost=found.cost)
+        return Evaluation(results=_intervals(found.results), settings=recorded, cost=found.cost)
     return Evaluation(
         results=_intervals(found.results),
-        settings=settings,
+        settings=recorded,
         cost=found.cost,
         original=_intervals(found.original),
         original_cost=original.cost,

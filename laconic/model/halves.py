@@ -7,8 +7,7 @@ A stand-in takes the place of the body while the head runs. So whatever the clas
 is done. `find_halves` compares both halves with the whole model on a short row.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
 from laconic.model.batch import LABELS, Batch
+from laconic.model.forward import replacing_forward
 from laconic.model.lm import LanguageModel
 from laconic.model.predictions import ModelRunError, run_model
 
@@ -62,10 +62,11 @@ class Halves:
         ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), LABELS: ids}
         with ExitStack() as stand_ins:
-            stand_ins.enter_context(_returning(self.body, self.output(last_hidden_state=states[None])))
+            output = self.output(last_hidden_state=states[None])
+            stand_ins.enter_context(replacing_forward(self.body, lambda *args, **kwargs: output))
             if self.lm.model.config.is_encoder_decoder:
                 encoder = BaseModelOutput(last_hidden_state=states[None])
-                stand_ins.enter_context(_returning(self.lm.model.get_encoder(), encoder))
+                stand_ins.enter_context(replacing_forward(self.lm.model.get_encoder(), lambda *args, **kwargs: encoder))
             return run_model(self.lm, batch)["logits"][0]
 
 
@@ -130,16 +131,3 @@ def run_body(lm: LanguageModel, body: nn.Module, batch: Batch) -> ModelOutput | 
     finally:
         handle.remove()
     return outputs[0] if outputs and isinstance(outputs[0], ModelOutput) else None
-
-
-@contextmanager
-def _returning(module: nn.Module, output: ModelOutput) -> Iterator[None]:
-    """Within the context a module returns `output`, and does not run."""
-    own = dict(module.__dict__)
-    module.__dict__["forward"] = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        del module.__dict__["forward"]
-        if "forward" in own:
-            module.__dict__["forward"] = own["forward"]
