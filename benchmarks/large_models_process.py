@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ def _memory(process_id: int) -> dict[str, int]:
 
 def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of the scratch folders in a folder, and of all files except the cache."""
-    sizes = {path.name: _total(path) for path in folder.iterdir() if path.name != CACHE}
+    sizes: dict[str, int] = {}
+    for path in folder.iterdir():
+        # A folder below may vanish while it is walked.
+        with suppress(FileNotFoundError):
+            sizes |= {path.name: _total(path)} if path.name != CACHE else {}
     return {
         "scratch": sum(size for name, size in sizes.items() if SCRATCH in name),
         "disk": sum(sizes.values()),

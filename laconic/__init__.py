@@ -18,6 +18,7 @@ from laconic.imports import TABLES, installed_version, lazy, when_imported
 if TYPE_CHECKING:
     from laconic.api.compress import compress, run
     from laconic.api.compressed import CompressResult
+    from laconic.api.estimated import CompressEstimate
     from laconic.api.evaluate import EvaluateResult, evaluate
     from laconic.api.export import ExportResult, export
     from laconic.api.inspect import InspectResult, inspect
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     """The version of the installed package."""
 
 __all__ = [
+    "CompressEstimate",
     "CompressResult",
     "EvaluateResult",
     "ExportResult",
@@ -50,6 +52,7 @@ __all__ = [
 
 _HOMES = {
     "UserError": "laconic.errors",
+    "CompressEstimate": "laconic.api.estimated",
     "CompressResult": "laconic.api.compressed",
     "EvaluateResult": "laconic.api.evaluate",
     "ExportResult": "laconic.api.export",

@@ -230,9 +230,10 @@ _COUNTS = ("whole numbers above 0, like (1, 8)", lambda value: _is_whole(value) 
 _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     **dict.fromkeys(("samples", "seed", "max_length", "batch_size", "workers"), ("a whole number", _is_whole)),
     **dict.fromkeys(
-        ("sequential", "anchored", "allow_dense", "stream", "retry_failed", "dry_run"),
+        ("sequential", "anchored", "allow_dense", "retry_failed", "dry_run"),
         ("True or False", lambda value: isinstance(value, bool)),
     ),
+    "stream": ("True, False or None", lambda value: value is None or isinstance(value, bool)),
     "keep": ("a number in (0, 1], or a mapping of groups to such numbers", _is_keep),
     "allocate": ("the name of an allocation", _is_text),
     "targets": ("a group or glob, or a list of those", lambda value: _is_text(value) or _are_texts(value)),

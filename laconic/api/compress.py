@@ -5,24 +5,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike, fsdecode
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.allocate import parse_plan, read_plan
 from laconic.api.arguments import check_kinds, to_corpus, to_folder, to_methods, to_model_input, to_texts
 from laconic.api.compressed import CompressResult, compress_result
+from laconic.api.estimated import CompressEstimate
 from laconic.api.inputs import Document, local_device, read_document
 from laconic.compress import Step
 from laconic.errors import UserError
 from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS
+from laconic.processes import on_rank_zero, sync_errors
 from laconic.progress import Track, silent
 from laconic.recipe import Recipe, parse_recipe
 from laconic.recipe import run as run_recipe
+from laconic.recipe.checked import check_run
+from laconic.recipe.estimate.estimate import estimate
 from laconic.recipe.flow import apply_steps, methods_in, to_steps
 from laconic.recipe.parse import method_or_step
-from laconic.recipe.run import prepare_run
+from laconic.recipe.run import estimate_run, prepare_run
 from laconic.recipe.sampling import Sampling
 from laconic.recipe.schema import IN_MEMORY, with_plan
 
@@ -30,6 +34,7 @@ DEFAULT_KEEP = 0.5
 """The fraction that `keep="auto"` means for methods that need a size."""
 
 
+@overload
 def compress(
     model: PreTrainedModel | str | PathLike[str],
     method: Method | Step | str | Sequence[Method | Step | str] = "kfac-svd",
@@ -45,13 +50,61 @@ def compress(
     sequential: bool = False,
     anchored: bool = False,
     allow_dense: bool = False,
-    stream: bool = False,
+    stream: bool | None = None,
     label_order: Sequence[str | int] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     output: str | PathLike[str] | None = None,
     device: str = "cpu",
+    dry_run: Literal[False] = False,
     track: Track = silent,
-) -> CompressResult:
+) -> CompressResult: ...
+@overload
+def compress(
+    model: PreTrainedModel | str | PathLike[str],
+    method: Method | Step | str | Sequence[Method | Step | str] = "kfac-svd",
+    keep: float | Mapping[str, float] | Literal["auto"] | None = "auto",
+    *,
+    data: str | PathLike[str] | Iterable[str] | None = None,
+    allocate: str = "uniform",
+    targets: str | Sequence[str] = DEFAULT_TARGETS,
+    samples: int = 128,
+    seed: int = 0,
+    max_length: int = 128,
+    batch_size: int = 16,
+    sequential: bool = False,
+    anchored: bool = False,
+    allow_dense: bool = False,
+    stream: bool | None = None,
+    label_order: Sequence[str | int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    output: str | PathLike[str] | None = None,
+    device: str = "cpu",
+    dry_run: Literal[True],
+    track: Track = silent,
+) -> CompressEstimate: ...
+def compress(
+    model: PreTrainedModel | str | PathLike[str],
+    method: Method | Step | str | Sequence[Method | Step | str] = "kfac-svd",
+    keep: float | Mapping[str, float] | Literal["auto"] | None = "auto",
+    *,
+    data: str | PathLike[str] | Iterable[str] | None = None,
+    allocate: str = "uniform",
+    targets: str | Sequence[str] = DEFAULT_TARGETS,
+    samples: int = 128,
+    seed: int = 0,
+    max_length: int = 128,
+    batch_size: int = 16,
+    sequential: bool = False,
+    anchored: bool = False,
+    allow_dense: bool = False,
+    stream: bool | None = None,
+    label_order: Sequence[str | int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    output: str | PathLike[str] | None = None,
+    device: str = "cpu",
+    dry_run: bool = False,
+    track: Track = silent,
+) -> CompressResult | CompressEstimate:
     """Compress a model with one or several methods.
 
     A loaded model is changed in place; `save_pretrained` and `from_pretrained` work on it as on any other.
@@ -75,16 +128,18 @@ def compress(
         allow_dense: continue if more than a tenth of the targeted parameters in the blocks cannot be compressed, such
             as the experts of a mixture.
         stream: load one block at a time, for a model that is larger than memory; needs `output`. The result has a model
-            whose weights are read from the output when they are needed.
+            whose weights are read from the output when they are needed. None: if the model needs more memory than is
+            free.
         label_order: class names in the order of the model's outputs, as `data` spells them, for steps that learn from
             labels. None for the order in the model's configuration.
         tokenizer: tokenizer of the model. None for the one in the folder that the model was loaded from.
         output: new folder for the result, as for `save`. None keeps the result in memory only.
         device: device for a model that is given by its name: `cpu`, `cuda` or `cuda:1`.
+        dry_run: only estimate time, memory and disk space. One block of the model is compressed for it.
         track: reports progress.
 
     Returns:
-        The model with its tokenizer, and the method and size of each matrix.
+        The model with its tokenizer, and the method and size of each matrix; for a dry run the estimate.
 
     Raises:
         UserError: an argument has a wrong value, a model or source does not exist, or the method cannot be applied to
@@ -102,7 +157,7 @@ def compress(
     check_kinds(
         keep=keep, allocate=allocate, targets=targets, samples=samples, seed=seed, max_length=max_length,
         batch_size=batch_size, sequential=sequential, anchored=anchored, allow_dense=allow_dense,
-        stream=stream, label_order=label_order, track=track,
+        stream=stream, label_order=label_order, dry_run=dry_run, track=track,
     )  # fmt: skip
     model_input = to_model_input(model, tokenizer, label_order, device)
     texts = None if data is None else to_texts(data)
@@ -124,17 +179,19 @@ def compress(
         batch_size=sampling.batch_size,
         steps=steps,
         label_order=None if label_order is None else tuple(label_order),
-        stream=stream or None,
+        stream=stream,
     )
     corpus = to_corpus(texts) if isinstance(texts, tuple) else None
     places = ["method"] if len(steps) == 1 else [f"method[{index}]" for index in range(len(steps))]
     folder = None if output is None else to_folder(output)
     shared = [place for place, line in zip(places, lines, strict=True) if isinstance(line, Method)]
-    with (
-        _arguments_in_errors(shared),
-        prepare_run(recipe, folder, model_input, corpus=corpus, places=places, track=track) as prepared,
-    ):
-        record = prepared.finish(*apply_steps(prepared.lm, steps, prepared.data))
+    with _arguments_in_errors(shared):
+        with sync_errors():
+            checked = check_run(recipe, folder, model_input, corpus=corpus, places=places, track=track)
+        if dry_run:
+            return CompressEstimate(on_rank_zero(estimate)(checked))
+        with prepare_run(checked) as prepared:
+            record = prepared.finish(*apply_steps(prepared.lm, steps, prepared.data))
     return compress_result(record)
 
 
@@ -157,15 +214,38 @@ def _arguments_in_errors(places: Sequence[str]) -> Iterator[None]:
         raise
 
 
+@overload
 def run(
     recipe: str | PathLike[str] | Mapping[str, Any] | Document,
     output: str | PathLike[str] | None = None,
     *,
     plan: str | PathLike[str] | Mapping[str, Any] | None = None,
     device: str = "cpu",
+    dry_run: Literal[False] = False,
     track: Track = silent,
     **changes: Any,
-) -> CompressResult:
+) -> CompressResult: ...
+@overload
+def run(
+    recipe: str | PathLike[str] | Mapping[str, Any] | Document,
+    output: str | PathLike[str] | None = None,
+    *,
+    plan: str | PathLike[str] | Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    dry_run: Literal[True],
+    track: Track = silent,
+    **changes: Any,
+) -> CompressEstimate: ...
+def run(
+    recipe: str | PathLike[str] | Mapping[str, Any] | Document,
+    output: str | PathLike[str] | None = None,
+    *,
+    plan: str | PathLike[str] | Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    dry_run: bool = False,
+    track: Track = silent,
+    **changes: Any,
+) -> CompressResult | CompressEstimate:
     """Run a recipe.
 
     Args:
@@ -175,12 +255,13 @@ def run(
             `evaluate` is then skipped, because it measures the saved model.
         plan: a plan or the path of one. It replaces the budget of the recipe's compress step.
         device: `cpu`, `cuda` or `cuda:1`.
+        dry_run: only estimate time, memory and disk space. One block of the model is compressed for it.
         track: reports progress.
         changes: values that replace those of the recipe, by their position: `samples=64`, or
             `**{"steps[0].compress.keep": 0.3}`.
 
     Returns:
-        The model with its tokenizer, and the method and size of each matrix.
+        The model with its tokenizer, and the method and size of each matrix; for a dry run the estimate.
 
     Raises:
         UserError: the recipe cannot be read, or a part of it cannot be done. Most mistakes are found before weights are
@@ -195,7 +276,7 @@ def run(
         >>> result.bytes <= 0.3 * result.dense_bytes
         True
     """
-    check_kinds(track=track)
+    check_kinds(dry_run=dry_run, track=track)
     own_device = local_device(device)
     document = read_document(recipe, "recipe", changes)
     parsed = parse_recipe(document.text, document.path, document.overrides)
@@ -203,4 +284,6 @@ def run(
         methods = parse_plan(dict(plan), "plan") if isinstance(plan, Mapping) else read_plan(Path(fsdecode(plan)))
         parsed = with_plan(parsed, methods)
     folder = None if output is None else to_folder(output)
+    if dry_run:
+        return CompressEstimate(on_rank_zero(estimate_run)(parsed, folder, track=track, device=own_device))
     return compress_result(run_recipe(parsed, folder, track=track, device=own_device))

@@ -9,6 +9,7 @@ from laconic.api.inputs import check_device, read_document
 from laconic.catalogue import check_name
 from laconic.cli.options import (
     DeviceOption,
+    DryRunOption,
     JsonOption,
     LabelOrderOption,
     ListOfRecipes,
@@ -94,11 +95,17 @@ def compress(
         ),
     ] = False,
     stream: Annotated[
-        bool,
-        typer.Option("--stream", help="Load one block at a time, for a model that is larger than memory."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Load one block at a time, for a model that is larger than memory. By default, if the model needs "
+            "more memory than is free.",
+            show_default=False,
+        ),
+    ] = None,
     label_order: LabelOrderOption = None,
     device: DeviceOption = "cpu",
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
     """Compress MODEL into the folder OUT, and print the recipe that does the same."""
@@ -112,15 +119,20 @@ def compress(
     let_waiting_threads_sleep()
     silence_libraries()
     from laconic.api.compress import compress as compress_model
+    from laconic.api.compressed import CompressResult
     from laconic.model import DEFAULT_TARGETS
 
     with progress_bars() as track:
         result = compress_model(
-            model, method, fraction, data=data, allocate=allocate, targets=names or DEFAULT_TARGETS, samples=samples,
+            model, method, fraction, dry_run=dry_run, data=data, allocate=allocate, targets=names or DEFAULT_TARGETS, samples=samples,
             seed=seed, max_length=max_length, batch_size=batch_size, sequential=sequential, anchored=anchored,
-            allow_dense=allow_dense, stream=stream, label_order=order, output=output, device=device, track=track,
+            allow_dense=allow_dense, stream=stream, label_order=order, output=output, device=device,
+            track=track,
         )  # fmt: skip
-    show_result(result, json, result.recipe)
+    if isinstance(result, CompressResult):
+        show_result(result, json, result.recipe)
+    else:
+        show_result(result, json)
 
 
 def run(
@@ -142,6 +154,7 @@ def run(
         ),
     ] = None,
     device: DeviceOption = "cpu",
+    dry_run: DryRunOption = False,
     list_names: ListOfRecipes = False,
     json: JsonOption = False,
 ) -> None:
@@ -153,5 +166,5 @@ def run(
     from laconic.api.compress import run as run_recipe
 
     with progress_bars() as track:
-        result = run_recipe(document, output, plan=plan, device=device, track=track)
+        result = run_recipe(document, output, plan=plan, device=device, dry_run=dry_run, track=track)
     show_result(result, json)

@@ -36,7 +36,7 @@ def demo(
     """Compress a sentence encoder by four methods to three sizes, and show the loss of quality of each."""
     folder = _model_folder()
     silence_libraries()
-    from laconic.recipe.run import check_output
+    from laconic.store import check_output
     from laconic.store.atomic import new_folder
 
     check_output(output)

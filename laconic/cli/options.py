@@ -115,6 +115,13 @@ LabelOrderOption = Annotated[
         "config.json.",
     ),
 ]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Only estimate time, memory and disk space, from a run on one block of each kind. OUT is not written.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 ListOfRecipes = Annotated[bool, _list_option("recipe", "recipes")]
 ListOfStudies = Annotated[bool, _list_option("study", "studies")]

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from laconic.errors import LONGEST_SENTENCE, Notice, truncate
+from laconic.memory import resident_memory
 from laconic.progress import Item, Track, silent
 from laconic.system import is_launched
 
@@ -78,15 +80,32 @@ def quiet() -> Iterator[None]:
 def progress_bars() -> Iterator[Track]:
     """Show progress on stderr within the block."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"), TimeRemainingColumn())
+    count, left = TextColumn("{task.fields[at]}"), TimeRemainingColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, left, MemoryColumn())
     _no_bars_of_datasets()
     hidden = not (console.is_terminal and is_rank_zero())
     with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
         yield Bars(bars, console.is_terminal) if is_rank_zero() else silent
 
 
+class MemoryColumn(ProgressColumn):
+    """The memory that the process takes now; empty where the system does not say."""
+
+    def render(self, task: Task) -> Text:
+        """Read the memory, as often as the bar is drawn."""
+        return Text(_memory_in_use())
+
+
+def _memory_in_use() -> str:
+    used = resident_memory()
+    return "" if used is None else f"{used / 1e9:.1f} GB in memory"
+
+
 class Bars:
-    """A `Track` that draws a bar with the time left on a terminal, and prints a line now and then elsewhere."""
+    """A `Track` that draws a bar on a terminal, and prints a line now and then elsewhere.
+
+    Both have the number of finished items, the time left, and the memory in use.
+    """
 
     def __init__(self, bars: Progress, is_terminal: bool) -> None:
         self._bars = bars
@@ -116,7 +135,8 @@ def _printed(items: Sequence[Item], what: str, work: Sequence[float] | None) -> 
             # The first item also loads what all items share, so its time does not predict that of the others.
             finished = sum(each[:done]) if done > 1 or work is not None else 0
             left = f", about {(now - start) / finished * sum(each[done:]):.0f} s left" if finished else ""
-            print_notice(f"{what}: {done} of {len(items)}{left}")
+            memory = _memory_in_use()
+            print_notice(f"{what}: {done} of {len(items)}{left}{memory and f', {memory}'}")
             last = now
 
 

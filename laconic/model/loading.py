@@ -142,6 +142,16 @@ def load_streamed(
     return replace(lm, pipeline=pipeline, loans=loans)
 
 
+def check_parts(source: str) -> None:
+    """Check that `load_streamed` can read a model, without reading its weights.
+
+    Raises:
+        UserError: as `check_model`; or the checkpoint is of a kind that cannot be read in parts.
+    """
+    checkpoint = find_checkpoint(source)
+    checkpoint.weights_in_parts(checkpoint.config())
+
+
 def load_config(source: str) -> PreTrainedConfig:
     """Load the configuration of a model whose weights may be missing.
 

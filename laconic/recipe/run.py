@@ -1,28 +1,28 @@
 """Run a recipe: check it, load the model, calibrate, apply the steps, save and evaluate."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from laconic.allocate import plan_text, plan_to_config
-from laconic.calibrate import Calibration, sources
-from laconic.calibrate.corpus import Corpus
+from laconic.calibrate import Calibration
 from laconic.evaluate import evaluate
 from laconic.model import LanguageModel, load
 from laconic.model.anatomy.infer import uncalled_stacks
 from laconic.model.loading import load_streamed
 from laconic.processes import broadcast, on_rank_zero, sync_errors
 from laconic.progress import Track, silent
-from laconic.recipe.checks import check_recipe
+from laconic.recipe.checked import CheckedRun, check_run
 from laconic.recipe.entry import ModelInput
+from laconic.recipe.estimate.estimate import Estimate, announce, estimate
 from laconic.recipe.flow import CombinedOutcome, apply_steps
 from laconic.recipe.schema import IN_MEMORY, EvaluationConfig, Recipe, key_of, write_recipe
-from laconic.recipe.streaming import check_stream, open_streamed
+from laconic.recipe.streaming import open_streamed
 from laconic.report.plots import curves, png
-from laconic.store import ExtraFiles, check_output, file_bytes, save
+from laconic.store import ExtraFiles, file_bytes, save
 from laconic.store.streamed import save_streamed
 
 
@@ -134,54 +134,29 @@ class PreparedRun:
 
 
 @contextmanager
-def prepare_run(
-    recipe: Recipe,
-    output: Path | None,
-    model: ModelInput,
-    *,
-    corpus: Corpus | None = None,
-    places: Sequence[str] | None = None,
-    track: Track = silent,
-) -> Iterator[PreparedRun]:
-    """Check a recipe, then load its model and its calibration data.
+def prepare_run(checked: CheckedRun) -> Iterator[PreparedRun]:
+    """Load the model of a recipe that was checked.
 
     Within the block the model is in float32. After the block, a model that the caller had loaded gets its dtypes back.
 
     Args:
-        recipe: the data and the steps.
-        output: the new folder; None to write nothing.
-        model: the model to use instead of `recipe.model`; it is changed in place.
-        corpus: calibration texts to use instead of `recipe.data`.
-        places: the names of the steps in error messages; None for `recipe.steps[0].compress` and so on.
-        track: reports progress.
+        checked: the recipe, its model and its calibration data. A model that the caller had loaded is changed in place.
 
     Raises:
-        UserError: a part of the recipe is impossible. Most checks run before weights are loaded.
+        UserError: the model cannot be loaded.
     """
-    start = time.perf_counter()
+    recipe, output, model, data = checked.recipe, checked.output, checked.model, checked.data
     with ExitStack() as stack:
-        # Nothing is written until the checks have succeeded in all processes.
         with sync_errors():
-            if output is not None:
-                output = check_output(output, recipe.model)
-            if recipe.data is not None:
-                model.check_tokenizer()
-            empty = model.skeleton()
-            if corpus is None:
-                check_recipe(recipe, empty, places=places)
-            else:
-                texts = corpus
-                check_recipe(recipe, empty, places=places, read=lambda source, split: texts)
-            data = _calibration(recipe, empty, corpus, track)
-            if recipe.stream:
-                check_stream(recipe, output, model.loaded is not None)
+            announce(checked)
+            if checked.streams:
                 assert output is not None
                 tokenizers = empty.tokenizer, empty.target_tokenizer
                 streamed = open_streamed(recipe, output, data, model.device, tokenizers)
                 lm = model.with_inputs(stack.enter_context(streamed))
             else:
                 lm = stack.enter_context(model.open_model())
-        yield PreparedRun(recipe=recipe, output=output, lm=lm, data=data, start=start)
+        yield PreparedRun(recipe=recipe, output=output, lm=lm, data=data, start=checked.start)
 
 
 def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, device: str = "cpu") -> RunRecord:
@@ -196,9 +171,24 @@ def run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, de
     Raises:
         UserError: a part of the recipe is impossible. Most checks run before weights are loaded.
     """
-    model = ModelInput(name=recipe.model, label_order=recipe.label_order, device=device)
-    with prepare_run(recipe, output, model, track=track) as prepared:
+    with sync_errors():
+        # Nothing is written until the checks have succeeded in all processes.
+        checked = check_run(recipe, output, _model_of(recipe, device), track=track)
+    with prepare_run(checked) as prepared:
         return prepared.finish(*apply_steps(prepared.lm, recipe.steps, prepared.data), track=track, device=device)
+
+
+def estimate_run(recipe: Recipe, output: Path | None = None, *, track: Track = silent, device: str = "cpu") -> Estimate:
+    """Estimate the costs of `run`, for the same arguments.
+
+    Raises:
+        UserError: as `run`.
+    """
+    return estimate(check_run(recipe, output, _model_of(recipe, device), track=track))
+
+
+def _model_of(recipe: Recipe, device: str) -> ModelInput:
+    return ModelInput(name=recipe.model, label_order=recipe.label_order, device=device)
 
 
 def extra_files(recipe: Recipe, outcome: CombinedOutcome) -> ExtraFiles:
@@ -215,16 +205,6 @@ def extra_files(recipe: Recipe, outcome: CombinedOutcome) -> ExtraFiles:
         plan=tuple(plan_text(plan) for plan in outcome.plans if plan),
         files={**outcome.files, **curves_by_path},
     )
-
-
-def _calibration(recipe: Recipe, empty: LanguageModel, texts: Corpus | None, track: Track) -> Calibration | None:
-    # The rows are tokenized and checked before weights are loaded.
-    if recipe.data is None:
-        return None
-    data = recipe.sampling.of(empty, texts or sources.read(recipe.data, "train"), track)
-    for step in recipe.steps:
-        step.check_data(data)
-    return data
 
 
 def _evaluation(recipe: Recipe, output: Path, track: Track, device: str) -> dict[str, Any]:

@@ -71,12 +71,17 @@ def open_streamed(
     Raises:
         UserError: as `load_streamed`; or another run uses the scratch folder, or it cannot be written.
     """
-    scratch = output.absolute().parent / f".{output.name}.scratch-{key_of(recipe)}"
-    with open_scratch(scratch, _content_key(recipe, data)):
+    scratch = scratch_folder(recipe, output)
+    with open_scratch(scratch, content_key(recipe, data)):
         yield load_streamed(recipe.model, scratch, structures=PartStructures(), device=device, tokenizers=tokenizers)
 
 
-def _content_key(recipe: Recipe, data: Calibration | None) -> str:
+def scratch_folder(recipe: Recipe, output: Path) -> Path:
+    """The scratch folder of a run, beside its output."""
+    return output.absolute().parent / f".{output.name}.scratch-{key_of(recipe)}"
+
+
+def content_key(recipe: Recipe, data: Calibration | None) -> str:
     """A hash of everything that determines the parts: the recipe, the files of the model, the data, and the code."""
     hashed = hashlib.blake2b(digest_size=16)
     hashed.update(

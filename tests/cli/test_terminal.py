@@ -19,6 +19,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which tests turn on."""
     now = [0.0]
     monkeypatch.setattr("laconic.cli.terminal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("laconic.cli.terminal.resident_memory", lambda: None)
     return now
 
 

@@ -1,0 +1,174 @@
+"""Everything that is checked before the weights of a model are read, and the choice of the way to run a recipe.
+
+A recipe runs with the whole model in memory, or one block at a time (streamed). If the recipe does not say which, it is
+streamed where the whole model would need more memory than is free.
+"""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from laconic.calibrate import Calibration, sources
+from laconic.calibrate.corpus import Corpus
+from laconic.errors import Notice, UserError
+from laconic.memory import free_memory, resident_memory
+from laconic.model import LanguageModel
+from laconic.model.loading import check_parts
+from laconic.processes import world_size
+from laconic.progress import Track, silent
+from laconic.recipe.checks import check_recipe
+from laconic.recipe.entry import ModelInput
+from laconic.recipe.estimate.disk import check_disk, folder_bytes
+from laconic.recipe.estimate.shapes import Sizes, sizes_of
+from laconic.recipe.estimate.units import format_bytes
+from laconic.recipe.schema import Recipe
+from laconic.recipe.streaming import check_stream, scratch_folder
+from laconic.store import check_output
+
+LARGE = 50_000_000
+"""Parameters of a model for which memory and time matter. A smaller one is never streamed unasked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedRun:
+    """A recipe that was checked, and whose model is not loaded yet.
+
+    Args:
+        recipe: the recipe to run.
+        output: the new folder; None leaves the result in memory.
+        model: the model of the recipe, or the one that replaces it.
+        empty: the same without weights.
+        data: the calibration data; None if the recipe has none.
+        start: the time at which the first check began, from `time.perf_counter`.
+        seconds: the time of the checks.
+        resident: the memory of the process after the checks; None if it is not known.
+    """
+
+    recipe: Recipe
+    output: Path | None
+    model: ModelInput
+    empty: LanguageModel
+    data: Calibration | None
+    start: float
+    seconds: float
+    resident: int | None
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether memory and time of the run matter."""
+        return sum(parameter.numel() for parameter in self.empty.model.parameters()) >= LARGE
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The memory and the disk space that the run needs, from shapes."""
+        return sizes_of(self.empty, self.recipe.steps, self.data)
+
+    @cached_property
+    def streams(self) -> bool:
+        """Whether the run is streamed."""
+        return self._needs_streaming() if self.recipe.stream is None else self.recipe.stream
+
+    def stream_obstacle(self) -> str | None:
+        """The reason why the recipe cannot be streamed, as a sentence; None if it can."""
+        try:
+            check_stream(self.recipe, self.output, self.model.loaded is not None)
+            check_parts(self.recipe.model)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _needs_streaming(self) -> bool:
+        """Whether the model would need more memory than is free, and can be streamed. A notice says so."""
+        # The memory of a GPU is another one, and several processes each hold the whole model.
+        if not self.is_large or self.model.device != "cpu" or world_size() > 1:
+            return False
+        free = free_memory()
+        if free is None or self.sizes.in_memory <= free or self.stream_obstacle() is not None:
+            return False
+        warnings.warn(
+            f"With the whole model in memory the run needs about {format_bytes(self.sizes.in_memory)}, and "
+            f"{format_bytes(free)} are free, so one block is loaded at a time; --no-stream or stream: false prevents "
+            "it.",
+            Notice,
+            stacklevel=2,
+        )
+        return True
+
+    def check_disk(self) -> None:
+        """Check that the disk has room for what the run writes.
+
+        Raises:
+            UserError: less is free.
+        """
+        if self.output is None:
+            return
+        # The dense model is larger than any result, and its size takes no time to compute.
+        output = self.sizes.output if self.streams or self.is_large else self.empty.size()[1]
+        scratch = 0
+        if self.streams:
+            # What an interrupted run has written need not be written again.
+            scratch = max(0, self.sizes.scratch - folder_bytes(scratch_folder(self.recipe, self.output)))
+        check_disk(self.output, output, scratch)
+
+
+def check_run(
+    recipe: Recipe,
+    output: Path | None,
+    model: ModelInput,
+    *,
+    corpus: Corpus | None = None,
+    places: Sequence[str] | None = None,
+    track: Track = silent,
+) -> CheckedRun:
+    """Check a recipe, and draw its calibration rows, before weights are loaded.
+
+    Args:
+        recipe: the data and the steps.
+        output: the new folder; None to write nothing.
+        model: the model to use instead of `recipe.model`.
+        corpus: calibration texts to use instead of `recipe.data`.
+        places: the names of the steps in error messages; None for `recipe.steps[0].compress` and so on.
+        track: reports progress.
+
+    Raises:
+        UserError: a part of the recipe is impossible.
+    """
+    start = time.perf_counter()
+    if output is not None:
+        output = check_output(output, recipe.model)
+    if recipe.data is not None:
+        model.check_tokenizer()
+    empty = model.skeleton()
+    if corpus is None:
+        check_recipe(recipe, empty, places=places)
+    else:
+        texts = corpus
+        check_recipe(recipe, empty, places=places, read=lambda source, split: texts)
+    data = _calibration(recipe, empty, corpus, track)
+    if recipe.stream:
+        check_stream(recipe, output, model.loaded is not None)
+    checked = CheckedRun(
+        recipe=recipe,
+        output=output,
+        model=model,
+        empty=empty,
+        data=data,
+        start=start,
+        seconds=time.perf_counter() - start,
+        resident=resident_memory(),
+    )
+    checked.check_disk()
+    return checked
+
+
+def _calibration(recipe: Recipe, empty: LanguageModel, texts: Corpus | None, track: Track) -> Calibration | None:
+    # The rows are tokenized and checked before weights are loaded.
+    if recipe.data is None:
+        return None
+    data = recipe.sampling.of(empty, texts or sources.read(recipe.data, "train"), track)
+    for step in recipe.steps:
+        step.check_data(data)
+    return data

@@ -1,0 +1,1 @@
+"""Estimate the time, the memory and the disk space of a recipe before it runs."""

@@ -1,0 +1,167 @@
+"""An estimate of the time, the memory and the disk space of a recipe, streamed and in memory."""
+
+import hashlib
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from laconic.cache import DiskCache
+from laconic.calibrate import GradientStatistic
+from laconic.calibrate.anchor import count_rows
+from laconic.calibrate.passes import describe_machine
+from laconic.compress import Compress
+from laconic.compress.allocators.spectrum import ROWS
+from laconic.errors import Notice
+from laconic.processes import is_rank_zero
+from laconic.recipe.checked import CheckedRun
+from laconic.recipe.estimate.trial import Trial, run_trial
+from laconic.recipe.estimate.units import format_bytes, format_seconds
+from laconic.recipe.streaming import content_key
+from laconic.system import processor
+
+MEASURED = DiskCache("trials", ".json")
+PASSES = 4
+"""Passes over the model that compare two plans, beside one for each block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """The costs of one way to run a recipe.
+
+    Args:
+        seconds: from the first check to the saved folder; None if they were not measured.
+        memory: largest resident memory of the process in bytes; None if it is not known.
+        scratch: bytes of files that are removed at the end.
+        output: bytes of the saved weights.
+    """
+
+    seconds: float | None
+    memory: int | None
+    scratch: int
+    output: int
+
+    def __str__(self) -> str:
+        parts = [
+            None if self.seconds is None else format_seconds(self.seconds),
+            None if self.memory is None else f"{format_bytes(self.memory)} of memory",
+            f"{format_bytes(self.scratch)} of scratch files" if self.scratch else None,
+        ]
+        return f"{', '.join(filter(None, parts))} and {format_bytes(self.output)} for the result"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The costs of a recipe.
+
+    Args:
+        in_memory: with the whole model in memory.
+        streamed: with one block at a time; None if this is impossible.
+        obstacle: the reason why it is impossible; None if it is possible.
+        streams: whether the run is streamed.
+    """
+
+    in_memory: Costs
+    streamed: Costs | None
+    obstacle: str | None
+    streams: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The estimate as JSON values."""
+        return asdict(self)
+
+
+def estimate(checked: CheckedRun) -> Estimate:
+    """Estimate the costs of a recipe. A run on one block of each kind measures the time, if it can be streamed.
+
+    Args:
+        checked: the recipe, which was checked.
+
+    Raises:
+        UserError: as the run itself.
+    """
+    obstacle = checked.stream_obstacle()
+    trial = None if obstacle is not None else _measure(checked)
+    return Estimate(
+        in_memory=_in_memory(checked, trial),
+        streamed=None if trial is None else _streamed(checked, trial),
+        obstacle=obstacle,
+        streams=checked.streams,
+    )
+
+
+def announce(checked: CheckedRun) -> None:
+    """Give a notice of what the run of a large model will cost.
+
+    The time of a streamed run is measured, unless a dry run of the same recipe did it before. That of a run in memory
+    is only known after a dry run, because measuring it would take a good part of it.
+
+    Args:
+        checked: the recipe, which was checked.
+    """
+    if not checked.is_large or not is_rank_zero():
+        return
+    costs = _streamed(checked, _measure(checked)) if checked.streams else _in_memory(checked, _recall(_key(checked)))
+    warnings.warn(f"The run takes about {costs}.", Notice, stacklevel=2)
+
+
+def _streamed(checked: CheckedRun, trial: Trial) -> Costs:
+    memory = trial.memory if checked.model.device == "cpu" else None
+    sizes = checked.sizes
+    return Costs(seconds=checked.seconds + trial.seconds, memory=memory, scratch=sizes.scratch, output=sizes.output)
+
+
+def _in_memory(checked: CheckedRun, trial: Trial | None) -> Costs:
+    # Beyond the memory of the program itself.
+    resident = checked.resident if checked.model.device == "cpu" else None
+    return Costs(
+        seconds=None if trial is None else checked.seconds + _seconds_in_memory(checked, trial),
+        memory=None if resident is None else resident + checked.sizes.in_memory,
+        scratch=0,
+        output=checked.sizes.output,
+    )
+
+
+def _measure(checked: CheckedRun) -> Trial:
+    """The trial of a recipe: from the cache, if the same one was measured before on this machine."""
+    key = _key(checked)
+    trial = _recall(key)
+    if trial is None:
+        assert checked.output is not None, "a recipe without output cannot be streamed"
+        trial = run_trial(checked.recipe, checked.model, checked.data, checked.output)
+        content = json.dumps(asdict(trial))
+        MEASURED.write(key, lambda path: path.write_text(content, encoding="utf-8"))
+    return trial
+
+
+def _recall(key: str) -> Trial | None:
+    return MEASURED.read(key, lambda path: Trial(**json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _key(checked: CheckedRun) -> str:
+    machine = describe_machine(torch.device(checked.model.device))
+    parts = [content_key(checked.recipe, checked.data), machine, processor()]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def _seconds_in_memory(checked: CheckedRun, trial: Trial) -> float:
+    """The time of a run in memory, which reads the weights once, and in which some steps do more, others less."""
+    seconds = trial.seconds - trial.reading
+    if checked.data is None:
+        return seconds
+    rows = count_rows(checked.data.batches)
+    for step in checked.recipe.steps:
+        if not isinstance(step, Compress) or not step.needs:
+            continue
+        if not any(issubclass(kind, GradientStatistic) for kind in step.needs):
+            # A pass over the whole model computes logits that the statistics of inputs do not need.
+            seconds += rows * trial.head_seconds
+        if step.plan is None and step.allocate != "uniform":
+            # Streamed, blocks are measured for the plan, and again for the solution. In memory, the predictions of the
+            # plan are compared with the divergence of each block, on half of the rows.
+            seconds -= trial.solving / 2 / len(checked.recipe.steps)
+            blocks = sum(len(blocks) for _, blocks in checked.empty.stacks())
+            seconds += (blocks + PASSES) * min(ROWS, rows // 2) * trial.row_seconds
+    return seconds

@@ -1,0 +1,98 @@
+"""The memory and the disk space of a recipe, from the shapes of the model and of the calibration batches alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from laconic.calibrate import Calibration
+from laconic.calibrate.losses import DRAWS
+from laconic.calibrate.statistics import GradientStatistic
+from laconic.compress import Compress, Step
+from laconic.model import Batch, LanguageModel, Site
+from laconic.model.site import has_module
+from laconic.model.size import module_size
+from laconic.model.stock import text_config
+from laconic.recipe.estimate.in_memory import FLOAT, step_memory, weight_memory
+
+PLACES = 2
+"""Places of hidden states that are on disk together: before and after a block."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that a recipe needs.
+
+    Args:
+        in_memory: memory of a run in memory, beyond that of the program itself.
+        scratch: the largest size of the scratch folder of a streamed run.
+        output: the saved weights.
+    """
+
+    in_memory: int
+    scratch: int
+    output: int
+
+
+def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None) -> Sizes:
+    """Compute what a recipe needs from shapes.
+
+    Args:
+        lm: the model without weights.
+        steps: steps that have passed `check_order`.
+        data: the calibration data; None if there are none.
+    """
+    batches = [] if data is None else data.batches
+    memory = scratch = peak = 0
+    before = lm
+    for step in map(_with_size, steps):
+        after = before.shallow_copy()
+        if not _keeps_sizes(step):
+            after = step.dry_run(after) or after
+        memory = max(memory, step_memory(before, step, batches))
+        parts, gradients = _parts(after, step.sites(before)), _needs_gradients(step)
+        # The inputs of all blocks are dropped one by one while parts are written.
+        peak = max(peak, scratch + _states(before, step, batches) + (parts // 2 if gradients else parts))
+        scratch += parts
+        before = after
+    output = before.size()[1]
+    # The saved model is a copy in the stored dtype, which is then loaded again to compare both.
+    return Sizes(max(memory, weight_memory(before) + 2 * output), max(peak, scratch), output)
+
+
+def _with_size(step: Step) -> Step:
+    """A step whose structure has the size that an allocator would reach: that of equal fractions."""
+    if isinstance(step, Compress) and step.plan is None and step.keep is not None:
+        return replace(step, allocate="uniform", currency="bytes")
+    return step
+
+
+def _keeps_sizes(step: Step) -> bool:
+    """Whether the size depends on measured errors, so that the present one is only an upper bound."""
+    return isinstance(step, Compress) and step.plan is None and step.error is not None
+
+
+def _parts(lm: LanguageModel, sites: Sequence[Site]) -> int:
+    """Bytes of the parts that a step writes back; all blocks if the layers that it changes are not known."""
+    blocks = {path: block for _, found in lm.stacks() for path, block in found}
+    changed = {site.block or site.name for site in sites} or set(blocks)
+    modules = {path: lm.model.get_submodule(path) for path in changed if has_module(lm.model, path)}
+    return sum(module_size(module, lm.dtype)[1] for module in modules.values())
+
+
+def _states(lm: LanguageModel, step: Step, batches: Sequence[Batch]) -> int:
+    """Bytes of the hidden states that a step keeps on disk at once."""
+    if not step.needs_data:
+        return 0
+    places = [PLACES for _ in lm.stacks()]
+    if _needs_gradients(step):
+        # The inputs of all blocks, and the gradients of each loss before and after one block.
+        losses = DRAWS if lm.task.predicts_once_per_row else 1
+        places = [len(blocks) + 1 + 2 * losses for _, blocks in lm.stacks()]
+    tokens = [sum(batch["input_ids"].numel() for batch in batches)]
+    # The second stack is a decoder, which reads the targets.
+    tokens.append(sum(batch.get("labels", batch["input_ids"]).numel() for batch in batches))
+    width = text_config(lm.model.config).hidden_size
+    return sum(FLOAT * width * count * number for count, number in zip(tokens, places, strict=False))
+
+
+def _needs_gradients(step: Step) -> bool:
+    return any(issubclass(kind, GradientStatistic) for kind in step.needs)

@@ -1,0 +1,50 @@
+"""A `Track` that measures how long the blocks of a model take."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from laconic.progress import Item
+
+
+class BlockTimer:
+    """Measures the seconds of every item of work that belongs to one block.
+
+    An item belongs to a block if it is its path, or a tuple with its path.
+
+    Args:
+        counts: the blocks by path, and how many blocks each stands for.
+
+    Example:
+        >>> timer = BlockTimer({"h.0": 3})
+        >>> for path in timer(["embedding", "h.0"], "Reading"):
+        ...     pass
+        >>> timer.further >= 0
+        True
+    """
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+        self._is_running = False
+        self.further = 0.0
+        """The seconds that the further blocks would take which the measured ones stand for."""
+        self.blocks = 0.0
+        """The seconds of all blocks, these included."""
+
+    def __call__(self, items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]:
+        return self._measure(items)
+
+    def _measure(self, items: Sequence[Item]) -> Iterator[Item]:
+        for item in items:
+            parts = item if isinstance(item, tuple) else (item,)
+            count = next((self._counts[part] for part in parts if isinstance(part, str) and part in self._counts), 0)
+            # The time of work within the work on a block is counted already.
+            is_outermost, start = not self._is_running, time.perf_counter()
+            self._is_running = True
+            try:
+                yield item
+            finally:
+                self._is_running = not is_outermost
+            if is_outermost and count:
+                seconds = time.perf_counter() - start
+                self.further += (count - 1) * seconds
+                self.blocks += count * seconds
