@@ -124,9 +124,9 @@ def compress(
 
     with progress_bars() as track:
         result = compress_model(
-            model, method, fraction, dry_run=dry_run, data=data, allocate=allocate, targets=names or DEFAULT_TARGETS, samples=samples,
-            seed=seed, max_length=max_length, batch_size=batch_size, sequential=sequential, anchored=anchored,
-            allow_dense=allow_dense, stream=stream, label_order=order, output=output, device=device,
+            model, method, fraction, dry_run=dry_run, data=data, allocate=allocate, targets=names or DEFAULT_TARGETS,
+            samples=samples, seed=seed, max_length=max_length, batch_size=batch_size, sequential=sequential,
+            anchored=anchored, allow_dense=allow_dense, stream=stream, label_order=order, output=output, device=device,
             track=track,
         )  # fmt: skip
     if isinstance(result, CompressResult):
