@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 
 TESTED_BY = {
+    "laconic.api.estimated": "recipe/test_estimate.py",
     "laconic.api.export": "api/test_results.py",
     "laconic.api.load": "api/test_results.py",
     "laconic.api.study": "api/test_results.py",
@@ -50,8 +51,12 @@ TESTED_BY = {
     "laconic.model.targets": "model/test_sites.py",
     "laconic.field_readers": "test_typed.py",
     "laconic.recipe.building": "recipe/test_parse.py",
+    "laconic.recipe.estimate.disk": "recipe/test_estimate.py",
+    "laconic.recipe.estimate.in_memory": "recipe/test_estimate.py",
+    "laconic.recipe.estimate.shapes": "recipe/test_estimate.py",
+    "laconic.recipe.estimate.trial": "recipe/test_estimate.py",
+    "laconic.recipe.estimate.units": "recipe/test_estimate.py",
     "laconic.recipe.streaming": "recipe/test_stream.py",
-    "laconic.recipe.entry": "api/test_results.py",
     "laconic.recover.student_init": "recover/test_student.py",
     "laconic.recover.trainable": "recover/test_training.py",
     "laconic.runtime.portable_layers": "runtime/test_graph.py",

@@ -59,9 +59,8 @@ class CompressEstimate(Result):
 
     def _notes(self) -> Sequence[str]:
         """The reason why there are no seconds."""
-        if self.estimate.obstacle is None:
-            return ()
-        return [f"The time was not measured, as one block cannot be run by itself: {self.estimate.obstacle}"]
+        reason = self.estimate.unmeasured
+        return () if reason is None else [f"The time was not measured, because no block can run by itself: {reason}"]
 
     def _table(self) -> Table:
         """The costs of both ways."""

@@ -151,7 +151,7 @@ def prepare_run(checked: CheckedRun) -> Iterator[PreparedRun]:
             announce(checked)
             if checked.streams:
                 assert output is not None
-                tokenizers = empty.tokenizer, empty.target_tokenizer
+                tokenizers = checked.empty.tokenizer, checked.empty.target_tokenizer
                 streamed = open_streamed(recipe, output, data, model.device, tokenizers)
                 lm = model.with_inputs(stack.enter_context(streamed))
             else:

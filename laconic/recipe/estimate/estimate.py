@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.passes import describe_machine
 from laconic.compress import Compress
 from laconic.compress.allocators.spectrum import ROWS
-from laconic.errors import Notice
+from laconic.errors import Notice, UserError
 from laconic.processes import is_rank_zero
 from laconic.recipe.checked import CheckedRun
 from laconic.recipe.estimate.trial import Trial, run_trial
@@ -59,13 +59,13 @@ class Estimate:
     Args:
         in_memory: with the whole model in memory.
         streamed: with one block at a time; None if this is impossible.
-        obstacle: the reason why it is impossible; None if it is possible.
+        unmeasured: the reason why the time was not measured; None if it was.
         streams: whether the run is streamed.
     """
 
     in_memory: Costs
     streamed: Costs | None
-    obstacle: str | None
+    unmeasured: str | None
     streams: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -83,11 +83,11 @@ def estimate(checked: CheckedRun) -> Estimate:
         UserError: as the run itself.
     """
     obstacle = checked.stream_obstacle()
-    trial = None if obstacle is not None else _measure(checked)
+    trial, reason = (None, obstacle) if obstacle is not None else _measure(checked)
     return Estimate(
         in_memory=_in_memory(checked, trial),
-        streamed=None if trial is None else _streamed(checked, trial),
-        obstacle=obstacle,
+        streamed=None if obstacle is not None else _streamed(checked, trial),
+        unmeasured=reason,
         streams=checked.streams,
     )
 
@@ -103,14 +103,17 @@ def announce(checked: CheckedRun) -> None:
     """
     if not checked.is_large or not is_rank_zero():
         return
-    costs = _streamed(checked, _measure(checked)) if checked.streams else _in_memory(checked, _recall(_key(checked)))
+    costs = _streamed(checked, _measure(checked)[0]) if checked.streams else _in_memory(checked, _recall(_key(checked)))
     warnings.warn(f"The run takes about {costs}.", Notice, stacklevel=2)
 
 
-def _streamed(checked: CheckedRun, trial: Trial) -> Costs:
-    memory = trial.memory if checked.model.device == "cpu" else None
-    sizes = checked.sizes
-    return Costs(seconds=checked.seconds + trial.seconds, memory=memory, scratch=sizes.scratch, output=sizes.output)
+def _streamed(checked: CheckedRun, trial: Trial | None) -> Costs:
+    return Costs(
+        seconds=None if trial is None else checked.seconds + trial.seconds,
+        memory=None if trial is None or checked.model.device != "cpu" else trial.memory,
+        scratch=checked.sizes.scratch,
+        output=checked.sizes.output,
+    )
 
 
 def _in_memory(checked: CheckedRun, trial: Trial | None) -> Costs:
@@ -124,16 +127,23 @@ def _in_memory(checked: CheckedRun, trial: Trial | None) -> Costs:
     )
 
 
-def _measure(checked: CheckedRun) -> Trial:
-    """The trial of a recipe: from the cache, if the same one was measured before on this machine."""
+def _measure(checked: CheckedRun) -> tuple[Trial | None, str | None]:
+    """The trial of a recipe: from the cache, if the same one was measured before on this machine.
+
+    Returns:
+        The trial, or None and the reason why it failed.
+    """
     key = _key(checked)
     trial = _recall(key)
     if trial is None:
         assert checked.output is not None, "a recipe without output cannot be streamed"
-        trial = run_trial(checked.recipe, checked.model, checked.data, checked.output)
+        try:
+            trial = run_trial(checked.recipe, checked.model, checked.empty, checked.data, checked.output)
+        except UserError as error:
+            return None, str(error)
         content = json.dumps(asdict(trial))
         MEASURED.write(key, lambda path: path.write_text(content, encoding="utf-8"))
-    return trial
+    return trial, None
 
 
 def _recall(key: str) -> Trial | None:
@@ -142,7 +152,7 @@ def _recall(key: str) -> Trial | None:
 
 def _key(checked: CheckedRun) -> str:
     machine = describe_machine(torch.device(checked.model.device))
-    parts = [content_key(checked.recipe, checked.data), machine, processor()]
+    parts = [content_key(replace(checked.recipe, stream=None), checked.data), machine, processor()]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 

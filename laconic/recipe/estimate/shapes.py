@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from laconic.calibrate import Calibration
 from laconic.calibrate.losses import DRAWS
 from laconic.calibrate.statistics import GradientStatistic
-from laconic.compress import Compress, Step
+from laconic.compress import Compress, Shorten, Step
 from laconic.model import Batch, LanguageModel, Site
 from laconic.model.site import has_module
 from laconic.model.size import module_size
@@ -48,7 +48,9 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
         if not _keeps_sizes(step):
             after = step.dry_run(after) or after
         memory = max(memory, step_memory(before, step, batches))
-        parts, gradients = _parts(after, step.sites(before)), _needs_gradients(step)
+        # Dropping blocks changes none of the others.
+        parts = 0 if isinstance(step, Shorten) else _parts(after, step.sites(before))
+        gradients = _needs_gradients(step)
         # The inputs of all blocks are dropped one by one while parts are written.
         peak = max(peak, scratch + _states(before, step, batches) + (parts // 2 if gradients else parts))
         scratch += parts

@@ -59,12 +59,13 @@ class Trial:
     head_seconds: float
 
 
-def run_trial(recipe: Recipe, model: ModelInput, data: Calibration | None, output: Path) -> Trial:
+def run_trial(recipe: Recipe, model: ModelInput, empty: LanguageModel, data: Calibration | None, output: Path) -> Trial:
     """Run the steps of a recipe on one block of each kind, and write the result to a folder that is removed again.
 
     Args:
         recipe: a recipe that can be streamed.
         model: the model.
+        empty: the same without weights, with its tokenizers.
         data: the calibration data; None if there are none.
         output: the folder of the whole run. That of the trial lies beside it.
 
@@ -81,7 +82,13 @@ def run_trial(recipe: Recipe, model: ModelInput, data: Calibration | None, outpu
         sampled_peak() as peak,
     ):
         scratch = Path(folder) / "scratch"
-        lm = load_streamed(recipe.model, scratch, structures=PartStructures(), device=model.device)
+        lm = load_streamed(
+            recipe.model,
+            scratch,
+            structures=PartStructures(),
+            device=model.device,
+            tokenizers=(empty.tokenizer, empty.target_tokenizer),
+        )
         loading = time.perf_counter() - start
         kept = truncate(lm)
         lm, timer = model.with_inputs(lm), BlockTimer(kept.counts)

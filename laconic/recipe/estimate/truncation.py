@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from laconic.errors import UserError
 from laconic.model import LanguageModel
 from laconic.model.depth import drop_blocks
-from laconic.model.layers import can_drop, find_layers
+from laconic.model.depth_config import DropChecker
+from laconic.model.layers import find_layers
 from laconic.model.loans_origins import tensors_below
 from laconic.model.site import has_module
 
@@ -31,26 +31,24 @@ class Representatives:
 
 
 def truncate(lm: LanguageModel) -> Representatives:
-    """Drop all blocks of a streamed model but the first of each kind, in place.
-
-    Blocks that cannot be dropped stay: those that several layers share, and those of unknown architectures.
+    """Drop all blocks of a streamed model but the first of each kind, in place. Blocks that layers share stay.
 
     Args:
         lm: a streamed model, whose weights are on disk.
+
+    Raises:
+        UserError: the architecture is unknown, or its class has no configuration of such a model.
     """
     whole = sum(len(blocks) for _, blocks in lm.stacks())
-    try:
-        stacks = find_layers(lm)
-    except UserError:
-        stacks = []
-    counts: dict[str, int] = {}
-    for layers in stacks:
+    checker, counts = DropChecker(lm), dict[str, int]()
+    for layers in find_layers(lm):
         kinds: dict[object, list[int]] = {}
         for index, path in enumerate(layers.paths):
             kinds.setdefault(_kind(lm.model.get_submodule(path)), []).append(index)
         kept = {indices[0]: len(indices) for indices in kinds.values()}
-        dropped = [index for index in range(len(layers)) if index not in kept]
-        if not layers.shared and can_drop(lm, layers, dropped):
+        if not layers.shared:
+            dropped = [index for index in range(len(layers)) if index not in kept]
+            checker.check(layers, dropped)
             drop_blocks(lm, layers, dropped)
             counts |= {f"{layers.list}.{new}": count for new, count in enumerate(kept.values())}
     if lm.loans is not None:

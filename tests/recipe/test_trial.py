@@ -1,0 +1,48 @@
+"""One block of each kind stands for all blocks of its kind, and the time of a block counts as often."""
+
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from laconic.calibrate.passes import forward, random_batch
+from laconic.model.loading import load_streamed
+from laconic.recipe.estimate import stopwatch
+from laconic.recipe.estimate.stopwatch import BlockTimer
+from laconic.recipe.estimate.truncation import truncate
+from tests.architectures import BY_NAME, Architecture
+from tests.experts import MIXTURES
+
+DENSE_FIRST = Architecture("deepseek-v3", MIXTURES["deepseek-v3"][0])
+
+
+@pytest.mark.parametrize("architecture", [*(BY_NAME[name] for name in ("gpt2", "t5", "albert-groups")), DENSE_FIRST])
+def test_every_block_has_one_that_stands_for_it(architecture: Architecture, tmp_path: Path) -> None:
+    whole = architecture.lm()
+    whole.model.save_pretrained(tmp_path / "model")
+    lm = load_streamed(str(tmp_path / "model"))
+    kept = truncate(lm)
+    blocks = [path for _, found in lm.stacks() for path, _ in found]
+    assert list(kept.counts) == blocks
+    assert sum(kept.counts.values()) == sum(len(found) for _, found in whole.stacks()) == len(blocks) + kept.left_out
+    with lm.loaned_on_call():
+        forward(lm, random_batch(lm, 1, 8))
+
+
+def test_equal_blocks_are_one(tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 40}
+    LlamaForCausalLM(LlamaConfig(num_hidden_layers=5, **shape)).save_pretrained(tmp_path / "model")
+    lm = load_streamed(str(tmp_path / "model"))
+    assert dict(truncate(lm).counts) == {"model.layers.0": 5} and lm.model.config.num_hidden_layers == 1
+    assert lm.loans is not None and set(lm.loans.paths) == {"model.layers.0", "model.embed_tokens", "lm_head"}
+
+
+def test_the_time_of_a_block_counts_as_often_as_there_are_such_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now[0])
+    timer = BlockTimer({"h.0": 4, "h.1": 2})
+    for _ in timer(["embedding", "h.0", ("h.1", "sites")], "Outer"):
+        # Work within a block is part of its time.
+        for _ in timer(["h.0"], "Inner"):
+            now[0] += 1.0
+    assert timer.further == 3 + 1 and timer.blocks == 4 + 2
