@@ -60,6 +60,9 @@ TESTED_BY = {
     "laconic.recover.student_init": "recover/test_student.py",
     "laconic.recover.trainable": "recover/test_training.py",
     "laconic.runtime.portable_layers": "runtime/test_graph.py",
+    "laconic.model.forward": "model/test_loans_on_call.py",
+    "laconic.model.loans_stored": "model/test_loans_parts.py",
+    "laconic.store.verify_streamed": "store/test_streamed.py",
     "laconic.study.axes": "study/test_grid.py",
 }
 """Modules that their callers are tested through, and the test that does it."""

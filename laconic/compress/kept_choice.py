@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from laconic.errors import UserError, reason_of
 from laconic.files import replacing
 from laconic.model import LanguageModel
+from laconic.model.loans_parts import report_unwritable
 
 CHOICE = "choice.json"
 
@@ -36,12 +36,8 @@ def choose_once(lm: LanguageModel, choose: Callable[[], Any]) -> Any:
         # There is none, or the disk has damaged it.
         choice = choose()
     text = json.dumps(choice)
-    try:
+    with report_unwritable(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file, flush=True) as partial:
             partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"The file '{file}' cannot be written: {reason_of(error)}; free some space, or name another output folder."
-        ) from error
     return json.loads(text)

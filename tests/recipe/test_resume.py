@@ -1,6 +1,11 @@
 """A streamed run that was stopped in the middle goes on at the part it was at, with the same result."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +128,38 @@ def test_an_encoder_decoder_with_gradients_goes_on(
     assert run(recipe, tmp_path / "out").to_json()["sites"] == expected["sites"]
     mine, other = (load(str(tmp_path / folder)).model.state_dict() for folder in ("whole", "out"))
     assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    recipe = recipe_from(spelled(tiny_model, texts, GPTQ, stream=True))
+    expected = run(recipe, tmp_path / "whole").to_json()
+    code = f"""
+import time
+from pathlib import Path
+from laconic.compress import matrices
+from laconic.recipe import recipe_from, run
+replace_group = matrices.replace_group
+# Long enough to be killed in.
+matrices.replace_group = lambda *arguments: time.sleep(0.2) or replace_group(*arguments)
+run(recipe_from({spelled(tiny_model, texts, GPTQ, stream=True)!r}), Path({str(tmp_path / "out")!r}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    child = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 200
+    while not parts_of(tmp_path) and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL and not (tmp_path / "out").exists()
+    assert parts_of(tmp_path)
+    found = run(recipe, tmp_path / "out").to_json()
+    assert found["sites"] == expected["sites"]
+    files = sorted(file.name for file in (tmp_path / "whole").glob("*.safetensors"))
+    assert files
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The finished parts of all scratch folders in a folder."""
+    return list(folder.glob(".out.scratch-*/*/parts/*.safetensors"))
