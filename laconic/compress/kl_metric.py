@@ -116,14 +116,15 @@ class KLMetric:
         """
         places = match_outputs(self.original, changed)
         totals, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
-        for number, batch in enumerate(self.batches):
-            predictions, _ = predict(changed, batch)
-            if places is not None:
-                predictions = predictions._replace(values=predictions.values[:, places])
-            values = divergence(self._reference(number), predictions).double().cpu()
-            rows, size = predictions.rows.cpu(), len(batch["input_ids"])
-            totals.append(torch.zeros(size, dtype=torch.float64).index_add(0, rows, values))
-            counts.append(torch.bincount(rows, minlength=size).double())
+        with changed.loaned_on_call(), self.original.loaned_on_call():
+            for number, batch in enumerate(self.batches):
+                predictions, _ = predict(changed, batch)
+                if places is not None:
+                    predictions = predictions._replace(values=predictions.values[:, places])
+                values = divergence(self._reference(number), predictions).double().cpu()
+                rows, size = predictions.rows.cpu(), len(batch["input_ids"])
+                totals.append(torch.zeros(size, dtype=torch.float64).index_add(0, rows, values))
+                counts.append(torch.bincount(rows, minlength=size).double())
         return Divergences(torch.cat(totals), torch.cat(counts))
 
     def _reference(self, number: int) -> Predictions:

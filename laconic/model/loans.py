@@ -9,7 +9,7 @@ read from then on.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,19 @@ class Loans:
             entries: JSON values.
         """
         self._records.setdefault(path, {}).update(entries)
+
+    def separate(self, model: nn.Module) -> None:
+        """Give a copy of a streamed model placeholders of its own, so that it can be changed in place.
+
+        Otherwise a tensor that is on loan to both models is one tensor.
+
+        Args:
+            model: the copy, no part of which is on loan.
+        """
+        found = self.stored.find(tensor for _, _, tensor in tensors_below(model))
+        own = {key: replace(origin, placeholder=to_placeholder(origin.placeholder)) for key, origin in found.items()}
+        self.stored.register(own.values())
+        substitute(model, {key: origin.placeholder for key, origin in own.items()})
 
     def fill(self, model: PreTrainedModel, reader: TensorReader, names: Collection[str], paths: Iterable[str]) -> None:
         """Read the tensors of a model on the meta device that are not lent, and register all others.

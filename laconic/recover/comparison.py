@@ -21,8 +21,9 @@ from laconic.calibrate.activation_capture import (
 )
 from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.stream import Stream
+from laconic.calibrate.stream import STATES, Stream
 from laconic.calibrate.token_rows import TokenRows, token_rows
+from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, token_masks
 from laconic.recover.layer_pairs import Pair, Piece, head_piece, pair_stacks, shape_of
 
@@ -47,7 +48,9 @@ class ModelPair:
     def __init__(self, lm: LanguageModel, original: LanguageModel, data: Calibration) -> None:
         self.lm, self.original, self.track = lm, original, data.track
         self.batches = [to_device(batch, lm.device) for batch in data.batches]
-        self.stream, self.original_stream = Stream(lm, self.batches), Stream(original, self.batches)
+        replays = lm.loans is not None
+        self.stream = Stream(lm, self.batches, replays=replays)
+        self.original_stream = Stream(original, self.batches, replays=replays, folder=f"{STATES}.original")
         self._kept: dict[int, ActivationCapture] = {}
 
     def steps(self) -> Iterator[Step]:
@@ -58,6 +61,11 @@ class ModelPair:
         for row in pair_stacks(self.lm, self.original):
             entered = [self.stream.enter(row.blocks)]
             entered.append(self.original_stream.enter(row.original_blocks))
+            if not all(entered) and self.lm.loans is not None:
+                raise UserError(
+                    f"The model cannot be corrected block by block: the blocks '{row.blocks[0]}' to '{row.blocks[-1]}' "
+                    "pass each other more than hidden states, or run in another order; leave out stream."
+                )
             if not all(entered):
                 # The blocks do not form a chain, so run the whole models and compare them call by call.
                 if len(row.blocks) == len(row.original_blocks):
@@ -65,13 +73,41 @@ class ModelPair:
                         yield from self._compare(Piece(piece.steps))
                 continue
             position = 0
-            for piece, number in self.track(list(zip(row.pieces, row.numbers, strict=True)), "Correcting the blocks"):
+            pairs = list(enumerate(zip(row.pieces, row.numbers, strict=True)))
+            for at, (piece, number) in self.track(pairs, "Correcting the blocks"):
                 for _ in range(number - position):
                     self.original_stream.advance()
                 position = number
-                yield from self._compare(piece)
-                self.stream.advance()
-        yield from self._compare(head_piece(self.lm, self.original))
+                replaced = row.original_blocks[number : number + piece.spans]
+                with self.lm.on_loan(row.blocks[at]), self.original.on_loan(*replaced):
+                    yield from self._compare(piece)
+                    self.lm.write_back(row.blocks[at])
+                    self.stream.advance()
+            # A stack that has run to its end is not run again for what follows it.
+            for _ in range(len(row.original_blocks) - position if self.lm.loans is not None else 0):
+                self.original_stream.advance()
+        yield from self._compare_heads()
+
+    def delete_states(self) -> None:
+        """Delete the hidden states of a streamed model, also those of an earlier run."""
+        for stream in (self.stream, self.original_stream):
+            stream.delete_states()
+
+    def _compare_heads(self) -> Iterator[Step]:
+        """Compare the layers after the blocks."""
+        piece = head_piece(self.lm, self.original)
+        pairs = [pair for step in piece.steps for pair in step]
+        if not pairs:
+            return
+        with (
+            self.lm.on_loan(*(pair.name for pair in pairs)),
+            self.original.on_loan(*(pair.original for pair in pairs)),
+            self.lm.loaned_on_call(keep=True),
+            self.original.loaned_on_call(keep=True),
+        ):
+            yield from self._compare(piece)
+            for pair in pairs:
+                self.lm.write_back(pair.name)
 
     def _compare(self, piece: Piece) -> Iterator[Step]:
         residual = Residual.UNKNOWN
@@ -152,7 +188,9 @@ class ModelPair:
 
 
 def _run(stream: Stream, piece: Piece, number: int) -> None:
-    if piece.block is None:
+    if piece.block is None and stream.lm.loans is not None:
+        stream.run_end(number)
+    elif piece.block is None:
         stream.run_whole(number)
     else:
         stream.run(number)

@@ -34,12 +34,17 @@ from laconic.calibrate.anchor import (
 )
 from laconic.calibrate.passes import evaluating
 from laconic.compress import Outcome, Step
-from laconic.compress.kl_metric import Divergences, KLMetric
+from laconic.compress.kept_choice import choose_once
+from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.formats import Format
 from laconic.model import LanguageModel
+from laconic.model.loans_parts import read_records
 from laconic.recover.comparison import ModelPair
 from laconic.recover.layer_pairs import bias_of, matrix_of, pair_stacks, shape_of
+
+REFIT, BIASES, NOTHING = "refit", "biases", "nothing"
+"""The kinds of correction in the record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,28 +112,38 @@ class Correct(Step):
         fitting, judging = split_held_out(data.batches, self.held_out, data.seed, self.name)
         data = replace(data, batches=fitting)
         with evaluating(lm, original):
-            metric = KLMetric(original, judging)
-            before = metric.each(lm)
-            kept, after = (
-                self._correct_if_better(lm, original, data, metric, before) if before.mean else ("nothing", before)
-            )
-        found = {"kl_before": before.mean, "kl_after": after.mean, "kept": kept}
+            found = choose_once(lm, lambda: self._correct_if_better(lm, original, data, KLMetric(original, judging)))
+        if lm.loans is not None and found["kept"] != NOTHING:
+            for path in read_records(lm.loans.scratch):
+                lm.restore(path)
         return Outcome(plan={}, before={}, after={}, found=found)
 
     def _correct_if_better(
-        self, lm: LanguageModel, original: LanguageModel, data: Calibration, metric: KLMetric, before: Divergences
-    ) -> tuple[str, Divergences]:
-        """Try a refit, then a correction of the biases only; return the first that helps, and its divergence."""
-        for candidate_name, refits in (("refit", True), ("biases", False)):
-            if refits and not self.refit:
-                continue
+        self, lm: LanguageModel, original: LanguageModel, data: Calibration, metric: KLMetric
+    ) -> dict[str, str | float]:
+        """Try a refit, then a correction of the biases only, and keep the first that helps.
+
+        The corrected parts of a streamed model are then in its scratch folder.
+
+        Returns:
+            The divergences before and after, and the kind of correction.
+        """
+        before = metric.each(lm)
+        kinds = [(REFIT, True), (BIASES, False)][0 if self.refit else 1 :] if before.mean else []
+        for kind, refits in kinds:
             candidate = lm.copy()
+            if candidate.loans is not None:
+                candidate.loans.separate(candidate.model)
             correct(candidate, original, data, refits)
             after = metric.each(candidate)
             if after.beats(before):
-                _copy_parameters(lm, candidate)
-                return candidate_name, after
-        return "nothing", before
+                if lm.loans is None:
+                    _copy_parameters(lm, candidate)
+                return {"kl_before": before.mean, "kl_after": after.mean, "kept": kind}
+        return {"kl_before": before.mean, "kl_after": before.mean, "kept": NOTHING}
+
+    def stream_obstacle(self) -> str | None:
+        return None
 
 
 @torch.no_grad()
@@ -150,7 +165,9 @@ def correct(lm: LanguageModel, original: LanguageModel, data: Calibration, refit
     Raises:
         UserError: inputs or outputs of a layer are not finite.
     """
-    for pairs, anchor in ModelPair(lm, original, data).steps():
+    models = ModelPair(lm, original, data)
+    models.delete_states()
+    for pairs, anchor in models.steps():
         for pair in pairs:
             layer = lm.model.get_submodule(pair.name)
             centred = bias_of(layer) is not None
@@ -162,6 +179,7 @@ def correct(lm: LanguageModel, original: LanguageModel, data: Calibration, refit
                 refit(lm, layer, whole, folds)
             if centred:
                 correct_bias(lm, layer, whole)
+    models.delete_states()
 
 
 def _is_shared(lm: LanguageModel, layer: nn.Module) -> bool:
