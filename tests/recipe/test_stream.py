@@ -27,9 +27,15 @@ CHAINS = {
     "two": (LOW_RANK, BITS),
     "fewer blocks": (SHORTER, GPTQ),
     "narrower blocks": (NARROWER, GPTQ),
+    "fewer blocks, corrected": (SHORTER, LOW_RANK, {"correct": {}}),
     "fewer and narrower blocks": (SHORTER, {"narrow": {"keep": 0.7, "importance": "variance"}}, LOW_RANK),
     "fewer blocks afterwards": (LOW_RANK, SHORTER, BITS),
 }
+
+
+def rounded(values: object) -> object:
+    """JSON values without the last digits of numbers, which depend on where a matrix lies in memory."""
+    return json.loads(json.dumps(values), parse_float=lambda number: round(float(number), 9))
 
 
 @pytest.mark.parametrize("steps", CHAINS.values(), ids=CHAINS)
@@ -38,7 +44,7 @@ def test_a_streamed_recipe_gives_the_same_model(steps, tiny_model: Path, texts: 
     parts = run(recipe_from(spelled(tiny_model, texts, *steps, stream=True)), tmp_path / "parts")
     mine, other = whole.to_json(), parts.to_json()
     for key in ("bytes", "dense_bytes", "sites", "stacks", "dropped", "found"):
-        assert mine[key] == other[key]
+        assert rounded(mine[key]) == rounded(other[key])
     expected, found = (load(str(tmp_path / folder)).model.state_dict() for folder in ("whole", "parts"))
     assert expected.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
