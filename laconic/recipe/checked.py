@@ -85,6 +85,9 @@ class CheckedRun:
         # The memory of a GPU is another one, and several processes each hold the whole model.
         if not self.is_large or self.model.device != "cpu" or world_size() > 1:
             return False
+        if self.output is not None and scratch_folder(self.recipe, self.output).is_dir():
+            # An interrupted run was streamed, and what it finished is used, also if more memory is free by now.
+            return True
         free = free_memory()
         if free is None or self.sizes.in_memory <= free or self.stream_obstacle() is not None:
             return False

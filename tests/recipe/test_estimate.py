@@ -16,6 +16,7 @@ from laconic.recipe.entry import ModelInput
 from laconic.recipe.estimate import estimate as estimates
 from laconic.recipe.estimate.estimate import estimate
 from laconic.recipe.run import estimate_run
+from laconic.recipe.streaming import scratch_folder
 from tests.cli.printed import Output, said
 
 GPTQ = {"compress": {"method": "gptq:bits=4,group_size=8"}}
@@ -111,6 +112,16 @@ def test_unknown_memory_decides_nothing(
 ) -> None:
     monkeypatch.setattr("laconic.recipe.checked.free_memory", lambda: None)
     assert not checked(spelled(GPTQ), tmp_path / "out").streams
+
+
+def test_a_run_that_was_streamed_and_stopped_is_streamed_again(
+    large: None, spelled: Spelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = spelled(GPTQ)
+    monkeypatch.setattr("laconic.recipe.checked.free_memory", lambda: 2**60)
+    assert not checked(recipe, tmp_path / "out").streams
+    scratch_folder(recipe_from(recipe), tmp_path / "out").mkdir()
+    assert checked(recipe, tmp_path / "out").streams
 
 
 @pytest.mark.parametrize(("stream", "parts"), [(True, "scratch files"), (False, "for the result")])
