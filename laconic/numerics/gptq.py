@@ -121,7 +121,8 @@ def gptq(
     grid = fit_grid(W, spec, order.importance, mask)
     best = _round_all(sweep, order, grid, mask)
     for _ in range(SWEEPS - 1 if spec.clip else 0):
-        grid = fit_grid(sweep.compensated.T[:, order.inverse], spec, order.remaining_importance, mask)
+        met = sweep.compensated.index_select(0, order.inverse).T.contiguous()
+        grid = fit_grid(met, spec, order.remaining_importance, mask)
         best = best.take_better(_round_all(sweep, order, grid, mask))
     return QuantizedWeight(best.codes.T[:, order.inverse].contiguous(), best.grid)
 

@@ -230,7 +230,7 @@ def check_tokenizer(location: Location) -> None:
             place = f"In the tokenizer_config.json of '{location.source}', model_max_length"
             raise must_be(place, "a number of tokens, at least 1", longest)
     if location.folder is not None:
-        location.json("tokenizer.json")
+        location.check_json("tokenizer.json")
 
 
 def read_tokenizer(location: Location) -> PreTrainedTokenizerBase | None:

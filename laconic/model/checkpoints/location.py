@@ -7,6 +7,7 @@ archive must be unpacked first.
 import json
 import os
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,12 +122,23 @@ class Location:
             UserError: the file does not contain a JSON object.
         """
         path = self.file(name)
-        return None if path is None else read_json(path, f"The file '{name}' of the model '{self.source}'", dict)
+        return None if path is None else read_json(path, _subject(name, self.source), dict)
+
+    def check_json(self, name: str) -> None:
+        """Check that a file has a JSON object, if it exists. A file that has not changed is read once.
+
+        Raises:
+            UserError: the file does not contain a JSON object.
+        """
+        path = self.file(name)
+        if path is not None:
+            status = path.stat()
+            _check_json(path, self.source, (status.st_ino, status.st_size, status.st_mtime_ns))
 
     def listing(self, name: str) -> list[Any] | None:
         """The JSON list in a file; None if the file does not exist."""
         path = self.file(name)
-        return None if path is None else read_json(path, f"The file '{name}' of the model '{self.source}'", list)
+        return None if path is None else read_json(path, _subject(name, self.source), list)
 
 
 def find_location(source: str, revision: str | None = None) -> Location | Path:
@@ -192,6 +204,16 @@ def _find_repository(name: str, revision: str | None) -> Location:
             f"and the hub cannot be asked ({reason}); check the name and the network, or give a folder."
         )
     return Location(name, revision=revision, downloads=False)
+
+
+@lru_cache(maxsize=16)
+def _check_json(path: Path, source: str, _identity: tuple[int, int, int]) -> None:
+    """Check that a file of a model has a JSON object. The result is kept until the identity of the file changes."""
+    read_json(path, _subject(path.name, source), dict)
+
+
+def _subject(name: str, source: str) -> str:
+    return f"The file '{name}' of the model '{source}'"
 
 
 def read_json(path: Path, subject: str, kind: type[T]) -> T:

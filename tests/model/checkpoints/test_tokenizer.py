@@ -9,6 +9,7 @@ import pytest
 from laconic.cli.main import status
 from laconic.errors import UserError
 from laconic.model import load
+from laconic.model.checkpoints import location
 from laconic.model.loading import load_tokenizers
 from tests.architectures import BY_NAME
 from tests.tokens import letters
@@ -77,3 +78,19 @@ def test_one_that_is_given_is_taken_for_a_damaged_one(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     own = letters()
     assert load_tokenizers(str(folder), own) == (own, None)
+
+
+def test_a_file_is_read_again_only_after_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, read = tmp_path / "tokenizer.json", list[Path]()
+    original = location.read_json
+    monkeypatch.setattr(location, "read_json", lambda path, *rest: read.append(path) or original(path, *rest))
+    place = location.Location(str(tmp_path), tmp_path)
+    place.check_json("tokenizer.json")
+    file.write_text("{}")
+    for _ in range(2):
+        place.check_json("tokenizer.json")
+    assert read == [file]
+    file.write_text("{} and more")
+    for _ in range(2):
+        with pytest.raises(UserError, match="is not JSON"):
+            place.check_json("tokenizer.json")
