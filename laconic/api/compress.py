@@ -45,7 +45,7 @@ def compress(
     targets: str | Sequence[str] = DEFAULT_TARGETS,
     samples: int = 128,
     seed: int = 0,
-    max_length: int = 128,
+    max_length: int | None = None,
     batch_size: int = 16,
     sequential: bool = False,
     anchored: bool = False,
@@ -121,7 +121,8 @@ def compress(
             over their names, or `re:` and a regular expression.
         samples: number of calibration rows, drawn with `seed`.
         seed: seed for all random numbers.
-        max_length: maximum tokens of a row; longer rows are truncated.
+        max_length: maximum tokens of a row; longer rows are truncated. None for 512 if the model is a causal language
+            model, and 128 if not.
         batch_size: rows in a batch.
         sequential: compress block by block, each on the outputs of the compressed blocks before it.
         anchored: compress layer by layer, and fit each to the outputs of the original model.

@@ -69,8 +69,14 @@ def compress(
     samples: Annotated[int, typer.Option(metavar="N", help="Number of calibration rows, drawn at random.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed for all random numbers.")] = 0,
     max_length: Annotated[
-        int, typer.Option(metavar="N", help="Maximum tokens of a row; longer rows are truncated.", min=2)
-    ] = 128,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Maximum tokens of a row; longer rows are truncated. 512 by default for a causal language model, 128 "
+            "for others.",
+            min=2,
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Rows in a batch.", min=1)] = 16,
     sequential: Annotated[
         bool,

@@ -8,11 +8,13 @@ from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.batching import batches
 from laconic.calibrate.corpus import Corpus, sample
 from laconic.errors import must_be
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, ModelTask
 from laconic.progress import Track
 from laconic.typed import Typed
 
 FROM_DATA: Labels = "data"
+LENGTH, CAUSAL_LENGTH = 128, 512
+"""Tokens of a row by default; of a causal language model as in GPTQ's examples of small memory."""
 LARGEST_SEED = 2**32 - 1
 """The Trainer of transformers also seeds NumPy, whose seeds have at most 32 bits."""
 
@@ -24,7 +26,8 @@ class Sampling(metaclass=Typed):
     Args:
         samples: the number of rows to draw.
         seed: the random seed of the drawing, in [0, 2³² − 1].
-        max_length: the largest number of tokens in a row; longer rows are truncated.
+        max_length: the largest number of tokens in a row; longer rows are truncated. None for the length that is usual
+            for the model: 512 for a causal language model, 128 for others.
         batch_size: rows in each batch.
         labels: the source of the labels with which gradients for the Fisher information are computed.
 
@@ -39,16 +42,30 @@ class Sampling(metaclass=Typed):
 
     samples: int = 128
     seed: int = 0
-    max_length: int = 128
+    max_length: int | None = None
     batch_size: int = 16
     labels: Labels = "auto"
 
     def __post_init__(self) -> None:
         for name, least in {"samples": 1, "max_length": 2, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise must_be(name, f"at least {least}", getattr(self, name))
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise must_be(name, f"at least {least}", value)
         if not 0 <= self.seed <= LARGEST_SEED:
             raise must_be("seed", f"in [0, {LARGEST_SEED}]", self.seed)
+
+    def row_length(self, task: ModelTask) -> int:
+        """The largest number of tokens in a row.
+
+        Args:
+            task: the kind of the model's predictions, which decides if `max_length` is None.
+
+        Example:
+            >>> Sampling().row_length(ModelTask.CAUSAL), Sampling(max_length=64).row_length(ModelTask.CAUSAL)
+            (512, 64)
+        """
+        usual = CAUSAL_LENGTH if task is ModelTask.CAUSAL else LENGTH
+        return usual if self.max_length is None else self.max_length
 
     def of(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Calibration:
         """Draw rows and tokenize them.
@@ -58,11 +75,12 @@ class Sampling(metaclass=Typed):
             corpus: the rows.
             track: reports progress when statistics are collected from the result.
         """
+        max_length = self.row_length(lm.task)
         tokens = batches(
             lm,
             sample(corpus, self.samples, self.seed),
             batch_size=self.batch_size,
-            max_length=self.max_length,
+            max_length=max_length,
             seed=self.seed,
             labelled=self.labels == FROM_DATA,
         )
@@ -72,7 +90,7 @@ class Sampling(metaclass=Typed):
             self.seed,
             track,
             corpus,
-            max_length=self.max_length,
+            max_length=max_length,
             batch_size=self.batch_size,
             samples=self.samples,
         )

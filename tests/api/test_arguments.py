@@ -79,7 +79,7 @@ def test_methods(method: Any, sentence: str) -> None:
         ("samples", 2.5, "samples must be a whole number; got 2.5."),
         ("samples", True, "samples must be a whole number; got True."),
         ("seed", None, "seed must be a whole number; got None."),
-        ("max_length", None, "max_length must be a whole number; got None."),
+        ("max_length", "9", "max_length must be a whole number; got '9'."),
         ("batch_size", 2.0, "batch_size must be a whole number; got 2.0."),
         # It would be taken for yes.
         ("sequential", "no", "sequential must be True or False; got 'no'."),

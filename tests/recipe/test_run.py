@@ -40,6 +40,7 @@ def test_the_record_is_what_was_saved(tiny_model: Path, texts: Path, tmp_path: P
     assert abs(file_bytes(tiny_model) - said["file_bytes"] - (said["dense_bytes"] - said["bytes"])) < 4096
     assert set(said["sites"]) == {site.name for site in load(str(tiny_model)).sites()}
     assert read_recipe(output / "recipe.yaml") == record.recipe
+    assert record.recipe.max_length == 128
 
 
 def test_two_steps_count_against_the_matrices_of_the_first(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
