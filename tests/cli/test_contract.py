@@ -8,10 +8,10 @@ VERBS = {
     "demo": {"--output", "-o", "--json"},
     "compress": {
         "MODEL", "--output", "-o", "--method", "--keep", "--allocate", "--targets", "--data", "--samples", "--seed",
-        "--max-length", "--batch-size", "--sequential", "--anchored", "--allow-dense", "--stream", "--label-order",
-        "--device", "--json",
+        "--max-length", "--batch-size", "--sequential", "--anchored", "--allow-dense", "--stream",
+        "--label-order", "--device", "--dry-run", "--json",
     },
-    "run": {"RECIPE", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--list", "--json"},
+    "run": {"RECIPE", "--output", "-o", "[KEY=VALUE]…", "--plan", "--device", "--dry-run", "--list", "--json"},
     "evaluate": {
         "MODEL", "--tasks", "--against", "--limit", "--batch", "--length", "--runtime", "--context", "--dtype",
         "--stream", "--label-order", "--device", "--json",
