@@ -105,8 +105,11 @@ def _multiplying(linear: nn.Linear, stored: StoredTensors, otherwise: Forward) -
     def run(input: Tensor) -> Tensor:
         if torch.is_grad_enabled() or not stored.is_plain(linear.weight):
             return otherwise(input)
-        parts = [functional.linear(input, rows.to(input.device)) for rows in stored.read_chunks(linear.weight)]
-        output = torch.cat(parts, dim=-1)
+        # Outputs are written into one tensor: small ones between the chunks would keep memory from being used again.
+        output, start = input.new_empty(*input.shape[:-1], linear.out_features), 0
+        for rows in stored.read_chunks(linear.weight):
+            output[..., start : start + len(rows)] = functional.linear(input, rows.to(input.device))
+            start += len(rows)
         return output if linear.bias is None else output + torch.cat(list(stored.read_chunks(linear.bias))).to(output)
 
     return run
