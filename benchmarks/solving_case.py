@@ -26,7 +26,7 @@ FACTORS = 256
 PHASES = {
     "search": {"grid.fit_grid"},
     "sweep": {"gptq.sweep_columns", "column_sweep.round", "ldlq.ldlq", "obs.prune_columns"},
-    "refit": {"refit.refit_coupled", "refit.refine", "refit.refit"},
+    "refit": {"coupled_refit.refit", "refit.refine", "refit.refit"},
     "factors": {"obs.inverse_cholesky", "moments.root_factor", "moments.eigh", "ldlq.unit_factor", "gptq.from_hessian"}
     | {"factors.from_moment", "factors.inverse_diagonal"},
 }

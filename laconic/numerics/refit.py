@@ -1,4 +1,4 @@
-"""The best values of the weights that a mask keeps: least squares for each row, or for all rows together.
+"""The best values of the weights that a mask keeps: least squares for each row.
 
 For a row w and the set K of its kept columns, z = argmin (w − z)^T H (w − z) with z zero outside K solves
 H_KK z_K = H_K: w. Every row has another K, and so another matrix. Where K is at most a quarter of the row, each H_KK is
@@ -8,16 +8,7 @@ nothing or all of a row is kept. In between ten to twenty steps suffice; with th
 takes several times as many. (V. Boža, "Fast and Effective Weight Update for Pruned Large Language Models", TMLR 2024,
 arXiv 2401.02938, solves the same system by ADMM.)
 
-Where F is not diagonal, other rows can compensate as well. With the mask M and E = W − Z, the least ½ tr(F E H E^T) has
-
-    M ∘ (F E H) = 0,    Z = M ∘ Z,
-
-one positive definite system for all kept weights, solved by conjugate gradients with products F D H of a direction D.
-Rows and columns are scaled so that the diagonals of F and H are 1. (T. van der Ouderaa et al., "The LLM Surgeon", ICLR
-2024, section 3.3, restrict the inverse of a Kronecker product; as a preconditioner that took twice the time.)
-
-Notation: W (m, n) with m = out, n = in; H (n, n) and F (m, m) positive definite; M (m, n) the mask; R residual,
-D direction.
+Notation: W (m, n) with m = out, n = in; H (n, n) positive definite; M (m, n) the mask; R residual, D direction.
 """
 
 from collections.abc import Callable
@@ -26,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from laconic.numerics.moments import root_factor, unit_diagonal
+from laconic.numerics.moments import root_factor
 
 TOLERANCE = 1e-5
 """A row is done once its residual, in the norm of the preconditioner, is below this fraction of the first residual. The
@@ -196,57 +187,3 @@ def conjugate_gradients(
         if not (live := (energy > goal).squeeze(1)).all():
             rows, R, D, energy, goal, allowed = rows[live], R[live], D[live], energy[live], goal[live], allowed[live]
     return X
-
-
-COUPLED_TOLERANCE = 1e-3
-"""The iteration ends once the norm of the residual is below this fraction of the first residual."""
-
-COUPLED_STEPS = 100
-"""Largest number of steps. With nine weights in ten pruned, the loss on real matrices of 384 × 384 and 384 × 1536 is
-then within 0.1 and 2 percent of the minimum. It is up to twice the minimum where the loss is nearly zero; the estimates
-of the moments are less exact than that."""
-
-
-def refit_coupled(
-    W: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"], F: Float[Tensor, "out out"], H: Float[Tensor, "in in"]
-) -> Float[Tensor, "out in"]:
-    """Kept weights that minimise tr(F (W − Z) H (W − Z)^T), in which rows compensate for each other. In fp64.
-
-    The change of the kept weights is computed in fp32, which is twice as fast and reaches the same loss.
-
-    Args:
-        W: the matrix.
-        mask: True at kept weights.
-        F: moment of the output gradients, positive definite.
-        H: moment of the inputs, positive definite.
-
-    Returns:
-        Z, zero outside the mask.
-
-    Example:
-        >>> mask, F = torch.tensor([[False], [True]]), torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
-        >>> refit_coupled(torch.tensor([[2.0], [1.0]]), mask, F, torch.eye(1).double()).round(decimals=2)
-        tensor([[0.],
-                [2.]], dtype=torch.float64)
-    """
-    W = W.double()
-    rows, columns = F.diagonal().rsqrt()[:, None], H.diagonal().rsqrt()
-    F, H = unit_diagonal(F), unit_diagonal(H)
-    removed = W * ~mask / rows / columns
-    size = removed.norm()
-    if size == 0:
-        return W * mask
-    first = mask * (F @ (removed / size).float() @ H)
-    norm = first.norm()
-    if norm == 0:
-        return W * mask
-    scale = size * norm
-    residual = (first / norm).view(1, -1)
-    added = conjugate_gradients(
-        lambda D: (F @ D.view(W.shape) @ H).view(1, -1),
-        lambda R: R,
-        (torch.zeros_like(residual), residual),
-        mask.reshape(1, -1),
-        (COUPLED_TOLERANCE, COUPLED_STEPS),
-    )
-    return W * mask + scale * added.view(W.shape).double() * rows * columns

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from laconic.numerics import refit as refitting
+from laconic.numerics.coupled_refit import refit_coupled
 from laconic.numerics.obs import damp
-from laconic.numerics.refit import inverse, refine, refit, refit_coupled
+from laconic.numerics.refit import inverse, refine, refit
 
 
 def problem(m: int, n: int, sparsity: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,14 +11,14 @@ interpolates between the two by the sparsity (`laconic.numerics.obs`): it is obs
 Scores in nats can be compared between matrices.
 
 The kept weights are then fitted again, to the least ½ tr(F E C E^T) under the mask, in which F couples the rows
-(`laconic.numerics.refit`), or by least squares row by row. For a word embedding C is diagonal: the rows of each column
-compensate for each other, independently of other columns, which is least squares with F in the place of C. Where both
-matrices are diagonal nothing can be fitted.
+(`laconic.numerics.coupled_refit`), or by least squares row by row (`laconic.numerics.refit`). For a word embedding C is
+diagonal: the rows of each column compensate for each other, independently of other columns, which is least squares with
+F in the place of C. Where both matrices are diagonal nothing can be fitted.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -29,10 +29,11 @@ from torch import Tensor
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Statistic
 from laconic.formats import Sparse
 from laconic.methods.prune.base import Size, Solver, UnstructuredPruning, removes_nothing, to_sparse
+from laconic.numerics.coupled_refit import CoupledLoss
 from laconic.numerics.masks import exclude_pruned
 from laconic.numerics.moments import InputMoment, Moment, OutputMoment, active_inputs, floored_diagonal, shrink
 from laconic.numerics.obs import Correlations, correlations, damp, residual_curvature
-from laconic.numerics.refit import inverse, refit, refit_coupled
+from laconic.numerics.refit import inverse, refit
 
 Score = Literal["partial", "obd", "obs"]
 Fit = Callable[[Float[Tensor, "out in"], Bool[Tensor, "out in"]], Float[Tensor, "out in"]]
@@ -89,11 +90,12 @@ class KfacPrune(UnstructuredPruning):
         return self._scores(weight, stats, DEFAULT_SPARSITY if self.size is None else self.size)
 
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
-        fit = self._fit(weight, stats) if self.refit else None
+        # Made after the first scores, so that the moments are not in memory twice.
+        fit_of = cache(lambda: self._fit(weight, stats) if self.refit else None)
 
         def solve(size: Size) -> Sparse:
             mask = self.mask_for(exclude_pruned(self._scores(weight, stats, size), stats.support), size)
-            if fit is None or removes_nothing(weight, mask):
+            if removes_nothing(weight, mask) or (fit := fit_of()) is None:
                 return to_sparse(weight, mask, size)
             return to_sparse(fit(weight, mask).to(weight.dtype), mask, size)
 
@@ -101,42 +103,51 @@ class KfacPrune(UnstructuredPruning):
 
     def _fit(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Fit | None:
         """The function that fits the kept weights; None if neither inputs nor outputs are correlated."""
-        F, H = self._moments(weight, stats)
+        F, H = self._output_moment(weight, stats), self._input_moment(stats)
         coupled = self.coupled and F.ndim == 2
         if H.ndim == 1:
             return partial(_refit_columns, F=F, F_inverse=inverse(F)) if coupled else None
-        return partial(refit_coupled, F=F, H=H) if coupled else partial(refit, H=H, H_inverse=inverse(H))
+        return CoupledLoss.from_moments(F, H).refit if coupled else partial(refit, H=H, H_inverse=inverse(H))
 
     def _scores(self, weight: Float[Tensor, "out in"], stats: LayerStats, size: Size) -> Float[Tensor, "out in"]:
-        F, H = self._moments(weight, stats)
         C = stats[InputCovariance].matrix
+        active = active_inputs(C if C.ndim == 1 else C.diagonal())
         if self.score == "obd":
-            v = floored_diagonal(F)[:, None] * floored_diagonal(C)
+            v = floored_diagonal(self._output_moment(weight, stats))[:, None] * floored_diagonal(C)
         elif self.score == "obs":
-            v = active_inputs(C) / (floored_diagonal(_inverse(F))[:, None] * floored_diagonal(_inverse(H)))
+            F, H = self._output_moment(weight, stats), self._input_moment(stats)
+            v = active / (floored_diagonal(_inverse(F))[:, None] * floored_diagonal(_inverse(H)))
         else:
+            del C
             missing = 1 - size[0] / size[1] if isinstance(size, tuple) else size
-            outputs, inputs = self._correlations(stats, F, H)
-            v = active_inputs(C) * residual_curvature(outputs, inputs, missing)
+            v = active * residual_curvature(*self._correlations(weight, stats), missing)
         return 0.5 * weight.double().square() * v
 
-    def _correlations(self, stats: LayerStats, F: OutputMoment, H: InputMoment) -> tuple[Correlations, Correlations]:
+    def _correlations(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> tuple[Correlations, Correlations]:
         """Correlations of the outputs and of the inputs. Rows that are not fitted together do not compensate for each
         other.
         """
-        if F.ndim == 2 and not self.coupled:
-            F = F.diagonal()
+
+        def of_outputs() -> Correlations:
+            F = self._output_moment(weight, stats)
+            return correlations(F.diagonal() if F.ndim == 2 and not self.coupled else F)
+
         named = f"shrink {self.shrink}, gradients {self.gradients}, coupled {self.coupled}"
-        outputs = stats.get_or_compute(f"correlations of outputs, {named}", lambda: correlations(F))
-        inputs = stats.get_or_compute(f"correlations of inputs, damping {self.damping}", lambda: correlations(H))
+        outputs = stats.get_or_compute(f"correlations of outputs, {named}", of_outputs)
+        inputs = stats.get_or_compute(
+            f"correlations of inputs, damping {self.damping}", lambda: correlations(self._input_moment(stats))
+        )
         return Correlations(*outputs), Correlations(*inputs)
 
-    def _moments(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> tuple[OutputMoment, InputMoment]:
-        """F and C, made positive definite."""
-        H = damp(stats[InputCovariance].matrix, self.damping)
+    def _output_moment(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> OutputMoment:
+        """F, made positive definite."""
         if not self.gradients:
-            return torch.ones(len(weight), dtype=H.dtype, device=H.device), H
-        return shrink(stats[GradCovariance].matrix, self.shrink), H
+            return torch.ones(len(weight), dtype=torch.float64, device=weight.device)
+        return shrink(stats[GradCovariance].matrix, self.shrink)
+
+    def _input_moment(self, stats: LayerStats) -> InputMoment:
+        """C, made positive definite."""
+        return damp(stats[InputCovariance].matrix, self.damping)
 
 
 def _refit_columns(
