@@ -104,6 +104,8 @@ class Recorder(ExitStack):
             site.name: LayerStats([*self._inputs[site.input], *self._gradients[site.name]], site.support)
             for site in self.sites
         }
+        # Whoever gets the statistics can free those that it needs no more.
+        self._inputs, self._gradients = {}, {}
         if gathered:
             gather(stats)
         for layer in self.experts:

@@ -279,7 +279,7 @@ class Compress(Step):
                 sizes = replace_group(lm, group, wholes, solved)
                 results[group.name] = GroupResult(group.name, sizes, count_expert_tokens(group, solved))
                 log.add(group, plan, results[group.name])
-                del parts, solved, wholes  # Their memory is needed for the next block.
+                del parts, solved, wholes  # Their memory is needed for the next layers.
         for result in (results[group.name] for group in groups):
             if result.sizes is None:
                 final_plan[result.group] = None

@@ -109,11 +109,14 @@ def iterate_problems(
         return
     for step in calibrate([site for item in items for site in sites_of(item)]):
         problems = {site.name: problem for site, problem in step}
-        for item in items:
-            if sites_of(item)[0].name in problems:
-                yield item, [problems[site.name] for site in sites_of(item)]
-        # The problems of a block are dropped before the next one is measured.
-        del step, problems
+        del step
+        names = [[site.name for site in sites_of(item)] for item in items]
+        present = [(item, own) for item, own in zip(items, names, strict=True) if own[0] in problems]
+        for number, (item, own) in enumerate(present):
+            yield item, [problems[name] for name in own]
+            # The memory of a problem is needed for the next ones.
+            needed = {name for _, later in present[number + 1 :] for name in later}
+            problems = {name: problem for name, problem in problems.items() if name in needed}
 
 
 def problems_by_matrix(group: SolveGroup, problems: Sequence[Problem]) -> dict[str, Problem]:

@@ -33,7 +33,6 @@ from laconic.numerics.moments import (
     RELATIVE_FLOOR,
     InputMoment,
     Moment,
-    eigh,
     root_factor,
     shrink,
     unit_diagonal,
@@ -152,7 +151,7 @@ class Correlations(NamedTuple):
 
     Args:
         diagonal: diag S.
-        values: eigenvalues of the correlations, descending.
+        values: eigenvalues of the correlations, ascending.
         squares: squares of the eigenvectors, which are columns.
     """
 
@@ -169,16 +168,19 @@ def correlations(S: Moment) -> Correlations:
 
     Example:
         >>> correlations(torch.tensor([[4.0, 1.0], [1.0, 1.0]])).values
-        tensor([1.5000, 0.5000], dtype=torch.float64)
+        tensor([0.5000, 1.5000], dtype=torch.float64)
     """
     S = S.double()
     if S.ndim == 1:
         return Correlations(S, torch.ones_like(S[:1]), torch.ones_like(S)[:, None])
     single = len(S) >= SINGLE_FROM
-    values, vectors = eigh(unit_diagonal(S, torch.float32 if single else torch.float64))
+    unit = unit_diagonal(S, torch.float32 if single else torch.float64)
+    # A copy of the diagonal, which would otherwise keep S in memory during the decomposition.
+    diagonal = S.diagonal().clone()
+    del S
+    values, vectors = torch.linalg.eigh(unit)
     floor = torch.finfo(torch.float32).eps if single else RELATIVE_FLOOR
-    # A copy of the diagonal, which would otherwise keep S in memory.
-    return Correlations(S.diagonal().clone(), values.double().clamp(min=floor * values[0].item()), vectors.square_())
+    return Correlations(diagonal, values.double().clamp(min=floor * values[-1].item()), vectors.square_())
 
 
 def residual_curvature(F: Correlations, H: Correlations, missing: float) -> Float[Tensor, "out in"]:

@@ -129,8 +129,8 @@ class KfacPrune(UnstructuredPruning):
         """
 
         def of_outputs() -> Correlations:
-            F = self._output_moment(weight, stats)
-            return correlations(F.diagonal() if F.ndim == 2 and not self.coupled else F)
+            # F has no name here, because its memory is needed for the decomposition.
+            return correlations(self._coupled_moment(weight, stats))
 
         named = f"shrink {self.shrink}, gradients {self.gradients}, coupled {self.coupled}"
         outputs = stats.get_or_compute(f"correlations of outputs, {named}", of_outputs)
@@ -144,6 +144,11 @@ class KfacPrune(UnstructuredPruning):
         if not self.gradients:
             return torch.ones(len(weight), dtype=torch.float64, device=weight.device)
         return shrink(stats[GradCovariance].matrix, self.shrink)
+
+    def _coupled_moment(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> OutputMoment:
+        """The same, or only its diagonal if rows do not compensate for each other."""
+        F = self._output_moment(weight, stats)
+        return F.diagonal() if F.ndim == 2 and not self.coupled else F
 
     def _input_moment(self, stats: LayerStats) -> InputMoment:
         """C, made positive definite."""
