@@ -17,7 +17,6 @@ TESTED_BY = {
     "laconic.calibrate.block_pass": "calibrate/test_blockwise.py",
     "laconic.calibrate.checkpointed": "calibrate/test_blockwise.py",
     "laconic.calibrate.end_gradients": "calibrate/test_blockwise.py",
-    "laconic.model.forward": "calibrate/test_stream.py",
     "laconic.model.halves": "calibrate/test_losses.py",
     "laconic.calibrate.choice_rows": "calibrate/test_multiple_choice.py",
     "laconic.calibrate.class_numbers": "calibrate/test_labels.py",

@@ -1,0 +1,18 @@
+"""The product by oneDNN is the product, for every layout of the matrices."""
+
+import pytest
+import torch
+
+from laconic.numerics.products import product
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
+def test_it_is_the_product(dtype: torch.dtype, transposed: tuple[bool, bool]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(shape, dtype=dtype, generator=generator) for shape in ((5, 33), (33, 17)))
+    A, B = (X.T.contiguous().T if turn else X for X, turn in zip((A, B), transposed, strict=True))
+    expected = A.double() @ B.double()
+    found = product(A, B)
+    assert found.dtype is dtype and found.shape == expected.shape
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5 if dtype is torch.float32 else 1e-12)
