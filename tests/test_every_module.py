@@ -56,7 +56,6 @@ TESTED_BY = {
     "laconic.recipe.estimate.shapes": "recipe/test_estimate.py",
     "laconic.recipe.estimate.trial": "recipe/test_estimate.py",
     "laconic.recipe.estimate.units": "recipe/test_estimate.py",
-    "laconic.recipe.streaming": "recipe/test_stream.py",
     "laconic.recover.student_init": "recover/test_student.py",
     "laconic.recover.trainable": "recover/test_training.py",
     "laconic.runtime.portable_layers": "runtime/test_graph.py",
