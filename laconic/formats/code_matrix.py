@@ -1,5 +1,6 @@
 """A matrix of packed codes with what decodes them, from which kernels are made."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor
 
 from laconic.numerics.grid import Grid, dequantize
 from laconic.numerics.packing import unpack
-from laconic.numerics.scaled_rows import scale_rows
+from laconic.numerics.scaled_rows import can_scale_packed, scale_packed_rows
 
-TILE = 2**19
+TILE = 2**18
 """Weights that are decoded to fp32 at a time, where another dtype is asked for."""
 
 
@@ -43,22 +44,31 @@ class CodeMatrix(NamedTuple):
     def dense(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The dense matrix, computed in fp32 and cast to `dtype`."""
         rows, width = self.shape
-        group = self.grid.group or width
         # The codes of eight rows fill whole bytes.
         tile = TILE // width // 8 * 8
-        if dtype is torch.float32 or not 0 < tile < rows or width % group:
-            return self._scale_columns(dequantize(self.unpacked_codes, self.grid)).to(dtype)
-        scale, zero = (numbers.expand(rows, -1).reshape(-1) for numbers in self.grid[:2])
-        shift, groups = -scale * zero, width // group
-        matrix = scale.new_empty(rows, width, dtype=dtype)
+        if dtype is torch.float32 or not 0 < tile < rows:
+            return next(self._tiles(rows)).to(dtype)
+        matrix = self.codes.new_empty(rows, width, dtype=dtype)
         # The fp32 values of few rows stay in the cache until they are cast.
-        for start in range(0, rows, tile):
-            stop = min(start + tile, rows)
-            stream = self.codes[start * width * self.grid.bits // 8 : -(-stop * width * self.grid.bits // 8)]
-            codes = unpack(stream, self.grid.bits, (stop - start) * width).view(-1, group)
-            here = slice(start * groups, stop * groups)
-            matrix[start:stop] = self._scale_columns(scale_rows(codes, scale[here], shift[here]).view(-1, width))
+        for part, values in zip(matrix.split(tile), self._tiles(tile), strict=True):
+            part.copy_(values)
         return matrix
+
+    def _tiles(self, tile: int) -> Iterator[Float[Tensor, "rows in"]]:
+        """The matrix in fp32, in parts of `tile` rows, which is a multiple of eight or all rows."""
+        (rows, width), grid = self.shape, self.grid
+        group = grid.group or width
+        if width % group == 0 and can_scale_packed(self.codes, grid.bits, group):
+            scale, zero = (numbers.expand(rows, -1).reshape(-1) for numbers in grid[:2])
+            for values in scale_packed_rows(self.codes, grid.bits, scale, zero, tile * width // group):
+                yield self._scale_columns(values.view(-1, width))
+            return
+        for start in range(0, max(rows, 1), tile or 1):
+            stop = min(start + tile, rows)
+            stream = self.codes[start * width * grid.bits // 8 : -(-stop * width * grid.bits // 8)]
+            codes = unpack(stream, grid.bits, (stop - start) * width).view(-1, width)
+            scale, zero = (numbers if len(numbers) == 1 else numbers[start:stop] for numbers in grid[:2])
+            yield self._scale_columns(dequantize(codes, grid._replace(scale=scale, zero=zero)))
 
     def _scale_columns(self, values: Float[Tensor, "rows in"]) -> Float[Tensor, "rows in"]:
         return values if self.column_scales is None else values.mul_(self.column_scales)

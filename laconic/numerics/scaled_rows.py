@@ -1,11 +1,21 @@
-"""Integers times a scale, plus a shift, row by row."""
+"""Integers times a scale, plus a shift, row by row, by functions that torch has for quantized embeddings."""
+
+from collections.abc import Iterator
+from functools import cache
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int32, Integer, UInt8
 from torch import Tensor
 from torch.jit._trace import is_tracing
 
 WORD = torch.int64.itemsize
+NUMBERS = torch.int32
+"""Two numbers in fp16, as one word."""
+PACKED_BAGS = {
+    2: torch.ops.quantized.embedding_bag_2bit_rowwise_offsets,
+    4: torch.ops.quantized.embedding_bag_4bit_rowwise_offsets,
+}
+"""Weighted sums of rows of packed codes, by the bits of a code."""
 
 
 def scale_rows(
@@ -13,7 +23,7 @@ def scale_rows(
 ) -> Float[Tensor, "rows columns"]:
     """scale · code + shift in fp32.
 
-    On a CPU this is a function that torch has for quantized embeddings, which converts, scales and shifts in one pass.
+    On a CPU torch converts, scales and shifts in one pass.
 
     Args:
         codes: integers.
@@ -24,8 +34,7 @@ def scale_rows(
         >>> scale_rows(torch.tensor([[0, 3]], dtype=torch.uint8), torch.tensor([0.5]), torch.tensor([-1.0]))
         tensor([[-1.0000,  0.5000]])
     """
-    plain = codes.dtype != torch.uint8 or not codes.is_cpu or torch.compiler.is_compiling() or is_tracing()
-    if plain or not codes.numel():
+    if codes.dtype != torch.uint8 or not _is_eager(codes) or not codes.numel():
         return (codes * scale[:, None]).add_(shift[:, None])
     # A row of the embedding is its codes, and the bytes of its scale and its shift.
     count, columns = codes.shape
@@ -38,3 +47,65 @@ def scale_rows(
     else:
         rows[:, :columns], rows[:, columns:] = codes, torch.stack((scale, shift), dim=1).view(torch.uint8)
     return torch.ops.quantized.embedding_bag_byte_unpack(rows)
+
+
+def can_scale_packed(stream: UInt8[Tensor, " bytes"], bits: int, columns: int) -> bool:
+    """Whether `scale_packed_rows` can read rows of `columns` codes each.
+
+    Args:
+        stream: the bytes of all codes.
+        bits: bits of a code.
+        columns: codes of a row.
+
+    Example:
+        >>> stream = torch.zeros(32, dtype=torch.uint8)
+        >>> can_scale_packed(stream, bits=4, columns=64), can_scale_packed(stream, bits=3, columns=64)
+        (True, False)
+    """
+    if bits not in PACKED_BAGS or not stream.numel() or not _is_eager(stream):
+        return False
+    return columns * bits % (8 * NUMBERS.itemsize) == 0 and stream.storage_offset() % NUMBERS.itemsize == 0
+
+
+def scale_packed_rows(
+    stream: UInt8[Tensor, " bytes"],
+    bits: int,
+    scale: Float[Tensor, " rows"],
+    zero: Float[Tensor, " rows"],
+    at_once: int | None = None,
+) -> Iterator[Float[Tensor, "some columns"]]:
+    """scale · (code − zero) in fp32, of packed codes that fill whole words of four bytes in each row.
+
+    Args:
+        stream: the codes, as `laconic.numerics.packing.pack` returns them.
+        bits: 2 or 4, the bits of a code.
+        scale: of each row, in fp32.
+        zero: of each row, a whole number from 0 to 2^bits − 1.
+        at_once: rows that are returned at a time; None for all.
+
+    Example:
+        >>> codes = torch.tensor([0x10, 0x32, 0x54, 0x76], dtype=torch.uint8)
+        >>> next(scale_packed_rows(codes, 4, torch.tensor([0.5]), torch.tensor([2.0])))
+        tensor([[-1.0000, -0.5000,  0.0000,  0.5000,  1.0000,  1.5000,  2.0000,  2.5000]])
+    """
+    at_once = at_once or len(scale)
+    # An embedding is the codes of a row minus its zero point. The scale is its weight in a bag of its own.
+    numbers = _one_and_shift(bits).index_select(0, zero.int())[:, None].split(at_once)
+    words = stream.view(NUMBERS).view(len(scale), -1).split(at_once)
+    order = torch.arange(at_once, dtype=torch.int32)
+    # The weights are read in the order of memory, whichever strides they have.
+    for parts, weights in zip(zip(words, numbers, strict=True), scale.contiguous().split(at_once), strict=True):
+        rows, which = torch.cat(parts, dim=1).view(torch.uint8), order[: len(weights)]
+        yield PACKED_BAGS[bits](rows, which, which, False, 0, False, weights, None, False)
+
+
+@cache
+def _one_and_shift(bits: int) -> Int32[Tensor, " zeros"]:
+    """The scale 1 and the shift −z of an embedding, in one word, for every zero point z of codes of `bits` bits."""
+    shift = -torch.arange(2.0**bits)
+    return torch.stack((torch.ones_like(shift), shift), dim=1).half().view(NUMBERS).view(-1)
+
+
+def _is_eager(codes: Tensor) -> bool:
+    """Whether the functions for embeddings can be called: they take tensors on a CPU, and cannot be traced."""
+    return codes.is_cpu and not torch.compiler.is_compiling() and not is_tracing()
