@@ -11,6 +11,8 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SHORT_NUMBERS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 """CPU instruction sets for 8- and 16-bit arithmetic, by their names in `/proc/cpuinfo`."""
 CPUINFO = Path("/proc/cpuinfo")
+KEPT_NBYTES = 2**25 - 2**16
+"""A little less than the largest block that glibc can keep when it is freed."""
 
 
 def is_launched() -> bool:
@@ -33,6 +35,19 @@ def release_freed_memory() -> None:
     """Return freed memory to the system; glibc would keep hundreds of megabytes of it. Other C libraries keep less."""
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks of up to 32 MB for later ones; other C libraries are not changed.
+
+    The system fills every new page with zeros, which can take longer than decoding a matrix into it. glibc returns
+    blocks that are larger than any that it has freed before, so one large block is freed here. No page of it is used.
+    """
+    if _has_glibc():
+        library = ctypes.CDLL(None)
+        library.malloc.restype = ctypes.c_void_p
+        library.free(ctypes.c_void_p(library.malloc(ctypes.c_size_t(KEPT_NBYTES))))
 
 
 @cache

@@ -238,7 +238,7 @@ class KernelCache:
         tensors: Sequence[Tensor],
         rows: int,
         dtype: torch.dtype,
-        choose: Callable[[], Choice | None],
+        choose: Callable[[int, torch.dtype], Choice | None],
         make: Callable[[str], Kernel],
     ) -> Kernel | None:
         """The kernel for a product; None if the matrix should be decoded.
@@ -247,12 +247,12 @@ class KernelCache:
             tensors: the tensors that a kernel is made from.
             rows: rows of the input.
             dtype: dtype of the input.
-            choose: returns the choice for this product; called once for each number of rows, dtype and threads.
+            choose: returns the choice for rows and a dtype; called once for each of them and each number of threads.
             make: makes the kernel of a name.
         """
         key = (measured_rows(rows), dtype, torch.get_num_threads())
         if key not in self._chosen:
-            choice = choose()
+            choice = choose(rows, dtype)
             self._chosen[key] = DECODED if choice is None else choice.kernel
         name = self._chosen[key]
         if name == DECODED:

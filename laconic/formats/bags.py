@@ -57,7 +57,8 @@ class BagKernel(Kernel):
         if self._column_scales is not None:
             weights = weights * self._column_scales
         tokens, starts = bags(len(x), self._width, self._group)
-        options = (False, 0, False, weights.reshape(-1), None, False)
+        # They are read in the order of memory, whichever strides they have.
+        options = (False, 0, False, weights.contiguous().view(-1), None, False)
         sums = BAGS[self._bits](self._embeddings, tokens, starts, *options)
         y = sums[:, : self._outputs].view(len(x), -1, self._outputs).mul_(self._scale).sum(1)
         if self._shift is not None:

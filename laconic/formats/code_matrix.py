@@ -10,6 +10,7 @@ from torch import Tensor
 from laconic.numerics.grid import Grid, dequantize
 from laconic.numerics.packing import unpack
 from laconic.numerics.scaled_rows import can_scale_packed, scale_packed_rows
+from laconic.system import keep_freed_memory
 
 TILE = 2**18
 """Weights that are decoded to fp32 at a time, where another dtype is asked for."""
@@ -43,6 +44,7 @@ class CodeMatrix(NamedTuple):
 
     def dense(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The dense matrix, computed in fp32 and cast to `dtype`."""
+        keep_freed_memory()
         rows, width = self.shape
         # The codes of eight rows fill whole bytes.
         tile = TILE // width // 8 * 8

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from laconic.formats.bags import BagKernel
 from laconic.formats.code_matrix import CodeMatrix
 from laconic.formats.kernels import DECODED, DecodingKernel, Kernel, KernelFamily, align
+from laconic.formats.products import multiply
 from laconic.numerics.grid import Grid
 from laconic.numerics.packing import packed_nbytes
 
@@ -119,7 +120,7 @@ class Int4Family(KernelFamily[CodeMatrix]):
         self.bits, self.group, self.symmetric = bits, group, symmetric
         self.label = "int4" if bits <= MAX_BITS else "codes"
         shared = "one group" if group is None else f"groups of {group}"
-        self.name = f"codes of {bits} bits, {shared}{', symmetric' if symmetric else ''}"
+        self.name = f"packed codes of {bits} bits, {shared}{', symmetric' if symmetric else ''}"
 
     @property
     def makers(self) -> Mapping[str, Callable[[CodeMatrix, torch.dtype], Kernel]]:
@@ -149,7 +150,7 @@ def int4_family(bits: int, group: int | None, symmetric: bool) -> Int4Family:
 
 
 KERNELS: Mapping[str, Callable[[CodeMatrix, torch.dtype], Kernel]] = {
-    DECODED: lambda matrix, dtype: DecodingKernel(lambda: matrix.dense(dtype)),
+    DECODED: lambda matrix, dtype: DecodingKernel(lambda: matrix.dense(dtype), multiply),
     "bags": lambda matrix, _: BagKernel(matrix),
     "weight-only": WeightOnly4,
 }

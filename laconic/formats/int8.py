@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from laconic.formats.base import byte_parameter, empty_bytes
 from laconic.formats.kernels import ALIGNED, DECODED, DENSE, DecodingKernel, DenseKernel, Kernel, KernelFamily, align
 from laconic.formats.packed import PackedCodes
+from laconic.formats.products import multiply
 from laconic.numerics.packing import as_bytes, from_bytes
 from laconic.numerics.scaling import TiedWeights, grid_indices
 
@@ -168,7 +169,7 @@ class OneDnn(WholeNumbers):
 
 
 KERNELS: Mapping[str, Callable[[Int8Matrix, torch.dtype], Kernel]] = {
-    DECODED: lambda matrix, dtype: DecodingKernel(partial(matrix.dense, dtype)),
+    DECODED: lambda matrix, dtype: DecodingKernel(partial(matrix.dense, dtype), multiply),
     "weight-only": WeightOnly,
     FULL_ONEDNN: partial(OneDnn, levels=FULL),
     SAFE_ONEDNN: partial(OneDnn, levels=SAFE),

@@ -71,17 +71,22 @@ class DecodingKernel(Kernel):
 
     Args:
         dense: returns the dense matrix.
+        product: multiplies inputs by the dense matrix and adds a bias.
 
     Example:
         >>> DecodingKernel(lambda: torch.eye(2))(torch.ones(1, 2), torch.ones(2))
         tensor([[2., 2.]])
     """
 
-    def __init__(self, dense: Callable[[], Float[Tensor, "out in"]]) -> None:
-        self._dense = dense
+    def __init__(
+        self,
+        dense: Callable[[], Float[Tensor, "out in"]],
+        product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = linear,
+    ) -> None:
+        self._dense, self._product = dense, product
 
     def __call__(self, x: Float[Tensor, "rows in"], bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
-        return linear(x, self._dense(), bias)
+        return self._product(x, self._dense(), bias)
 
 
 class KernelFamily(ABC, Generic[M]):

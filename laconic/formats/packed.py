@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from laconic.formats.autotune import Choice, KernelCache, autotune, can_use_kernels
 from laconic.formats.base import EmbeddingFormat, Format, byte_parameter, copy_bias, empty_bytes
-from laconic.formats.kernels import KernelFamily
+from laconic.formats.kernels import Kernel, KernelFamily
 from laconic.formats.products import multiply
 from laconic.numerics.grid_search import LARGEST_SCALE
 from laconic.numerics.packing import (
@@ -186,20 +186,20 @@ class PackedCodes(Format):
     def forward(self, x: Tensor) -> Tensor:
         if self._decoded is not None:
             return multiply(x, self._decoded, self.bias)
-        family = self.kernel_family if can_use_kernels(x, self.weight.dtype, self.shift) else None
-        rows = x.shape[:-1].numel()
-        if family is not None and rows <= family.max_rows:
-            kernel = self._kernels.kernel(
-                (self.codes, self.shared_values),
-                rows,
-                x.dtype,
-                lambda: self.kernel_choice(rows, x.dtype),
-                lambda name: family.makers[name](self.matrix, x.dtype),
-            )
-            if kernel is not None:
-                y = kernel(x.reshape(-1, self.in_features), self.bias)
-                return y.view(*x.shape[:-1], self.out_features)
-        return multiply(x, self.dense(), self.bias)
+        kernel = self.find_kernel(x)
+        if kernel is None:
+            return multiply(x, self.dense(), self.bias)
+        return kernel(x.reshape(-1, self.in_features), self.bias).view(*x.shape[:-1], self.out_features)
+
+    def find_kernel(self, x: Float[Tensor, "... in"]) -> Kernel | None:
+        """The kernel that multiplies these inputs by the codes; None if the matrix should be decoded."""
+        family, rows = self.kernel_family, x.shape[:-1].numel()
+        if family is None or rows > family.max_rows or not can_use_kernels(x, self.weight.dtype, self.shift):
+            return None
+        tensors, make = (self.codes, self.shared_values), family.makers
+        return self._kernels.kernel(
+            tensors, rows, x.dtype, self.kernel_choice, lambda name: make[name](self.matrix, x.dtype)
+        )
 
     def nbytes(self) -> int:
         return sum(self.get_parameter(name).numel() for name in self.packed_names)

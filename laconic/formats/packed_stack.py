@@ -1,30 +1,35 @@
 """Stacks of quantized matrices: the bytes of one matrix of every expert, stacked on the first axis.
 
-A product decodes only the matrices of experts that have rows. Where torch has a fast grouped product, several matrices
-are decoded and multiplied at once; elsewhere each expert multiplies like a quantized layer of its own, by a kernel if
-one is faster.
+A product decodes only the matrices of experts that have rows, several at once. They are multiplied at once where torch
+has a fast grouped product, and elsewhere one by one. Few rows are multiplied by the codes of their expert, by a kernel,
+where that is faster.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from laconic.formats.base import Format, byte_parameter
+from laconic.formats.code_matrix import CodeMatrix
 from laconic.formats.codebook import Codebook
 from laconic.formats.experts import ExpertStack
 from laconic.formats.int8 import DynamicInt8
 from laconic.formats.packed import PackedCodes
-from laconic.formats.quantized import Quantized
+from laconic.formats.products import multiply
+from laconic.formats.quantized import Quantized, unpack_grid
 from laconic.formats.routing import Routing, can_group, grouped_product
-from laconic.numerics.packing import packed_nbytes, unpack_mask
+from laconic.numerics.packing import from_bytes, packed_nbytes, unpack_mask
 
-DECODED_NBYTES = 2**26
+GROUPED_NBYTES = 2**26
 """Bytes of the matrices that are decoded for one grouped product."""
+DECODED_NBYTES = 2**22
+"""Bytes of the matrices that are decoded together where each is multiplied alone: they should stay in the cache."""
 
 
 class _Slices:
@@ -72,6 +77,8 @@ class PackedStack(ExpertStack):
     """
 
     format: ClassVar[type[PackedCodes]]
+    kernel_rows: ClassVar[float] = inf
+    """Rows of an expert up to which a kernel may multiply by its codes."""
     matrix_parameter = "codes"
     codes: nn.Parameter
     weight: Tensor
@@ -151,24 +158,42 @@ class PackedStack(ExpertStack):
             return grouped_product(x, empty, routing.ends)
         counts = routing.counts.tolist()
         hit = [expert for expert, count in enumerate(counts) if count]
-        slices, rows = self._slices.of(self), x.to(dtype).split(counts)
         if not hit:
             return x.new_empty(0, self.out_features, dtype=dtype)
-        if not can_group(x.device, dtype, self.shape):
-            return torch.cat([slices[expert](rows[expert]) for expert in hit])
-        products = []
-        at_once = max(1, DECODED_NBYTES // (self.macs() * dtype.itemsize))
-        for start in range(0, len(hit), at_once):
-            chunk = hit[start : start + at_once]
-            ends = torch.tensor([counts[expert] for expert in chunk], device=x.device).cumsum(0, dtype=torch.int32)
-            decoded = torch.stack([slices[expert].dense() for expert in chunk])
-            products.append(grouped_product(torch.cat([rows[expert] for expert in chunk]), decoded, ends))
-        return torch.cat(products)
+        slices, rows = self._slices.of(self), x.to(dtype).split(counts)
+        if can_group(x.device, dtype, self.shape):
+            return torch.cat([self._grouped(chunk, rows) for chunk in self._chunks(hit, GROUPED_NBYTES)])
+        products: dict[int, Tensor] = {}
+        for expert in hit:
+            kernel = slices[expert].find_kernel(rows[expert]) if counts[expert] <= self.kernel_rows else None
+            if kernel is not None:
+                products[expert] = kernel(rows[expert], None)
+        for chunk in self._chunks([expert for expert in hit if expert not in products], DECODED_NBYTES):
+            for expert, matrix in zip(chunk, self.decode(chunk), strict=True):
+                products[expert] = multiply(rows[expert], matrix, None)
+        return torch.cat([products[expert] for expert in hit])
+
+    def _chunks(self, experts: Sequence[int], nbytes: int) -> Iterator[Sequence[int]]:
+        """The experts in parts whose decoded matrices take at most `nbytes`, or of one."""
+        at_once = max(1, nbytes // (self.macs() * self.weight.dtype.itemsize))
+        for start in range(0, len(experts), at_once):
+            yield experts[start : start + at_once]
+
+    def _grouped(self, experts: Sequence[int], rows: Sequence[Tensor]) -> Float[Tensor, "pairs out"]:
+        """The products of some experts, by one grouped product."""
+        counts = torch.tensor([len(rows[expert]) for expert in experts], device=self.weight.device)
+        mine = torch.cat([rows[expert] for expert in experts])
+        return grouped_product(mine, self.decode(experts), counts.cumsum(0, dtype=torch.int32))
+
+    def decode(self, experts: Sequence[int]) -> Float[Tensor, "some out in"]:
+        """The matrices of some experts."""
+        slices = self._slices.of(self)
+        return torch.stack([slices[expert].dense() for expert in experts])
 
     @contextmanager
     def keep_decoded(self) -> Iterator[None]:
         """A context in which the stack multiplies by decoded copies of all matrices; its codes must not change."""
-        self._decoded = torch.stack([slice.dense() for slice in self._slices.of(self)])
+        self._decoded = self.decode(range(self.experts))
         try:
             yield
         finally:
@@ -218,6 +243,32 @@ class QuantizedStack(PackedStack):
 
     kind = "quantized-experts"
     format = Quantized
+    # Decoding several matrices at once takes less time than the kernels for one matrix need for more rows.
+    kernel_rows = 16
+
+    def decode(self, experts: Sequence[int]) -> Float[Tensor, "some out in"]:
+        bits, group, (out, width) = self.matrix["bits"], self.matrix["group"], self.shape
+        if group is None or "kept" in self.matrix or width % group or out * width // group * bits % 8:
+            return super().decode(experts)
+        # Codes and scales fill whole bytes, so the rows of several matrices are decoded as those of one.
+        chosen, rows = (
+            {name: _select(tensor.detach(), experts) for name, tensor in self.packed.items()},
+            len(experts) * out,
+        )
+        grid = unpack_grid(chosen["scales"], chosen.get("zeros"), (rows, width // group), bits, group)
+        matrix = CodeMatrix(chosen["codes"], grid, (rows, width), None)
+        if "column_scales" not in chosen:
+            return matrix.dense(self.weight.dtype).view(-1, out, width)
+        columns = from_bytes(chosen["column_scales"]).view(-1, 1, width)
+        return matrix.dense(torch.float32).view(-1, out, width).mul_(columns).to(self.weight.dtype)
+
+
+def _select(stacked: UInt8[Tensor, "experts bytes"], experts: Sequence[int]) -> UInt8[Tensor, " n"]:
+    """The bytes of some experts one after another; they are not copied if no other expert lies between."""
+    first, last = experts[0], experts[-1]
+    if last - first + 1 == len(experts):
+        return stacked[first : last + 1].view(-1)
+    return stacked.index_select(0, torch.tensor(experts, device=stacked.device)).view(-1)
 
 
 class CodebookStack(PackedStack):

@@ -105,11 +105,8 @@ class Quantized(PackedCodes):
     @property
     def grid(self) -> Grid:
         """Scales and zero points, unpacked."""
-        scale = from_bytes(self.scales.detach()).view(self.grid_shape)
-        if self.zeros is None:
-            return Grid(scale, torch.full_like(scale, 2 ** (self.bits - 1)), self.bits, self.group)
-        zero = unpack(self.zeros.detach(), self.bits, scale.numel()).view(self.grid_shape)
-        return Grid(scale, zero.float(), self.bits, self.group)
+        zeros = None if self.zeros is None else self.zeros.detach()
+        return unpack_grid(self.scales.detach(), zeros, self.grid_shape, self.bits, self.group)
 
     @property
     def kernel_family(self) -> KernelFamily[Any] | None:
@@ -159,3 +156,25 @@ class Quantized(PackedCodes):
         if scaled:
             layer.column_scales = empty_bytes(2 * layer.in_features)
         return layer
+
+
+def unpack_grid(
+    scales: UInt8[Tensor, " bytes"],
+    zeros: UInt8[Tensor, " packed"] | None,
+    shape: tuple[int, int],
+    bits: int,
+    group: int | None,
+) -> Grid:
+    """The grid that is stored in bytes.
+
+    Args:
+        scales: 16 bits for each group.
+        zeros: `bits` bits for each group; None if the zero point is 2^(bits − 1) everywhere.
+        shape: (rows, groups).
+        bits: bits of a code.
+        group: columns that share a scale; None if the whole matrix shares one.
+    """
+    scale = from_bytes(scales).view(shape)
+    if zeros is None:
+        return Grid(scale, torch.full_like(scale, 2 ** (bits - 1)), bits, group)
+    return Grid(scale, unpack(zeros, bits, scale.numel()).view(shape).float(), bits, group)

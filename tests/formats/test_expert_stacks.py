@@ -197,17 +197,29 @@ def test_every_kind_has_a_case():
 def test_only_experts_with_rows_are_decoded(monkeypatch: pytest.MonkeyPatch):
     stack = stack_formats(formats_of("rtn, 3 bits"), EXPERTS)
     assert isinstance(stack, PackedStack)
-    decoded = []
-    dense = Quantized.dense
-    monkeypatch.setattr(Quantized, "dense", lambda layer: decoded.append(layer) or dense(layer))
+    decoded: list[int] = []
+    decode = type(stack).decode
+    monkeypatch.setattr(type(stack), "decode", lambda stack, which: decoded.extend(which) or decode(stack, which))
     routing = routing_of()
     with torch.no_grad():
         stack.double()(torch.randn(len(routing.order), IN, dtype=torch.float64), routing)
-        assert len(decoded) == 3
+        assert decoded == sorted(set(routing.experts.tolist())) and len(decoded) == 3
         decoded.clear()
         with stack.keep_decoded():
             stack(torch.randn(len(routing.order), IN, dtype=torch.float64), routing)
     assert len(decoded) == EXPERTS
+
+
+@pytest.mark.parametrize("method", [Rtn(bits=4, group_size=16), Rtn(bits=3, group_size=16), Awq(bits=4, group_size=16)])
+def test_several_experts_are_decoded_at_once(method: Method):
+    cases = [case(f"expert {expert}", (OUT, 48)) for expert in range(EXPERTS)]
+    stack = stack_formats((method.compress(matrix.weight, matrix.stats) for matrix in cases), EXPERTS)
+    assert isinstance(stack, PackedStack)
+    for dtype in (torch.float32, torch.bfloat16):
+        stack.to(dtype)
+        for which in ([1, 2], [0, 3], [2]):
+            expected = torch.stack([stack.dense(expert) for expert in which])
+            assert torch.equal(stack.decode(which), expected) and expected.dtype is dtype
 
 
 def test_new_codes_are_seen_by_the_next_product():

@@ -59,6 +59,13 @@ def test_bags_compute_the_products_of_the_decoded_matrix(
     assert layer.kernel_nbytes >= width * out * codes // 8
 
 
+def test_bags_take_every_second_number_of_a_row(monkeypatch: pytest.MonkeyPatch):
+    always(monkeypatch, "bags")
+    layer, x = quantized(), inputs(1, 512)[:, ::2]
+    with torch.inference_mode():
+        assert apart(layer(x), linear(x, layer.dense())) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_bags_round_only_the_result(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     always(monkeypatch, "bags")
