@@ -37,7 +37,7 @@ class UnitFactor(NamedTuple):
     """The factors of S = R D R^T.
 
     Args:
-        R: upper triangular, with ones on the diagonal; in fp64, or in fp32 for many columns.
+        R: upper triangular, with ones on the diagonal; in fp64, or rounded to fp32 for many columns.
         D: the diagonal of the middle factor, in fp64. D_j is the cost of an error of column j after later columns have
             compensated for it.
 
@@ -66,13 +66,18 @@ class UnitFactor(NamedTuple):
         factor = _factor_single(S, diagonal, order) if len(S) >= SINGLE_FROM else None
         if factor is not None:
             return factor
-        full = symmetrize(S.double())
-        full.diagonal().copy_(diagonal)
-        backwards = order.flip(0)
+        # At most two matrices in fp64 are in memory beside S.
+        matrix = symmetrize(S.double())
+        matrix.diagonal().copy_(diagonal)
         # The factor of the reversed matrix is lower triangular.
-        U = root_factor(full[backwards][:, backwards]).flip(0, 1)
-        roots = U.diagonal().clone()
-        return cls(_with_unit_diagonal(U.div_(roots)), roots.square())
+        for axis in (0, 1):
+            matrix = matrix.index_select(axis, order.flip(0))
+        matrix = root_factor(matrix)
+        R = matrix.flip(0, 1)
+        del matrix
+        roots = R.diagonal().clone()
+        R.div_(roots)
+        return cls(_with_unit_diagonal(R.float() if len(R) >= SINGLE_FROM else R), roots.square())
 
     def inverse_diagonal(self) -> Float[Tensor, " n"]:
         """The diagonal of S^{-1}, in fp64.

@@ -5,6 +5,7 @@ import torch
 
 from laconic.numerics import factors
 from laconic.numerics.factors import UnitFactor
+from laconic.numerics.moments import root_factor
 from laconic.numerics.obs import damp
 from tests.numerics.test_obs import hessian
 
@@ -51,8 +52,10 @@ def test_moments_that_fp32_cannot_factor_are_factored_in_fp64(single: None, mome
     else:
         S[3] = S[:, 3] = 0
     factor = UnitFactor.from_moment(S)
-    assert factor.R.dtype == torch.float64
-    assert torch.allclose(factor.R * factor.D @ factor.R.T, S, atol=1e-9 * S.diagonal().max().item())
+    exact = root_factor(S.flip(0, 1)).flip(0, 1)
+    assert torch.allclose(factor.D, exact.diagonal().square(), rtol=1e-9)
+    # Only the result is rounded to fp32.
+    assert torch.equal(factor.R, (exact / exact.diagonal()).float().fill_diagonal_(1))
 
 
 def test_only_the_upper_triangle_is_read_and_the_ridge_is_added_to_the_diagonal() -> None:
