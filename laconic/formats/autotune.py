@@ -8,7 +8,8 @@ overwritten before each run, as other layers do in a model. The time of a kernel
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -215,6 +216,23 @@ class KernelCache:
         self._chosen: dict[tuple[int, torch.dtype, int], str] = {}
         self._kernels: dict[tuple[str, torch.dtype], Kernel] = {}
         self._versions: tuple[object, ...] = ()
+        self._is_paused = False
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """A context in which the matrix is decoded for every product, as making a kernel takes longer than one of them.
+
+        Example:
+            >>> cache = KernelCache()
+            >>> with cache.pause():
+            ...     cache.kernel([], 1, torch.float32, lambda: Choice("dense", 1.0), lambda name: None) is None
+            True
+        """
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def __deepcopy__(self, memo: object) -> "KernelCache":
         return KernelCache()
@@ -250,6 +268,8 @@ class KernelCache:
             choose: returns the choice for rows and a dtype; called once for each of them and each number of threads.
             make: makes the kernel of a name.
         """
+        if self._is_paused:
+            return None
         key = (measured_rows(rows), dtype, torch.get_num_threads())
         if key not in self._chosen:
             choice = choose(rows, dtype)

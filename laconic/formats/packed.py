@@ -68,7 +68,7 @@ class PackedCodes(Format):
         self.codes = empty_bytes(packed_nbytes(self.count, bits))
         self.kept_bits = None if kept is None else empty_bytes(packed_nbytes(shape[0] * shape[1], 1))
         self.shift = nn.Parameter(torch.empty(shape[0])) if bias else None
-        self._kernels = KernelCache()
+        self.kernels = KernelCache()
         self._decoded: Tensor | None = None
 
     @abstractmethod
@@ -163,16 +163,16 @@ class PackedCodes(Format):
     @property
     def kernel_nbytes(self) -> int:
         """Bytes in memory that the called kernels keep in addition to the codes."""
-        return self._kernels.nbytes
+        return self.kernels.nbytes
 
     @property
     def kernel_names(self) -> dict[int, str]:
         """The kernels that were called, by the number of rows that they were measured for."""
-        return self._kernels.names
+        return self.kernels.names
 
     def drop_kernels(self) -> None:
         """Free what the called kernels keep; they are made again at the next product."""
-        self._kernels = KernelCache()
+        self.kernels = KernelCache()
 
     @contextmanager
     def keep_decoded(self) -> Iterator[None]:
@@ -197,7 +197,7 @@ class PackedCodes(Format):
         if family is None or rows > family.max_rows or not can_use_kernels(x, self.weight.dtype, self.shift):
             return None
         tensors, make = (self.codes, self.shared_values), family.makers
-        return self._kernels.kernel(
+        return self.kernels.kernel(
             tensors, rows, x.dtype, self.kernel_choice, lambda name: make[name](self.matrix, x.dtype)
         )
 

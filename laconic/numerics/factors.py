@@ -19,7 +19,7 @@ from torch import Tensor
 from laconic.numerics.gram import symmetrize
 from laconic.numerics.moments import root_factor, unit_diagonal
 
-SINGLE_FROM = 1024
+SINGLE_FROM = 512
 """The least number of columns of a moment that is factored in fp32."""
 TOLERANCE = 1e-2
 """The largest relative error of a solution by a factor in fp32. A feedback with this error costs 1e-4 of the loss."""

@@ -28,7 +28,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from laconic.numerics.factors import SINGLE_FROM
 from laconic.numerics.moments import (
     RELATIVE_FLOOR,
     InputMoment,
@@ -40,6 +39,9 @@ from laconic.numerics.moments import (
 
 BLOCK = 128
 """Number of columns after which their errors are passed on to all columns to the right, in one matrix product."""
+
+SINGLE_FROM = 1024
+"""The least number of features whose correlations are decomposed in fp32."""
 
 MaskRule = Callable[[Float[Tensor, "out columns"], int], Bool[Tensor, "out columns"]]
 """Returns a mask of kept weights, given the scores w² / [H^{-1}]_qq of some columns and the index of the first one."""
