@@ -179,9 +179,6 @@ class SumStack(ExpertStack):
         return self._sizes
 
 
-STACKS: tuple[type[ExpertStack], ...] = (LowRankStack, QuantizedStack, CodebookStack, Int8Stack, SparseStack, SumStack)
-"""Every kind of compressed stack; the config.json of a saved model names it by its `kind`."""
-
 _STACK_OF: Mapping[type[nn.Module], type[Any]] = {
     LowRank: LowRankStack,
     Quantized: QuantizedStack,
@@ -190,6 +187,10 @@ _STACK_OF: Mapping[type[nn.Module], type[Any]] = {
     Sparse: SparseStack,
     Sum: SumStack,
 }
+"""The stack of each format."""
+
+STACKS: tuple[type[ExpertStack], ...] = tuple(_STACK_OF.values())
+"""Every kind of compressed stack; the config.json of a saved model names it by its `kind`."""
 
 
 def stack_formats(formats: Iterable[Format], experts: int) -> ExpertStack:

@@ -233,8 +233,13 @@ class Masked(Format):
         """The mask of stored positions.
 
         Raises:
-            UserError: they do not follow the pattern.
+            UserError: they do not follow the pattern, or have another number of bytes.
         """
+        if len(bits) != self.index_nbytes:
+            raise UserError(
+                f"The mask of a pruned layer of {self.out_features} x {self.in_features} must have "
+                f"{self.index_nbytes} bytes; got {len(bits)}: the file is damaged; save the model again."
+            )
         # transformers may have cast it with the weights, to a dtype that holds every byte value.
         stream = bits.to(torch.uint8)
         if self.pattern is None:

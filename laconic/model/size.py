@@ -39,4 +39,6 @@ def module_size(module: nn.Module, dtype: torch.dtype) -> tuple[int, int]:
     plain -= sum(stack.experts * (stack.shape[0] * stack.shape[1] - stack.kept) for stack in masked_stacks)
     packed = sum(layer.index_nbytes for layer in masked) + sum(layer.nbytes() for layer in coded)
     packed += sum(stack.index_nbytes for stack in masked_stacks)
-    return plain + sum(layer.count for layer in coded), plain * dtype.itemsize + packed
+    # The values of experts that keep fewer weights than others are filled up with zeros on disk.
+    filled = sum(stack.experts * stack.kept - stack.count for stack in masked_stacks)
+    return plain - filled + sum(layer.count for layer in coded), plain * dtype.itemsize + packed

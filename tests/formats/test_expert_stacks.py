@@ -194,34 +194,6 @@ def test_every_kind_has_a_case():
     assert len({stack.kind for stack in STACKS}) == len(STACKS)
 
 
-def test_only_experts_with_rows_are_decoded(monkeypatch: pytest.MonkeyPatch):
-    stack = stack_formats(formats_of("rtn, 3 bits"), EXPERTS)
-    assert isinstance(stack, PackedStack)
-    decoded: list[int] = []
-    decode = type(stack).decode
-    monkeypatch.setattr(type(stack), "decode", lambda stack, which: decoded.extend(which) or decode(stack, which))
-    routing = routing_of()
-    with torch.no_grad():
-        stack.double()(torch.randn(len(routing.order), IN, dtype=torch.float64), routing)
-        assert decoded == sorted(set(routing.experts.tolist())) and len(decoded) == 3
-        decoded.clear()
-        with stack.keep_decoded():
-            stack(torch.randn(len(routing.order), IN, dtype=torch.float64), routing)
-    assert len(decoded) == EXPERTS
-
-
-@pytest.mark.parametrize("method", [Rtn(bits=4, group_size=16), Rtn(bits=3, group_size=16), Awq(bits=4, group_size=16)])
-def test_several_experts_are_decoded_at_once(method: Method):
-    cases = [case(f"expert {expert}", (OUT, 48)) for expert in range(EXPERTS)]
-    stack = stack_formats((method.compress(matrix.weight, matrix.stats) for matrix in cases), EXPERTS)
-    assert isinstance(stack, PackedStack)
-    for dtype in (torch.float32, torch.bfloat16):
-        stack.to(dtype)
-        for which in ([1, 2], [0, 3], [2]):
-            expected = torch.stack([stack.dense(expert) for expert in which])
-            assert torch.equal(stack.decode(which), expected) and expected.dtype is dtype
-
-
 def test_new_codes_are_seen_by_the_next_product():
     formats, routing = formats_of("rtn, 3 bits"), routing_of()
     stack = stack_formats(formats, EXPERTS)
@@ -277,16 +249,6 @@ def test_experts_may_keep_different_numbers_of_weights(kind: str):
     if isinstance(loaded, SparseStack):
         loaded.unpack()
     assert all(torch.equal(dense_weight(loaded.slice(e)), format.dense()) for e, format in enumerate(formats))
-
-
-def test_a_mask_that_does_not_fit_its_values_is_an_error():
-    stack = stack_formats(formats_of("sparse"), EXPERTS)
-    stored = stack.state_dict()
-    stored["bits"] = stored["bits"].clone().fill_(255)
-    loaded = rebuilt(stack)
-    loaded.values.data, loaded.bits.data = stored["values"], stored["bits"]
-    with pytest.raises(UserError, match="the file is damaged"):
-        loaded.unpack()
 
 
 def test_a_kind_without_a_stack_is_an_error():
