@@ -28,7 +28,7 @@ PHASES = {
     "sweep": {"gptq.sweep_columns", "column_sweep.round", "ldlq.ldlq", "obs.prune_columns"},
     "refit": {"coupled_refit.refit", "refit.refine", "refit.refit"},
     "factors": {"obs.inverse_cholesky", "moments.root_factor", "moments.eigh", "ldlq.unit_factor", "gptq.from_hessian"}
-    | {"factors.from_moment", "factors.inverse_diagonal"},
+    | {"factors.from_moment", "factors.inverse_diagonal", "obs.correlations"},
 }
 """Functions by phase, by the names of their modules. Those that they call count with them."""
 

@@ -60,6 +60,8 @@ class AllocationRequest:
         for group, parts in iterate_problems(groups, lambda group: group.sites, self.calibrate, self.data, label):
             assert parts is not None
             yield group, problems_by_matrix(group, parts)
+            # Their memory is needed to measure the next layers.
+            del parts
 
     @property
     def track(self) -> Track:

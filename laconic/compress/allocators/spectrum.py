@@ -257,6 +257,8 @@ class Spectrum(Allocator):
             for matrix in group.matrices:
                 problem = problems[matrix.name]
                 own[matrix.name] = request.size_spec.method.candidates(problem.weight, problem.stats)
+                del problem
+            del problems  # Their memory is needed to measure the next layers.
             candidates |= own
             candidates[group.name] = add_candidates(list(own.values()))
         if request.size_spec.currency != "bytes" or request.calibrate is not None:
