@@ -49,8 +49,8 @@ def lend_on_call(model: PreTrainedModel, anatomy: Anatomy, loans: Loans | None, 
     """A context in which each part has its weights while it runs.
 
     `forward` of each part is replaced, and no hook is used: a stand-in that later replaces `forward` needs no weights.
-    Of a word embedding, only the rows of the tokens are read. Without gradients, and unless parts keep their weights, a
-    head multiplies by some rows of its matrix at a time.
+    Of a word embedding, only the rows of the tokens are read. Without gradients, a head multiplies by some rows of its
+    matrix at a time. Neither keeps weights.
 
     Args:
         model: a streamed model.
@@ -65,7 +65,7 @@ def lend_on_call(model: PreTrainedModel, anatomy: Anatomy, loans: Loans | None, 
             run = _lending(module, partial(loans.lend, model, (path,)), kept if keep else None)
             if type(module) is nn.Embedding and module.max_norm is None:
                 run = _looking_up(module, loans.stored, run)
-            elif type(module) is nn.Linear and not keep:
+            elif type(module) is nn.Linear:
                 run = _multiplying(module, loans.stored, run)
             replaced.enter_context(replacing_forward(module, run))
         yield
