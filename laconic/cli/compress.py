@@ -104,8 +104,8 @@ def compress(
         bool | None,
         typer.Option(
             "--stream/--no-stream",
-            help="Load one block at a time, for a model that is larger than memory. By default, if the model needs "
-            "more memory than is free.",
+            help="Load one block at a time, for a model that is larger than memory. The default is to do so if the "
+            "model needs more memory than is free; --no-stream never does.",
             show_default=False,
         ),
     ] = None,

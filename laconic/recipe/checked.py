@@ -21,15 +21,16 @@ from laconic.processes import world_size
 from laconic.progress import Track, silent
 from laconic.recipe.checks import check_recipe
 from laconic.recipe.entry import ModelInput
-from laconic.recipe.estimate.disk import check_disk, folder_bytes
+from laconic.recipe.estimate.disk import check_disk, folder_bytes, free_disk
 from laconic.recipe.estimate.shapes import Sizes, sizes_of
 from laconic.recipe.estimate.units import format_bytes
 from laconic.recipe.schema import Recipe
 from laconic.recipe.streaming import check_stream, scratch_folder
 from laconic.store import check_output
 
-LARGE = 50_000_000
-"""Parameters of a model for which memory and time matter. A smaller one is never streamed unasked."""
+LARGE, LARGEST = 50_000_000, 1_000_000_000
+"""Parameters of a model for which memory and time matter; a smaller one is never streamed unasked. And those of one for
+which a measurement before the run takes a small part of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,19 @@ class CheckedRun:
     resident: int | None
 
     @cached_property
+    def parameters(self) -> int:
+        """The number of parameters of the model."""
+        return sum(parameter.numel() for parameter in self.empty.model.parameters())
+
+    @property
     def is_large(self) -> bool:
         """Whether memory and time of the run matter."""
-        return sum(parameter.numel() for parameter in self.empty.model.parameters()) >= LARGE
+        return self.parameters >= LARGE
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a streamed run is so long that it is measured on one block before."""
+        return self.parameters >= LARGEST
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -108,13 +119,14 @@ class CheckedRun:
         """
         if self.output is None:
             return
-        # The dense model is larger than any result, and its size takes no time to compute.
-        output = self.sizes.output if self.streams or self.is_large else self.empty.size()[1]
-        scratch = 0
-        if self.streams:
-            # What an interrupted run has written need not be written again.
-            scratch = max(0, self.sizes.scratch - folder_bytes(scratch_folder(self.recipe, self.output)))
-        check_disk(self.output, output, scratch)
+        if not self.streams:
+            # A result is no larger than the dense model, whose size takes no time to compute.
+            if self.empty.size()[1] > free_disk(self.output):
+                check_disk(self.output, self.sizes.output, 0)
+            return
+        # What an interrupted run has written need not be written again.
+        written = folder_bytes(scratch_folder(self.recipe, self.output))
+        check_disk(self.output, self.sizes.output, max(0, self.sizes.scratch - written))
 
 
 def check_run(

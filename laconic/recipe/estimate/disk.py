@@ -18,7 +18,7 @@ def check_disk(output: Path, needed: int, scratch: int) -> None:
     Raises:
         UserError: less is free.
     """
-    free = shutil.disk_usage(nearest_folder(output.absolute().parent)).free
+    free = free_disk(output)
     if needed + scratch <= free:
         return
     parts = f"{format_bytes(needed)} for the result"
@@ -27,6 +27,11 @@ def check_disk(output: Path, needed: int, scratch: int) -> None:
         f"The disk of '{output}' has {format_bytes(free)} free, and the run needs about "
         f"{format_bytes(needed + scratch)} ({parts}); free some space, or name a folder on another disk."
     )
+
+
+def free_disk(output: Path) -> int:
+    """The bytes that are free on the disk of a folder, which need not exist."""
+    return shutil.disk_usage(nearest_folder(output.absolute().parent)).free
 
 
 def nearest_folder(folder: Path) -> Path:

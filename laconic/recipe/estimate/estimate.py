@@ -95,16 +95,18 @@ def estimate(checked: CheckedRun) -> Estimate:
 def announce(checked: CheckedRun) -> None:
     """Give a notice of what the run of a large model will cost.
 
-    The time of a streamed run is measured, unless a dry run of the same recipe did it before. That of a run in memory
-    is only known after a dry run, because measuring it would take a good part of it.
+    The time is that of a dry run of the same recipe. If there was none, it is measured before a streamed run of one of
+    the largest models, and otherwise unknown, because measuring it would take a good part of the run.
 
     Args:
         checked: the recipe, which was checked.
     """
     if not checked.is_large or not is_rank_zero():
         return
-    costs = _streamed(checked, _measure(checked)[0]) if checked.streams else _in_memory(checked, _recall(_key(checked)))
-    warnings.warn(f"The run takes about {costs}.", Notice, stacklevel=2)
+    trial = _measure(checked)[0] if checked.streams and checked.is_measured else _recall(_key(checked))
+    costs = _streamed(checked, trial) if checked.streams else _in_memory(checked, trial)
+    hint = "" if trial is not None else " (--dry-run measures the time)"
+    warnings.warn(f"The run takes about {costs}{hint}.", Notice, stacklevel=2)
 
 
 def _streamed(checked: CheckedRun, trial: Trial | None) -> Costs:
