@@ -192,8 +192,9 @@ class BackwardPass(BlockwisePass):
         Returns:
             The gradients at the beginning of the first of them.
         """
-        for at in self.data.track(blocks[::-1], "Measuring and compressing the blocks"):
-            path = stack.paths[at]
+        # A track may measure the time of a block by its path.
+        places = [(at, stack.paths[at]) for at in reversed(blocks)]
+        for at, path in self.data.track(places, "Measuring and compressing the blocks"):
             earlier = self.stream.new_states(f"gradients.{path}")
             with self.lm.on_loan(path):
                 with self.recorder_of(path) as recorder:

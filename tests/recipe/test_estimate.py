@@ -125,7 +125,7 @@ def test_unknown_memory_decides_nothing(
 def test_a_run_that_was_streamed_and_stopped_is_streamed_again(
     large: None, spelled: Spelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = spelled(GPTQ)
+    recipe = spelled(GPTQ, max_length=16)
     monkeypatch.setattr("laconic.recipe.checked.free_memory", lambda: 2**60)
     assert not checked(recipe, tmp_path / "out").streams
     scratch_folder(recipe_from(recipe), tmp_path / "out").mkdir()

@@ -1,5 +1,6 @@
 """One block of each kind stands for all blocks of its kind, and the time of a block counts as often."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from laconic.calibrate.passes import forward, random_batch
 from laconic.model.loading import load_streamed
+from laconic.progress import Item
+from laconic.recipe import recipe_from, run
 from laconic.recipe.estimate import stopwatch
-from laconic.recipe.estimate.stopwatch import BlockTimer
+from laconic.recipe.estimate.stopwatch import BlockTimer, block_in
 from laconic.recipe.estimate.truncation import truncate
 from tests.architectures import BY_NAME, Architecture
 from tests.experts import MIXTURES
@@ -46,3 +49,38 @@ def test_the_time_of_a_block_counts_as_often_as_there_are_such_blocks(monkeypatc
         for _ in timer(["h.0"], "Inner"):
             now[0] += 1.0
     assert timer.further == 3 + 1 and timer.blocks == 4 + 2
+
+
+class Noted:
+    """A track that notes the loops over blocks, each with the items that name no block."""
+
+    def __init__(self, blocks: list[str]) -> None:
+        self.blocks, self.loops = blocks, list[str]()
+        self.unnamed: list[str] = []
+
+    def __call__(self, items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]:
+        if "the blocks" in what:
+            self.loops.append(what)
+            self.unnamed += [what for item in items if block_in(item, self.blocks) is None]
+        return items
+
+
+@pytest.mark.parametrize(
+    ("settings", "loops"),
+    [
+        ({"method": "gptq:bits=4,group_size=8"}, 1),
+        ({"method": "gptq:bits=4,group_size=8", "sequential": True}, 1),
+        ({"method": "rtn:bits=4"}, 1),
+        ({"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}, 4),
+    ],
+    ids=["forward", "in order", "without data", "backward, twice"],
+)
+def test_all_work_on_blocks_names_them(
+    settings: dict[str, object], loops: int, tiny_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_from({
+        "model": str(tiny_model), "data": str(texts), "samples": 6, "steps": [{"compress": settings}], "stream": True,
+    })  # fmt: skip
+    noted = Noted([path for _, found in load_streamed(str(tiny_model)).stacks() for path, _ in found])
+    run(recipe, tmp_path / "out", track=noted)
+    assert len(noted.loops) == loops and not noted.unnamed

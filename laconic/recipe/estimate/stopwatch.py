@@ -1,7 +1,7 @@
 """A `Track` that measures how long the blocks of a model take."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from laconic.progress import Item
 
@@ -35,8 +35,8 @@ class BlockTimer:
 
     def _measure(self, items: Sequence[Item]) -> Iterator[Item]:
         for item in items:
-            parts = item if isinstance(item, tuple) else (item,)
-            count = next((self._counts[part] for part in parts if isinstance(part, str) and part in self._counts), 0)
+            path = block_in(item, self._counts)
+            count = 0 if path is None else self._counts[path]
             # The time of work within the work on a block is counted already.
             is_outermost, start = not self._is_running, time.perf_counter()
             self._is_running = True
@@ -48,3 +48,14 @@ class BlockTimer:
                 seconds = time.perf_counter() - start
                 self.further += (count - 1) * seconds
                 self.blocks += count * seconds
+
+
+def block_in(item: object, blocks: Collection[str]) -> str | None:
+    """The path of the block that an item of work belongs to; None if it belongs to none.
+
+    Args:
+        item: the item: a path, or a tuple with a path.
+        blocks: the paths of the blocks.
+    """
+    parts = item if isinstance(item, tuple) else (item,)
+    return next((part for part in parts if isinstance(part, str) and part in blocks), None)
