@@ -1,7 +1,7 @@
-"""Write the folder of a streamed model: one file for each part, read again and compared as soon as it is written.
+"""Write the folder of a streamed model: one file for each part, and a last file for everything outside the parts.
 
-The configuration, the structure and the names of tensors are those that `save` writes for a model in memory. A part is
-a block, a word embedding or a head; what else the model has is in a last file. One part is in memory at a time.
+The configuration, the structure and the names of tensors are those that `save` writes for a model in memory. One part
+with formats is in memory at a time; all others are copied in chunks. At the end the folder is read again and compared.
 """
 
 import json
@@ -99,7 +99,11 @@ def _chunked_tensors(
     by_id = {id(tensor): dtypes[name] for name, tensor in state.items()}
     found = revert_weight_conversion(stored, dict(state))
     return {
-        name: ChunkedTensor(tuple(tensor.shape), by_id.get(id(tensor), lm.dtype), partial(read_chunks, lm, tensor))
+        name: ChunkedTensor(
+            tuple(tensor.shape),
+            by_id.get(id(tensor), lm.dtype if tensor.is_floating_point() else tensor.dtype),
+            partial(read_chunks, lm, tensor),
+        )
         for name, tensor in found.items()
     }
 
