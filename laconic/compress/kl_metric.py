@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic import processes
+from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.classes import match_outputs
 from laconic.calibrate.collation import to_device
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
@@ -21,6 +22,23 @@ MIN_LEAD = 1.0
 
 SIGNIFICANT = 0.05
 """Probability under chance below which a variation between estimates counts as real."""
+
+ROWS = 32
+"""Calibration rows for measuring blocks; the same number of other rows compares the plans."""
+ROWS_OF_ONE = 256
+"""The same for tasks with one prediction per row, which need more rows for the same number of predictions."""
+
+
+class RowSplit(NamedTuple):
+    """Calibration rows in two disjoint parts.
+
+    Args:
+        measured: rows to measure the loss of blocks on.
+        judging: rows to compare plans on.
+    """
+
+    measured: list[Batch]
+    judging: list[Batch]
 
 
 class Divergences(NamedTuple):
@@ -177,3 +195,17 @@ def shrink_estimates(y: Float[Tensor, " k"], s: Float[Tensor, " k"]) -> tuple[fl
     v = 1 / (tau2 + s2)
     mean = (v * y).sum() / v.sum()
     return mean.item(), mean + (y - mean) * tau2 / (tau2 + s2)
+
+
+def split_halves(batches: Sequence[Batch], most: int = ROWS) -> RowSplit | None:
+    """Split the rows into two disjoint halves of at most `most` rows; None if there are fewer than two for each."""
+    halves = RowSplit([], [])
+    for start, half in enumerate(halves):
+        remaining = most
+        for batch in batches:
+            rows = torch.arange(start, len(batch["input_ids"]), 2)[:remaining]
+            if len(rows):
+                half.append({name: tensor[rows.to(tensor.device)] for name, tensor in batch.items()})
+            remaining -= len(rows)
+    counts = [count_rows(half) for half in halves]
+    return halves if min(counts) >= 2 else None

@@ -15,8 +15,8 @@ from laconic.calibrate.batching import batches
 from laconic.calibrate.sources import read
 from laconic.cli.main import status
 from laconic.compress import Compress
-from laconic.compress.allocators.spectrum import ALLOCATED, ROWS, split_halves
-from laconic.compress.kl_metric import KLMetric
+from laconic.compress.allocators.spectrum import ALLOCATED
+from laconic.compress.kl_metric import ROWS, KLMetric, split_halves
 from laconic.methods import Candidates, Drone, KfacPrune, KfacSvd
 from laconic.model import LanguageModel, load
 from tests.architectures import BY_NAME

@@ -14,6 +14,7 @@ within the noise are ignored: correction factors that may be due to chance are 1
 it is better by more than one standard error.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,18 +25,17 @@ from typing import NamedTuple
 import torch
 
 from laconic.allocate import Plan
-from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.passes import evaluating
 from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator, uniform_plan
 from laconic.compress.allocators.experts import add_candidates, check_currency
 from laconic.compress.allocators.smallest_sizes import check_smallest_sizes
 from laconic.compress.checks import SizeSpec, check_size, check_workload
-from laconic.compress.kl_metric import Divergences, KLMetric, shrink_estimates
+from laconic.compress.kl_metric import ROWS, ROWS_OF_ONE, Divergences, KLMetric, shrink_estimates, split_halves
 from laconic.compress.pricing import CandidatesByGroup, CountedPricing, LatencyPricing, Pricing
 from laconic.compress.replacing import replace_group, solve_matrices
 from laconic.compress.shared_budget import split_budget
 from laconic.compress.solve_groups import SolveGroup, all_groups, planned_groups
-from laconic.errors import UserError, must_be
+from laconic.errors import Notice, UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Candidate, Candidates, Method
 from laconic.model import Batch, LanguageModel
@@ -43,24 +43,14 @@ from laconic.model import Batch, LanguageModel
 Loss = Callable[[SolveGroup, Format], float]
 """The predicted loss of a matrix that is solved by itself in a format, in nats."""
 
-ROWS = 32
-"""Calibration rows for measuring blocks; the same number of other rows compares the plans."""
-ROWS_OF_ONE = 256
-"""The same for tasks with one prediction per row, which need more rows for the same number of predictions."""
 LEAST_FACTOR = 1 / 4
 """Smallest correction factor, so that noise in a measurement cannot make a block free."""
 
 
-class RowSplit(NamedTuple):
-    """Calibration rows in two disjoint parts.
-
-    Args:
-        measured: rows to measure the loss of blocks on.
-        judging: rows to compare plans on.
-    """
-
-    measured: list[Batch]
-    judging: list[Batch]
+STREAMED = (
+    "A streamed model has no copy to measure: `allocate: spectrum` plans from predicted losses alone, and its plan may "
+    "differ from that in memory; compare the result with allocate: uniform."
+)
 
 
 class CompressedCopy(NamedTuple):
@@ -73,20 +63,6 @@ class CompressedCopy(NamedTuple):
 
     lm: LanguageModel
     losses: dict[str, float]
-
-
-def split_halves(batches: Sequence[Batch], most: int = ROWS) -> RowSplit | None:
-    """Split the rows into two disjoint halves of at most `most` rows; None if there are fewer than two for each."""
-    halves = RowSplit([], [])
-    for start, half in enumerate(halves):
-        remaining = most
-        for batch in batches:
-            rows = torch.arange(start, len(batch["input_ids"]), 2)[:remaining]
-            if len(rows):
-                half.append({name: tensor[rows.to(tensor.device)] for name, tensor in batch.items()})
-            remaining -= len(rows)
-    counts = [count_rows(half) for half in halves]
-    return halves if min(counts) >= 2 else None
 
 
 def compress_copy(request: AllocationRequest, plan: Plan, loss: Loss) -> CompressedCopy:
@@ -261,6 +237,8 @@ class Spectrum(Allocator):
             del problems  # Their memory is needed to measure the next layers.
             candidates |= own
             candidates[group.name] = add_candidates(list(own.values()))
+        if request.size_spec.currency == "bytes" and request.calibrate is not None:
+            warnings.warn(STREAMED, Notice, stacklevel=2)
         if request.size_spec.currency != "bytes" or request.calibrate is not None:
             # In other currencies the uniform plan has another cost, so the two plans cannot be compared. A model that
             # does not fit into memory is not copied to measure the blocks.
