@@ -2,11 +2,12 @@
 
 A weight is w_ij = s_ig (c_ij − z_ig), where g is the group of column j. With a number m in the middle of the codes,
 
-    y_i = Σ_g s_ig Σ_{j ∈ g} x_j (c_ij − m)  +  Σ_g s_ig (m − z_ig) Σ_{j ∈ g} x_j.
+    y_i = Σ_g s_ig ( Σ_{j ∈ g} x_j (c_ij − m)  −  (z_ig − m) Σ_{j ∈ g} x_j ).
 
-The sum over a group is an embedding bag: the embedding of "token" j is column j of the codes minus m, its weight is
-x_j, and a bag has the columns of a group. torch reads embeddings of 2, 4 or 8 bits, and computes in fp32. So nothing is
-rounded: the result is that of the decoded matrix, except for the order of the sums.
+The sum over a group is an embedding bag: the embedding of "token" j is column j of the codes minus m, and its weight is
+x_j. A bag has the columns of a group and, unless they all are m, its zero points with the weight −Σ x_j. torch reads
+embeddings of 2, 4 or 8 bits, and computes in fp32. So nothing is rounded: the result is that of the decoded matrix,
+except for the order of the sums.
 """
 
 from functools import lru_cache
@@ -29,46 +30,54 @@ BAGS = {
 }
 
 
+BLOCKS, MOST_BLOCKS = (384, 512), 8
+"""Outputs whose codes lie together, so that memory is read in its order; and how often inputs are repeated for them."""
+
+
 class BagKernel(Kernel):
-    """Keeps a transposed copy of the codes: 2, 4 or 8 bits for each weight, and 8 bytes for each scale.
+    """Keeps a transposed copy of the codes: 2, 4 or 8 bits for each weight and each zero point, 4 bytes for each scale.
 
     Args:
         matrix: the matrix.
     """
 
     def __init__(self, matrix: CodeMatrix) -> None:
-        self._outputs, self._width = matrix.shape
-        grid, middle = matrix.grid, 2 ** (matrix.grid.bits - 1)
-        self._group = grid.group or self._width
+        (self._outputs, width), grid, middle = matrix.shape, matrix.grid, 2 ** (matrix.grid.bits - 1)
+        self._group = grid.group or width
         self._bits = next(bits for bits in BAG_BITS if bits >= grid.bits)
-        self._embeddings = to_embeddings(matrix.unpacked_codes, self._bits, middle)
-        self._scale = grid.scale.T.contiguous()
-        shift = grid.scale * (middle - grid.zero)
-        self._shift = shift.expand(self._outputs, -1).T.contiguous() if shift.any() else None
+        self._missing, self._is_shifted = -width % self._group, bool((grid.zero != middle).any())
+        columns = pad(matrix.unpacked_codes.T, (0, 0, 0, self._missing)).view(-1, self._group, self._outputs)
+        scale, zero = (numbers.T.expand(-1, self._outputs) for numbers in grid[:2])
+        if self._is_shifted:
+            columns = torch.cat((columns, zero[:, None].to(torch.uint8)), dim=1)
+        blocks = (self._outputs // block for block in BLOCKS if self._outputs % block == 0)
+        self._blocks = next((count for count in blocks if count <= MOST_BLOCKS), 1)
+        parted = columns.reshape(-1, self._blocks, self._outputs // self._blocks).transpose(0, 1)
+        self._embeddings = to_embeddings(parted.flatten(0, 1).T, self._bits, middle)
+        self._scale = scale.reshape(len(scale), self._blocks, -1).transpose(0, 1).contiguous()
         self._column_scales = matrix.column_scales
 
     @property
     def nbytes(self) -> int:
-        kept = (self._embeddings, self._scale, self._shift, self._column_scales)
+        kept = (self._embeddings, self._scale, self._column_scales)
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
     def __call__(self, x: Float[Tensor, "rows in"], bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
         weights = x.float()
         if self._column_scales is not None:
             weights = weights * self._column_scales
-        tokens, starts = bags(len(x), self._width, self._group)
+        if self._missing:
+            weights = pad(weights, (0, self._missing))
+        weights = weights.reshape(len(x), 1, -1, self._group)
+        if self._is_shifted:
+            weights = torch.cat((weights, weights.sum(3, keepdim=True).neg_()), dim=3)
         # They are read in the order of memory, whichever strides they have.
-        options = (False, 0, False, weights.contiguous().view(-1), None, False)
-        sums = BAGS[self._bits](self._embeddings, tokens, starts, *options)
-        y = sums[:, : self._outputs].view(len(x), -1, self._outputs).mul_(self._scale).sum(1)
-        if self._shift is not None:
-            y.addmm_(self._group_sums(weights), self._shift)
+        weights = weights.expand(-1, self._blocks, -1, -1).contiguous()
+        tokens, starts = bags(len(x), weights[0].numel(), weights.shape[3])
+        sums = BAGS[self._bits](self._embeddings, tokens, starts, False, 0, False, weights.view(-1), None, False)
+        block = self._outputs // self._blocks
+        y = sums[:, :block].view(len(x), self._blocks, -1, block).mul_(self._scale).sum(2).view(len(x), -1)
         return (y if bias is None else y.add_(bias)).to(x.dtype)
-
-    def _group_sums(self, weights: Float[Tensor, "rows in"]) -> Float[Tensor, "rows groups"]:
-        missing = -self._width % self._group
-        filled = pad(weights, (0, missing)) if missing else weights
-        return filled.view(len(weights), -1, self._group).sum(2)
 
 
 def to_embeddings(codes: UInt8[Tensor, "out in"], bits: int, middle: int) -> UInt8[Tensor, "in bytes"]:

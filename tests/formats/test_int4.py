@@ -40,11 +40,13 @@ def apart(y: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
-@pytest.mark.parametrize(("out", "width", "group"), [(48, 256, 64), (7, 384, 128), (33, 100, None), (5, 100, 48)])
+@pytest.mark.parametrize(
+    ("out", "width", "group"), [(48, 256, 64), (7, 384, 128), (33, 100, None), (5, 100, 48), (768, 100, 48)]
+)
 def test_bags_compute_the_products_of_the_decoded_matrix(
     out: int, width: int, group: int | None, bits: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    """The last of three groups of 48 columns has four."""
+    """The last of three groups of 48 columns has four; 768 outputs are two blocks."""
     always(monkeypatch, "bags")
     layer = quantized(out, width, bits, group, symmetric)
     layer.scale_columns(torch.logspace(-1, 1, width))
@@ -185,7 +187,7 @@ def test_a_compiler_sees_plain_products(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_it_says_what_it_keeps_and_decoding_keeps_nothing(monkeypatch: pytest.MonkeyPatch):
-    bags = 256 * (48 // 2 + 4) + 48 * 4 * 2 * 4
+    bags = (256 + 4) * (48 // 2 + 4) + 48 * 4 * 4
     for name, kept in (("decoded", 0), (NAME, 48 * 256 // 2 + 48 * 4 * 2 * 2), ("bags", bags)):
         always(monkeypatch, name)
         layer = quantized().bfloat16()
