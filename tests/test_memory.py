@@ -55,6 +55,13 @@ def test_other_systems_do_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert peak.bytes is None
 
 
+def test_a_new_highest_memory_is_exact(system: Path) -> None:
+    (system / "proc" / "self" / "status").write_text("Name: python\nVmHWM: 1024 kB\n")
+    with sampled_peak() as peak:
+        (system / "proc" / "self" / "status").write_text("Name: python\nVmHWM: 4096 kB\n")
+    assert peak.bytes == 4 * 2**20
+
+
 def test_the_peak_outlives_what_is_freed() -> None:
     before = resident_memory()
     if before is None:

@@ -79,32 +79,31 @@ def run_trial(recipe: Recipe, model: ModelInput, empty: LanguageModel, data: Cal
             prefix=f".{output.name}.partial-", dir=nearest_folder(output.absolute().parent)
         ) as folder,
         _without_notices(),
-        sampled_peak() as peak,
     ):
-        scratch = Path(folder) / "scratch"
-        lm = load_streamed(
-            recipe.model,
-            scratch,
-            structures=PartStructures(),
-            device=model.device,
-            tokenizers=(empty.tokenizer, empty.target_tokenizer),
-        )
-        loading = time.perf_counter() - start
-        kept = truncate(lm)
-        lm, timer = model.with_inputs(lm), BlockTimer(kept.counts)
-        timed = None if data is None else replace(data, track=timer, corpus=None)
-        reading = _time_reading(lm, kept)
-        lm, _ = apply_steps(lm, recipe.steps, timed)
-        solving = timer.blocks
-        save_streamed(lm, Path(folder) / "result", track=timer)
-        seconds = time.perf_counter() - start
-        largest = peak.bytes
+        with sampled_peak() as peak:
+            scratch = Path(folder) / "scratch"
+            lm = load_streamed(
+                recipe.model,
+                scratch,
+                structures=PartStructures(),
+                device=model.device,
+                tokenizers=(empty.tokenizer, empty.target_tokenizer),
+            )
+            loading = time.perf_counter() - start
+            kept = truncate(lm)
+            lm, timer = model.with_inputs(lm), BlockTimer(kept.counts)
+            timed = None if data is None else replace(data, track=timer, corpus=None)
+            reading = _time_reading(lm, kept)
+            lm, _ = apply_steps(lm, recipe.steps, timed)
+            solving = timer.blocks
+            save_streamed(lm, Path(folder) / "result", track=timer)
+            seconds = time.perf_counter() - start
         blocks, head, rows = (0.0, 0.0, 1) if data is None else _time_pass(lm, kept, data.batches)
     runs = READINGS_TO_WRITE + sum(1 for step in recipe.steps if step.needs_data)
     further = timer.further + runs * (reading - _once(reading, kept)) + loading * kept.left_out / _all(kept)
     return Trial(
         seconds=seconds + further,
-        memory=largest,
+        memory=peak.bytes,
         reading=(runs + 1) * reading,
         solving=solving,
         row_seconds=(blocks + head) / rows,
