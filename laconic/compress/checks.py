@@ -245,7 +245,7 @@ def shortfall(
 def whole_model_reason(
     size_spec: SizeSpec, allocate: str, anchored: bool, needs: Iterable[type[Statistic]], plans_first: bool
 ) -> str | None:
-    """The reason, as a clause, why a step needs the whole model in memory; None if one block at a time suffices.
+    """The reason why a step needs the whole model in memory, and a remedy, as clauses; None if one block suffices.
 
     Args:
         size_spec: the method, the size and the order of the step.
@@ -255,11 +255,11 @@ def whole_model_reason(
         plans_first: whether its plan needs statistics.
     """
     if allocate in ("threshold", "global"):
-        return f"allocate: {allocate} compares all matrices at once"
+        return f"allocate: {allocate} compares all matrices at once; choose uniform or spectrum"
     if size_spec.currency == "latency":
-        return "currency: latency times the whole model"
+        return "currency: latency times the whole model; choose another currency"
     if anchored:
-        return "anchored runs the original model beside the compressed one"
+        return "anchored runs the original model beside the compressed one; leave out anchored"
     if size_spec.is_sequential and (plans_first or any(issubclass(kind, GradientStatistic) for kind in needs)):
-        return "sequential collects the gradients of the whole model first"
+        return "sequential collects the gradients of the whole model first; leave out sequential"
     return None

@@ -175,9 +175,12 @@ class Narrow(Step):
 
     def stream_obstacle(self) -> str | None:
         if self.anchored:
-            return "anchored runs the original model beside the narrower one"
+            return "anchored runs the original model beside the narrower one; leave out anchored"
         if self.sequential and GradCovariance in self.needs:
-            return f"sequential with importance: {self.importance} collects the gradients of the whole model first"
+            return (
+                f"sequential with importance: {self.importance} collects the gradients of the whole model first; leave "
+                "out sequential"
+            )
         return None
 
     @property

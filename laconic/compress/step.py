@@ -120,8 +120,8 @@ class Step(ABC, metaclass=Typed):
         return []
 
     def stream_obstacle(self) -> str | None:
-        """The reason, as a clause, why the step needs the whole model in memory; None if one block suffices."""
-        return "it changes the whole model at once"
+        """The reason why the step needs the whole model in memory, and a remedy, as clauses; None if it does not."""
+        return "it changes the whole model at once; leave out the step"
 
     @property
     @abstractmethod

@@ -16,12 +16,10 @@ from laconic.model.loans_parts import report_unwritable
 
 KEY = "key"
 """The file that says which run the folder belongs to."""
-LOCK = "lock"
-"""The file that the process holds which uses the folder; the system releases it when the process is killed."""
 
 
 @contextmanager
-def open_scratch(folder: Path, key: str) -> Iterator[None]:
+def open_scratch(folder: Path, key: str, output: Path) -> Iterator[None]:
     """Make a scratch folder, or go on with the one that an earlier run with the same key left.
 
     The folder is removed at the end. After an error it stays if a part or the hidden states at one place are finished.
@@ -29,16 +27,24 @@ def open_scratch(folder: Path, key: str) -> Iterator[None]:
     Args:
         folder: the folder.
         key: a text that determines what the files of the folder hold.
+        output: the output of the run, which one run at a time may write.
 
     Raises:
-        UserError: another run uses the folder, or it cannot be written.
+        UserError: another run writes the output, or the folder cannot be written.
     """
     with report_unwritable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
-    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(output), _kept_after_errors(folder):
         with report_unwritable(folder):
+            folder.mkdir(exist_ok=True)
             _prepare(folder, key)
+        yield
+
+
+@contextmanager
+def _kept_after_errors(folder: Path) -> Iterator[None]:
+    """Remove the folder at the end, but keep finished parts after an error."""
+    try:
         yield
     except BaseException:
         if _has_results(folder):
@@ -51,21 +57,29 @@ def open_scratch(folder: Path, key: str) -> Iterator[None]:
         else:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _lock(output: Path) -> Iterator[None]:
+    """Hold the lock of the scratch folders of an output. The system releases it when the process is killed."""
+    file = lock_file(output)
+    lock = FileLock(file, timeout=0)
+    with report_unwritable(file):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(f"Another run is writing '{output}'; wait for it, or name another output.") from error
+    try:
+        yield
     finally:
+        file.unlink(missing_ok=True)
         lock.release()
 
 
-def _lock(folder: Path) -> FileLock:
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"Another run is using the scratch folder '{folder}'; wait for it, or name another output."
-        ) from error
-    return lock
+def lock_file(output: Path) -> Path:
+    """The file of the lock, beside the output."""
+    return output.absolute().parent / f".{output.name}.scratch.lock"
 
 
 def _prepare(folder: Path, key: str) -> None:
@@ -83,7 +97,7 @@ def _prepare(folder: Path, key: str) -> None:
             Notice,
             stacklevel=2,
         )
-    for path in [path for path in folder.iterdir() if path.name != LOCK]:
+    for path in list(folder.iterdir()):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with replacing(file, flush=True) as partial:
         partial.write_text(key, encoding="utf-8")

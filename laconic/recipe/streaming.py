@@ -48,7 +48,7 @@ def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool) -> None:
     for index, step in enumerate(recipe.steps):
         reason = step.stream_obstacle()
         if reason is not None:
-            error = UserError(f"stream must be left out for '{step.name}': {reason}.")
+            error = UserError(f"The step '{step.name}' cannot be streamed: {reason}, or leave out stream.")
             raise add_place(error, f"recipe.steps[{index}]") if len(recipe.steps) > 1 else error
 
 
@@ -69,10 +69,10 @@ def open_streamed(
         tokenizers: the tokenizers of the model.
 
     Raises:
-        UserError: as `load_streamed`; or another run uses the scratch folder, or it cannot be written.
+        UserError: as `load_streamed`; or another run writes the output, or the scratch folder cannot be written.
     """
     scratch = scratch_folder(recipe, output)
-    with open_scratch(scratch, content_key(recipe, data)):
+    with open_scratch(scratch, content_key(recipe, data), output):
         yield load_streamed(recipe.model, scratch, structures=PartStructures(), device=device, tokenizers=tokenizers)
 
 

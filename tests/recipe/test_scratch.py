@@ -12,7 +12,7 @@ from filelock import FileLock
 from laconic.errors import Notice, UserError
 from laconic.model import load
 from laconic.recipe import recipe_from, run
-from laconic.recipe.scratch import LOCK, open_scratch
+from laconic.recipe.scratch import lock_file, open_scratch
 from tests.recipe.test_stream import GPTQ, LOW_RANK, spelled
 
 WRITES = {
@@ -62,15 +62,15 @@ def test_a_full_disk_is_one_sentence_and_the_same_run_goes_on(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_folder_is_used_by_one_run_at_a_time(tmp_path: Path) -> None:
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    with FileLock(folder / LOCK), pytest.raises(UserError, match="Another run is using the scratch folder"):
-        open_scratch(folder, "key").__enter__()
-    assert folder.is_dir()
-    with open_scratch(folder, "key"):
-        assert folder.is_dir()
+def test_an_output_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
+    folder, output = tmp_path / "scratch", tmp_path / "out"
+    with FileLock(lock_file(output)), pytest.raises(UserError, match=r"Another run is writing '.*out'; wait for it"):
+        open_scratch(folder, "key", output).__enter__()
     assert not folder.exists()
+    # Another recipe has another folder.
+    with open_scratch(folder, "key", output), pytest.raises(UserError, match="Another run is writing"):
+        open_scratch(tmp_path / "other", "key", output).__enter__()
+    assert [path for path in tmp_path.iterdir() if path != lock_file(output)] == []
 
 
 @pytest.mark.parametrize("file", ["0/parts/block.safetensors", "0/states/block.json", "0/plan.json"])
@@ -79,7 +79,7 @@ def test_a_folder_stays_after_an_error_if_something_is_finished(tmp_path: Path, 
     is_kept = not file.endswith("plan.json")
 
     def stop() -> None:
-        with open_scratch(folder, "key"):
+        with open_scratch(folder, "key", tmp_path / "out"):
             made.parent.mkdir(parents=True)
             made.touch()
             made.with_name(".block.safetensors.0123abcd").touch()
@@ -88,7 +88,7 @@ def test_a_folder_stays_after_an_error_if_something_is_finished(tmp_path: Path, 
     if is_kept:
         with pytest.warns(Notice, match="The finished parts are kept in"), pytest.raises(KeyboardInterrupt):
             stop()
-        with open_scratch(folder, "key"):
+        with open_scratch(folder, "key", tmp_path / "out"):
             # What was half written is gone.
             assert [path.name for path in made.parent.iterdir()] == [made.name]
     else:
@@ -102,12 +102,12 @@ def test_another_key_starts_anew(tmp_path: Path) -> None:
     (folder / "0" / "parts").mkdir(parents=True)
     (folder / "0" / "parts" / "block.safetensors").touch()
     (folder / "key").write_text("one")
-    with pytest.warns(Notice, match="has changed since"), open_scratch(folder, "other"):
-        assert {path.name for path in folder.iterdir()} == {"key", LOCK}
+    with pytest.warns(Notice, match="has changed since"), open_scratch(folder, "other", tmp_path / "out"):
+        assert {path.name for path in folder.iterdir()} == {"key"}
         assert (folder / "key").read_text() == "other"
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^'.*' cannot be written: Not a directory; make its folder writable"):
-        open_scratch(tmp_path / "file" / "scratch", "key").__enter__()
+    with pytest.raises(UserError, match=r"^'.*' cannot be written: File exists; make its folder writable"):
+        open_scratch(tmp_path / "file" / "scratch", "key", tmp_path / "file" / "out").__enter__()

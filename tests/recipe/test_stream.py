@@ -66,7 +66,7 @@ def test_the_model_of_the_result_reads_the_output(tiny_model: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("step", "sentence"),
     [
-        ({"narrow": {"channels": 0.5, "anchored": True}}, "stream must be left out for 'narrow': anchored runs"),
+        ({"narrow": {"channels": 0.5, "anchored": True}}, "The step 'narrow' cannot be streamed: anchored runs"),
         ({"compress": {"method": "magnitude", "keep": 0.5, "allocate": "global"}}, "allocate: global compares all"),
         ({"compress": {"method": "gptq:bits=4", "anchored": True}}, "anchored runs the original"),
     ],

@@ -194,7 +194,7 @@ class Shorten(Step):
         if self.blocks is None and self.select in MEASURED:
             return (
                 f"select: {self.select} runs the whole model without each block in turn; select influence, angular or "
-                "taylor"
+                "taylor, or name the blocks"
             )
         return None
 
