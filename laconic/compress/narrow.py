@@ -177,10 +177,7 @@ class Narrow(Step):
         if self.anchored:
             return "anchored runs the original model beside the narrower one; leave out anchored"
         if self.sequential and GradCovariance in self.needs:
-            return (
-                f"sequential with importance: {self.importance} collects the gradients of the whole model first; leave "
-                "out sequential"
-            )
+            return f"sequential with importance: {self.importance} needs gradients of the whole model; leave out sequential"
         return None
 
     @property
