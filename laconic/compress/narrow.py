@@ -177,7 +177,7 @@ class Narrow(Step):
         if self.anchored:
             return "anchored runs the original model beside the narrower one; leave out anchored"
         if self.sequential and GradCovariance in self.needs:
-            return f"sequential with importance: {self.importance} needs gradients of the whole model; leave out sequential"
+            return f"sequential importance: {self.importance} needs gradients of the whole model; leave out sequential"
         return None
 
     @property
