@@ -87,7 +87,9 @@ def test_both_ways_are_printed(capsys: Output, tiny_model: Path, tmp_path: Path)
     told = capsys.readouterr().out
     assert "in memory" in told and "streamed" in told and "for the result" in told
     values = said(capsys, *arguments)
-    assert values["streams"] is False and values["streamed"]["output"] == values["in_memory"]["output"]
+    ways = [values[name] for name in ("streamed", "in_memory")]
+    outputs = [way["output"] for way in ways if isinstance(way, dict)]
+    assert values["streams"] is False and outputs[0] == outputs[1]
     assert not (tmp_path / "out").exists()
 
 
