@@ -51,8 +51,8 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
         # Dropping blocks changes none of the others.
         parts = 0 if isinstance(step, Shorten) else _parts(after, step.sites(before))
         gradients = _needs_gradients(step)
-        # The inputs of all blocks are dropped one by one while parts are written.
-        peak = max(peak, scratch + _states(before, step, batches) + (parts // 2 if gradients else parts))
+        # With gradients the hidden states of a block are larger than its part, and are dropped before the next one.
+        peak = max(peak, scratch + _states(before, step, batches) + (0 if gradients else parts))
         scratch += parts
         before = after
     output = before.size()[1]
