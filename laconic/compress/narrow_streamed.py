@@ -39,7 +39,7 @@ class Narrowing:
 
     Args:
         groups: the groups that lose parts.
-        counts: how parts are ranked, and how many stay.
+        counts: the importance of parts, and the number of those that stay.
         refit: fit the remaining columns of the output projections, and their biases.
         add_bias: give a bias to output projections that have none.
         sequential: measure on inputs with the errors of earlier blocks.
@@ -53,7 +53,7 @@ class Narrowing:
 
     @property
     def importance(self) -> Importance:
-        """How parts are ranked."""
+        """The importance by which parts are ranked."""
         return self.counts.importance
 
     @property
@@ -95,7 +95,9 @@ def narrow_streamed(lm: LanguageModel, data: Calibration | None, narrowing: Narr
         for coupled in all_coupled:
             own = tuple(group for group in coupled if group.writer.name in stats)
             if own:
-                parts = None if narrowing.sequential else chosen.get(own[0].coupling)
+                # Gates are measured once, before the first block is narrowed.
+                chooses_now = narrowing.sequential and narrowing.importance not in BY_GATES
+                parts = None if chooses_now else chosen.get(own[0].coupling)
                 _narrow(lm, own, stats, narrowing, counts[own[0].coupling], parts)
         del problems, stats
     for coupled in all_coupled:

@@ -14,7 +14,7 @@ from laconic.typed import Typed
 
 FROM_DATA: Labels = "data"
 LENGTH, CAUSAL_LENGTH = 128, 512
-"""Tokens of a row by default; of a causal language model as in GPTQ's examples of small memory."""
+"""Tokens of a row by default: the usual numbers for encoders and for causal language models."""
 LARGEST_SEED = 2**32 - 1
 """The Trainer of transformers also seeds NumPy, whose seeds have at most 32 bits."""
 

@@ -21,7 +21,7 @@ from laconic.recipe.schema import Recipe, key_of
 from laconic.recipe.scratch import open_scratch
 from laconic.store.part_structures import PartStructures
 
-PACKAGES = ("numerics", "formats", "model", "calibrate", "methods", "allocate", "compress", "store")
+PACKAGES = ("numerics", "formats", "model", "calibrate", "methods", "allocate", "compress", "recover", "store")
 """The packages of laconic that decide what a part holds."""
 
 

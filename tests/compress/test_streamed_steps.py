@@ -87,6 +87,7 @@ NARROWER = {
     "variance, over all": Narrow(keep=0.6, importance="variance", add_bias=True),
     "obs, over all": Narrow(keep=0.6),
     "variance, in order": Narrow(channels=0.5, importance="variance", ranking="global", sequential=True),
+    "taylor, in order": Narrow(heads=0.5, importance="taylor", sequential=True),
     "experts": Narrow(experts=0.5),
     "experts and heads": Narrow(experts=0.5, expert_importance="frequency", heads=0.5),
 }
@@ -115,7 +116,7 @@ def test_a_streamed_model_is_narrowed_as_the_one_in_memory(name: str, step: str,
     ("step", "reason"),
     [
         (Narrow(heads=0.5, anchored=True), "anchored runs"),
-        (Narrow(heads=0.5, sequential=True), "sequential with importance: obs collects"),
+        (Narrow(heads=0.5, sequential=True), "sequential importance: obs needs"),
         (Shorten(drop=1), "select: dp runs"),
         (Shorten(drop=1, select="greedy"), "select: greedy runs"),
         (Shorten(drop=1, select="influence", replace="bias"), "replace: bias runs"),
