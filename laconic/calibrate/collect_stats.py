@@ -113,7 +113,9 @@ def measure_stats(
         return {site.name: LayerStats(support=site.support) for site in sites}, []
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)
     with evaluating(lm):
-        losses = LossGradients(lm, data.labels, divide(lm, data.batches, sites) if with_gradients else None)
+        # Without gradients the logits are not needed, and those of a long batch may not fit into memory.
+        halves = divide(lm, data.batches, sites)
+        losses = LossGradients(lm, data.labels, halves)
     with (
         evaluating(lm),
         without_weight_gradients(lm),
@@ -126,6 +128,8 @@ def measure_stats(
             recorder.start(inputs)
             if with_gradients:
                 recorder.count_predictions([*losses.backward(inputs, generator)][-1])
+            elif halves is not None:
+                halves.run_body(inputs)
             else:
                 predict(lm, inputs)
     stats = recorder.stats(gathered=True)

@@ -171,7 +171,9 @@ def divide(lm: LanguageModel, batches: Sequence[Batch], sites: Collection[Site] 
         halves = find_halves(lm, to_device(row, lm.device))
     if halves is None:
         return None
-    body = set(halves.body.modules())
+    # An encoder runs before the body, which is the decoder of some classes.
+    encoder = lm.model.get_encoder().modules() if lm.model.config.is_encoder_decoder else ()
+    body = {*halves.body.modules(), *encoder}
     return halves if all(place.module in body for site in sites for place in site.places) else None
 
 

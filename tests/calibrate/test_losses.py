@@ -71,3 +71,21 @@ def test_a_head_that_is_measured_runs_whole(monkeypatch) -> None:
     batches = labelled_batches(lm, 1)
     assert divide(lm, batches, lm.sites(("blocks",))) is not None
     assert divide(lm, batches, lm.sites(("all",))) is None
+
+
+@pytest.mark.parametrize("architecture", OF_TOKENS, ids=lambda one: one.name)
+def test_inputs_are_measured_without_the_head_where_logits_are_many(architecture: Architecture, monkeypatch) -> None:
+    lm = architecture.lm()
+    data, sites = Calibration(labelled_batches(lm, 2)), lm.sites(("blocks",))
+    whole = collect_stats(lm, data, {InputCovariance}, sites)
+    monkeypatch.setattr(losses, "LOGITS", 1)
+    rows: list[int] = []
+    head = lm.model.get_output_embeddings()
+    assert head is not None
+    handle = head.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1].numel()))
+    body = collect_stats(lm, data, {InputCovariance}, sites)
+    handle.remove()
+    # The row on which both halves were compared with the whole model.
+    assert rows and max(rows) <= losses.SHORT
+    for name, stats in whole.items():
+        assert torch.equal(stats[InputCovariance].total, body[name][InputCovariance].total)
