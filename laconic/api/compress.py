@@ -18,7 +18,7 @@ from laconic.compress import Step
 from laconic.errors import UserError
 from laconic.methods import Method
 from laconic.model import DEFAULT_TARGETS
-from laconic.processes import on_rank_zero, sync_errors
+from laconic.processes import sync_errors
 from laconic.progress import Track, silent
 from laconic.recipe import Recipe, parse_recipe
 from laconic.recipe import run as run_recipe
@@ -190,7 +190,7 @@ def compress(
         with sync_errors():
             checked = check_run(recipe, folder, model_input, corpus=corpus, places=places, track=track)
         if dry_run:
-            return CompressEstimate(on_rank_zero(estimate)(checked))
+            return CompressEstimate(estimate(checked))
         with prepare_run(checked) as prepared:
             record = prepared.finish(*apply_steps(prepared.lm, steps, prepared.data))
     return compress_result(record)
@@ -286,5 +286,5 @@ def run(
         parsed = with_plan(parsed, methods)
     folder = None if output is None else to_folder(output)
     if dry_run:
-        return CompressEstimate(on_rank_zero(estimate_run)(parsed, folder, track=track, device=own_device))
+        return CompressEstimate(estimate_run(parsed, folder, track=track, device=own_device))
     return compress_result(run_recipe(parsed, folder, track=track, device=own_device))

@@ -60,7 +60,7 @@ class CompressEstimate(Result):
     def _notes(self) -> Sequence[str]:
         """The reason why there are no seconds."""
         reason = self.estimate.unmeasured
-        return () if reason is None else [f"The time was not measured, because no block can run by itself: {reason}"]
+        return () if reason is None else [f"The time was not measured. {reason}"]
 
     def _table(self) -> Table:
         """The costs of both ways."""

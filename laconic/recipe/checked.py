@@ -83,9 +83,18 @@ class CheckedRun:
         return self._needs_streaming() if self.recipe.stream is None else self.recipe.stream
 
     def stream_obstacle(self) -> str | None:
-        """The reason why the recipe cannot be streamed, as a sentence; None if it can."""
+        """The reason why no block of the model can run by itself, as a sentence; None if one can."""
+        if self.model.loaded is not None:
+            return "The model is in memory already; give its folder or hub name."
+        if self.output is None:
+            return "There is no output, the folder to write to; name one."
+        if world_size() > 1:
+            return "Several processes run; start one."
+        for step in self.recipe.steps:
+            reason = step.stream_obstacle()
+            if reason is not None:
+                return f"The step '{step.name}' cannot run block by block: {reason}."
         try:
-            check_stream(self.recipe, self.output, self.model.loaded is not None)
             check_parts(self.recipe.model)
         except UserError as error:
             return str(error)

@@ -184,7 +184,9 @@ def estimate_run(recipe: Recipe, output: Path | None = None, *, track: Track = s
     Raises:
         UserError: as `run`.
     """
-    return estimate(check_run(recipe, output, _model_of(recipe, device), track=track))
+    with sync_errors():
+        checked = check_run(recipe, output, _model_of(recipe, device), track=track)
+    return estimate(checked)
 
 
 def _model_of(recipe: Recipe, device: str) -> ModelInput:

@@ -73,15 +73,16 @@ class ModelPair:
                         yield from self._compare(Piece(piece.steps))
                 continue
             position = 0
-            pairs = list(enumerate(zip(row.pieces, row.numbers, strict=True)))
-            for at, (piece, number) in self.track(pairs, "Correcting the blocks"):
+            # The track finds the path of the block in each item.
+            pairs = list(zip(row.blocks, row.pieces, row.numbers, strict=True))
+            for path, piece, number in self.track(pairs, "Correcting the blocks"):
                 for _ in range(number - position):
                     self.original_stream.advance()
                 position = number
                 replaced = row.original_blocks[number : number + piece.spans]
-                with self.lm.on_loan(row.blocks[at]), self.original.on_loan(*replaced):
+                with self.lm.on_loan(path), self.original.on_loan(*replaced):
                     yield from self._compare(piece)
-                    self.lm.write_back(row.blocks[at])
+                    self.lm.write_back(path)
                     self.stream.advance()
             # A stack that has run to its end is not run again for what follows it.
             for _ in range(len(row.original_blocks) - position if self.lm.loans is not None else 0):

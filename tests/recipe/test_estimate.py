@@ -1,23 +1,32 @@
 """A dry run: time, memory and disk space from one block of each kind, and what follows from them before a run."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from transformers import AutoModel
 
 import laconic
 from laconic.cli.main import status
+from laconic.compress import Narrow
 from laconic.errors import Notice, UserError
 from laconic.recipe import recipe_from, run
 from laconic.recipe.checked import CheckedRun, check_run
 from laconic.recipe.entry import ModelInput
 from laconic.recipe.estimate import estimate as estimates
-from laconic.recipe.estimate.estimate import estimate
+from laconic.recipe.estimate import trial
+from laconic.recipe.estimate.disk import folder_bytes
+from laconic.recipe.estimate.estimate import Costs, estimate
+from laconic.recipe.estimate.shapes import sizes_of
 from laconic.recipe.run import estimate_run
 from laconic.recipe.streaming import scratch_folder
+from tests.architectures import Architecture
 from tests.cli.printed import Output, said
+from tests.experts import MIXTURES
 
 GPTQ = {"compress": {"method": "gptq:bits=4,group_size=8"}}
 SPECTRUM = {"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}}
@@ -102,6 +111,84 @@ def test_a_model_that_does_not_fit_is_streamed(large: None, spelled: Spelled, tm
     assert sentences[1].startswith("The run takes about ") and sentences[1].endswith("(--dry-run measures the time).")
 
 
+def test_no_hint_is_given_where_a_dry_run_measures_nothing(large: None, spelled: Spelled, tmp_path: Path) -> None:
+    with pytest.warns(Notice, match=r"^The run takes about .* of memory and .* for the result\.$"):
+        run(recipe_from(spelled(ANCHORED)), tmp_path / "out")
+
+
+def test_the_files_of_a_model_in_memory_are_not_read(
+    large: None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModel.from_pretrained(tiny_model)
+    read = Mock(side_effect=UserError("The weights are damaged."))
+    monkeypatch.setattr("laconic.recipe.streaming.find_weights", read)
+    with pytest.warns(Notice, match=r"^The run takes about .* for the result\.$"):
+        laconic.compress(model, "rtn:bits=4", output=tmp_path / "out")
+    assert not read.called
+
+
+@pytest.mark.parametrize(
+    ("costs", "sentence"),
+    [
+        (
+            {"seconds": 7.0, "memory": 3_000_000, "scratch": 2_000_000},
+            "7 s, 3 MB of memory, 2 MB of scratch files and ",
+        ),
+        ({"seconds": None, "memory": 3_000_000, "scratch": 0}, "3 MB of memory and "),
+        ({"seconds": None, "memory": None, "scratch": 0}, ""),
+    ],
+)
+def test_unknown_costs_are_left_out_of_the_sentence(costs: dict[str, Any], sentence: str) -> None:
+    assert str(Costs(output=1_000_000, **costs)) == f"{sentence}1 MB for the result"
+
+
+def test_steps_that_need_several_blocks_are_refused_before_anything_is_measured(
+    spelled: Spelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "load_streamed", Mock(side_effect=AssertionError))
+    found = laconic.run(spelled({"shorten": {"drop": 1, "select": "last"}}), tmp_path / "out", dry_run=True)
+    assert "not measured. The steps cannot run on a model that has only one block of each kind: " in str(found)
+    assert "drop must be at most 0" in str(found) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "output", "reason"),
+    [("loaded", "out", "The model is in memory already; give"), ("named", None, "There is no output, the folder")],
+)
+def test_the_reason_names_no_argument_that_nobody_gave(
+    model: str, output: str | None, reason: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    source = AutoModel.from_pretrained(tiny_model) if model == "loaded" else tiny_model
+    folder = None if output is None else tmp_path / output
+    found = laconic.compress(source, "rtn:bits=4", output=folder, dry_run=True)
+    assert f"The time was not measured. {reason}" in str(found) and "leave out stream" not in str(found)
+
+
+def test_a_dry_run_of_several_processes_streams_as_the_run(
+    large: None, spelled: Spelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = [2]
+    monkeypatch.setattr("laconic.recipe.checked.world_size", lambda: processes[0])
+
+    def on_rank_zero(work: Callable[..., object]) -> Callable[..., object]:
+        # The first process works as if it were alone.
+        processes[0] = 1
+        return work
+
+    monkeypatch.setattr(estimates, "on_rank_zero", on_rank_zero)
+    found = estimate_run(recipe_from(spelled(GPTQ)), tmp_path / "out")
+    assert not found.streams and found.streamed is not None
+
+
+def test_files_that_vanish_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stays").write_bytes(bytes(10))
+    (tmp_path / "goes").write_bytes(bytes(20))
+    found = list(os.walk(tmp_path))
+    (tmp_path / "goes").unlink()
+    monkeypatch.setattr("laconic.recipe.estimate.disk.os.walk", lambda _: found)
+    assert folder_bytes(tmp_path) == 10
+
+
 def test_a_run_says_what_was_measured_for_it(
     large: None, spelled: Spelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,3 +249,30 @@ def test_the_command_line_ends_with_2_where_the_disk_is_full(
     monkeypatch.setattr("laconic.recipe.estimate.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     assert status(["compress", str(tiny_model), "--method", "rtn:bits=4", "-o", str(tmp_path / "out")]) == 2
     assert "free some space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("step", "places"),
+    [
+        ({"shorten": {"drop": 1, "select": "taylor"}}, 3 + 2),
+        ({"shorten": {"drop": 1, "select": "influence"}}, 4),
+        ({"shorten": {"drop": 1, "select": "angular"}}, 4),
+        ({"correct": {}}, 4),
+    ],
+    ids=["gradients of gates", "points", "points of runs", "the original beside the model"],
+)
+def test_all_hidden_states_count(step: dict, places: int, spelled: Spelled, tmp_path: Path) -> None:
+    few = checked(spelled(step), tmp_path / "out")
+    many = checked(spelled(step, samples=12), tmp_path / "out")
+    assert few.data is not None and many.data is not None
+    tokens = [sum(batch["input_ids"].numel() for batch in run_.data.batches) for run_ in (few, many) if run_.data]
+    more = 4 * few.empty.model.config.hidden_size * (tokens[1] - tokens[0])
+    assert more > 0 and many.sizes.scratch - few.sizes.scratch >= places * more
+
+
+def test_blocks_without_experts_count_beside_those_without_channels() -> None:
+    lm = Architecture("mixtral", MIXTURES["mixtral"][0]).lm()
+    both = sizes_of(lm, [Narrow(experts=0.5, channels=0.5, importance="magnitude", refit=False)], None)
+    channels = sizes_of(lm, [Narrow(channels=0.5, importance="magnitude", refit=False)], None)
+    experts = sizes_of(lm, [Narrow(experts=0.5)], None)
+    assert both.scratch > experts.scratch > 0 and both.scratch != channels.scratch

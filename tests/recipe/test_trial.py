@@ -7,11 +7,13 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from laconic.calibrate.passes import forward, random_batch
+from laconic.errors import UserError
 from laconic.model.loading import load_streamed
 from laconic.progress import Item
 from laconic.recipe import recipe_from, run
 from laconic.recipe.estimate import stopwatch
 from laconic.recipe.estimate.stopwatch import BlockTimer, block_in
+from laconic.recipe.estimate.trial_folder import trial_folder
 from laconic.recipe.estimate.truncation import truncate
 from tests.architectures import BY_NAME, Architecture
 from tests.experts import MIXTURES
@@ -65,6 +67,7 @@ class Noted:
         return items
 
 
+@pytest.mark.filterwarnings("ignore:A streamed model has no copy:laconic.errors.Notice")
 @pytest.mark.parametrize(
     ("settings", "loops"),
     [
@@ -72,15 +75,47 @@ class Noted:
         ({"method": "gptq:bits=4,group_size=8", "sequential": True}, 1),
         ({"method": "rtn:bits=4"}, 1),
         ({"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}, 4),
+        ({"heads": 0.5, "importance": "taylor"}, 3),
+        ({"channels": 0.5, "importance": "variance"}, 1),
     ],
-    ids=["forward", "in order", "without data", "backward, twice"],
+    ids=["forward", "in order", "without data", "backward, twice", "gates", "channels"],
 )
 def test_all_work_on_blocks_names_them(
     settings: dict[str, object], loops: int, tiny_model: Path, texts: Path, tmp_path: Path
 ) -> None:
+    check_names([{"compress" if "method" in settings else "narrow": settings}], loops, tiny_model, texts, tmp_path)
+
+
+def test_a_correction_names_its_blocks(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    check_names([{"compress": {"method": "rtn:bits=3"}}, {"correct": {}}], 2, tiny_model, texts, tmp_path)
+
+
+def check_names(steps: Sequence[object], loops: int, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    """A streamed run has some loops over blocks, and every item of them names its block."""
     recipe = recipe_from({
-        "model": str(tiny_model), "data": str(texts), "samples": 6, "steps": [{"compress": settings}], "stream": True,
+        "model": str(tiny_model), "data": str(texts), "samples": 6, "steps": steps, "stream": True,
     })  # fmt: skip
     noted = Noted([path for _, found in load_streamed(str(tiny_model)).stacks() for path, _ in found])
     run(recipe, tmp_path / "out", track=noted)
     assert len(noted.loops) == loops and not noted.unnamed
+
+
+def test_what_a_killed_trial_left_is_removed(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "out"
+    with trial_folder(output) as above:
+        name = above.name
+    assert above.parent == tmp_path and not list(tmp_path.iterdir())
+    # One trial was killed before the folder of the output was made, another one after it.
+    (tmp_path / name / "scratch").mkdir(parents=True)
+    (tmp_path / "new" / name).mkdir(parents=True)
+    (tmp_path / "new" / name / "part").touch()
+    with trial_folder(output) as folder:
+        assert folder == tmp_path / "new" / name and not list(folder.iterdir())
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"] and not list((tmp_path / "new").iterdir())
+
+
+def test_a_trial_that_is_at_work_keeps_its_folder(tmp_path: Path) -> None:
+    with trial_folder(tmp_path / "out") as folder:
+        with pytest.raises(UserError, match="Another process measures"), trial_folder(tmp_path / "out"):
+            pass
+        assert folder.is_dir()

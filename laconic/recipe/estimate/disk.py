@@ -1,6 +1,8 @@
 """Compare the files that a run will write with the free space of the disk."""
 
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from laconic.errors import UserError
@@ -40,5 +42,11 @@ def nearest_folder(folder: Path) -> Path:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder, which may not exist."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Bytes of all files below a folder, which may not exist. Files that vanish meanwhile do not count."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # A run that is still at work may delete files, and folders, which `os.walk` skips.
+            with suppress(FileNotFoundError):
+                total += (Path(place) / name).stat().st_size
+    return total

@@ -13,9 +13,9 @@ from laconic.calibrate import GradientStatistic
 from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.passes import describe_machine
 from laconic.compress import Compress
-from laconic.compress.allocators.spectrum import ROWS
+from laconic.compress.kl_metric import ROWS
 from laconic.errors import Notice, UserError
-from laconic.processes import is_rank_zero
+from laconic.processes import is_rank_zero, on_rank_zero
 from laconic.recipe.checked import CheckedRun
 from laconic.recipe.estimate.trial import Trial, run_trial
 from laconic.recipe.estimate.units import format_bytes, format_seconds
@@ -44,12 +44,14 @@ class Costs:
     output: int
 
     def __str__(self) -> str:
-        parts = [
+        named = [
             None if self.seconds is None else format_seconds(self.seconds),
             None if self.memory is None else f"{format_bytes(self.memory)} of memory",
             f"{format_bytes(self.scratch)} of scratch files" if self.scratch else None,
+            f"{format_bytes(self.output)} for the result",
         ]
-        return f"{', '.join(filter(None, parts))} and {format_bytes(self.output)} for the result"
+        *parts, last = filter(None, named)
+        return f"{', '.join(parts)} and {last}" if parts else last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class Estimate:
     Args:
         in_memory: with the whole model in memory.
         streamed: with one block at a time; None if this is impossible.
-        unmeasured: the reason why the time was not measured; None if it was.
+        unmeasured: a sentence with the reason why the time was not measured; None if it was.
         streams: whether the run is streamed.
     """
 
@@ -76,19 +78,26 @@ class Estimate:
 def estimate(checked: CheckedRun) -> Estimate:
     """Estimate the costs of a recipe. A run on one block of each kind measures the time, if it can be streamed.
 
+    Of several processes, the first one measures.
+
     Args:
         checked: the recipe, which was checked.
 
     Raises:
         UserError: as the run itself.
     """
+    # This depends on the number of processes, and the first one measures as if it were alone.
+    return on_rank_zero(_estimate)(checked, checked.streams)
+
+
+def _estimate(checked: CheckedRun, streams: bool) -> Estimate:
     obstacle = checked.stream_obstacle()
     trial, reason = (None, obstacle) if obstacle is not None else _measure(checked)
     return Estimate(
         in_memory=_in_memory(checked, trial),
         streamed=None if obstacle is not None else _streamed(checked, trial),
         unmeasured=reason,
-        streams=checked.streams,
+        streams=streams,
     )
 
 
@@ -103,9 +112,15 @@ def announce(checked: CheckedRun) -> None:
     """
     if not checked.is_large or not is_rank_zero():
         return
-    trial = _measure(checked)[0] if checked.streams and checked.is_measured else _recall(_key(checked))
+    reason = checked.stream_obstacle()
+    trial: Trial | None = None
+    if reason is None and checked.streams and checked.is_measured:
+        trial, reason = _measure(checked)
+    elif reason is None:
+        trial = _remembered(checked)
     costs = _streamed(checked, trial) if checked.streams else _in_memory(checked, trial)
-    hint = "" if trial is not None else " (--dry-run measures the time)"
+    # A dry run measures nothing where no block can run by itself, and fails where the measurement has failed.
+    hint = " (--dry-run measures the time)" if trial is None and reason is None else ""
     warnings.warn(f"The run takes about {costs}{hint}.", Notice, stacklevel=2)
 
 
@@ -146,6 +161,14 @@ def _measure(checked: CheckedRun) -> tuple[Trial | None, str | None]:
         content = json.dumps(asdict(trial))
         MEASURED.write(key, lambda path: path.write_text(content, encoding="utf-8"))
     return trial, None
+
+
+def _remembered(checked: CheckedRun) -> Trial | None:
+    """The trial of a dry run of the same recipe; None if there was none, or if the files of the model are damaged."""
+    try:
+        return _recall(_key(checked))
+    except UserError:
+        return None
 
 
 def _recall(key: str) -> Trial | None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from laconic.calibrate import Calibration
 from laconic.calibrate.losses import DRAWS
 from laconic.calibrate.statistics import GradientStatistic
-from laconic.compress import Compress, Shorten, Step
+from laconic.compress import Compress, Narrow, Shorten, Step
+from laconic.compress.width_parts import BY_GATES
 from laconic.model import Batch, LanguageModel, Site
+from laconic.model.batch import LABELS
 from laconic.model.site import has_module
 from laconic.model.size import module_size
 from laconic.model.stock import text_config
@@ -50,10 +52,14 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
         memory = max(memory, step_memory(before, step, batches))
         # Dropping blocks changes none of the others.
         parts = 0 if isinstance(step, Shorten) else _parts(after, step.sites(before))
+        without_experts = _parts_without_experts(before, step)
         gradients = _needs_gradients(step)
+        states = _states(before, step, batches)
         # With gradients the hidden states of a block are larger than its part, and are dropped before the next one.
-        peak = max(peak, scratch + _states(before, step, batches) + (0 if gradients else parts))
-        scratch += parts
+        peak = max(peak, scratch + without_experts + states + (0 if gradients else parts))
+        # Gates are differentiated before anything is written.
+        peak = max(peak, scratch + without_experts + _states(before, step, batches, by_gates=True))
+        scratch += without_experts + parts
         before = after
     output = before.size()[1]
     # The saved model is a copy in the stored dtype, which is then loaded again to compare both.
@@ -80,20 +86,62 @@ def _parts(lm: LanguageModel, sites: Sequence[Site]) -> int:
     return sum(module_size(module, lm.dtype)[1] for module in modules.values())
 
 
-def _states(lm: LanguageModel, step: Step, batches: Sequence[Batch]) -> int:
-    """Bytes of the hidden states that a step keeps on disk at once."""
+def _parts_without_experts(lm: LanguageModel, step: Step) -> int:
+    """Bytes of the copy of all blocks that `narrow` writes without experts, before it removes heads and channels."""
+    if not isinstance(step, Narrow) or step.experts in (None, 1):
+        return 0
+    if (step.heads, step.channels, step.keep) == (None, None, None):
+        return 0
+    after = lm.shallow_copy()
+    Narrow(experts=step.experts).dry_run(after)
+    return _parts(after, ())
+
+
+def _states(lm: LanguageModel, step: Step, batches: Sequence[Batch], *, by_gates: bool = False) -> int:
+    """Bytes of the hidden states that a step keeps on disk at once: an upper bound.
+
+    Args:
+        lm: the model without weights.
+        step: the step.
+        batches: the calibration batches.
+        by_gates: in the pass that differentiates gates, if the step has one.
+    """
     if not step.needs_data:
         return 0
-    places = [PLACES for _ in lm.stacks()]
-    if _needs_gradients(step):
+    places = [_places(step, len(blocks)) for _, blocks in lm.stacks()]
+    if _needs_gradients(step) or (by_gates and _differentiates_gates(step)):
         # The inputs of all blocks, and the gradients of each loss before and after one block.
         losses = DRAWS if lm.task.predicts_once_per_row else 1
         places = [len(blocks) + 1 + 2 * losses for _, blocks in lm.stacks()]
     tokens = [sum(batch["input_ids"].numel() for batch in batches)]
     # The second stack is a decoder, which reads the targets.
-    tokens.append(sum(batch.get("labels", batch["input_ids"]).numel() for batch in batches))
+    tokens.append(sum(batch.get(LABELS, batch["input_ids"]).numel() for batch in batches))
     width = text_config(lm.model.config).hidden_size
     return sum(FLOAT * width * count * number for count, number in zip(tokens, places, strict=False))
+
+
+def _places(step: Step, blocks: int) -> int:
+    """The number of places of a stack whose hidden states are on disk together in a pass without gradients.
+
+    Args:
+        step: the step.
+        blocks: the number of blocks of the stack.
+    """
+    if isinstance(step, Shorten) and step.select in ("influence", "angular"):
+        # The points around the longest run that is compared, and those of the current block.
+        cuts = 1 if step.parts == "blocks" else 2
+        drops = step.drop.values() if isinstance(step.drop, dict) else (step.drop or 0,)
+        length = max(drops, default=0) if step.select == "angular" else 1
+        return PLACES + min(length, cuts * blocks) + cuts
+    # The original runs beside the model.
+    return PLACES * (2 if step.needs_original else 1)
+
+
+def _differentiates_gates(step: Step) -> bool:
+    """Whether the importance of blocks, heads or channels is measured by the gradients of gates."""
+    if isinstance(step, Narrow):
+        return step.importance in BY_GATES and (step.heads, step.channels, step.keep) != (None, None, None)
+    return isinstance(step, Shorten) and step.blocks is None and step.select == "taylor"
 
 
 def _needs_gradients(step: Step) -> bool:

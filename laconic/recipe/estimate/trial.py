@@ -4,7 +4,6 @@ The steps, the calibration rows, the embedding, the head and the folder that is 
 time of a block counts as often as the model has blocks of its kind.
 """
 
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,13 +18,15 @@ from torch import nn
 from laconic.calibrate import Calibration
 from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.passes import evaluating
-from laconic.errors import Notice
+from laconic.compress import Step
+from laconic.errors import Notice, UserError
 from laconic.memory import sampled_peak
 from laconic.model import Batch, LanguageModel, predict
 from laconic.model.loading import load_streamed
+from laconic.recipe.checks import check_order
 from laconic.recipe.entry import ModelInput
-from laconic.recipe.estimate.disk import nearest_folder
 from laconic.recipe.estimate.stopwatch import BlockTimer
+from laconic.recipe.estimate.trial_folder import trial_folder
 from laconic.recipe.estimate.truncation import Representatives, truncate
 from laconic.recipe.flow import apply_steps
 from laconic.recipe.schema import Recipe
@@ -70,18 +71,13 @@ def run_trial(recipe: Recipe, model: ModelInput, empty: LanguageModel, data: Cal
         output: the folder of the whole run. That of the trial lies beside it.
 
     Raises:
-        UserError: as the run itself.
+        UserError: as the run itself; or a step needs more blocks than one of each kind.
     """
     start = time.perf_counter()
-    with (
-        # If the process is killed, the folder is removed when the output is written, as other partial folders are.
-        tempfile.TemporaryDirectory(
-            prefix=f".{output.name}.partial-", dir=nearest_folder(output.absolute().parent)
-        ) as folder,
-        _without_notices(),
-    ):
+    _check_steps(empty, recipe.steps)
+    with trial_folder(output) as folder, _without_notices():
         with sampled_peak() as peak:
-            scratch = Path(folder) / "scratch"
+            scratch = folder / "scratch"
             lm = load_streamed(
                 recipe.model,
                 scratch,
@@ -96,7 +92,7 @@ def run_trial(recipe: Recipe, model: ModelInput, empty: LanguageModel, data: Cal
             reading = _time_reading(lm, kept)
             lm, _ = apply_steps(lm, recipe.steps, timed)
             solving = timer.blocks
-            save_streamed(lm, Path(folder) / "result", track=timer)
+            save_streamed(lm, folder / "result", track=timer)
             seconds = time.perf_counter() - start
         blocks, head, rows = (0.0, 0.0, 1) if data is None else _time_pass(lm, kept, data.batches)
     runs = READINGS_TO_WRITE + sum(1 for step in recipe.steps if step.needs_data)
@@ -109,6 +105,24 @@ def run_trial(recipe: Recipe, model: ModelInput, empty: LanguageModel, data: Cal
         row_seconds=(blocks + head) / rows,
         head_seconds=head / rows,
     )
+
+
+def _check_steps(lm: LanguageModel, steps: Sequence[Step]) -> None:
+    """Check that the steps can run on a model of one block of each kind, before anything is measured.
+
+    Args:
+        lm: the whole model without weights; it is not changed.
+        steps: the steps.
+
+    Raises:
+        UserError: a step drops blocks, or names one, that such a model does not have.
+    """
+    small = lm.shallow_copy()
+    try:
+        truncate(small)
+        check_order(small, steps, [step.name for step in steps])
+    except UserError as error:
+        raise UserError(f"The steps cannot run on a model that has only one block of each kind: {error}") from error
 
 
 def _all(kept: Representatives) -> int:

@@ -31,10 +31,10 @@ class Representatives:
 
 
 def truncate(lm: LanguageModel) -> Representatives:
-    """Drop all blocks of a streamed model but the first of each kind, in place. Blocks that layers share stay.
+    """Drop all blocks of a model but the first of each kind, in place. Blocks that layers share stay.
 
     Args:
-        lm: a streamed model, whose weights are on disk.
+        lm: a streamed model, whose weights are on disk, or a model without weights.
 
     Raises:
         UserError: the architecture is unknown, or its class has no configuration of such a model.

@@ -1,0 +1,66 @@
+"""The folder of a trial: on the disk of the output, with a name and a lock of its own."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from laconic.errors import UserError
+from laconic.model.loans_parts import report_unwritable
+from laconic.recipe.estimate.disk import nearest_folder
+
+
+@contextmanager
+def trial_folder(output: Path) -> Iterator[Path]:
+    """Make a folder for a trial, and remove it at the end. Folders that killed trials left are removed before.
+
+    Args:
+        output: the output of the whole run. The folder lies beside it, or in the nearest folder above that exists.
+
+    Raises:
+        UserError: another trial for the same output is running, or the folder cannot be written.
+    """
+    output = output.absolute()
+    parent = nearest_folder(output.parent)
+    name = _name(output)
+    # The folder that was nearest to the output may have been another one when a trial was killed.
+    for above in parent.parents:
+        if (above / name).is_dir():
+            # A folder that is locked is in use.
+            with suppress(UserError), _locked(above / name, output):
+                shutil.rmtree(above / name, ignore_errors=True)
+    folder = parent / name
+    with _locked(folder, output):
+        shutil.rmtree(folder, ignore_errors=True)
+        with report_unwritable(folder):
+            folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name(output: Path) -> str:
+    """The name of the folder. Outputs of the same name in different folders have different ones."""
+    digest = hashlib.blake2b(str(output).encode(), digest_size=4).hexdigest()
+    return f".{output.name}.trial-{digest}"
+
+
+@contextmanager
+def _locked(folder: Path, output: Path) -> Iterator[None]:
+    """Hold the lock of the folder of a trial. The system releases it when the process is killed."""
+    file = folder.with_name(f"{folder.name}.lock")
+    lock = FileLock(file, timeout=0)
+    with report_unwritable(file):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(f"Another process measures a run that writes '{output}'; wait for it.") from error
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
