@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -35,7 +36,7 @@ def test_every_block_has_one_that_stands_for_it(architecture: Architecture, tmp_
 
 
 def test_equal_blocks_are_one(tmp_path: Path) -> None:
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 40}
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 40}
     LlamaForCausalLM(LlamaConfig(num_hidden_layers=5, **shape)).save_pretrained(tmp_path / "model")
     lm = load_streamed(str(tmp_path / "model"))
     assert dict(truncate(lm).counts) == {"model.layers.0": 5} and lm.model.config.num_hidden_layers == 1
