@@ -26,14 +26,13 @@ def free_memory() -> int | None:
 
     They are what the machine has free, or what the limits of the control groups of a container leave, if that is less.
     """
-    lines = [line.split() for line in _read(PROC / "meminfo").splitlines()]
-    available = [int(line[1]) * 1024 for line in lines if line[0] == "MemAvailable:"]
+    available = _kibibytes(PROC / "meminfo", "MemAvailable:")
     return min([*available, *_left_by_limits()], default=None)
 
 
 def _left_by_limits() -> Iterator[int]:
     """The bytes that each control group of the process leaves."""
-    for line in _read(PROC / "self" / "cgroup").splitlines():
+    for line in _lines(PROC / "self" / "cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -50,7 +49,7 @@ def _left_by_limits() -> Iterator[int]:
 
 def _reclaimable(group: Path) -> int:
     """The bytes of cached files in a control group that the system takes back when memory is needed."""
-    fields = (line.split() for line in _read(group / "memory.stat").splitlines())
+    fields = (line.split() for line in _lines(group / "memory.stat"))
     values = {name: int(value) for name, value in fields}
     return values.get("total_inactive_file", values.get("inactive_file", 0))
 
@@ -58,6 +57,17 @@ def _reclaimable(group: Path) -> int:
 def _number(file: Path) -> int | None:
     text = _read(file).strip()
     return int(text) if text.isdecimal() else None
+
+
+def _kibibytes(file: Path, name: str) -> list[int]:
+    """The bytes in the lines of a file that give a number of kibibytes under a name."""
+    lines = (line.split() for line in _lines(file))
+    return [int(fields[1]) * 1024 for fields in lines if fields[0] == name and len(fields) > 1]
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    return [line for line in _read(file).splitlines() if line.strip()]
 
 
 def _read(file: Path) -> str:
@@ -70,8 +80,7 @@ def _read(file: Path) -> str:
 
 def highest_memory() -> int | None:
     """The largest resident memory of this process since its start, in bytes; None if it is not known."""
-    lines = [line.split() for line in _read(PROC / "self" / "status").splitlines()]
-    return next((int(line[1]) * 1024 for line in lines if line and line[0] == "VmHWM:"), None)
+    return next(iter(_kibibytes(PROC / "self" / "status", "VmHWM:")), None)
 
 
 class Peak:

@@ -224,8 +224,9 @@ class KernelCache:
 
         Example:
             >>> cache = KernelCache()
+            >>> choose, make = lambda rows, dtype: Choice("dense", 1.0), lambda name: None
             >>> with cache.pause():
-            ...     cache.kernel([], 1, torch.float32, lambda: Choice("dense", 1.0), lambda name: None) is None
+            ...     cache.kernel([], 1, torch.float32, choose, make) is None
             True
         """
         self._is_paused = True

@@ -264,9 +264,9 @@ class QuantizedStack(PackedStack):
 
 
 def _select(stacked: UInt8[Tensor, "experts bytes"], experts: Sequence[int]) -> UInt8[Tensor, " n"]:
-    """The bytes of some experts one after another; they are not copied if no other expert lies between."""
+    """The bytes of some experts one after another; they are not copied if they already lie so in the stack."""
     first, last = experts[0], experts[-1]
-    if last - first + 1 == len(experts):
+    if list(experts) == list(range(first, last + 1)):
         return stacked[first : last + 1].view(-1)
     return stacked.index_select(0, torch.tensor(experts, device=stacked.device)).view(-1)
 

@@ -6,6 +6,7 @@ the structure of the part, so that another process can rebuild its formats.
 
 import errno
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,10 @@ from laconic.model.stock import MODEL_ERRORS
 
 STRUCTURE, RECORD = "structure", "record"
 """The keys of the structure and of the record in the metadata."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The error codes of a disk, or of a quota, without space."""
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+"""The error codes of a folder in which no file can be made."""
 Structure = Mapping[str, Mapping[str, Any]]
 
 
@@ -180,10 +185,21 @@ def report_unwritable(file: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
-        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        # A SafetensorError contains the error code of the operating system only in its message.
-        remedy = "free some space" if is_full or "os error 28" in str(error) else "make its folder writable"
-        raise UserError(f"'{file}' cannot be written: {reason}; {remedy}, and run the same command again.") from error
+        code, again = _error_code(error), ", and run the same command again"
+        remedy = "name another output"
+        if code in FULL:
+            remedy = f"free some space{again}"
+        elif code in NOT_WRITABLE:
+            remedy = f"make its folder writable{again}"
+        raise UserError(f"'{file}' cannot be written: {reason}; {remedy}.") from error
+
+
+def _error_code(error: OSError | SafetensorError) -> int | None:
+    """The error code of the operating system; a SafetensorError has it only in its message."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager

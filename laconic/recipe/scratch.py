@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 
 from laconic.calibrate.spill import INDEX
 from laconic.calibrate.stream import STATES
+from laconic.compress.kept_choice import CHOICE
+from laconic.compress.progress_log import PLAN
 from laconic.errors import Notice, UserError
 from laconic.files import replacing
 from laconic.model.loans_parts import report_unwritable
@@ -22,7 +24,8 @@ KEY = "key"
 def open_scratch(folder: Path, key: str, output: Path) -> Iterator[None]:
     """Make a scratch folder, or go on with the one that an earlier run with the same key left.
 
-    The folder is removed at the end. After an error it stays if a part or the hidden states at one place are finished.
+    The folder is removed at the end. After an error it stays if a part, a choice, a plan or the hidden states at one
+    place are finished.
 
     Args:
         folder: the folder.
@@ -104,5 +107,5 @@ def _prepare(folder: Path, key: str) -> None:
 
 
 def _has_results(folder: Path) -> bool:
-    """Whether a part of the model, or hidden states at one place, are finished."""
-    return any(folder.rglob("*.safetensors")) or any(folder.rglob(f"{STATES}/*{INDEX}"))
+    """Whether a part of the model, a choice, a plan, or the hidden states at one place are finished."""
+    return any(any(folder.rglob(name)) for name in ("*.safetensors", f"{STATES}/*{INDEX}", CHOICE, PLAN))

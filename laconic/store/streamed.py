@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -95,16 +96,12 @@ def _chunked_tensors(
 ) -> dict[str, ChunkedTensor]:
     """The tensors of a part under the names and in the form in which transformers saves them."""
     dtypes = stored_dtypes(lm, state)
-    # A tensor that is saved as it is stays the same object; one that is made of others has no dtype of its own yet.
-    by_id = {id(tensor): dtypes[name] for name, tensor in state.items()}
-    found = revert_weight_conversion(stored, dict(state))
+    # A tensor that is made of others has the dtype that these have in the file, which may not be that in memory.
+    rounded = {name: torch.empty(tensor.shape, dtype=dtypes[name], device="meta") for name, tensor in state.items()}
+    saved = revert_weight_conversion(stored, rounded)
     return {
-        name: ChunkedTensor(
-            tuple(tensor.shape),
-            by_id.get(id(tensor), lm.dtype if tensor.is_floating_point() else tensor.dtype),
-            partial(read_chunks, lm, tensor),
-        )
-        for name, tensor in found.items()
+        name: ChunkedTensor(tuple(tensor.shape), saved[name].dtype, partial(read_chunks, lm, tensor))
+        for name, tensor in revert_weight_conversion(stored, dict(state)).items()
     }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from laconic.errors import UserError
 from laconic.model.checkpoints.weights import DTYPES
 
 ALIGNMENT = 8
@@ -50,6 +51,7 @@ def write_tensors(tensors: Mapping[str, ChunkedTensor], file: Path) -> None:
 
     Raises:
         OSError: the file cannot be written.
+        UserError: the format has no name for the dtype of a tensor.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -65,6 +67,8 @@ def write_tensors(tensors: Mapping[str, ChunkedTensor], file: Path) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in ordered:
+        if tensor.dtype not in NAMES:
+            raise UserError(f"A safetensors file cannot hold '{name}' in {tensor.dtype}; convert it to another dtype.")
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -29,9 +29,11 @@ def solve(method: Method, pruned: bool = False) -> list[Format]:
     formats = []
     for expert in range(EXPERTS):
         matrix = case(f"expert {expert}", (OUT, IN))
+        # Every case of a shape has the same matrix.
+        weight = matrix.weight.roll(expert, 0)
         if pruned:
             matrix.stats.support = HALF
-        formats.append(method.compress(matrix.weight * HALF if pruned else matrix.weight, matrix.stats))
+        formats.append(method.compress(weight * HALF if pruned else weight, matrix.stats))
     return formats
 
 

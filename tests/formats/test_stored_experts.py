@@ -33,12 +33,13 @@ def test_only_experts_with_rows_are_decoded(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("method", [Rtn(bits=4, group_size=16), Rtn(bits=3, group_size=16), Awq(bits=4, group_size=16)])
 def test_several_experts_are_decoded_at_once(method: Method):
-    cases = [case(f"expert {expert}", (OUT, 48)) for expert in range(EXPERTS)]
-    stack = stack_formats((method.compress(matrix.weight, matrix.stats) for matrix in cases), EXPERTS)
+    matrix = case("of all experts", (OUT, 48))
+    weights = [matrix.weight.roll(expert, 0) for expert in range(EXPERTS)]
+    stack = stack_formats((method.compress(weight, matrix.stats) for weight in weights), EXPERTS)
     assert isinstance(stack, PackedStack)
     for dtype in (torch.float32, torch.bfloat16):
         stack.to(dtype)
-        for which in ([1, 2], [0, 3], [2]):
+        for which in ([1, 2], [0, 3], [2], [0, 2, 1, 3], [0, 0, 2]):
             expected = torch.stack([stack.dense(expert) for expert in which])
             assert torch.equal(stack.decode(which), expected) and expected.dtype is dtype
 

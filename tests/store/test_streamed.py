@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers.models.mixtral.modeling_mixtral import MixtralPreTrainedModel
 
 from laconic.calibrate import Calibration
 from laconic.compress import Compress
@@ -77,3 +79,25 @@ def test_tensors_that_would_be_rounded_stay_in_float32_where_the_class_keeps_the
     expected, found = (load(str(tmp_path / folder)).model.state_dict() for folder in ("model", "out"))
     assert any(not torch.equal(tensor, tensor.half().float()) for tensor in expected.values())
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_experts_that_the_class_keeps_in_float32_are_not_rounded_when_their_matrices_are_separated(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(MixtralPreTrainedModel, "_keep_in_fp32_modules", {"experts"})
+    model = MIXTURES["mixtral"][0]().half()
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            parameter.data = parameter.float() + 1e-5 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "model")
+    lm = load_streamed(str(tmp_path / "model"))
+    assert lm.dtype is torch.float16
+    save_streamed(lm, tmp_path / "out")
+    expected, found = (
+        {name: tensor for file in (tmp_path / folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in ("model", "out")
+    )
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype is torch.float32) == (".experts." in name) == (tensor.dtype is torch.float32), name
+        assert torch.equal(found[name], tensor), name

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from laconic.errors import UserError
 from laconic.store.tensor_file import ChunkedTensor, write_tensors
 
 TENSORS = {
@@ -41,3 +42,10 @@ def test_the_bytes_are_those_of_safetensors_after_rounding_to_the_dtype_of_the_f
     write_tensors(chunks, tmp_path / "chunks")
     save_file({"x": values.half()}, tmp_path / "whole", {"format": "pt"})
     assert (tmp_path / "chunks").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_dtype_that_the_format_cannot_name_is_reported_before_anything_is_written(tmp_path: Path) -> None:
+    chunks = {"x": ChunkedTensor((2,), torch.complex128, lambda: iter(torch.zeros(2, dtype=torch.complex128)))}
+    with pytest.raises(UserError, match=r"cannot hold 'x' in torch.complex128; convert it to another dtype\.$"):
+        write_tensors(chunks, tmp_path / "chunks")
+    assert not (tmp_path / "chunks").exists()
