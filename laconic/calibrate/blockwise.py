@@ -10,7 +10,7 @@ import torch
 
 from laconic.calibrate.block_pass import BlockwisePass, find_finished, weight_on_loan
 from laconic.calibrate.checkpointed import BackwardPass
-from laconic.calibrate.collect_stats import Calibration, without_weight_gradients
+from laconic.calibrate.collect_stats import Calibration, check_not_empty, without_weight_gradients
 from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
@@ -54,8 +54,7 @@ def blockwise_calibrate(
     if data is None or not needs:
         yield from _visit(lm, sites, silent if data is None else data.track, writes)
         return
-    if not data.batches:
-        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+    check_not_empty(data)
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)
     with evaluating(lm), without_weight_gradients(lm):
         kind = BackwardPass if with_gradients else SequentialPass if sequential else ForwardPass

@@ -65,6 +65,19 @@ class Calibration:
         return [(batch, torch.Generator().manual_seed(seed)) for batch, seed in mine]
 
 
+def check_not_empty(data: Calibration) -> None:
+    """Check that there is a batch.
+
+    Args:
+        data: the calibration data.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not data.batches:
+        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+
+
 def collect_stats(
     lm: LanguageModel,
     data: Calibration,
@@ -107,8 +120,7 @@ def measure_stats(
     Returns:
         The statistics by layer name, and the experts whose statistics were mixed with shared ones.
     """
-    if not data.batches:
-        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+    check_not_empty(data)
     if not needs:
         return {site.name: LayerStats(support=site.support) for site in sites}, []
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)

@@ -39,13 +39,15 @@ def differentiate_end(
             recorder.start(batch)
             *others, last = (states[number].detach() for states in ends)
             last.requires_grad_()
-            count, found = 0, list[Tensor]()
+            predictions, found = [0], list[Tensor]()
             with run.stream.replaying(number, [*others, last]):
-                for count in losses.backward(batch, generator):  # noqa: B007 (used after the loop)
+                for count in losses.backward(batch, generator):
+                    # Every loss of a batch has the same number of predictions.
+                    predictions.append(count)
                     found.append(take_gradient(last))
             gradients.append(torch.stack(found))
-            counts.append(torch.tensor(count))
-            recorder.count_predictions(count)
+            counts.append(torch.tensor(predictions[-1]))
+            recorder.count_predictions(predictions[-1])
     counts.complete()
     gradients.complete()
     return gradients, _read_numbers(counts)

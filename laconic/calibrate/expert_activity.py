@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from laconic import processes
 from laconic.calibrate.block_pass import BlockwisePass
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.collect_stats import Calibration
+from laconic.calibrate.collect_stats import Calibration, check_not_empty
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.token_rows import batch_rows
-from laconic.errors import UserError
 from laconic.formats.expert_layer import routed_arguments
 from laconic.model import Batch, InputTokens, LanguageModel, ModelTask, predict
+from laconic.model.enumeration import is_below
 from laconic.model.mixture import Mixture, find_mixtures
 from laconic.numerics.moments import check_finite
 
@@ -58,8 +58,7 @@ def measure_experts(lm: LanguageModel, data: Calibration) -> dict[str, ExpertAct
     Raises:
         UserError: there is no batch, or outputs of experts are not finite.
     """
-    if not data.batches:
-        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+    check_not_empty(data)
     mixtures, found = find_mixtures(lm.model), dict[str, ExpertActivity]()
     for mixture in mixtures:
         zeros = torch.zeros(2, mixture.count, dtype=torch.float64, device=lm.device)
@@ -107,7 +106,7 @@ def _measure_streamed(
             break
         run.enter(paths)
         for path in data.track(paths, LABEL):
-            own = [mixture for mixture in mixtures if mixture.path.startswith(f"{path}.")]
+            own = [mixture for mixture in mixtures if is_below(mixture.path, path)]
             states = run.stream.next_states()
             with lm.on_loan(path), _observing(lm, own, found) as observers:
                 for number, batch in enumerate(run.batches):

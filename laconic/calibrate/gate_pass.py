@@ -13,10 +13,9 @@ from typing import Self
 from torch import Tensor
 
 from laconic.calibrate.checkpointed import BackwardPass
-from laconic.calibrate.collect_stats import Calibration, without_weight_gradients
+from laconic.calibrate.collect_stats import Calibration, check_not_empty, without_weight_gradients
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
-from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel
 
 Slopes = Sequence[Sequence[Tensor]]
@@ -56,8 +55,7 @@ def differentiate_gates(lm: LanguageModel, data: Calibration, make: MakeGates) -
     Raises:
         UserError: there is no batch, predictions are not finite, or the blocks of a stack do not form a chain.
     """
-    if not data.batches:
-        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+    check_not_empty(data)
     with evaluating(lm), without_weight_gradients(lm):
         run = _GatePass(lm, data, make)
         for _ in run.problems():

@@ -20,11 +20,10 @@ from torch.utils.hooks import RemovableHandle
 
 from laconic import processes
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.collect_stats import Calibration, without_weight_gradients
+from laconic.calibrate.collect_stats import Calibration, check_not_empty, without_weight_gradients
 from laconic.calibrate.gate_pass import BlockGates, Slopes, differentiate_gates
 from laconic.calibrate.losses import fisher_losses
 from laconic.calibrate.passes import evaluating
-from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, predict
 from laconic.model.prunable_group import PrunableGroup
 from laconic.numerics.moments import check_finite
@@ -67,8 +66,7 @@ def gate_gradients(lm: LanguageModel, data: Calibration, groups: Sequence[Prunab
     Raises:
         UserError: there is no batch, or predictions or gradients are not finite.
     """
-    if not data.batches:
-        raise UserError("The calibration data is empty; give a source with at least one row of text.")
+    check_not_empty(data)
     counts = {group.coupling: group.count for group in groups}
     found = {key: GateGradients(*torch.zeros(2, count, dtype=torch.float64)) for key, count in counts.items()}
     if lm.loans is not None:

@@ -72,7 +72,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How to measure models; the fields are arguments of `evaluate`.
+    """Settings of an evaluation; the fields are arguments of `evaluate`.
 
     Args:
         limit: the largest number of rows of each task; None for all.

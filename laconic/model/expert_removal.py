@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from laconic.errors import UserError, reason_of
 from laconic.formats import ExpertLayer
+from laconic.model.enumeration import is_below
 from laconic.model.lm import LanguageModel
 from laconic.model.mixture import (
     COUNT_KEYS,
@@ -162,7 +163,7 @@ def keep_experts(lm: LanguageModel, kept: Mapping[str, Sequence[int]]) -> None:
     mixtures = find_mixtures(lm.model)
     blocks = [path for _, found in lm.stacks() for path, _ in found]
     for mixture in mixtures:
-        block = next((path for path in blocks if mixture.path.startswith(f"{path}.")), mixture.path)
+        block = next((path for path in blocks if is_below(mixture.path, path)), mixture.path)
         chosen = torch.as_tensor(list(kept[mixture.path]), device=lm.device)
         with lm.on_loan(block):
             for part in mixture.parts:

@@ -14,6 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from laconic.formats import ExpertStack, Format
 from laconic.model import LanguageModel
+from laconic.model.enumeration import is_below
 from laconic.model.loans_parts import stored_state
 from laconic.store.folder import exact_names
 
@@ -98,7 +99,7 @@ def _state_outside(model: PreTrainedModel, paths: Collection[str]) -> dict[str, 
     def collect(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
         if prefix in paths:
             return
-        if not any(path.startswith(f"{prefix}." if prefix else "") for path in paths):
+        if not any(is_below(path, prefix) for path in paths):
             yield from module.state_dict(prefix=f"{prefix}.", keep_vars=True).items()
             return
         own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))

@@ -18,6 +18,7 @@ from laconic.store.part_structures import PartStructures
 from tests.architectures import BY_NAME, Architecture
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.experts import MIXTURES
+from tests.stopped import StopError
 from tests.tiny_models import DECODER, SMALL
 
 LLAMA: dict[str, Any] = {**DECODER, **SMALL, "num_hidden_layers": 3}
@@ -38,10 +39,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "gptq in order": {"method": Gptq(bits=4), "sequential": True},
     "kfac-svd": {"method": KfacSvd(multiple=1), "keep": 0.6},
 }
-
-
-class StopError(Exception):
-    """Stands for a run that was killed."""
 
 
 def streamed(folder: Path, scratch: Path) -> LanguageModel:

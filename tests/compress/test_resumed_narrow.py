@@ -1,6 +1,5 @@
 """A step that narrows a streamed model, and that was stopped, goes on to the same model."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,7 @@ from laconic.model.loading import load_streamed
 from laconic.store.part_structures import PartStructures
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.loaned import MODELS, assert_equal
-
-
-class StopError(Exception):
-    """Stands for a run that was killed."""
-
-
-def stop_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which stops the run at its call of this number, from 0."""
-    calls = iter(range(call))
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        if next(calls, None) is None:
-            raise StopError
-        return function(*arguments, **options)
-
-    return counted
+from tests.stopped import StopError, stop_at
 
 
 def apply_anew(folder: Path, step: Step, data: Calibration) -> tuple[LanguageModel, Outcome]:

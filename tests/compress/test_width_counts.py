@@ -1,4 +1,4 @@
-"""How many heads and channels stay in each layer."""
+"""The numbers of heads and channels that stay in each layer."""
 
 from laconic.compress.width_counts import WidthCounts
 from laconic.compress.width_parts import RemovalOrder

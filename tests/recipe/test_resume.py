@@ -20,6 +20,7 @@ from laconic.recipe import recipe_from, run
 from tests.architectures import BY_NAME
 from tests.conftest import SENTENCES
 from tests.recipe.test_stream import BITS, GPTQ, LOW_RANK, NARROWER, SHORTER, spelled
+from tests.stopped import StopError
 
 STEPS = {
     "rtn": [{"compress": {"method": "rtn:bits=4", "targets": ["all"]}}],
@@ -32,10 +33,6 @@ STEPS = {
     "fewer blocks of factors": [LOW_RANK, SHORTER, BITS],
     "two steps": [GPTQ, {"compress": {"method": "rtn:bits=8", "targets": ["head"]}}],
 }
-
-
-class StopError(Exception):
-    """Stands for a run that was killed."""
 
 
 def stop_after(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from laconic.recover import Correct
 from laconic.recover import correct as module
 from laconic.store.part_structures import PartStructures
 from tests.calibrate.test_collect_stats import labelled_batches
-from tests.compress.test_resumed_narrow import StopError, stop_at
 from tests.loaned import MODELS, assert_equal
+from tests.stopped import StopError, stop_at
 
 BEFORE: dict[str, Step] = {
     "svd": Compress(method=Svd(), keep=0.5),

@@ -42,6 +42,9 @@ def influences(lm: LanguageModel, data: Calibration, cuts: Mapping[str, list[Cut
         lm: the model.
         data: calibration data.
         cuts: all cuts of each stack, in forward order.
+
+    Raises:
+        UserError: as `state_pairs`.
     """
     changes = {cut: 0.0 for row in cuts.values() for cut in row}
     counts: Counter[Cut] = Counter()
@@ -63,6 +66,9 @@ def distances(lm: LanguageModel, data: Calibration, cuts: Mapping[str, list[Cut]
 
     Returns:
         The distance, in [0, 1], by the first cut of each run.
+
+    Raises:
+        UserError: as `state_pairs`.
     """
     changes = {cut: 0.0 for row in cuts.values() for cut in row[: max(len(row) - length + 1, 0)]}
     counts: Counter[Cut] = Counter()
@@ -95,6 +101,10 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
         lm: the model.
         data: calibration data.
         cuts: blocks or sub-blocks, each with a gate ξ of its own.
+
+    Raises:
+        UserError: the model is streamed, and there is no batch, its predictions are not finite, or its blocks do not
+            form a chain.
     """
     if lm.loans is not None:
         return _streamed_importances(lm, data, cuts)

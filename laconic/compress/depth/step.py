@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from laconic.calibrate import Calibration
+from laconic.calibrate.collect_stats import check_not_empty
 from laconic.calibrate.passes import evaluating
 from laconic.compress.depth.cuts import (
     Cut,
@@ -158,8 +159,8 @@ class Shorten(Step):
         """
         if self.needs_data and data is None:
             raise UserError("The step 'shorten' needs calibration data; name a source of it.")
-        if self.needs_data and data is not None and not data.batches:
-            raise UserError("The calibration data is empty; give a source with at least one row of text.")
+        if self.needs_data and data is not None:
+            check_not_empty(data)
         self.check(lm)
         # Weights on disk are checked when they are read.
         if self.needs_data and lm.loans is None:

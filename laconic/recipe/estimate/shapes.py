@@ -41,6 +41,9 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
         lm: the model without weights.
         steps: steps that have passed `check_order`.
         data: the calibration data; None if there are none.
+
+    Raises:
+        UserError: as `check` of a step.
     """
     batches = [] if data is None else data.batches
     memory = scratch = peak = 0

@@ -36,7 +36,7 @@ from laconic.store.streamed import save_streamed
 ROWS = 2
 """Rows of the pass that measures the head. The logits of a whole batch might need more memory than the run."""
 READINGS_TO_WRITE = 2
-"""How often the whole model runs, block by block from disk, when its result is checked: saved, and as it was meant."""
+"""Passes of the whole model, block by block from disk, that check its result: one as saved, and one as meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
