@@ -49,7 +49,7 @@ def stop_after(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrices, "replace_group", counted)
 
 
-@pytest.mark.filterwarnings("ignore:The finished parts are kept")
+@pytest.mark.filterwarnings("ignore:The finished parts are kept", "ignore:A streamed model has no copy to measure")
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
 def test_a_stopped_run_goes_on_to_the_same_model(
     steps, tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
