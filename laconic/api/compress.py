@@ -27,7 +27,7 @@ from laconic.recipe.estimate.estimate import estimate
 from laconic.recipe.flow import apply_steps, methods_in, to_steps
 from laconic.recipe.parse import method_or_step
 from laconic.recipe.run import estimate_run, prepare_run
-from laconic.recipe.sampling import Sampling
+from laconic.recipe.sampling import LENGTH, Sampling, usual_length
 from laconic.recipe.schema import IN_MEMORY, with_plan
 
 DEFAULT_KEEP = 0.5
@@ -170,6 +170,8 @@ def compress(
     steps = to_steps(lines, keep, allocate, names, sequential=mode, allow_dense=allow_dense)
     if texts is None and any(step.needs_data for step in steps):
         raise UserError("data is missing, and the method needs calibration texts; name a source, like builtin:pydoc.")
+    if max_length is None:
+        max_length = LENGTH if texts is None else usual_length(model_input.structure().task)
     sampling = Sampling(samples=samples, seed=seed, max_length=max_length, batch_size=batch_size)
     recipe = Recipe(
         model=model_input.name,

@@ -14,6 +14,46 @@ from laconic.model.loans_parts import report_unwritable
 CHOICE = "choice.json"
 
 
+def read_choice(lm: LanguageModel) -> Any | None:
+    """The choice that an earlier run of the same step kept, as JSON values.
+
+    Args:
+        lm: the model.
+
+    Returns:
+        None if there is none, if the disk has damaged it, or for a model in memory.
+    """
+    if lm.loans is None:
+        return None
+    try:
+        return json.loads((lm.loans.scratch / CHOICE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def keep_choice(lm: LanguageModel, choice: Any) -> Any:
+    """Keep a choice for a later run of the same step; for a model in memory, nothing is written.
+
+    Args:
+        lm: the model.
+        choice: the choice, as JSON values.
+
+    Returns:
+        The choice, as it is read back from JSON.
+
+    Raises:
+        UserError: the choice cannot be written.
+    """
+    if lm.loans is None:
+        return choice
+    file, text = lm.loans.scratch / CHOICE, json.dumps(choice)
+    with report_unwritable(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file, flush=True) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return json.loads(text)
+
+
 def choose_once(lm: LanguageModel, choose: Callable[[], Any]) -> Any:
     """Return the choice that an earlier run of the same step kept, or make it and keep it.
 
@@ -27,17 +67,5 @@ def choose_once(lm: LanguageModel, choose: Callable[[], Any]) -> Any:
     Raises:
         UserError: the choice cannot be written, or as `choose`.
     """
-    if lm.loans is None:
-        return choose()
-    file = lm.loans.scratch / CHOICE
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # There is none, or the disk has damaged it.
-        choice = choose()
-    text = json.dumps(choice)
-    with report_unwritable(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, flush=True) as partial:
-            partial.write_text(text, encoding="utf-8")
-    return json.loads(text)
+    found = read_choice(lm)
+    return keep_choice(lm, choose()) if found is None else found

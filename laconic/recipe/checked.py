@@ -7,7 +7,7 @@ streamed where the whole model would need more memory than is free.
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -166,8 +166,6 @@ def check_run(
     if recipe.data is not None:
         model.check_tokenizer()
     empty = model.skeleton()
-    # The recipe that is written says what was read.
-    recipe = replace(recipe, max_length=recipe.sampling.row_length(empty.task))
     if corpus is None:
         check_recipe(recipe, empty, places=places)
     else:

@@ -63,7 +63,7 @@ def check_recipe(
         if recipe.data != IN_MEMORY:
             sources.check_source(recipe.data, "train")
         check_decoder_start(model)
-        check_readable(model, read(recipe.data, "train"), recipe.sampling.row_length(model.task))
+        check_readable(model, read(recipe.data, "train"), recipe.sampling.max_length)
     check_labels(structures, recipe.steps, places, recipe.sampling, lambda: read(recipe.data, "train"))
     if compared:
         match_outputs(compressed, model)

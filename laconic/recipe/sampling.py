@@ -26,8 +26,7 @@ class Sampling(metaclass=Typed):
     Args:
         samples: the number of rows to draw.
         seed: the random seed of the drawing, in [0, 2³² − 1].
-        max_length: the largest number of tokens in a row; longer rows are truncated. None for the length that is usual
-            for the model: 512 for a causal language model, 128 for others.
+        max_length: the largest number of tokens in a row; longer rows are truncated.
         batch_size: rows in each batch.
         labels: the source of the labels with which gradients for the Fisher information are computed.
 
@@ -42,30 +41,16 @@ class Sampling(metaclass=Typed):
 
     samples: int = 128
     seed: int = 0
-    max_length: int | None = None
+    max_length: int = LENGTH
     batch_size: int = 16
     labels: Labels = "auto"
 
     def __post_init__(self) -> None:
         for name, least in {"samples": 1, "max_length": 2, "batch_size": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise must_be(name, f"at least {least}", value)
+            if getattr(self, name) < least:
+                raise must_be(name, f"at least {least}", getattr(self, name))
         if not 0 <= self.seed <= LARGEST_SEED:
             raise must_be("seed", f"in [0, {LARGEST_SEED}]", self.seed)
-
-    def row_length(self, task: ModelTask) -> int:
-        """The largest number of tokens in a row.
-
-        Args:
-            task: the kind of the model's predictions, which decides if `max_length` is None.
-
-        Example:
-            >>> Sampling().row_length(ModelTask.CAUSAL), Sampling(max_length=64).row_length(ModelTask.CAUSAL)
-            (512, 64)
-        """
-        usual = CAUSAL_LENGTH if task is ModelTask.CAUSAL else LENGTH
-        return usual if self.max_length is None else self.max_length
 
     def of(self, lm: LanguageModel, corpus: Corpus, track: Track) -> Calibration:
         """Draw rows and tokenize them.
@@ -75,12 +60,11 @@ class Sampling(metaclass=Typed):
             corpus: the rows.
             track: reports progress when statistics are collected from the result.
         """
-        max_length = self.row_length(lm.task)
         tokens = batches(
             lm,
             sample(corpus, self.samples, self.seed),
             batch_size=self.batch_size,
-            max_length=max_length,
+            max_length=self.max_length,
             seed=self.seed,
             labelled=self.labels == FROM_DATA,
         )
@@ -90,10 +74,23 @@ class Sampling(metaclass=Typed):
             self.seed,
             track,
             corpus,
-            max_length=max_length,
+            max_length=self.max_length,
             batch_size=self.batch_size,
             samples=self.samples,
         )
+
+
+def usual_length(task: ModelTask) -> int:
+    """The tokens of a row that `laconic compress` reads by default: 512 for causal language models, 128 for others.
+
+    Args:
+        task: the kind of the model's predictions.
+
+    Example:
+        >>> usual_length(ModelTask.CAUSAL)
+        512
+    """
+    return CAUSAL_LENGTH if task is ModelTask.CAUSAL else LENGTH
 
 
 def draw_again(lm: LanguageModel, data: Calibration, corpus: Corpus) -> Calibration:

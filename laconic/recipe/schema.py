@@ -57,8 +57,7 @@ class Recipe(metaclass=Typed):
         data: source of the calibration texts; its training split is read. None if no step needs any.
         samples: the number of rows to draw from it, with `seed`.
         seed: the random seed of the whole run.
-        max_length: the largest number of tokens in a row; None for 512 if the model is a causal language model, and 128
-            if not.
+        max_length: the largest number of tokens in a row.
         batch_size: rows in each batch of calibration data. Random numbers are drawn batch by batch, so another value
             can change the result.
         labels: the source of the labels with which gradients for the Fisher information are computed.
@@ -82,7 +81,7 @@ class Recipe(metaclass=Typed):
     data: str | None = None
     samples: Count = 128
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
-    max_length: Annotated[int, Field(ge=2)] | None = None
+    max_length: Annotated[int, Field(ge=2)] = 128
     batch_size: Count = 16
     labels: Labels = "auto"
     label_order: tuple[Name, ...] | None = None

@@ -58,8 +58,8 @@ def to_example(record: Any, place: str) -> Example:
             return Example(text_from(record, name, place), label=_label(record), place=place)
     # A table has no lists, and its column of this name is no text that laconic reads.
     has_lists = any(isinstance(value, (list, tuple)) for value in record.values())
-    for name in WORDS if has_lists else ():
-        if name in record:
+    for name in WORDS:
+        if name in record and (has_lists or not isinstance(record[name], str)):
             raise must_be(f"{place}: the field '{name}'", "a list of words", as_json(record[name]))
     fields = ", ".join(f"'{name}'" for name in record) or "none"
     raise UserError(

@@ -25,7 +25,7 @@ from laconic.compress.depth.cuts import (
 from laconic.compress.depth.fitting import find_map_place
 from laconic.compress.depth.selection import BY_PLACE, MEASURED, Select, Selection
 from laconic.compress.depth.trial import Replacement, Trial, check_maps, check_places, drop_cuts, make_fitter
-from laconic.compress.kept_choice import choose_once
+from laconic.compress.kept_choice import keep_choice, read_choice
 from laconic.compress.replacing import check_weight
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, unknown
@@ -173,7 +173,11 @@ class Shorten(Step):
             trial = self._trial(original, data)
             cuts = self._fixed_cuts(lm)
             if cuts is None:
-                chosen = choose_once(lm, lambda: spell_cuts(self._choose(original, data, trial)))
+                chosen = read_choice(lm)
+                if chosen is None:
+                    quotas, limits = self._quotas(original), self._limits(original, data)
+                    cuts = self._selection.choose(original, data, all_cuts(original, self.parts), quotas, limits, trial)
+                    chosen = keep_choice(lm, spell_cuts(cuts))
                 cuts = parse_cuts(lm, chosen)
             replacement, divergences = self._choose_replacement(trial, cuts)
             dropped = dropped_paths(lm, cuts)
@@ -182,10 +186,6 @@ class Shorten(Step):
         # After renumbering, the path of a map may equal the former path of a dropped module, hence the suffix.
         after |= {f"{path} (map)": size for path, size in added.items() if size}
         return Outcome(plan={}, before=before, after=after, dropped=spell_cuts(cuts), found=divergences)
-
-    def _choose(self, original: LanguageModel, data: Calibration | None, trial: Trial | None) -> list[Cut]:
-        cuts, limits = all_cuts(original, self.parts), self._limits(original, data)
-        return self._selection.choose(original, data, cuts, self._quotas(original), limits, trial)
 
     def stream_obstacle(self) -> str | None:
         if not self._drops:

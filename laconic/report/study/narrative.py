@@ -125,8 +125,7 @@ def _calibrated_on(records: Sequence[Record]) -> str:
         recipe = record.get("recipe") or {}
         if recipe.get("data") and not record.get("baseline"):
             rows, tokens = recipe.get("samples"), recipe.get("max_length")
-            length = f" of {tokens} tokens at most" if tokens else ""
-            sources[f"{recipe['data']} ({rows} texts{length})"] = None
+            sources[f"{recipe['data']} ({rows} texts of {tokens} tokens at most)"] = None
     return f"Calibrated on {to_list_text(sources)}." if sources else ""
 
 
