@@ -8,15 +8,16 @@ from laconic.calibrate.losses import DRAWS
 from laconic.calibrate.statistics import GradientStatistic
 from laconic.compress import Compress, Narrow, Shorten, Step
 from laconic.compress.width_parts import BY_GATES
-from laconic.model import Batch, LanguageModel, Site
+from laconic.model import Batch, Group, LanguageModel, Site
 from laconic.model.batch import LABELS
 from laconic.model.site import has_module
 from laconic.model.size import module_size
 from laconic.model.stock import text_config
 from laconic.recipe.estimate.in_memory import FLOAT, step_memory, weight_memory
 
-PLACES = 2
-"""Places of hidden states that are on disk together: before and after a block."""
+PLACES = 3
+"""Places of hidden states that are on disk together: before the last block that is finished, which is kept for a run
+that goes on after a stop, and before and after the current one."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,17 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
             after = step.dry_run(after) or after
         memory = max(memory, step_memory(before, step, batches))
         # Dropping blocks changes none of the others.
-        parts = 0 if isinstance(step, Shorten) else _parts(after, step.sites(before))
+        parts = 0 if isinstance(step, Shorten) else _parts(after, _changed_sites(step, before))
         without_experts = _parts_without_experts(before, step)
         gradients = _needs_gradients(step)
         states = _states(before, step, batches)
         # With gradients the hidden states of a block are larger than its part, and are dropped before the next one.
         peak = max(peak, scratch + without_experts + states + (0 if gradients else parts))
+        # At the first block all parts are written, and only the hidden states around this block are left.
+        around = _states(before, step, batches, place=0) if gradients else 0
         # Gates are differentiated before anything is written.
-        peak = max(peak, scratch + without_experts + _states(before, step, batches, by_gates=True))
+        gates = _states(before, step, batches, by_gates=True)
+        peak = max(peak, scratch + without_experts + max(parts + around, gates))
         scratch += without_experts + parts
         before = after
     output = before.size()[1]
@@ -79,6 +83,13 @@ def _with_size(step: Step) -> Step:
 def _keeps_sizes(step: Step) -> bool:
     """Whether the size depends on measured errors, so that the present one is only an upper bound."""
     return isinstance(step, Compress) and step.plan is None and step.error is not None
+
+
+def _changed_sites(step: Step, lm: LanguageModel) -> Sequence[Site]:
+    """The layers that a step changes; none if they are all layers of the blocks."""
+    if step.needs_original:
+        return [site for site in lm.sites(("*",)) if site.block is not None or site.group is Group.HEAD]
+    return step.sites(lm)
 
 
 def _parts(lm: LanguageModel, sites: Sequence[Site]) -> int:
@@ -100,7 +111,9 @@ def _parts_without_experts(lm: LanguageModel, step: Step) -> int:
     return _parts(after, ())
 
 
-def _states(lm: LanguageModel, step: Step, batches: Sequence[Batch], *, by_gates: bool = False) -> int:
+def _states(
+    lm: LanguageModel, step: Step, batches: Sequence[Batch], *, by_gates: bool = False, place: int | None = None
+) -> int:
     """Bytes of the hidden states that a step keeps on disk at once: an upper bound.
 
     Args:
@@ -108,14 +121,16 @@ def _states(lm: LanguageModel, step: Step, batches: Sequence[Batch], *, by_gates
         step: the step.
         batches: the calibration batches.
         by_gates: in the pass that differentiates gates, if the step has one.
+        place: the number of the block that a backward pass has come to; None for the last one, where it begins.
     """
     if not step.needs_data:
         return 0
     places = [_places(step, len(blocks)) for _, blocks in lm.stacks()]
     if _needs_gradients(step) or (by_gates and _differentiates_gates(step)):
-        # The inputs of all blocks, and the gradients of each loss before and after one block.
+        # The inputs of all blocks up to the current one and its outputs, and the gradients of each loss at both.
         losses = DRAWS if lm.task.predicts_once_per_row else 1
-        places = [len(blocks) + 1 + 2 * losses for _, blocks in lm.stacks()]
+        numbers = [len(blocks) - 1 if place is None else place for _, blocks in lm.stacks()]
+        places = [number + 2 + 2 * losses for number in numbers]
     tokens = [sum(batch["input_ids"].numel() for batch in batches)]
     # The second stack is a decoder, which reads the targets.
     tokens.append(sum(batch.get(LABELS, batch["input_ids"]).numel() for batch in batches))
@@ -131,11 +146,11 @@ def _places(step: Step, blocks: int) -> int:
         blocks: the number of blocks of the stack.
     """
     if isinstance(step, Shorten) and step.select in ("influence", "angular"):
-        # The points around the longest run that is compared, and those of the current block.
+        # The points of the longest run that is compared, those of the current block, and the one after the last block.
         cuts = 1 if step.parts == "blocks" else 2
         drops = step.drop.values() if isinstance(step.drop, dict) else (step.drop or 0,)
         length = max(drops, default=0) if step.select == "angular" else 1
-        return PLACES + min(length, cuts * blocks) + cuts
+        return PLACES + min(length, cuts * blocks) + cuts + 1
     # The original runs beside the model.
     return PLACES * (2 if step.needs_original else 1)
 
