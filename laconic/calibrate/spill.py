@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import UserError
-from laconic.files import replacing
-from laconic.model.loans_parts import report_unwritable
+from laconic.files import replacing, report_unwritable
 
 INDEX = ".json"
 """The suffix of the list of tensors."""

@@ -21,6 +21,7 @@ from laconic.cli.options import Verb, show_version
 from laconic.cli.study import report, study
 from laconic.cli.terminal import is_rank_zero, on_rank_zero, process_group, quiet, sync_errors
 from laconic.errors import LONGEST_SENTENCE, UserError, must_be, truncate
+from laconic.files import FULL, system_reason
 
 MISTAKE = 2
 PLAIN_TYPES = {
@@ -145,7 +146,6 @@ def _print_error(sentence: str) -> int:
 
 
 def _system_message(error: OSError) -> str:
-    reason = error.strerror or str(error)
     where = f"'{error.filename}': " if error.filename else ""
-    remedy = " Free some space or write elsewhere." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return f"{where}{reason}.{remedy}"
+    remedy = " Free some space or write elsewhere." if error.errno in FULL else ""
+    return f"{where}{system_reason(error)}.{remedy}"

@@ -7,9 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from laconic.files import replacing
+from laconic.files import replacing, report_unwritable
 from laconic.model import LanguageModel
-from laconic.model.loans_parts import report_unwritable
 
 CHOICE = "choice.json"
 

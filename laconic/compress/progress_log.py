@@ -13,9 +13,9 @@ from laconic.allocate import Plan, parse_plan, plan_to_config
 from laconic.compress.allocators import AllocationResult
 from laconic.compress.solve_groups import SolveGroup
 from laconic.errors import UserError
-from laconic.files import replacing
+from laconic.files import replacing, report_unwritable
 from laconic.model import LanguageModel
-from laconic.model.loans_parts import read_records, report_unwritable
+from laconic.model.loans_parts import read_records
 
 PLAN = "plan.json"
 

@@ -4,9 +4,7 @@ A part has its tensors under their names in the model, in the form in which a sa
 the structure of the part, so that another process can rebuild its formats.
 """
 
-import errno
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError, reason_of
-from laconic.files import replacing
+from laconic.files import replacing, report_unwritable
 from laconic.model.loans_rows import read_chunks, read_rows
 from laconic.model.stock import MODEL_ERRORS
 
 STRUCTURE, RECORD = "structure", "record"
 """The keys of the structure and of the record in the metadata."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""The error codes of a disk, or of a quota, without space."""
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
-"""The error codes of a folder in which no file can be made."""
 Structure = Mapping[str, Mapping[str, Any]]
 
 
@@ -172,34 +166,6 @@ def read_records(scratch: Path) -> dict[str, Mapping[str, Any]]:
             raise _damaged_error(file, error) from error
         records[file.stem] = record if isinstance(record, dict) else {}
     return records
-
-
-@contextmanager
-def report_unwritable(file: Path) -> Iterator[None]:
-    """A context in which a file of the scratch folder is written.
-
-    Raises:
-        UserError: the file cannot be written, for example because the disk is full.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
-        code, again = _error_code(error), ", and run the same command again"
-        remedy = "name another output"
-        if code in FULL:
-            remedy = f"free some space{again}"
-        elif code in NOT_WRITABLE:
-            remedy = f"make its folder writable{again}"
-        raise UserError(f"'{file}' cannot be written: {reason}; {remedy}.") from error
-
-
-def _error_code(error: OSError | SafetensorError) -> int | None:
-    """The error code of the operating system; a SafetensorError has it only in its message."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
 
 
 @contextmanager

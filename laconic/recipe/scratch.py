@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from laconic.calibrate.spill import INDEX
 from laconic.calibrate.stream import STATES
 from laconic.compress.kept_choice import CHOICE
 from laconic.compress.progress_log import PLAN
-from laconic.errors import Notice, UserError
-from laconic.files import replacing
-from laconic.model.loans_parts import report_unwritable
+from laconic.errors import Notice
+from laconic.files import hold_lock, replacing, report_unwritable
 
 KEY = "key"
 """The file that says which run the folder belongs to."""
@@ -37,7 +34,8 @@ def open_scratch(folder: Path, key: str, output: Path) -> Iterator[None]:
     """
     with report_unwritable(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(output), _kept_after_errors(folder):
+    busy = f"Another run is writing '{output}'; wait for it, or name another output."
+    with hold_lock(lock_file(output), busy), _kept_after_errors(folder):
         with report_unwritable(folder):
             folder.mkdir(exist_ok=True)
             _prepare(folder, key)
@@ -61,23 +59,6 @@ def _kept_after_errors(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _lock(output: Path) -> Iterator[None]:
-    """Hold the lock of the scratch folders of an output. The system releases it when the process is killed."""
-    file = lock_file(output)
-    lock = FileLock(file, timeout=0)
-    with report_unwritable(file):
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UserError(f"Another run is writing '{output}'; wait for it, or name another output.") from error
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        lock.release()
 
 
 def lock_file(output: Path) -> Path:

@@ -5,15 +5,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from glob import escape
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from laconic.errors import UserError
-from laconic.files import expand_user
+from laconic.files import FULL, error_code, expand_user, hold_lock, system_reason
 
 
 def check_output(folder: Path, *models: str, exist_ok: bool = False) -> Path:
@@ -91,8 +90,9 @@ def _check_writable(folder: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(f"{problem}its name is too long; give a shorter one.") from error
-        reason = error.strerror or str(error)
-        raise UserError(f"{problem}'{parent}' is not a folder that you may write to ({reason}).") from error
+        raise UserError(
+            f"{problem}'{parent}' is not a folder that you may write to ({system_reason(error)})."
+        ) from error
 
 
 @contextmanager
@@ -119,7 +119,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     folder = check_output(folder).absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        with _hold_lock(folder):
+            for stale in folder.parent.glob(f"{escape(_partial_prefix(folder))}*"):
+                shutil.rmtree(stale, ignore_errors=True)
             partial = folder.parent / f"{_partial_prefix(folder)}{secrets.token_hex(4)}"
             try:
                 partial.mkdir()
@@ -132,20 +134,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise _write_error(folder, error) from error
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`, and remove the partial folders that killed processes left."""
-    lock = folder.parent / f".{folder.name}.lock"
-    try:
-        with FileLock(lock, timeout=0):
-            try:
-                for stale in folder.parent.glob(f"{escape(_partial_prefix(folder))}*"):
-                    shutil.rmtree(stale, ignore_errors=True)
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-    except Timeout as error:
-        raise UserError(f"Another run is writing '{folder}'; wait for it, or name another folder.") from error
+def _hold_lock(folder: Path) -> AbstractContextManager[None]:
+    """The lock of `folder`, as `hold_lock`."""
+    busy = f"Another run is writing '{folder}'; wait for it, or name another folder."
+    return hold_lock(folder.parent / f".{folder.name}.lock", busy)
 
 
 def _partial_prefix(folder: Path) -> str:
@@ -163,9 +155,6 @@ def _flush(folder: Path) -> None:
 
 
 def _write_error(folder: Path, error: OSError | SafetensorError) -> UserError:
-    # A SafetensorError contains the error code of the operating system only in its message.
-    code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+    if error_code(error) in FULL:
         return UserError(f"The disk is full: '{folder}' was not written; free some space or name a folder elsewhere.")
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return UserError(f"The folder '{folder}' cannot be written: {reason}; name another folder.")
+    return UserError(f"The folder '{folder}' cannot be written: {system_reason(error)}; name another folder.")

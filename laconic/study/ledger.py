@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any
 
 from laconic.errors import Notice, UserError
-from laconic.files import expand_user
+from laconic.files import expand_user, system_reason
 from laconic.study.cells import DONE, FAILED, VERSION, Cell
 from laconic.study.shared_folder import LEASE, Folder, Leases
 
@@ -114,7 +114,7 @@ class Ledger:
             except OSError as error:
                 raise UserError(
                     f"'{file.name}' in '{self._folder.location}' is no valid record ({file.reason}) and cannot be "
-                    f"moved: {error.strerror or error}. Remove it, and the cell is measured again."
+                    f"moved: {system_reason(error)}. Remove it, and the cell is measured again."
                 ) from error
         return InvalidFile(f"{CELLS}/{to}", file.reason)
 
@@ -135,9 +135,8 @@ class Ledger:
         try:
             self._folder.write(f"{key}{RECORD}", json.dumps(record, indent=1, allow_nan=False, default=str))
         except OSError as error:
-            reason = error.strerror or str(error)
             raise UserError(
-                f"The record of cell {key} cannot be written to '{self._folder.location}': {reason}. "
+                f"The record of cell {key} cannot be written to '{self._folder.location}': {system_reason(error)}. "
                 "Free some space or name another folder; finished cells are kept."
             ) from error
         self.leases.release(key)
@@ -150,7 +149,7 @@ class Ledger:
         try:
             text = self._folder.read(name)
         except (IsADirectoryError, PermissionError) as error:
-            return InvalidFile(name, f"it cannot be read: {error.strerror or error}")
+            return InvalidFile(name, f"it cannot be read: {system_reason(error)}")
         if text is None:
             return None
         try:

@@ -1,11 +1,10 @@
 """A part that was changed is written to a file, from which this process and another one read it."""
 
-import errno
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from laconic.calibrate import LayerStats
@@ -15,7 +14,7 @@ from laconic.formats.expert_stacks import stack_formats
 from laconic.methods import Magnitude, Method, Rtn, Svd
 from laconic.model import LanguageModel
 from laconic.model.loading import load, load_streamed
-from laconic.model.loans_parts import part_file, report_unwritable, stored_state
+from laconic.model.loans_parts import part_file, stored_state
 from laconic.model.site import has_module
 from laconic.store import save
 from laconic.store.part_structures import PartStructures
@@ -271,23 +270,3 @@ def test_a_folder_that_cannot_be_written_is_reported(folder: Path) -> None:
         lm.write_back(BLOCK)
     with lm.on_loan(""):
         assert_equal(lm.model, load(str(folder / "model")).model)
-
-
-@pytest.mark.parametrize(
-    ("error", "remedy"),
-    [
-        (OSError(errno.ENOSPC, "full"), "free some space, and run the same command again"),
-        (SafetensorError("Disk quota exceeded (os error 122)"), "free some space, and run the same command again"),
-        (OSError(errno.EROFS, "locked"), "make its folder writable, and run the same command again"),
-        (OSError(errno.ENAMETOOLONG, "too long"), "name another output"),
-        (SafetensorError("Input/output error (os error 5)"), "name another output"),
-        (SafetensorError("no code"), "name another output"),
-    ],
-    ids=str,
-)
-def test_the_remedy_fits_the_reason(error: Exception, remedy: str) -> None:
-    with (
-        pytest.raises(UserError, match=rf"^'file' cannot be written: .*; {remedy}\.$"),
-        report_unwritable(Path("file")),
-    ):
-        raise error

@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils.hub import cached_file
 
 from laconic.errors import UserError, quote, reason_of
+from laconic.files import system_reason
 from laconic.hub import out_of_reach
 
 T = TypeVar("T")
@@ -249,4 +250,4 @@ def _reason(error: Exception) -> str:
         return "it nests too deeply"
     if isinstance(error, UnicodeDecodeError):
         return "it is not text"
-    return (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
+    return system_reason(error)

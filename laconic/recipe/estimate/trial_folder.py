@@ -3,13 +3,11 @@
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from laconic.errors import UserError
-from laconic.model.loans_parts import report_unwritable
+from laconic.files import hold_lock, report_unwritable
 from laconic.recipe.estimate.disk import nearest_folder
 
 
@@ -30,10 +28,10 @@ def trial_folder(output: Path) -> Iterator[Path]:
     for above in parent.parents:
         if (above / name).is_dir():
             # A folder that is locked is in use.
-            with suppress(UserError), _locked(above / name, output):
+            with suppress(UserError), _hold_lock(above / name, output):
                 shutil.rmtree(above / name, ignore_errors=True)
     folder = parent / name
-    with _locked(folder, output):
+    with _hold_lock(folder, output):
         shutil.rmtree(folder, ignore_errors=True)
         with report_unwritable(folder):
             folder.mkdir()
@@ -49,18 +47,7 @@ def _name(output: Path) -> str:
     return f".{output.name}.trial-{digest}"
 
 
-@contextmanager
-def _locked(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of the folder of a trial. The system releases it when the process is killed."""
-    file = folder.with_name(f"{folder.name}.lock")
-    lock = FileLock(file, timeout=0)
-    with report_unwritable(file):
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UserError(f"Another process measures a run that writes '{output}'; wait for it.") from error
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-        lock.release()
+def _hold_lock(folder: Path, output: Path) -> AbstractContextManager[None]:
+    """The lock of the folder of a trial, as `hold_lock`."""
+    busy = f"Another process measures a run that writes '{output}'; wait for it."
+    return hold_lock(folder.with_name(f"{folder.name}.lock"), busy)

@@ -21,7 +21,7 @@ import pyarrow
 from pyarrow import ArrowException, parquet
 
 from laconic.errors import UserError, install, must_be, reason_of
-from laconic.files import expand_user, replacing
+from laconic.files import expand_user, replacing, system_reason
 from laconic.markdown import plain
 from laconic.report.plots import png, standalone_svg
 from laconic.report.study.charts import charts
@@ -49,7 +49,7 @@ def write_file(path: Path, content: str | bytes) -> None:
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise UserError(
-            f"The report's file '{path}' cannot be written: {error.strerror or error}; name another folder."
+            f"The report's file '{path}' cannot be written: {system_reason(error)}; name another folder."
         ) from error
 
 
