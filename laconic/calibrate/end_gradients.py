@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate.block_pass import BlockwisePass
-from laconic.calibrate.losses import SHORT, LossGradients, divide
+from laconic.calibrate.losses import LossGradients, divide
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.stream import Stream
+from laconic.model.halves import SHORT
 
 Gradients = HiddenStates
 """The gradients at one place: for each batch a tensor (losses, *shape of the hidden states)."""

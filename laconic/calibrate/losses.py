@@ -20,7 +20,7 @@ from laconic.calibrate.collation import to_device
 from laconic.errors import must_be
 from laconic.model import Batch, LanguageModel, ModelTask, Predictions, Site, predict
 from laconic.model.batch import LABELS
-from laconic.model.halves import Halves, find_halves
+from laconic.model.halves import SHORT, Halves, find_halves
 from laconic.model.predictions import predicted_tokens
 from laconic.model.tokens import target_vocabulary_size, vocabulary_size
 from laconic.numerics.moments import check_finite
@@ -34,8 +34,6 @@ DRAWS = 4
 
 LOGITS = 2**23
 """The largest number of logits that are in memory at a time: 32 MB, several times over in the backward pass."""
-SHORT = 8
-"""Number of tokens of the row on which a model in two halves is compared with the whole model."""
 
 
 def fisher_losses(predictions: Predictions, labels: Labels, generator: torch.Generator) -> Iterator[Tensor]:
@@ -167,8 +165,7 @@ def divide(lm: LanguageModel, batches: Sequence[Batch], sites: Collection[Site] 
     row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if lm.task is ModelTask.SEQ2SEQ:
         row[LABELS] = batch[LABELS][:1, :SHORT]
-    with lm.loaned_on_call():
-        halves = find_halves(lm, to_device(row, lm.device))
+    halves = find_halves(lm, to_device(row, lm.device))
     if halves is None:
         return None
     # An encoder runs before the body, which is the decoder of some classes.

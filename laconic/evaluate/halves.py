@@ -10,7 +10,7 @@ as it is.
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -23,13 +23,10 @@ from laconic.calibrate.collation import to_device
 from laconic.calibrate.passes import evaluating, random_batch
 from laconic.evaluate.products import FLOAT32, with_products
 from laconic.model import Batch, LanguageModel
-from laconic.model.halves import CLOSE, body_candidates, run_body
-from laconic.model.predictions import ModelRunError, run_model
+from laconic.model.halves import SHORT, Halves, find_halves
+from laconic.model.predictions import run_model
 from laconic.numerics.moments import check_finite
 from laconic.runtime import is_served
-
-SHORT = 8
-"""Number of tokens of the row on which both halves are compared with the whole model."""
 
 
 class Body(Protocol):
@@ -57,18 +54,17 @@ class Head:
     of the head with the model, and holds none of the blocks.
 
     Args:
-        lm: the model.
-        body: the module whose last hidden states the head reads.
-        output: an output of `body`; only its class is used.
+        halves: the model, and the module whose last hidden states the head reads.
 
     Attributes:
         lm: the copy, with the tokenizer of the model.
     """
 
-    def __init__(self, lm: LanguageModel, body: nn.Module, output: ModelOutput) -> None:
-        self._stand_in = _StandIn(type(output))
+    def __init__(self, halves: Halves) -> None:
+        lm = halves.lm
+        self._stand_in = _StandIn(halves.output)
         memo: dict[int, Any] = {id(tensor): tensor for tensor in (*lm.model.parameters(), *lm.model.buffers())}
-        memo[id(body)] = self._stand_in
+        memo[id(halves.body)] = self._stand_in
         self.lm = replace(lm, model=copy.deepcopy(lm.model, memo).eval(), original=None)
 
     def on_loan(self) -> AbstractContextManager[None]:
@@ -100,21 +96,18 @@ class ModuleBody:
     """The body of a model in torch, which runs one batch after another.
 
     Args:
-        lm: the model, in memory or streamed.
-        module: the module of the model whose last hidden states the head reads.
+        halves: the model, in memory or streamed, and the module whose last hidden states the head reads.
     """
 
-    lm: LanguageModel
-    module: nn.Module
+    halves: Halves
 
     @torch.inference_mode()
     def last_hidden_states(self, batches: Sequence[Batch]) -> Iterator[Float[Tensor, "rows tokens width"]]:
         """As `Body.last_hidden_states`; each batch runs through all blocks before the next."""
-        with evaluating(self.lm), self.lm.loaned_on_call():
+        lm = self.halves.lm
+        with evaluating(lm), lm.loaned_on_call():
             for batch in batches:
-                output = run_body(self.lm, self.module, to_device(batch, self.lm.device))
-                assert output is not None, "`divide` has run the model in two halves"
-                yield output["last_hidden_state"]
+                yield self.halves.run_body(to_device(batch, lm.device))
 
 
 @dataclass(frozen=True)
@@ -185,18 +178,14 @@ def divide(lm: LanguageModel, dtype: str = FLOAT32) -> TwoHalves:
     if is_served(lm):
         return TwoHalves(lm.source, WholeBody(lm), None)
     lm = with_products(lm, dtype)
-    batch = random_batch(lm, 1, SHORT)
     with evaluating(lm):
-        with lm.loaned_on_call():
-            whole = run_model(lm, batch)["logits"][0]
-        for module in body_candidates(lm):
-            with suppress(ModelRunError):
-                with lm.loaned_on_call():
-                    output = run_body(lm, module, batch)
-                if output is not None:
-                    head = Head(lm, module, output)
-                    with head.on_loan():
-                        logits = head(output["last_hidden_state"][0])
-                    if logits.shape == whole.shape and (logits - whole).abs().max() <= CLOSE * whole.abs().max():
-                        return TwoHalves(lm.source, ModuleBody(lm, module), head)
-    return TwoHalves(lm.source, WholeBody(lm), None)
+        halves = find_halves(lm, random_batch(lm, 1, SHORT), _run_head)
+    if halves is None:
+        return TwoHalves(lm.source, WholeBody(lm), None)
+    return TwoHalves(lm.source, ModuleBody(halves), Head(halves))
+
+
+def _run_head(halves: Halves, states: Float[Tensor, "n width"]) -> Float[Tensor, "n vocabulary"]:
+    head = Head(halves)
+    with head.on_loan():
+        return head(states)

@@ -7,6 +7,7 @@ A stand-in takes the place of the body while the head runs. So whatever the clas
 is done. `find_halves` compares both halves with the whole model on a short row.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from laconic.model.predictions import ModelRunError, run_model
 
 CLOSE = 1e-4
 """The largest accepted difference of a logit, relative to the largest logit."""
+SHORT = 8
+"""Number of tokens of the row on which both halves are compared with the whole model."""
 
 
 class _BodyEnded(Exception):  # noqa: N818 - it ends a run, and is no error
@@ -53,7 +56,7 @@ class Halves:
         Raises:
             UserError: the model cannot run the batch.
         """
-        output = run_body(self.lm, self.body, batch)
+        output = _run_body(self.lm, self.body, batch)
         assert output is not None, "`find_halves` has run the model in two halves"
         return output["last_hidden_state"]
 
@@ -70,13 +73,18 @@ class Halves:
             return run_model(self.lm, batch)["logits"][0]
 
 
+RunHead = Callable[[Halves, Float[Tensor, "n width"]], Float[Tensor, "n vocabulary"]]
+"""Computes the logits of some last hidden states."""
+
+
 @torch.no_grad()
-def find_halves(lm: LanguageModel, batch: Batch) -> Halves | None:
+def find_halves(lm: LanguageModel, batch: Batch, run_head: RunHead | None = None) -> Halves | None:
     """Find the body and the head of a model that predicts tokens.
 
     Args:
-        lm: the model.
-        batch: a short row, without padding.
+        lm: the model, in memory or streamed.
+        batch: a short row, without padding, on the device of the model.
+        run_head: runs the head that will be used; by default `Halves.run_head`.
 
     Returns:
         None if the model does more between the blocks and the logits than a head can.
@@ -84,27 +92,34 @@ def find_halves(lm: LanguageModel, batch: Batch) -> Halves | None:
     Raises:
         UserError: the model cannot run.
     """
-    whole = run_model(lm, batch)["logits"][0]
-    for body in body_candidates(lm):
+    with lm.loaned_on_call():
+        whole = run_model(lm, batch)["logits"][0]
+    for body in _body_candidates(lm):
         with suppress(ModelRunError):
-            output = run_body(lm, body, batch)
+            with lm.loaned_on_call():
+                output = _run_body(lm, body, batch)
             if output is None or "last_hidden_state" not in output:
                 continue
             halves = Halves(lm, body, type(output))
-            logits = halves.run_head(output["last_hidden_state"][0])
+            logits = (run_head or _run_head_on_loan)(halves, output["last_hidden_state"][0])
             if logits.shape == whole.shape and (logits - whole).abs().max() <= CLOSE * whole.abs().max():
                 return halves
     return None
 
 
-def body_candidates(lm: LanguageModel) -> list[nn.Module]:
+def _run_head_on_loan(halves: Halves, states: Float[Tensor, "n width"]) -> Float[Tensor, "n vocabulary"]:
+    with halves.lm.loaned_on_call():
+        return halves.run_head(states)
+
+
+def _body_candidates(lm: LanguageModel) -> list[nn.Module]:
     """The modules that may return the last hidden states which the head reads."""
     base: Any = lm.model.base_model
     # The head of OPT and T5 reads the decoder in the base model.
     return [module for module in dict.fromkeys((base, base.get_decoder())) if module is not lm.model]
 
 
-def run_body(lm: LanguageModel, body: nn.Module, batch: Batch) -> ModelOutput | None:
+def _run_body(lm: LanguageModel, body: nn.Module, batch: Batch) -> ModelOutput | None:
     """Run a model up to the end of a module.
 
     Args:

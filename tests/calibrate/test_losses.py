@@ -7,6 +7,7 @@ from laconic.calibrate import Calibration, GradCovariance, InputCovariance, coll
 from laconic.calibrate.blockwise import blockwise_calibrate
 from laconic.calibrate.losses import LossGradients, divide
 from laconic.model import LanguageModel, ModelTask, load
+from laconic.model.halves import SHORT
 from laconic.model.loading import load_streamed
 from tests.architectures import ARCHITECTURES, BY_NAME, Architecture
 from tests.calibrate.test_collect_stats import labelled_batches
@@ -86,6 +87,6 @@ def test_inputs_are_measured_without_the_head_where_logits_are_many(architecture
     body = collect_stats(lm, data, {InputCovariance}, sites)
     handle.remove()
     # The row on which both halves were compared with the whole model.
-    assert rows and max(rows) <= losses.SHORT
+    assert rows and max(rows) <= SHORT
     for name, stats in whole.items():
         assert torch.equal(stats[InputCovariance].total, body[name][InputCovariance].total)

@@ -88,7 +88,7 @@ def test_models_that_cannot_be_divided_are_compared_in_memory_only(
 ):
     folder = str(tmp_path / "model")
     save(with_tokenizer("llama"), Path(folder))
-    monkeypatch.setattr(import_module("laconic.evaluate.halves"), "CLOSE", -1.0)
+    monkeypatch.setattr(import_module("laconic.model.halves"), "CLOSE", -1.0)
     assert laconic.evaluate(folder, text, stream=True).results
     with pytest.raises(UserError, match=f"'{folder}' does more with its last hidden states .* compare them in memory"):
         laconic.evaluate(folder, text, against=folder, stream=True)
