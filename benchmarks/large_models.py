@@ -37,7 +37,7 @@ from safetensors import safe_open
 
 from benchmarks import large_models_results
 from benchmarks.common import Cells
-from benchmarks.large_models_files import SHAPES, write_model, write_rows, write_texts
+from benchmarks.large_models_files import SHAPES, check_held_out, write_model, write_rows, write_texts
 from benchmarks.large_models_process import measure
 from benchmarks.tables import ROOT
 from laconic.system import processor
@@ -84,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
     builds = {BEFORE: options.build.resolve()} if options.build else {}
     bench = Bench(options.work, models, {**builds, NOW: ROOT}, options.peer)
     write_texts(bench.texts)
+    check_held_out(bench.texts, ROWS, large_models_results.ROWS)
     for name in options.sizes:
         write_model(SHAPES[name], models[name])
     cases = list(choose(models, options.methods, [*bench.builds, *([PEER] if options.peer else [])], options.modes))

@@ -17,6 +17,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.common import calibration
+from laconic.calibrate.corpus import sample
+from laconic.calibrate.sources import read
+from laconic.errors import UserError
 from laconic.recipe.entry import ModelInput
 
 WORDS = 4096
@@ -145,3 +148,23 @@ def write_texts(file: Path) -> None:
     starts = range(0, len(words) - WORDS_IN_A_TEXT, WORDS_IN_A_TEXT)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(" ".join(words[at : at + WORDS_IN_A_TEXT]) + "\n" for at in starts))
+
+
+def check_held_out(texts: Path, samples: int, compared: int) -> None:
+    """Check that models are compared on texts that `laconic compress` does not calibrate on.
+
+    Args:
+        texts: the file of the texts.
+        samples: number of calibration rows, drawn with the default seed.
+        compared: number of texts that models are compared on, at the end of the file.
+
+    Raises:
+        UserError: a text is used for both.
+    """
+    calibrated = {example.text for example in sample(read(str(texts), "train"), samples, seed=0).examples}
+    for number, text in list(enumerate(texts.read_text().splitlines(), 1))[-compared:]:
+        if text in calibrated:
+            raise UserError(
+                f"Line {number} of '{texts}' is a calibration text, and models are compared on it; give another number "
+                f"of calibration rows than {samples}."
+            )
