@@ -14,6 +14,8 @@ of another worktree, so that two versions are measured in the same run:
 
 A finished case is a line of benchmarks/results/large_models.jsonl. An interrupted run continues; `--again` measures the
 chosen cases again. The results of a model and method are compared with each other, and then removed.
+
+The mode `killed` is `stream`, but the process is killed in three random blocks, and the same command goes on.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from importlib.metadata import version
 from itertools import product
 from math import prod
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from safetensors import safe_open
@@ -53,7 +56,9 @@ METHODS: dict[str, tuple[str, ...]] = {
 ROWS, TOKENS = 16, 128
 DATA = ("--samples", str(ROWS), "--max-length", str(TOKENS), "--batch-size", "16")
 WITHOUT_DATA = ("rtn",)
-MEMORY, STREAM = "memory", "stream"
+MEMORY, STREAM, KILLED = "memory", "stream", "killed"
+MODES = (MEMORY, STREAM, KILLED)
+KILLS, KILL_SEED = 3, 0
 NOW, BEFORE, PEER = "now", "before", "llm-compressor"
 PEER_SCRIPT = ROOT / "benchmarks/peers/llm_compressor_folder.py"
 PEER_METHOD = "gptq"
@@ -73,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--sizes", nargs="*", choices=list(SHAPES), default=small, help="7B needs 40 GB of disk")
     parser.add_argument("--model", type=Path, nargs="*", default=[], metavar="DIR", help="further models")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--modes", nargs="+", choices=[MEMORY, STREAM], default=[MEMORY, STREAM])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=[MEMORY, STREAM])
     parser.add_argument("--build", type=Path, help="a worktree of an earlier laconic, to measure in memory too")
     parser.add_argument("--peer", type=Path, help="the Python of llm-compressor's environment")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "laconic-large-models")
@@ -144,8 +149,10 @@ class Bench:
         folder = self.folder(case)
         shutil.rmtree(folder, ignore_errors=True)
         measured = self.measure_peer(case) if build == PEER else self.measure_laconic(case)
-        reference = self.folder((model, method, build, MEMORY)) / RESULT
-        compared = self.compare(model, folder / RESULT, reference if mode == STREAM else None)
+        # A killed run equals a streamed one, and a streamed one equals the one in memory.
+        reference = {MEMORY: None, STREAM: MEMORY, KILLED: STREAM}[mode]
+        beside = reference and self.folder((model, method, build, reference)) / RESULT
+        compared = self.compare(model, folder / RESULT, beside)
         return {
             **measured,
             "bytes": sum(file.stat().st_size for file in (folder / RESULT).glob("*.safetensors")),
@@ -158,10 +165,12 @@ class Bench:
         """Run `laconic compress` of one build."""
         model, method, build, mode = case
         data = () if method in WITHOUT_DATA else ("--data", str(self.texts), *DATA)
-        options = (*METHODS[method], *data, *(["--stream"] if mode == STREAM else []), "-o", RESULT)
+        options = (*METHODS[method], *data, *([] if mode == MEMORY else ["--stream"]), "-o", RESULT)
         command = (sys.executable, "-m", "laconic", "compress", str(self.models[model]), *options)
+        kills = draw_kills(count_parameters(self.models[model])["blocks"]) if mode == KILLED else []
         return {
-            **measure(command, self.folder(case), {"PYTHONPATH": str(self.builds[build])}),
+            **measure(command, self.folder(case), {"PYTHONPATH": str(self.builds[build])}, kills),
+            "kills": kills,
             "imports": measure_imports(self.builds[build]),
             "commit": commit_of(self.builds[build]),
             "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")},
@@ -179,7 +188,7 @@ class Bench:
         }
 
     def compare(self, model: str, result: Path, reference: Path | None) -> dict[str, Any]:
-        """KL to the original, and whether the result equals the one in memory; that is missing without `reference`."""
+        """KL to the original, and whether the result equals the reference; that is missing without `reference`."""
         beside = ["--reference", str(reference)] if reference is not None and reference.exists() else []
         command = [sys.executable, "-m", large_models_results.__name__, str(self.models[model]), str(result)]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -193,6 +202,12 @@ class Bench:
         if not any(other[:2] == case[:2] for other in missing):
             for folder in (self.work / "runs").glob(f"{case[0]}--{case[1]}--*"):
                 shutil.rmtree(folder)
+
+
+def draw_kills(blocks: int) -> list[float]:
+    """Where to kill a run, in finished blocks: random moments, each in another block, none in the first."""
+    random = Random(KILL_SEED)
+    return sorted(block + random.random() for block in random.sample(range(1, blocks), KILLS))
 
 
 @cache
@@ -228,7 +243,7 @@ def commit_of(worktree: Path) -> str:
 
 def describe(case: Case, cell: Mapping[str, Any]) -> str:
     """One line for a finished case."""
-    equal = {None: "", 0: ", equal to the result in memory"}.get(
+    equal = {None: "", 0: ", equal to its reference"}.get(
         len(cell["unequal"]) if "unequal" in cell else None, f", {len(cell.get('unequal', ()))} tensors differ"
     )
     return (

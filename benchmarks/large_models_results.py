@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from laconic.cli.terminal import silence_libraries
-from laconic.model import load
+from laconic.model.loading import load_streamed
+from laconic.model.predictions import run_model
 
 ROWS, TOKENS = 4, 128
 
@@ -39,11 +40,16 @@ def main() -> None:
 
 @torch.inference_mode()
 def log_probabilities(source: str, texts: list[str]) -> Tensor:
-    """The logarithms of the predicted probabilities of every word, at the first tokens of some texts."""
-    lm = load(source)
+    """The logarithms of the predicted probabilities of every word, at the first tokens of some texts.
+
+    One block of the model is in memory at a time.
+    """
+    lm = load_streamed(source)
     assert lm.tokenizer is not None
     rows = [lm.tokenizer(text, return_tensors="pt")["input_ids"][:, :TOKENS] for text in texts]
-    return torch.cat([lm.model(row).logits.log_softmax(-1) for row in rows])
+    batch = {"input_ids": torch.cat(rows), "attention_mask": torch.ones(len(rows), TOKENS, dtype=torch.long)}
+    with lm.loaned_on_call():
+        return run_model(lm, batch)["logits"].log_softmax(-1)
 
 
 def kl(reference: Tensor, other: Tensor) -> float:

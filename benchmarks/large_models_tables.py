@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.large_models import BEFORE, CELLS, MEMORY, METHODS, NOW, PEER, PEER_METHOD, PEER_SCRIPT, STREAM
+from benchmarks.large_models import BEFORE, CELLS, KILLED, MEMORY, METHODS, NOW, PEER, PEER_METHOD, PEER_SCRIPT, STREAM
 from benchmarks.tables import ROOT, replace_between
 
 BEGIN = "<!-- made by `python -m benchmarks large_models_tables` -->"
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     cells = {tuple(cell[name] for name in CELLS.key_names): cell for cell in CELLS}
     if cells:
         tables = [table(cells, method) for method in METHODS]
-        parts = [compare_ways(cells), *tables, peers(cells), law(cells), targets(cells)]
+        parts = [compare_ways(cells), *tables, kills(cells), peers(cells), law(cells), targets(cells)]
         replace_between(PAGE, "\n\n".join([*filter(None, parts), circumstances(cells)]) + "\n", BEGIN)
 
 
@@ -127,6 +127,32 @@ def table(cells: Found, method: str) -> str:
     )
 
 
+def kills(cells: Found) -> str:
+    """Runs that were killed and went on; empty if none was measured."""
+    killed = {key: cell for key, cell in cells.items() if key[3] == KILLED}
+    if not killed:
+        return ""
+    lines = [
+        "### Killed and resumed",
+        "",
+        "The process is killed (SIGKILL) three times, and the same command goes on each time. A place of 2.5 is "
+        "halfway through the third block. Hours are CPU hours of all four processes.",
+        "",
+        "| model | method | killed at | hours | beside no kill | peak, MiB | scratch, MiB | result |",
+        "|---|---|---|---:|---:|---:|---:|---|",
+    ]
+    for (model, method, build, _), cell in killed.items():
+        whole = cells.get((model, method, build, STREAM))
+        ratio = "not measured" if whole is None else f"{_seconds(cell) / _seconds(whole):.2f}"
+        equal = "not compared" if "unequal" not in cell else "differs" if cell["unequal"] else "equal, bit for bit"
+        places = ", ".join(f"{place:.1f}" for place in cell["kills"])
+        lines.append(
+            f"| {model} | {method} | {places} | {_seconds(cell) / 3600:.2f} | {ratio} | {cell['peak'] / MIB:,.0f} "
+            f"| {cell['scratch'] / MIB:,.0f} | {equal} |"
+        )
+    return "\n".join(lines)
+
+
 def peers(cells: Found) -> str:
     """llm-compressor beside laconic on the same rows; empty if it was not measured."""
     theirs = {key[0]: cell for key, cell in cells.items() if key[2] == PEER}
@@ -187,6 +213,7 @@ def targets(cells: Found) -> str:
     lines = ["### Targets", "", "| model | method | quantity | at most | measured | |", "|---|---|---|---:|---:|---|"]
     for target in TARGETS:
         stream = cells.get((target.model, target.method, NOW, STREAM))
+        stream = stream or cells.get((target.model, target.method, NOW, KILLED))
         before = cells.get((target.model, target.method, BEFORE, MEMORY))
         value = None if stream is None else target.value(stream, before)
         verdict = "not measured" if value is None else "met" if value <= target.bound else "missed"
