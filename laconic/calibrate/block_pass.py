@@ -15,7 +15,7 @@ from laconic.calibrate.sequential import LayerProblems
 from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.starved import StarvedExperts
 from laconic.calibrate.statistics import Statistic
-from laconic.calibrate.stream import STATES, Stream
+from laconic.calibrate.stream import STATES, Stream, chain_error
 from laconic.errors import UserError
 from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model import LanguageModel, Site
@@ -100,12 +100,14 @@ class BlockwisePass:
             UserError: the blocks do not form a chain.
         """
         if not self.stream.enter(paths, start, found):
-            raise UserError(
-                f"The model cannot be measured block by block: the blocks '{paths[0]}' to '{paths[-1]}' pass each "
-                "other more than hidden states, or run in another order; leave out stream."
-            )
+            raise chain_error("measured", paths)
         if paths is self.stacks[-1] and not self.first:
             self.first = self._find_first()
+
+    def embedding_error(self, *, with_gradients: bool) -> UserError:
+        """The error for a layer that lies before both stacks of an encoder-decoder."""
+        obstacle = embedding_obstacle(self.first[0].name, with_gradients)
+        return UserError(f"The model cannot be streamed: {obstacle}, or leave out stream.")
 
     @torch.no_grad()
     def _find_first(self) -> list[Site]:
@@ -148,6 +150,20 @@ class BlockwisePass:
         # Solving takes much memory too, and cannot use what glibc keeps of the memory of activations.
         release_freed_memory()
         return stats
+
+
+def embedding_obstacle(name: str, with_gradients: bool) -> str:
+    """The reason why an embedding of an encoder-decoder cannot be streamed, and a remedy, as clauses.
+
+    Args:
+        name: the name of the layer.
+        with_gradients: whether gradients are measured; else the blocks are measured in order.
+    """
+    subject = f"the gradients of '{name}'" if with_gradients else f"with sequential, '{name}'"
+    return (
+        f"{subject} cannot be measured block by block, because it lies before both stacks of an encoder-decoder; leave "
+        "it out of the targets"
+    )
 
 
 def find_finished(lm: LanguageModel) -> frozenset[str]:

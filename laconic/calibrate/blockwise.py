@@ -18,7 +18,6 @@ from laconic.calibrate.sequential import LayerProblems
 from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.starved import warn_of_starved
 from laconic.calibrate.statistics import GradientStatistic, Statistic
-from laconic.errors import UserError
 from laconic.model import LanguageModel, Site
 from laconic.progress import Track, silent
 
@@ -154,10 +153,7 @@ class SequentialPass(ForwardPass):
         """Yield the layers before the blocks, and enter the stack again with what replaced them."""
         if self.first:
             if len(self.stacks) > 1:
-                raise UserError(
-                    f"'{self.first[0].name}' cannot be compressed block by block in order, because it lies before both "
-                    "stacks of an encoder-decoder; leave it out of the targets, or leave out sequential."
-                )
+                raise self.embedding_error(with_gradients=False)
             if self.unfinished(self.first):
                 yield from self.problems_outside(self.first, self.measure_first())
             self.take_over(*(site.name for site in self.first))

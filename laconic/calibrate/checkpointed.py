@@ -20,7 +20,6 @@ from laconic.calibrate.end_gradients import Gradients, differentiate_end, read_c
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.sequential import LayerProblems
 from laconic.calibrate.spill import HiddenStates
-from laconic.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,7 @@ class BackwardPass(BlockwisePass):
         begin = self._find_beginning()
         stacks = [self._run_forward(number, begin) for number in range(len(self.stacks))]
         if self.first and len(self.stacks) > 1:
-            raise UserError(
-                f"The gradients of '{self.first[0].name}' cannot be measured block by block, because it lies before "
-                "both stacks of an encoder-decoder; leave it out of the targets, or leave out stream."
-            )
+            raise self.embedding_error(with_gradients=True)
         last = Recorder(self.lm, self.last, self.needs)
         gradients, self._predictions = begin.gradients, list(begin.counts)
         if gradients is None or self.unfinished(self.last):

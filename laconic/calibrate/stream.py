@@ -24,6 +24,7 @@ from laconic.calibrate.block_calls import (
     skip_blocks,
 )
 from laconic.calibrate.spill import HiddenStates
+from laconic.errors import UserError
 from laconic.formats import PackedCodes
 from laconic.formats.packed_stack import PackedStack
 from laconic.model import Batch, LanguageModel, Predictions, predict
@@ -268,6 +269,19 @@ class Stream:
             for stack, end in zip(finished[: len(ends)], ends, strict=True):
                 stand_ins.enter_context(skip_blocks(stack.blocks, replace(stack.needed, count=0), end))
             yield
+
+
+def chain_error(verb: str, paths: Sequence[str]) -> UserError:
+    """The error for blocks that do not form a chain, for which `Stream.enter` returns False.
+
+    Args:
+        verb: what was to be done block by block, such as "measured".
+        paths: the paths of the blocks of the stack.
+    """
+    return UserError(
+        f"The model cannot be {verb} block by block: the blocks '{paths[0]}' to '{paths[-1]}' pass each other more "
+        "than hidden states, or run in another order; leave out stream."
+    )
 
 
 def _places(paths: Sequence[str]) -> list[str]:

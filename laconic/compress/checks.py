@@ -10,14 +10,16 @@ import torch
 from laconic.allocate import Currency, Plan, check_overhead
 from laconic.allocate.uniform import CLOSE
 from laconic.calibrate import GradientStatistic, InputStatistic, SequentialConfig, Statistic
+from laconic.calibrate.block_pass import embedding_obstacle
 from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload
 from laconic.compress.shared_budget import split_budget
 from laconic.compress.solve_groups import LayerSet, SolveGroup, methods_by_group
+from laconic.compress.step import Step
 from laconic.errors import Notice, UserError, must_be
 from laconic.formats import PackedCodes, PackedEmbedding
 from laconic.methods import Method
 from laconic.methods.quantize.base import QuantizationMethod
-from laconic.model import LanguageModel, Site
+from laconic.model import Group, LanguageModel, Site
 from laconic.model.targets import MAX_DENSE_SHARE, Coverage
 
 DENSE, REACHED = "dense", "reached"
@@ -263,3 +265,20 @@ def whole_model_reason(
     if size_spec.is_sequential and (plans_first or any(issubclass(kind, GradientStatistic) for kind in needs)):
         return "sequential collects the gradients of the whole model first; leave out sequential"
     return None
+
+
+def embedding_reason(step: Step, lm: LanguageModel, in_order: bool) -> str | None:
+    """The reason why a targeted embedding cannot be streamed, and a remedy, as clauses; None if it can.
+
+    Both stacks of an encoder-decoder follow the embedding, and each runs block by block on its own.
+
+    Args:
+        step: the step.
+        lm: the model before the step; its weights need not be loaded.
+        in_order: whether later blocks are measured on inputs with the errors of earlier ones.
+    """
+    with_gradients = any(issubclass(kind, GradientStatistic) for kind in step.needs)
+    if not (in_order or with_gradients) or len(list(lm.stacks())) < 2:
+        return None
+    name = next((site.name for site in step.sites(lm) if site.group is Group.EMBEDDING), None)
+    return None if name is None else embedding_obstacle(name, with_gradients)

@@ -229,8 +229,9 @@ class Compress(Step):
         solver_cache.save_entry(key, stats, statistics=not stores_solutions)
         return outcome
 
-    def stream_obstacle(self) -> str | None:
-        return checks.whole_model_reason(self, self.allocate, self.anchored, self.needs, self._needs_stats_first)
+    def stream_obstacle(self, lm: LanguageModel) -> str | None:
+        reason = checks.whole_model_reason(self, self.allocate, self.anchored, self.needs, self._needs_stats_first)
+        return reason or checks.embedding_reason(self, lm, self.is_sequential)
 
     def apply_with(
         self, lm: LanguageModel, stats: Mapping[str, LayerStats], data: Calibration | None = None

@@ -173,7 +173,7 @@ class Narrow(Step):
         counts = WidthCounts(self._keeps, self.keep, self.currency, self.multiple, self.importance, self._global)
         return Narrowing(self._groups, counts, self.refit, self.add_bias, self.sequential)
 
-    def stream_obstacle(self) -> str | None:
+    def stream_obstacle(self, lm: LanguageModel) -> str | None:
         if self.anchored:
             return "anchored runs the original model beside the narrower one; leave out anchored"
         if self.sequential and GradCovariance in self.needs:

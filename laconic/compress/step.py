@@ -119,8 +119,12 @@ class Step(ABC, metaclass=Typed):
         """The layers of `lm` whose statistics `apply` collects, for a step with `collects_stats`."""
         return []
 
-    def stream_obstacle(self) -> str | None:
-        """The reason why the step needs the whole model in memory, and a remedy, as clauses; None if it does not."""
+    def stream_obstacle(self, lm: LanguageModel) -> str | None:
+        """The reason why the step needs the whole model in memory, and a remedy, as clauses; None if it does not.
+
+        Args:
+            lm: the model before the step, which has passed `check`; its weights need not be loaded.
+        """
         return "it changes the whole model at once; leave out the step"
 
     @property

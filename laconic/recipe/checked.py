@@ -42,6 +42,7 @@ class CheckedRun:
         output: the new folder; None leaves the result in memory.
         model: the model of the recipe, or the one that replaces it.
         empty: the same without weights.
+        structures: the model before each step and after the last one, without weights.
         data: the calibration data; None if the recipe has none.
         start: the time at which the first check began, from `time.perf_counter`.
         seconds: the time of the checks.
@@ -52,6 +53,7 @@ class CheckedRun:
     output: Path | None
     model: ModelInput
     empty: LanguageModel
+    structures: Sequence[LanguageModel]
     data: Calibration | None
     start: float
     seconds: float
@@ -90,8 +92,8 @@ class CheckedRun:
             return "There is no output, the folder to write to; name one."
         if world_size() > 1:
             return "Several processes run; start one."
-        for step in self.recipe.steps:
-            reason = step.stream_obstacle()
+        for step, lm in zip(self.recipe.steps, self.structures, strict=False):
+            reason = step.stream_obstacle(lm)
             if reason is not None:
                 return f"The step '{step.name}' cannot run block by block: {reason}."
         try:
@@ -167,18 +169,19 @@ def check_run(
         model.check_tokenizer()
     empty = model.skeleton()
     if corpus is None:
-        check_recipe(recipe, empty, places=places)
+        structures = check_recipe(recipe, empty, places=places)
     else:
         texts = corpus
-        check_recipe(recipe, empty, places=places, read=lambda source, split: texts)
+        structures = check_recipe(recipe, empty, places=places, read=lambda source, split: texts)
     data = _calibration(recipe, empty, corpus, track)
     if recipe.stream:
-        check_stream(recipe, output, model.loaded is not None)
+        check_stream(recipe, output, model.loaded is not None, structures)
     checked = CheckedRun(
         recipe=recipe,
         output=output,
         model=model,
         empty=empty,
+        structures=structures,
         data=data,
         start=start,
         seconds=time.perf_counter() - start,

@@ -34,7 +34,7 @@ def check_recipe(
     places: Sequence[str] | None = None,
     read: Callable[..., Corpus] = sources.read,
     rows: Callable[..., Corpus] = load_corpus,
-) -> None:
+) -> list[LanguageModel]:
     """Check all parts of a recipe without reading weights.
 
     Args:
@@ -44,6 +44,9 @@ def check_recipe(
         places: the names of the steps in error messages; None for `recipe.steps[0].compress` and so on.
         read: reads the calibration data.
         rows: reads the rows of tasks.
+
+    Returns:
+        The structure of the model before each step and after the last one, without weights.
 
     Raises:
         UserError: a part of the recipe is impossible for this model; the message begins with its place.
@@ -83,6 +86,7 @@ def check_recipe(
             calibration=(*own_source, *calibration_sources(recipe.model)),
             load=partial(rows, limit=recipe.evaluate.limit),
         )
+    return structures
 
 
 def check_order(lm: LanguageModel, steps: Sequence[Step], places: Sequence[str]) -> list[LanguageModel]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,13 +25,14 @@ PACKAGES = ("numerics", "formats", "model", "calibrate", "methods", "allocate", 
 """The packages of laconic that decide what a part holds."""
 
 
-def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool) -> None:
+def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool, structures: Sequence[LanguageModel]) -> None:
     """Check that a recipe can run on one block at a time.
 
     Args:
         recipe: the recipe.
         output: the new folder; None if nothing is written.
         is_loaded: whether the model is in memory already.
+        structures: the model before each step, without weights.
 
     Raises:
         UserError: a step needs the whole model, there is no folder to write to, or there are several processes.
@@ -45,8 +46,8 @@ def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool) -> None:
             "stream must be left out in a run of several processes, because all of them would write the same scratch "
             "folder; start one process."
         )
-    for index, step in enumerate(recipe.steps):
-        reason = step.stream_obstacle()
+    for index, (step, lm) in enumerate(zip(recipe.steps, structures, strict=False)):
+        reason = step.stream_obstacle(lm)
         if reason is not None:
             error = UserError(f"The step '{step.name}' cannot be streamed: {reason}, or leave out stream.")
             raise add_place(error, f"recipe.steps[{index}]") if len(recipe.steps) > 1 else error

@@ -21,9 +21,8 @@ from laconic.calibrate.activation_capture import (
 )
 from laconic.calibrate.anchor import Anchor
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.stream import STATES, Stream
+from laconic.calibrate.stream import STATES, Stream, chain_error
 from laconic.calibrate.token_rows import TokenRows, token_rows
-from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, token_masks
 from laconic.recover.layer_pairs import Pair, Piece, head_piece, pair_stacks, shape_of
 
@@ -62,10 +61,7 @@ class ModelPair:
             entered = [self.stream.enter(row.blocks)]
             entered.append(self.original_stream.enter(row.original_blocks))
             if not all(entered) and self.lm.loans is not None:
-                raise UserError(
-                    f"The model cannot be corrected block by block: the blocks '{row.blocks[0]}' to '{row.blocks[-1]}' "
-                    "pass each other more than hidden states, or run in another order; leave out stream."
-                )
+                raise chain_error("corrected", row.blocks)
             if not all(entered):
                 # The blocks do not form a chain, so run the whole models and compare them call by call.
                 if len(row.blocks) == len(row.original_blocks):

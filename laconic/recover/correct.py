@@ -142,7 +142,7 @@ class Correct(Step):
                 return {"kl_before": before.mean, "kl_after": after.mean, "kept": kind}
         return {"kl_before": before.mean, "kl_after": before.mean, "kept": NOTHING}
 
-    def stream_obstacle(self) -> str | None:
+    def stream_obstacle(self, lm: LanguageModel) -> str | None:
         return None
 
 

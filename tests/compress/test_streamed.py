@@ -1,5 +1,7 @@
 """Streamed models are compressed as those in memory, method by method."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,7 +40,7 @@ def test_a_streamed_model_is_compressed_as_the_one_in_memory(name, step, tmp_pat
     lm, streamed = load(str(tmp_path / "model")), load_streamed(str(tmp_path / "model"), tmp_path / "scratch")
     data = Calibration(labelled_batches(lm, 2))
     if name == "t5" and step.sequential and step.targets == ("all",):
-        with pytest.raises(UserError, match="leave out sequential"):
+        with pytest.raises(UserError, match="lies before both stacks"):
             step.apply(streamed, data)
         return
     assert step.apply(streamed, data) == step.apply(lm, data)
@@ -76,8 +78,25 @@ def test_spectrum_of_a_streamed_model_is_planned_from_predictions(tmp_path) -> N
     ],
 )
 def test_what_needs_the_whole_model_says_why(step, reason) -> None:
-    assert str(step.stream_obstacle()).startswith(reason)
+    assert str(step.stream_obstacle(BY_NAME["llama"].lm())).startswith(reason)
 
 
 def test_most_compression_needs_one_block_at_a_time() -> None:
-    assert [step.stream_obstacle() for step in STEPS.values()] == [None] * len(STEPS)
+    assert [step.stream_obstacle(BY_NAME["llama"].lm()) for step in STEPS.values()] == [None] * len(STEPS)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart-untied"])
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (Compress(method=Gptq(bits=4), sequential=True, targets=("all",)), "with sequential, '"),
+        (Compress(method=KfacSvd(), keep=0.5, targets=("all",)), "the gradients of '"),
+    ],
+)
+def test_an_embedding_before_two_stacks_is_no_target(name, step, reason) -> None:
+    lm = BY_NAME[name].lm()
+    obstacle = str(step.stream_obstacle(lm))
+    assert obstacle.startswith(reason) and obstacle.endswith("leave it out of the targets")
+    assert replace(step, targets=("blocks", "head")).stream_obstacle(lm) is None
+    assert Compress(method=Gptq(bits=4), targets=("all",)).stream_obstacle(lm) is None
+    assert step.stream_obstacle(BY_NAME["llama"].lm()) is None

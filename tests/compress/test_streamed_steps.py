@@ -12,7 +12,7 @@ from laconic.compress.depth.importance import distances, influences
 from laconic.model import load
 from laconic.model.loading import load_streamed
 from laconic.store.part_structures import PartStructures
-from tests.architectures import GPT2, SMALL
+from tests.architectures import BY_NAME, GPT2, SMALL
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.loaned import MODELS, assert_equal
 
@@ -34,7 +34,7 @@ def check_equal(model: PreTrainedModel, step: Step, tmp_path) -> None:
     assert streamed.loans is not None
     streamed.loans.begin("0")
     data = Calibration(labelled_batches(lm, 2))
-    assert step.stream_obstacle() is None
+    assert step.stream_obstacle(lm) is None
     assert step.apply(streamed, data) == step.apply(lm, data)
     for path in (path for _, found in lm.stacks() for path, _ in found):
         assert all(tensor.is_meta for tensor in streamed.model.get_submodule(path).parameters())
@@ -123,4 +123,4 @@ def test_a_streamed_model_is_narrowed_as_the_one_in_memory(name: str, step: str,
     ],
 )
 def test_what_runs_the_whole_model_says_why(step: Step, reason: str) -> None:
-    assert str(step.stream_obstacle()).startswith(reason)
+    assert str(step.stream_obstacle(BY_NAME["llama"].lm())).startswith(reason)

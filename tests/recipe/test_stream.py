@@ -1,6 +1,7 @@
 """`stream: true`: a recipe on one block at a time gives the same model, and says what it cannot do."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import laconic
 from laconic.errors import UserError
 from laconic.model import load
 from laconic.recipe import recipe_from, run
+from laconic.recipe.run import estimate_run
+from laconic.store import save
 from tests.conftest import SENTENCES
+from tests.evaluate.models import with_tokenizer
 
 
 def spelled(model: Path, data: Path, *steps: dict, **settings: object) -> dict[str, object]:
@@ -95,3 +99,25 @@ def test_several_processes_are_refused_before_the_model_is_read(
     with pytest.raises(UserError, match="stream must be left out in a run of several processes"):
         run(recipe_from(spelled(tiny_model, texts, GPTQ, stream=True)), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"method": "gptq:bits=4,group_size=8", "sequential": True}, "with sequential, 'shared' cannot be measured"),
+        ({"method": "kfac-svd", "keep": 0.5}, "the gradients of 'shared' cannot be measured"),
+    ],
+)
+def test_the_embedding_of_an_encoder_decoder_is_refused_before_it_is_read(
+    settings: dict, reason: str, texts: Path, tmp_path: Path, monkeypatch
+) -> None:
+    save(with_tokenizer("t5"), tmp_path / "model")
+    monkeypatch.setattr("laconic.recipe.streaming.load_streamed", None)
+    # The first step leaves other layers than those that the model has.
+    steps = [{"compress": {"method": "svd", "keep": 0.5}}, {"compress": {**settings, "targets": ["all"]}}]
+    recipe = recipe_from(spelled(tmp_path / "model", texts, *steps, stream=True))
+    with pytest.raises(UserError, match=rf"recipe\.steps\[1\]: The step 'compress' cannot be streamed: {reason}"):
+        run(recipe, tmp_path / "out")
+    found = estimate_run(replace(recipe, stream=None), tmp_path / "out")
+    assert found.streamed is None and reason in str(found.unmeasured)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -67,7 +67,7 @@ def test_a_streamed_model_is_corrected_as_the_one_in_memory(name, step, refit, k
     MODELS[name]().save_pretrained(tmp_path / "model")
     lm = load(str(tmp_path / "model"))
     data, steps = Calibration(labelled_batches(lm, 4)), (BEFORE[step], Correct(refit=refit))
-    assert Correct().stream_obstacle() is None
+    assert Correct().stream_obstacle(lm) is None
     assert check_same(apply_anew(tmp_path, steps, data), apply_steps(lm, steps, data)) == kept
 
 

@@ -187,7 +187,7 @@ class Shorten(Step):
         after |= {f"{path} (map)": size for path, size in added.items() if size}
         return Outcome(plan={}, before=before, after=after, dropped=spell_cuts(cuts), found=divergences)
 
-    def stream_obstacle(self) -> str | None:
+    def stream_obstacle(self, lm: LanguageModel) -> str | None:
         if not self._drops:
             return None
         if self.replace != "nothing":
