@@ -55,12 +55,14 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
             after = step.dry_run(after) or after
         memory = max(memory, step_memory(before, step, batches))
         # Dropping blocks changes none of the others.
-        parts = 0 if isinstance(step, Shorten) else _parts(after, _changed_sites(step, before))
+        sizes = {} if isinstance(step, Shorten) else _part_sizes(after, _changed_sites(step, before))
+        parts = sum(sizes.values())
         without_experts = _parts_without_experts(before, step)
         gradients = _needs_gradients(step)
         states = _states(before, step, batches)
-        # With gradients the hidden states of a block are larger than its part, and are dropped before the next one.
-        peak = max(peak, scratch + without_experts + states + (0 if gradients else parts))
+        # With gradients the hidden states of a block are larger than its part, and are dropped once it is written.
+        beside = max((sizes.get(path, 0) for path in _blocks(after)), default=0) if gradients else parts
+        peak = max(peak, scratch + without_experts + states + beside)
         # At the first block all parts are written, and only the hidden states around this block are left.
         around = _states(before, step, batches, place=0) if gradients else 0
         # Gates are differentiated before anything is written.
@@ -92,12 +94,16 @@ def _changed_sites(step: Step, lm: LanguageModel) -> Sequence[Site]:
     return step.sites(lm)
 
 
-def _parts(lm: LanguageModel, sites: Sequence[Site]) -> int:
-    """Bytes of the parts that a step writes back; all blocks if the layers that it changes are not known."""
-    blocks = {path: block for _, found in lm.stacks() for path, block in found}
-    changed = {site.block or site.name for site in sites} or set(blocks)
+def _part_sizes(lm: LanguageModel, sites: Sequence[Site]) -> dict[str, int]:
+    """Bytes of each part that a step writes back, by path; all blocks if the layers that it changes are not known."""
+    changed = {site.block or site.name for site in sites} or set(_blocks(lm))
     modules = {path: lm.model.get_submodule(path) for path in changed if has_module(lm.model, path)}
-    return sum(module_size(module, lm.dtype)[1] for module in modules.values())
+    return {path: module_size(module, lm.dtype)[1] for path, module in modules.items()}
+
+
+def _blocks(lm: LanguageModel) -> list[str]:
+    """The paths of all blocks."""
+    return [path for _, found in lm.stacks() for path, _ in found]
 
 
 def _parts_without_experts(lm: LanguageModel, step: Step) -> int:
@@ -108,7 +114,7 @@ def _parts_without_experts(lm: LanguageModel, step: Step) -> int:
         return 0
     after = lm.shallow_copy()
     Narrow(experts=step.experts).dry_run(after)
-    return _parts(after, ())
+    return sum(_part_sizes(after, ()).values())
 
 
 def _states(
