@@ -23,16 +23,11 @@ from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload, evaluating
 from laconic.calibrate.sequential import check_anchored
 from laconic.compress import checks, solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
-from laconic.compress.progress_log import GroupResult, ProgressLog
-from laconic.compress.replacing import (
-    count_expert_tokens,
-    finite_weight,
-    put_empty_formats,
-    replace_group,
-    solve_matrices,
-)
+from laconic.compress.progress_log import ProgressLog
+from laconic.compress.replacing import put_empty_formats
+from laconic.compress.solve_and_replace import solve_and_replace
 from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups
-from laconic.compress.solving import Problems, choose_calibration, find_problems, iterate_problems, problems_by_matrix
+from laconic.compress.solving import Problems, choose_calibration, find_problems, iterate_problems
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method, statistics_for
@@ -257,7 +252,7 @@ class Compress(Step):
         if allocation is None:
             allocation = self._allocator.plan(request)
             log.write_plan(allocation)
-        # Every process solves all groups, so all must use the same plan even if their results differ by rounding.
+        # Every process must use the same plan, even if their results differ by rounding.
         plan, predicted, allocated = processes.broadcast(allocation._replace(record=dict(allocation.record)))
         record = checks.dense_share(targeted.coverage) | dict(allocated)
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
@@ -269,18 +264,7 @@ class Compress(Step):
         in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
         with evaluating(lm):
-            for group, parts in in_order:
-                solved = problems if parts is None else problems_by_matrix(group, parts)
-                method = plan[group.name]
-                assert method is not None
-                if group.stack is None:
-                    wholes = [method.compress(finite_weight(lm, group, solved[group.name]), solved[group.name].stats)]
-                else:
-                    wholes = solve_matrices(lm, group, method, solved, drop_solutions=True)
-                sizes = replace_group(lm, group, wholes, solved)
-                results[group.name] = GroupResult(group.name, sizes, count_expert_tokens(group, solved))
-                log.add(group, plan, results[group.name])
-                del parts, solved, wholes  # Their memory is needed for the next layers.
+            results |= solve_and_replace(lm, groups, plan, in_order, problems)
         for result in (results[group.name] for group in groups):
             if result.sizes is None:
                 final_plan[result.group] = None

@@ -39,6 +39,7 @@ from laconic.model.loans_parts import (
 )
 from laconic.model.loans_stored import StoredTensors
 from laconic.model.site import has_module
+from laconic.processes import on_rank_zero
 from laconic.system import release_freed_memory
 
 
@@ -185,7 +186,8 @@ class Loans:
         """
         structure = None if self.structures is None else self.structures.describe(model, path)
         record = self._records.pop(path, None)
-        reader = write_part(model, path, part_file(self.scratch, path), dtype, structure, record)
+        # Of several processes, the first one writes, and all read what it has written.
+        reader = on_rank_zero(write_part)(model, path, part_file(self.scratch, path), dtype, structure, record)
         returns = self._returns.setdefault(id(model), {})
         lendable = _ids([_Frame(model, self.paths_in(model))])
         layers = packed_layers(model.get_submodule(path), path)

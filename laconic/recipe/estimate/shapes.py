@@ -13,6 +13,7 @@ from laconic.model.batch import LABELS
 from laconic.model.site import has_module
 from laconic.model.size import module_size
 from laconic.model.stock import text_config
+from laconic.processes import world_size
 from laconic.recipe.estimate.in_memory import FLOAT, step_memory, weight_memory
 
 PLACES = 3
@@ -157,8 +158,8 @@ def _places(step: Step, blocks: int) -> int:
         drops = step.drop.values() if isinstance(step.drop, dict) else (step.drop or 0,)
         length = max(drops, default=0) if step.select == "angular" else 1
         return PLACES + min(length, cuts * blocks) + cuts + 1
-    # The original runs beside the model.
-    return PLACES * (2 if step.needs_original else 1)
+    # The original runs beside the model, in every process on all rows.
+    return PLACES * (2 * world_size() if step.needs_original else 1)
 
 
 def _differentiates_gates(step: Step) -> bool:
