@@ -1,9 +1,12 @@
 """Data parallelism over several processes that `torchrun` or `accelerate launch` started.
 
-Each process holds the whole model and runs a shard of the batches; their results are summed. Work for a single process,
-such as writing a folder or timing, runs in `on_rank_zero`, while the others wait for its result. A `UserError` in a
-`sync_errors` block of one process is raised in all processes, so that no process waits for one that has failed. In a
-single process all these functions work without communication.
+Each process runs a shard of the batches; their results are summed. Work for a single process, such as writing a folder
+or timing, runs in `on_rank_zero`, while the others wait for its result. In a single process all these functions work
+without communication.
+
+A `UserError` in a `sync_errors` block of one process is raised in all processes, so that no process waits for one that
+has failed. The others need not have come to the end of the block: every function that communicates begins with the same
+exchange of errors, and raises the error there.
 """
 
 import importlib
@@ -51,6 +54,11 @@ def world_size() -> int:
 def rank() -> int:
     """The rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def local_world_size() -> int:
+    """The number of processes of the group on this machine."""
+    return min(world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
 
 
 def is_rank_zero() -> bool:
@@ -104,7 +112,10 @@ def shard(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes, bitwise equal in each of them. `tensor` may be overwritten."""
+    """The sum of `tensor` over all processes, bitwise equal in each of them. `tensor` may be overwritten.
+
+    The order of the additions depends on the number of processes and the shape alone.
+    """
     return _all_reduce(tensor, dist.ReduceOp.SUM)
 
 
@@ -123,11 +134,7 @@ def all_gather(value: Result) -> list[Result]:
         >>> all_gather(3)
         [3]
     """
-    if world_size() == 1:
-        return [value]
-    values: list[Result] = [value] * world_size()
-    dist.all_gather_object(values, value)
-    return values
+    return [value] if world_size() == 1 else _exchange(value)
 
 
 def barrier() -> None:
@@ -144,6 +151,7 @@ def broadcast(value: Result) -> Result:
     """Broadcast the value of the first process to all processes; it must be picklable."""
     if world_size() == 1:
         return value
+    _exchange(None)
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
@@ -183,9 +191,7 @@ def sync_errors() -> Iterator[None]:
         raise
     except UserError as error:
         mistake = error
-    sentence = next((other for other in all_gather(mistake and str(mistake)) if other is not None), None)
-    if sentence is not None:
-        raise _AgreedError(sentence) from mistake
+    _exchange(None, mistake)
 
 
 def on_rank_zero(work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -223,6 +229,24 @@ def _alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
+def _exchange(value: Result, mistake: UserError | None = None) -> list[Result]:
+    """Gather the value of each process, by rank.
+
+    Args:
+        value: the value of this process; it must be picklable.
+        mistake: the error that ends a `sync_errors` block of this process; None if there is none.
+
+    Raises:
+        UserError: a process has given an error. If several have, all raise that of the lowest rank.
+    """
+    found: list[tuple[str | None, Result]] = [(None, value)] * world_size()
+    dist.all_gather_object(found, (mistake and str(mistake), value))
+    sentence = next((other for other, _ in found if other is not None), None)
+    if sentence is not None:
+        raise _AgreedError(sentence) from mistake
+    return [value for _, value in found]
+
+
 def _join() -> None:
     backend = "gloo"
     if torch.cuda.is_available():
@@ -249,6 +273,7 @@ def _local_rank() -> int:
 def _all_reduce(tensor: Tensor, operation: "dist.ReduceOp.RedOpType") -> Tensor:
     if world_size() == 1:
         return tensor
+    _exchange(None)
     sent = tensor.to(_communication_device(tensor.device)).contiguous()
     dist.all_reduce(sent, operation)
     return sent.to(tensor.device)

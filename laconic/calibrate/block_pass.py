@@ -19,6 +19,7 @@ from laconic.calibrate.stream import STATES, Stream, chain_error
 from laconic.errors import UserError
 from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model import LanguageModel, Site
+from laconic.processes import on_rank_zero
 from laconic.system import release_freed_memory
 
 
@@ -102,7 +103,9 @@ class BlockwisePass:
         if not self.stream.enter(paths, start, found):
             raise chain_error("measured", paths)
         if paths is self.stacks[-1] and not self.first:
-            self.first = self._find_first()
+            # The first process always has a batch.
+            names = on_rank_zero(self._find_first)()
+            self.first = [site for site in self.outside if site.name in names]
 
     def embedding_error(self, *, with_gradients: bool) -> UserError:
         """The error for a layer that lies before both stacks of an encoder-decoder."""
@@ -110,14 +113,14 @@ class BlockwisePass:
         return UserError(f"The model cannot be streamed: {obstacle}, or leave out stream.")
 
     @torch.no_grad()
-    def _find_first(self) -> list[Site]:
-        """The layers outside the blocks that run before the last block is entered."""
+    def _find_first(self) -> list[str]:
+        """The names of the layers outside the blocks that run before the last block is entered."""
         called: set[nn.Module] = set()
         with ExitStack() as hooks, self.lm.loaned_on_call():
             for module in {place.module for site in self.outside for place in site.places}:
                 hooks.callback(module.register_forward_pre_hook(lambda module, _: called.add(module)).remove)
             self.stream.capture(0)
-        return [site for site in self.outside if any(place.module in called for place in site.places)]
+        return [site.name for site in self.outside if any(place.module in called for place in site.places)]
 
     def problems_in(self, path: str, recorder: Recorder) -> Iterator[LayerProblems]:
         """Yield the layers of a block that is on loan with what `recorder` measured; then write it back."""

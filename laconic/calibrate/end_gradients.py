@@ -10,7 +10,7 @@ from laconic.calibrate.losses import LossGradients, divide
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.stream import Stream
-from laconic.model.halves import SHORT
+from laconic.model.halves import SHORT, Halves
 
 Gradients = HiddenStates
 """The gradients at one place: for each batch a tensor (losses, *shape of the hidden states)."""
@@ -33,8 +33,7 @@ def differentiate_end(
         The gradients of the losses at the last hidden states, and the number of predictions of each batch.
     """
     gradients, counts = run.stream.new_states(place), run.stream.new_states(COUNTS)
-    with run.stream.replaying(0, [states[0][:1, :SHORT] for states in ends]):
-        losses = LossGradients(run.lm, run.data.labels, divide(run.lm, run.batches, run.last))
+    losses = LossGradients(run.lm, run.data.labels, _divide(run, ends))
     with recorder, torch.enable_grad():
         for number, (batch, generator) in enumerate(zip(run.batches, run.generators, strict=True)):
             recorder.start(batch)
@@ -52,6 +51,14 @@ def differentiate_end(
     counts.complete()
     gradients.complete()
     return gradients, _read_numbers(counts)
+
+
+def _divide(run: BlockwisePass, ends: Sequence[HiddenStates]) -> Halves | None:
+    """Divide the model into body and head, if the logits of a batch are many."""
+    if not run.batches:
+        return None
+    with run.stream.replaying(0, [states[0][:1, :SHORT] for states in ends]):
+        return divide(run.lm, run.batches, run.last)
 
 
 def read_counts(stream: Stream) -> list[int] | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from laconic.calibrate.checkpointed import BackwardPass
@@ -17,6 +18,7 @@ from laconic.calibrate.collect_stats import Calibration, check_not_empty, withou
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
 from laconic.model import Batch, LanguageModel
+from laconic.processes import all_reduce_sum
 
 Slopes = Sequence[Sequence[Tensor]]
 """For each gate of a block, the gradients of the losses of one batch, in order."""
@@ -42,7 +44,7 @@ MakeGates = Callable[[str, int, Batch], BlockGates]
 
 
 def differentiate_gates(lm: LanguageModel, data: Calibration, make: MakeGates) -> int:
-    """Run every batch forward and backward, block by block, and differentiate by the gates of every block.
+    """Run the batches of this process forward and backward, block by block, and differentiate by the gates of each.
 
     Args:
         lm: the model.
@@ -50,7 +52,7 @@ def differentiate_gates(lm: LanguageModel, data: Calibration, make: MakeGates) -
         make: makes the gates.
 
     Returns:
-        The number of predictions.
+        The number of predictions of all processes.
 
     Raises:
         UserError: there is no batch, predictions are not finite, or the blocks of a stack do not form a chain.
@@ -71,8 +73,8 @@ class _GatePass(BackwardPass):
 
     @property
     def predictions(self) -> int:
-        """The number of predictions of all batches."""
-        return sum(self._predictions)
+        """The number of predictions of all batches, over all processes."""
+        return int(all_reduce_sum(torch.tensor(sum(self._predictions))))
 
     def is_measured(self, path: str) -> bool:
         return True

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from laconic import processes
+from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.collation import to_device
 from laconic.calibrate.collect_stats import Calibration, check_not_empty, without_weight_gradients
 from laconic.calibrate.gate_pass import BlockGates, Slopes, differentiate_gates
@@ -71,31 +72,27 @@ def gate_gradients(lm: LanguageModel, data: Calibration, groups: Sequence[Prunab
     found = {key: GateGradients(*torch.zeros(2, count, dtype=torch.float64)) for key, count in counts.items()}
     if lm.loans is not None:
         _add_streamed(lm, data, groups, found)
-        return found
-    texts = 0
-    with processes.sync_errors(), evaluating(lm), without_weight_gradients(lm):
-        for batch, generator in data.share("Measuring the gates"):
-            inputs = to_device(batch, lm.device)
-            texts += len(inputs["input_ids"])
-            by_loss = list(_gradients(lm, inputs, groups, counts, data, generator))
-            for key, gates in found.items():
-                gates.add([gradients[key] for gradients in by_loss])
-    texts = int(processes.all_reduce_sum(torch.tensor(texts)))
+    else:
+        with processes.sync_errors(), evaluating(lm), without_weight_gradients(lm):
+            for batch, generator in data.share("Measuring the gates"):
+                inputs = to_device(batch, lm.device)
+                by_loss = list(_gradients(lm, inputs, groups, counts, data, generator))
+                for key, gates in found.items():
+                    gates.add([gradients[key] for gradients in by_loss])
+    texts = count_rows(data.batches)
     for key, gates in found.items():
         gates.absolute = processes.all_reduce_sum(gates.absolute) / texts
         gates.squared = processes.all_reduce_sum(gates.squared) / texts
-        _check(key, gates)
+        check_finite(
+            gates.squared, f"The gradients of the gates of '{key}' are not finite; check the model and the data."
+        )
     return found
-
-
-def _check(key: str, gates: GateGradients) -> None:
-    check_finite(gates.squared, f"The gradients of the gates of '{key}' are not finite; check the model and the data.")
 
 
 def _add_streamed(
     lm: LanguageModel, data: Calibration, groups: Sequence[PrunableGroup], found: Mapping[str, GateGradients]
 ) -> None:
-    """Average the gradients of a streamed model, block by block.
+    """Add the gradients of a streamed model on the batches of this process, block by block.
 
     Args:
         lm: the model.
@@ -123,13 +120,9 @@ def _add_streamed(
         return BlockGates(list(gates.values()), partial(_apply_gates, own, gates), finish)
 
     differentiate_gates(lm, data, make)
-    for number in range(len(data.batches)):
+    for number in range(len(data.shares())):
         for key in (key for key, count in members.items() if count > 1):
             found[key].add([gradient.double().cpu() for gradient in shared[key, number]])
-    texts = sum(len(batch["input_ids"]) for batch in data.batches)
-    for key, gates in found.items():
-        gates.absolute, gates.squared = gates.absolute / texts, gates.squared / texts
-        _check(key, gates)
 
 
 def _make_gates(lm: LanguageModel, batch: Batch, counts: Mapping[str, int]) -> dict[str, Tensor]:

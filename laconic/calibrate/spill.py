@@ -6,6 +6,7 @@ tensors is written last. A run that was killed therefore never takes up half of 
 
 import json
 import os
+import shutil
 import zlib
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laconic import processes
 from laconic.errors import UserError
 from laconic.files import replacing, report_unwritable
 
@@ -149,6 +151,22 @@ class HiddenStates:
             if file.readinto(_bytes_of(tensor)) != tensor.nbytes:
                 raise EOFError(self._file)
         return tensor
+
+
+def own_folder() -> str:
+    """The name of the folder of the files of this process."""
+    return f"{processes.rank()}-of-{processes.world_size()}"
+
+
+def delete_states_of_others(scratch: Path) -> None:
+    """Delete the hidden states that a run of another number of processes has left, which divided the batches otherwise.
+
+    Args:
+        scratch: the scratch folder of all steps.
+    """
+    for folder in scratch.glob("*/*/*-of-*"):
+        if folder.is_dir() and not folder.name.endswith(f"-of-{processes.world_size()}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(file: Path, content: memoryview, start: int) -> None:

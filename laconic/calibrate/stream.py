@@ -1,9 +1,9 @@
 """Run the blocks of a model one after another over all batches.
 
 The hidden states of all batches are kept at one place, the inputs of the current block: in memory, or in files if the
-weights of the model are on loan (`LanguageModel.on_loan`). A stack that has run to its end is not run again: whatever
-follows it (a decoder, the head) runs with stand-ins in place of its blocks, the last of which returns what the stack
-returned.
+weights of the model are on loan (`LanguageModel.on_loan`). Of several processes, each has a folder for those of its own
+batches. A stack that has run to its end is not run again: whatever follows it (a decoder, the head) runs with stand-ins
+in place of its blocks, the last of which returns what the stack returned.
 """
 
 import shutil
@@ -23,11 +23,12 @@ from laconic.calibrate.block_calls import (
     hidden_states_of,
     skip_blocks,
 )
-from laconic.calibrate.spill import HiddenStates
+from laconic.calibrate.spill import HiddenStates, own_folder
 from laconic.errors import UserError
 from laconic.formats import PackedCodes
 from laconic.formats.packed_stack import PackedStack
 from laconic.model import Batch, LanguageModel, Predictions, predict
+from laconic.processes import all_true
 
 STATES = "states"
 """The folder of the files of hidden states, in the scratch folder of a streamed model."""
@@ -100,8 +101,7 @@ class Stream:
         self._blocks = [self.lm.model.get_submodule(path) for path in paths]
         self._forget_stack()
         self.calls = []
-        with self.lm.loaned_on_call(), self.replaying(0, rows=1):
-            needed = blocks_to_run(self.lm, self._blocks, self.batches[0])
+        needed = self._blocks_to_run()
         if needed is None or (self._replays and needed.count == len(self._blocks) > 1):
             return False
         self._needed = needed
@@ -123,6 +123,14 @@ class Stream:
             self.inputs[0].complete()
         self._finish_stack()
         return True
+
+    def _blocks_to_run(self) -> BlocksToRun | None:
+        """The blocks that must run to capture the arguments of all; None if the blocks do not form a chain."""
+        if not self.batches:
+            # A process without batches captures nothing.
+            return BlocksToRun(0, None)
+        with self.lm.loaned_on_call(), self.replaying(0, rows=1):
+            return blocks_to_run(self.lm, self._blocks, self.batches[0])
 
     def find_inputs(self, paths: Sequence[str], number: int) -> HiddenStates | None:
         """The inputs of a block that an earlier run completed; None if there are none.
@@ -204,15 +212,19 @@ class Stream:
         return HiddenStates(self._file(name), self.lm.device)
 
     def open_states(self, name: str) -> HiddenStates | None:
-        """The hidden states that an earlier run completed; None if there are none, or if they are damaged."""
+        """The hidden states that an earlier run completed; None if there are none, or if they are damaged.
+
+        Processes go on at the same place, so there are none either if those of another process are missing.
+        """
         file = self._file(name)
         states = None if file is None else HiddenStates.open(file, self.lm.device)
-        return states if states is not None and len(states) == len(self.batches) else None
+        is_whole = states is not None and len(states) == len(self.batches)
+        return states if all_true(is_whole) else None
 
     def delete_states(self) -> None:
-        """Delete all files of hidden states, also those of an earlier run."""
+        """Delete all files of hidden states of this process, also those of an earlier run."""
         if self.lm.loans is not None:
-            shutil.rmtree(self.lm.loans.scratch / self._folder, ignore_errors=True)
+            shutil.rmtree(self.lm.loans.scratch / self._folder / own_folder(), ignore_errors=True)
 
     def _finish_stack(self) -> None:
         """Replay the stack from now on, if its outputs are known."""
@@ -225,7 +237,7 @@ class Stream:
         self.finished = [stack for stack in self.finished if stack.blocks[0] is not self._blocks[0]]
 
     def _file(self, name: str) -> Path | None:
-        return None if self.lm.loans is None else self.lm.loans.scratch / self._folder / name
+        return None if self.lm.loans is None else self.lm.loans.scratch / self._folder / own_folder() / name
 
     @property
     def _places(self) -> list[str]:

@@ -1,14 +1,17 @@
 """A choice that a step makes from data, kept in the scratch folder of a streamed model, so that it is made once.
 
-A run that was killed after the choice does not measure again.
+A run that was killed after the choice does not measure again. Of several processes, the first one reads and writes it,
+and its choice is that of all.
 """
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from laconic.files import replacing, report_unwritable
 from laconic.model import LanguageModel
+from laconic.processes import on_rank_zero
 
 CHOICE = "choice.json"
 
@@ -22,12 +25,7 @@ def read_choice(lm: LanguageModel) -> Any | None:
     Returns:
         None if there is none, if the disk has damaged it, or for a model in memory.
     """
-    if lm.loans is None:
-        return None
-    try:
-        return json.loads((lm.loans.scratch / CHOICE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    return None if lm.loans is None else on_rank_zero(_read)(lm.loans.scratch / CHOICE)
 
 
 def keep_choice(lm: LanguageModel, choice: Any) -> Any:
@@ -43,9 +41,17 @@ def keep_choice(lm: LanguageModel, choice: Any) -> Any:
     Raises:
         UserError: the choice cannot be written.
     """
-    if lm.loans is None:
-        return choice
-    file, text = lm.loans.scratch / CHOICE, json.dumps(choice)
+    return choice if lm.loans is None else on_rank_zero(_write)(lm.loans.scratch / CHOICE, json.dumps(choice))
+
+
+def _read(file: Path) -> Any | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write(file: Path, text: str) -> Any:
     with report_unwritable(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file, flush=True) as partial:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -17,16 +18,16 @@ from laconic.calibrate import (
     Statistic,
     collect_stats,
 )
-from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload
+from laconic.calibrate.blockwise import blockwise_calibrate
+from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload, evaluating
 from laconic.calibrate.sequential import check_anchored
 from laconic.compress import checks, solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
-from laconic.compress.allocators.streamed_copies import take_over_copy
-from laconic.compress.plan_file import read_plan, write_plan
-from laconic.compress.planned import compress_groups
+from laconic.compress.progress_log import ProgressLog
 from laconic.compress.replacing import put_empty_formats
+from laconic.compress.solve_and_replace import solve_and_replace
 from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups
-from laconic.compress.solving import Problems, choose_calibration, find_problems
+from laconic.compress.solving import Problems, choose_calibration, find_problems, iterate_problems
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method, statistics_for
@@ -241,16 +242,17 @@ class Compress(Step):
         problems: Problems | None = None,
     ) -> Outcome:
         layer_sets, sites = targeted.layer_sets, targeted.sites
+        # One block of a streamed model is in memory at a time; a plan that needs all problems measures them before.
+        planning = None if lm.loans is None else partial(blockwise_calibrate, lm, data, self.needs, writes=False)
         if problems is None:
-            problems = find_problems(lm, layer_sets, stats) if lm.loans is None else Problems(lm.dtype, {}, {})
-        allocation = read_plan(lm) if self.plan is None else AllocationResult(dict(self.plan))
+            problems = find_problems(lm, layer_sets, stats) if planning is None else Problems(lm.dtype, {}, {})
+        request = AllocationRequest(self, lm, layer_sets, problems, data, planning)
+        log = ProgressLog(lm)
+        allocation = log.read_plan() if self.plan is None else AllocationResult(dict(self.plan))
         if allocation is None:
-            # One block of a streamed model is in memory at a time; a plan that needs all problems measures them before.
-            needs = None if lm.loans is None else self.needs
-            allocation = self._allocator.plan(AllocationRequest(self, lm, layer_sets, problems, data, needs))
-            write_plan(lm, allocation)
-        take_over_copy(lm, allocation)
-        # Every process solves all groups, so all must use the same plan even if their results differ by rounding.
+            allocation = self._allocator.plan(request)
+            log.write_plan(allocation)
+        # Every process must use the same plan, even if their results differ by rounding.
         plan, predicted, allocated = processes.broadcast(allocation._replace(record=dict(allocation.record)))
         record = checks.dense_share(targeted.coverage) | dict(allocated)
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
@@ -258,7 +260,11 @@ class Compress(Step):
         config, first = self._config if self.is_sequential else None, stats if self._needs_stats_first else None
         calibrate = choose_calibration(lm, data, self.needs, config, first)
         groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
-        results = compress_groups(lm, plan, groups, calibrate, data, problems)
+        results = log.resume(groups, plan)
+        in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")
+        # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
+        with evaluating(lm):
+            results |= solve_and_replace(lm, groups, plan, in_order, problems)
         for result in (results[group.name] for group in groups):
             if result.sizes is None:
                 final_plan[result.group] = None

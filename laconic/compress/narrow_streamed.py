@@ -31,6 +31,7 @@ from laconic.model import Group, LanguageModel
 from laconic.model.loans_parts import read_records
 from laconic.model.prunable_group import CoupledGroups, PrunableGroup, couple_groups, prunable_groups
 from laconic.model.width import keep_bias_columns, update_config_widths
+from laconic.processes import on_rank_zero
 
 
 @dataclass(frozen=True)
@@ -204,5 +205,5 @@ def _find_finished(lm: LanguageModel, all_coupled: Sequence[CoupledGroups]) -> N
     for coupled in all_coupled:
         for group in coupled:
             expected.setdefault(group.writer.block, set()).add(group.name)
-    written = read_records(lm.loans.scratch)
+    written = on_rank_zero(read_records)(lm.loans.scratch)
     lm.loans.finished = {path: record for path, record in written.items() if record.keys() == expected.get(path)}

@@ -90,7 +90,7 @@ class ExpertLayer(nn.Module):
         """
         first, last = self.stacks().values()
         routing = Routing.of(top_k_index, top_k_weights, last.experts)
-        inner = first(hidden_states[routing.tokens], routing)
+        inner = first(hidden_states.index_select(0, routing.tokens), routing)
         outputs = self.normalize(last(self.activate(inner), routing))
         return routing.gather(outputs, top_k_index.shape[-1]).to(hidden_states.dtype)
 

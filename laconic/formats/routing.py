@@ -1,6 +1,7 @@
 """The pairs of tokens and experts that a router chooses, and the product of each expert's matrix with its tokens."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -68,10 +69,29 @@ class Routing:
             outputs: the output of each sorted pair.
             k: the number of experts of each token.
         """
-        weighted = outputs * self.weights[:, None]
         by_token = torch.empty_like(self.order)
         by_token[self.order] = torch.arange(len(self.order), device=self.order.device)
-        return weighted[by_token].unflatten(0, (-1, k)).sum(dim=1)
+        dtype = torch.promote_types(outputs.dtype, self.weights.dtype)
+        return _WeightedSum.apply(outputs.to(dtype), self.weights.to(dtype), by_token.view(-1, k), self.tokens)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """The sums of `Routing.gather`, to the last bit those of transformers, with one copy of the outputs each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, outputs: Tensor, weights: Tensor, by_token: Int[Tensor, "tokens k"], tokens: Int[Tensor, " pairs"]
+    ) -> Tensor:
+        ctx.save_for_backward(outputs, weights, tokens)
+        weighted = outputs.index_select(0, by_token.flatten()).unflatten(0, by_token.shape)
+        return weighted.mul_(weights[by_token][..., None]).sum(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        outputs, weights, tokens = ctx.saved_tensors
+        of_pairs = grads[0].index_select(0, tokens)
+        of_weights = (of_pairs * outputs).sum(dim=1) if ctx.needs_input_grad[1] else None
+        return of_pairs.mul_(weights[:, None]), of_weights, None, None
 
 
 def grouped_product(
@@ -105,8 +125,13 @@ def grouped_product(
     counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
     # Unbind collects the gradients of all matrices in one tensor; each index would make a tensor of its own.
     pairs = zip(x.split(counts), weight.unbind(), strict=True)
-    products = [nn.functional.linear(rows, matrix) for rows, matrix in pairs if len(rows)]
-    return torch.cat(products)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return torch.cat([nn.functional.linear(rows, matrix) for rows, matrix in pairs if len(rows)])
+    product = x.new_empty(len(x), weight.shape[1])
+    for (rows, matrix), own in zip(pairs, product.split(counts), strict=True):
+        if len(rows):
+            torch.mm(rows, matrix.T, out=own)
+    return product
 
 
 def can_group(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> bool:

@@ -39,6 +39,7 @@ from laconic.model.loans_parts import (
 )
 from laconic.model.loans_stored import StoredTensors
 from laconic.model.site import has_module
+from laconic.processes import on_rank_zero
 from laconic.system import release_freed_memory
 
 
@@ -99,16 +100,6 @@ class Loans:
         """Begin a step, whose files are in a folder of their own."""
         root = self.scratch if self._step is None else self.scratch.parent
         self._scratch, self._step, self.finished = root / step, step, None
-
-    def branch(self, name: str) -> "Loans":
-        """The loans of a copy of the model: the same tensors on disk, and a scratch folder of its own.
-
-        Args:
-            name: the path of that folder in the scratch folder of the model.
-        """
-        branch = Loans(self.stored.source, self.stored.device, self.scratch / name, self.structures)
-        branch.stored, branch.paths = self.stored, self.paths
-        return branch
 
     def record(self, path: str, entries: Mapping[str, Any]) -> None:
         """Add entries to the record of a part, which is written with the part.
@@ -195,7 +186,8 @@ class Loans:
         """
         structure = None if self.structures is None else self.structures.describe(model, path)
         record = self._records.pop(path, None)
-        reader = write_part(model, path, part_file(self.scratch, path), dtype, structure, record)
+        # Of several processes, the first one writes, and all read what it has written.
+        reader = on_rank_zero(write_part)(model, path, part_file(self.scratch, path), dtype, structure, record)
         returns = self._returns.setdefault(id(model), {})
         lendable = _ids([_Frame(model, self.paths_in(model))])
         layers = packed_layers(model.get_submodule(path), path)

@@ -17,7 +17,7 @@ from laconic.errors import Notice, UserError
 from laconic.memory import free_memory, resident_memory
 from laconic.model import LanguageModel
 from laconic.model.loading import check_parts
-from laconic.processes import world_size
+from laconic.processes import local_world_size, on_rank_zero
 from laconic.progress import Track, silent
 from laconic.recipe.checks import check_recipe
 from laconic.recipe.entry import ModelInput
@@ -90,8 +90,6 @@ class CheckedRun:
             return "The model is in memory already; give its folder or hub name."
         if self.output is None:
             return "There is no output, the folder to write to; name one."
-        if world_size() > 1:
-            return "Several processes run; start one."
         for step, lm in zip(self.recipe.steps, self.structures, strict=False):
             reason = step.stream_obstacle(lm)
             if reason is not None:
@@ -104,17 +102,26 @@ class CheckedRun:
 
     def _needs_streaming(self) -> bool:
         """Whether the model would need more memory than is free, and can be streamed. A notice says so."""
-        # The memory of a GPU is another one, and several processes each hold the whole model.
-        if not self.is_large or self.model.device != "cpu" or world_size() > 1:
+        # The memory of a GPU is another one.
+        if not self.is_large or self.output is None or self.model.device != "cpu":
             return False
+        return on_rank_zero(self._lacks_memory)(local_world_size())
+
+    def _lacks_memory(self, models: int) -> bool:
+        """Whether there is less memory than needed, or an interrupted run has found that.
+
+        Args:
+            models: the number of processes of this machine, each of which would hold the model.
+        """
         if self.output is not None and scratch_folder(self.recipe, self.output).is_dir():
             # An interrupted run was streamed, and what it finished is used, also if more memory is free by now.
             return True
         free = free_memory()
-        if free is None or self.sizes.in_memory <= free or self.stream_obstacle() is not None:
+        needed = models * self.sizes.in_memory
+        if free is None or needed <= free or self.stream_obstacle() is not None:
             return False
         warnings.warn(
-            f"With the whole model in memory the run needs about {format_bytes(self.sizes.in_memory)}, and "
+            f"With the whole model in memory the run needs about {format_bytes(needed)}, and "
             f"{format_bytes(free)} are free, so one block is loaded at a time; --no-stream or stream: false prevents "
             "it.",
             Notice,

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from laconic.calibrate.spill import INDEX
+from laconic.calibrate.spill import INDEX, delete_states_of_others
 from laconic.calibrate.stream import STATES
 from laconic.compress.kept_choice import CHOICE
-from laconic.compress.plan_file import PLAN
+from laconic.compress.progress_log import PLAN
 from laconic.errors import Notice
 from laconic.files import hold_lock, replacing, report_unwritable
 
@@ -73,6 +73,7 @@ def _prepare(folder: Path, key: str) -> None:
         # Files that were not yet complete have temporary names.
         for partial in [path for path in folder.rglob(".*") if path.is_file()]:
             partial.unlink()
+        delete_states_of_others(folder)
         return
     if _has_results(folder):
         warnings.warn(
@@ -89,4 +90,4 @@ def _prepare(folder: Path, key: str) -> None:
 
 def _has_results(folder: Path) -> bool:
     """Whether a part of the model, a choice, a plan, or the hidden states at one place are finished."""
-    return any(any(folder.rglob(name)) for name in ("*.safetensors", f"{STATES}/*{INDEX}", CHOICE, PLAN))
+    return any(any(folder.rglob(name)) for name in ("*.safetensors", f"{STATES}/*/*{INDEX}", CHOICE, PLAN))

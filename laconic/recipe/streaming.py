@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from laconic.model import LanguageModel
 from laconic.model.checkpoints.checkpoint import Tokenizers
 from laconic.model.checkpoints.weights import find_weights
 from laconic.model.loading import load_streamed, model_location
-from laconic.processes import world_size
+from laconic.processes import barrier, is_rank_zero, rank
 from laconic.recipe.schema import Recipe, key_of
 from laconic.recipe.scratch import open_scratch
 from laconic.store.part_structures import PartStructures
@@ -35,17 +35,12 @@ def check_stream(recipe: Recipe, output: Path | None, is_loaded: bool, structure
         structures: the model before each step, without weights.
 
     Raises:
-        UserError: a step needs the whole model, there is no folder to write to, or there are several processes.
+        UserError: a step needs the whole model, or there is no folder to write to.
     """
     if is_loaded:
         raise UserError("stream must be left out for a model that is in memory already; give its folder or hub name.")
     if output is None:
         raise UserError("stream needs output, the folder to write to, because the model may not fit into memory.")
-    if world_size() > 1:
-        raise UserError(
-            "stream must be left out in a run of several processes, because all of them would write the same scratch "
-            "folder; start one process."
-        )
     for index, (step, lm) in enumerate(zip(recipe.steps, structures, strict=False)):
         reason = step.stream_obstacle(lm)
         if reason is not None:
@@ -60,7 +55,8 @@ def open_streamed(
     """Load the model of a recipe for streaming, with a scratch folder beside the output.
 
     The folder is removed at the end, and stays after an error. The next run of the same recipe then goes on from there,
-    unless the model, the calibration data or laconic has changed.
+    unless the model, the calibration data or laconic has changed. The first of several processes makes and removes the
+    folder, which all share.
 
     Args:
         recipe: the recipe.
@@ -70,10 +66,19 @@ def open_streamed(
         tokenizers: the tokenizers of the model.
 
     Raises:
-        UserError: as `load_streamed`; or another run writes the output, or the scratch folder cannot be written.
+        UserError: as `load_streamed`; or another run writes the output, the scratch folder cannot be written, or a
+            process on another machine does not find it.
     """
     scratch = scratch_folder(recipe, output)
-    with open_scratch(scratch, content_key(recipe, data), output):
+    with ExitStack() as stack:
+        if is_rank_zero():
+            stack.enter_context(open_scratch(scratch, content_key(recipe, data), output))
+        barrier()
+        if not scratch.is_dir():
+            raise UserError(
+                f"The process of rank {rank()} does not find the scratch folder '{scratch}' of the first process; name "
+                "an output on a disk that all machines share."
+            )
         yield load_streamed(recipe.model, scratch, structures=PartStructures(), device=device, tokenizers=tokenizers)
 
 

@@ -1,11 +1,7 @@
 """The program under a launcher: several processes, one folder, one result on stdout, one sentence for a mistake."""
 
 import json
-import os
 import shlex
-import socket
-import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,42 +12,8 @@ import torch
 from laconic.cli.main import status
 from laconic.model import load
 from tests.architectures import outputs
+from tests.launched import launched
 from tests.pair import Pair
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE = 120
-
-
-def launched(*command: object, cache: Path, count: int = 2) -> list[tuple[int, str, str]]:
-    """Exit status, stdout and stderr of each of the processes, in an environment as `torchrun` makes it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-        "LACONIC_CACHE": str(cache),
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    programs = [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(count)
-    ]
-    try:
-        said = [program.communicate(timeout=PATIENCE) for program in programs]
-    finally:
-        for program in programs:
-            program.kill()
-    return [(program.returncode, out, err) for program, (out, err) in zip(programs, said, strict=True)]
 
 
 @pytest.mark.slow

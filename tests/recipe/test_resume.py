@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from laconic.compress import planned
+from laconic.compress import solve_and_replace
 from laconic.errors import Notice, UserError
 from laconic.model import load
 from laconic.recipe import recipe_from, run
@@ -27,6 +27,7 @@ STEPS = {
     "gptq": [GPTQ],
     "gptq in order": [{"compress": {"method": "gptq:bits=4,group_size=8", "sequential": True}}],
     "kfac-svd": [LOW_RANK],
+    "spectrum": [{"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}}],
     "fewer parts of blocks": [{"shorten": {"drop": 1, "select": "influence", "parts": "sublayers"}}, GPTQ],
     "narrower blocks": [NARROWER, GPTQ],
     "fewer blocks of factors": [LOW_RANK, SHORTER, BITS],
@@ -36,7 +37,7 @@ STEPS = {
 
 def stop_after(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the run when it has replaced this many groups of layers, before the next one."""
-    replace_group, count = planned.replace_group, 0
+    replace_group, count = solve_and_replace.replace_group, 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal count
@@ -45,10 +46,10 @@ def stop_after(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
         count += 1
         return replace_group(*arguments)
 
-    monkeypatch.setattr(planned, "replace_group", counted)
+    monkeypatch.setattr(solve_and_replace, "replace_group", counted)
 
 
-@pytest.mark.filterwarnings("ignore:The finished parts are kept")
+@pytest.mark.filterwarnings("ignore:The finished parts are kept", "ignore:A streamed model has no copy to measure")
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
 def test_a_stopped_run_goes_on_to_the_same_model(
     steps, tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,8 +65,10 @@ def test_a_stopped_run_goes_on_to_the_same_model(
         assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
         seen: list[object] = []
-        replace_group = planned.replace_group
-        patch.setattr(planned, "replace_group", lambda *arguments: seen.append(0) or replace_group(*arguments))
+        replace_group = solve_and_replace.replace_group
+        patch.setattr(
+            solve_and_replace, "replace_group", lambda *arguments: seen.append(0) or replace_group(*arguments)
+        )
         found = run(recipe, tmp_path / "out").to_json()
     # Blocks that were finished were not solved again.
     assert len(seen) < groups
@@ -133,11 +136,11 @@ def test_a_run_that_was_killed_goes_on(tiny_model: Path, texts: Path, tmp_path: 
     code = f"""
 import time
 from pathlib import Path
-from laconic.compress import planned
+from laconic.compress import solve_and_replace
 from laconic.recipe import recipe_from, run
-replace_group = planned.replace_group
+replace_group = solve_and_replace.replace_group
 # Long enough to be killed in.
-planned.replace_group = lambda *arguments: time.sleep(0.2) or replace_group(*arguments)
+solve_and_replace.replace_group = lambda *arguments: time.sleep(0.2) or replace_group(*arguments)
 run(recipe_from({spelled(tiny_model, texts, GPTQ, stream=True)!r}), Path({str(tmp_path / "out")!r}))
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}

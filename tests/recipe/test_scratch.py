@@ -74,7 +74,7 @@ def test_an_output_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["0/parts/block.safetensors", "0/states/block.json", "0/plan.json", "0/choice.json", "0/other.json"]
+    "file", ["0/parts/block.safetensors", "0/states/0-of-1/block.json", "0/plan.json", "0/choice.json", "0/other.json"]
 )
 def test_a_folder_stays_after_an_error_if_something_is_finished(tmp_path: Path, file: str) -> None:
     folder, made = tmp_path / "scratch", tmp_path / "scratch" / file

@@ -50,7 +50,7 @@ class StatePair:
 def state_pairs(
     lm: LanguageModel, data: Calibration, cuts: Mapping[str, list[Cut]], length: int
 ) -> Iterator[StatePair]:
-    """Yield the hidden states around every run of `length` consecutive cuts, for every batch.
+    """Yield the hidden states around every run of `length` consecutive cuts, for every batch of this process.
 
     For each run, the batches come in order.
 
@@ -67,7 +67,7 @@ def state_pairs(
     if lm.loans is not None:
         yield from _streamed_pairs(lm, data, cuts, length)
         return
-    for batch in data.track(data.batches, LABEL):
+    for batch, _ in data.share(LABEL):
         for stack, (points, rows) in stack_hidden_states(lm, batch, cuts).items():
             for cut, before, after in zip(cuts[stack], points, points[length:], strict=False):
                 yield StatePair(cut, before, after, rows)

@@ -52,7 +52,7 @@ def influences(lm: LanguageModel, data: Calibration, cuts: Mapping[str, list[Cut
         counts[pair.cut] += int(pair.rows.counted.sum())
         before, after = (pair.rows.without_padding(states) for states in (pair.before, pair.after))
         changes[pair.cut] += (1 - _cosines(before, after)).sum().item()
-    return {cut: value / max(counts[cut], 1) for cut, value in changes.items()}
+    return _means(changes, counts)
 
 
 def distances(lm: LanguageModel, data: Calibration, cuts: Mapping[str, list[Cut]], length: int) -> dict[Cut, float]:
@@ -77,7 +77,14 @@ def distances(lm: LanguageModel, data: Calibration, cuts: Mapping[str, list[Cut]
         counts[pair.cut] += int(chosen.sum())
         cosines = _cosines(pair.before[chosen], pair.after[chosen]).clamp(-1, 1)
         changes[pair.cut] += (cosines.arccos() / torch.pi).sum().item()
-    return {cut: value / max(counts[cut], 1) for cut, value in changes.items()}
+    return _means(changes, counts)
+
+
+def _means(sums: Mapping[Cut, float], counts: Mapping[Cut, int]) -> dict[Cut, float]:
+    """The mean of each cut over the tokens of all processes."""
+    both = torch.tensor([[sums[cut], counts.get(cut, 0)] for cut in sums], dtype=torch.float64).reshape(-1, 2)
+    totals, numbers = processes.all_reduce_sum(both).T
+    return dict(zip(sums, (totals / numbers.clamp(min=1)).tolist(), strict=True))
 
 
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -146,7 +153,7 @@ def _streamed_importances(lm: LanguageModel, data: Calibration, cuts: Sequence[C
         return BlockGates([gates], partial(apply_gates, lm, own, gates), finish)
 
     count = differentiate_gates(lm, data, make)
-    return dict(zip(cuts, (0.5 * total / max(count, 1)).tolist(), strict=True))
+    return dict(zip(cuts, (0.5 * processes.all_reduce_sum(total) / max(count, 1)).tolist(), strict=True))
 
 
 @contextmanager

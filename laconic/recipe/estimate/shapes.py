@@ -13,7 +13,7 @@ from laconic.model.batch import LABELS
 from laconic.model.site import has_module
 from laconic.model.size import module_size
 from laconic.model.stock import text_config
-from laconic.recipe.estimate.copies import copies_of
+from laconic.processes import world_size
 from laconic.recipe.estimate.in_memory import FLOAT, step_memory, weight_memory
 
 PLACES = 3
@@ -50,8 +50,7 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
     batches = [] if data is None else data.batches
     memory = scratch = peak = 0
     before = lm
-    for planned in steps:
-        copies, step = copies_of(before, planned, batches), _with_size(planned)
+    for step in map(_with_size, steps):
         after = before.shallow_copy()
         if not _keeps_sizes(step):
             after = step.dry_run(after) or after
@@ -64,15 +63,12 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
         states = _states(before, step, batches)
         # With gradients the hidden states of a block are larger than its part, and are dropped once it is written.
         beside = max((sizes.get(path, 0) for path in _blocks(after)), default=0) if gradients else parts
-        first_copy = 0 if copies is None else parts
-        peak = max(peak, scratch + first_copy + without_experts + states + beside)
+        peak = max(peak, scratch + without_experts + states + beside)
         # At the first block all parts are written, and only the hidden states around this block are left.
         around = _states(before, step, batches, place=0) if gradients else 0
         # Gates are differentiated before anything is written.
         gates = _states(before, step, batches, by_gates=True)
-        peak = max(peak, scratch + first_copy + without_experts + max(parts + around, gates))
-        if copies is not None:
-            peak = max(peak, scratch + parts + max(copies.measured, parts + copies.judged))
+        peak = max(peak, scratch + without_experts + max(parts + around, gates))
         scratch += without_experts + parts
         before = after
     output = before.size()[1]
@@ -162,8 +158,8 @@ def _places(step: Step, blocks: int) -> int:
         drops = step.drop.values() if isinstance(step.drop, dict) else (step.drop or 0,)
         length = max(drops, default=0) if step.select == "angular" else 1
         return PLACES + min(length, cuts * blocks) + cuts + 1
-    # The original runs beside the model.
-    return PLACES * (2 if step.needs_original else 1)
+    # The original runs beside the model, in every process on all rows.
+    return PLACES * (2 * world_size() if step.needs_original else 1)
 
 
 def _differentiates_gates(step: Step) -> bool:
