@@ -126,10 +126,13 @@ class BlockwisePass:
         """Yield the layers of a block that is on loan with what `recorder` measured; then write it back."""
         sites = self.sites_in(path)
         if sites:
-            stats = self._stats(recorder)
-            yield [(site, Problem(weight=weight_on_loan(self.lm, site), stats=stats[site.name])) for site in sites]
+            yield self._problems(sites, self._stats(recorder))
             if self.writes:
                 self.lm.write_back(path)
+
+    def _problems(self, sites: Sequence[Site], stats: dict[str, LayerStats]) -> LayerProblems:
+        """The layers on loan with their problems; the caller frees the statistics that it needs no more."""
+        return [(site, Problem(weight=weight_on_loan(self.lm, site), stats=stats[site.name])) for site in sites]
 
     def problems_outside(self, sites: Sequence[Site], recorder: Recorder) -> Iterator[LayerProblems]:
         """Yield layers outside the blocks one by one, each on loan, with what `recorder` measured.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from laconic import processes
 from laconic.calibrate.statistic import Gradients, GradientStatistic, Inputs, InputStatistic, SequenceInputs, Statistic
-from laconic.numerics.gram import add_gram, symmetrize
+from laconic.numerics.gram import add_gram, mirror, symmetrize
 from laconic.numerics.moments import InputMoment, OutputMoment
 
 # Above this width a full second moment of gradients (a head's vocabulary) no longer fits in memory.
@@ -58,6 +58,10 @@ class InputCovariance(InputStatistic):
             self._add(torch.bincount(x, minlength=len(self.total)))
         else:
             add_gram(self.total, precise(x))
+
+    def symmetric_total(self) -> Float[Tensor, "in in"]:
+        """Return `total` of a layer that is no lookup with both of its triangles, without a copy of it."""
+        return mirror(self.total)
 
     @property
     def matrix(self) -> InputMoment:

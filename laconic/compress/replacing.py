@@ -134,6 +134,12 @@ def _unbiased(whole: Format, problem: Problem) -> Float[Tensor, " out"] | None:
     return None if bias is None else bias.float()
 
 
+def free_replaced(lm: LanguageModel) -> None:
+    """Free the memory of layers of a streamed model that were replaced while they are on loan."""
+    if lm.loans is not None:
+        lm.loans.release_replaced(lm.model)
+
+
 def count_expert_tokens(group: SolveGroup, problems: Mapping[str, Problem]) -> dict[str, list[int]]:
     """Return the number of calibration tokens of each expert of a group by its name; empty for other layers.
 

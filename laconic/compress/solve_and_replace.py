@@ -13,7 +13,13 @@ from laconic import processes
 from laconic.allocate import Plan
 from laconic.calibrate import LayerStats, Problem
 from laconic.compress.progress_log import GroupResult, ProgressLog, part_of
-from laconic.compress.replacing import count_expert_tokens, finite_weight, replace_group, solve_matrices
+from laconic.compress.replacing import (
+    count_expert_tokens,
+    finite_weight,
+    free_replaced,
+    replace_group,
+    solve_matrices,
+)
 from laconic.compress.solve_groups import SolveGroup
 from laconic.compress.solving import problems_by_matrix
 from laconic.formats import Format
@@ -64,6 +70,7 @@ def solve_and_replace(
         solved = problems if parts is None else problems_by_matrix(group, parts)
         finish(group, _solve(lm, group, plan, solved), solved)
         del parts, solved  # Their memory is needed for the next layers.
+        free_replaced(lm)
     return results
 
 

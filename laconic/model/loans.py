@@ -49,6 +49,13 @@ class _Frame:
 
     model: nn.Module
     paths: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    """The modules below the paths, as they were when the context was entered."""
+
+    @classmethod
+    def of(cls, model: nn.Module, paths: Iterable[str]) -> "_Frame":
+        paths = tuple(paths)
+        return cls(model, paths, tuple(part for path in paths for part in model.get_submodule(path).modules()))
 
     def tensors(self) -> Iterator[Tensor]:
         """The tensors below the paths; some may come twice."""
@@ -136,7 +143,7 @@ class Loans:
             UserError: tensors cannot be read, or are not finite.
         """
         self.paths = tuple(paths)
-        lent = _ids([_Frame(model, self.paths)])
+        lent = _ids([_Frame.of(model, self.paths)])
         found = find_tensors(model, names, packed_layers(model))
         origins = [Origin(tensor, reader, name, layer) for tensor, name, layer in found]
         self.stored.register(origin for origin in origins if id(origin.placeholder) in lent)
@@ -153,7 +160,7 @@ class Loans:
         Raises:
             UserError: the tensors cannot be read, or are not finite.
         """
-        frame = _Frame(model, tuple(paths))
+        frame = _Frame.of(model, paths)
         wanted = self.stored.find(frame.tensors())
         fetched = self.stored.fetch([origin for key, origin in wanted.items() if key not in self._lent])
         self._lent |= {key: (tensor, tensor._version) for key, tensor in fetched.items()}
@@ -163,8 +170,8 @@ class Loans:
         returns |= {id(self._lent[key][0]): origin.placeholder for key, origin in wanted.items()}
         self._frames.append(frame)
         try:
-            with empty_replaced(model, paths):
-                yield
+            yield
+            empty_replaced(model, frame.modules)
         except BaseException:
             self._frames.remove(frame)
             self._take_back(model)
@@ -172,6 +179,19 @@ class Loans:
         self._frames.remove(frame)
         changed = self._take_back(model)
         assert not changed, f"tensors of {frame.paths} were changed in place and not written back"
+
+    def release_replaced(self, model: nn.Module) -> None:
+        """Free the memory of tensors on loan whose layers were replaced.
+
+        Args:
+            model: a streamed model.
+        """
+        for frame in self._frames:
+            if frame.model is model:
+                empty_replaced(model, frame.modules)
+        if id(model) in self._returns:
+            self._take_back(model)
+        release_freed_memory()
 
     def write_back(self, model: PreTrainedModel, path: str, dtype: torch.dtype) -> None:
         """Write the tensors of a part to its file, as they are now; later loans read that file.
@@ -189,7 +209,7 @@ class Loans:
         # Of several processes, the first one writes, and all read what it has written.
         reader = on_rank_zero(write_part)(model, path, part_file(self.scratch, path), dtype, structure, record)
         returns = self._returns.setdefault(id(model), {})
-        lendable = _ids([_Frame(model, self.paths_in(model))])
+        lendable = _ids([_Frame.of(model, self.paths_in(model))])
         layers = packed_layers(model.get_submodule(path), path)
         for tensor, name, layer in find_tensors(model, reader.dtypes, layers):
             if id(tensor) in lendable:
@@ -227,7 +247,7 @@ class Loans:
             stored |= {name: tensor for tensor, name, layer in found if layer is None}
             reader = PartReader(file, {name: tensor.dtype for name, tensor in stored.items()})
             check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in stored.items()})
-        lendable = _ids([_Frame(model, self.paths_in(model))])
+        lendable = _ids([_Frame.of(model, self.paths_in(model))])
         origins = {id(tensor): Origin(to_placeholder(tensor), reader, name, layer) for tensor, name, layer in found}
         for placeholder in (origin.placeholder for origin in origins.values()):
             # As in a model that was just loaded.

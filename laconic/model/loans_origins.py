@@ -1,8 +1,7 @@
 """Placeholders of tensors that are on disk, and the places that their values come from."""
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -166,18 +165,15 @@ def to_placeholder(tensor: Tensor) -> Tensor:
     return like(torch.empty_like(tensor, device="meta"), tensor)
 
 
-@contextmanager
-def empty_replaced(model: nn.Module, paths: Collection[str]) -> Iterator[None]:
-    """A context after which layers that were replaced within it have no tensors in memory.
+def empty_replaced(model: nn.Module, before: Iterable[nn.Module]) -> None:
+    """Take the tensors from layers that were replaced.
 
     The sites of a model refer to the layers that they were found as, also after these were replaced.
 
     Args:
         model: the model.
-        paths: the paths below which layers are replaced.
+        before: the modules that were in it before layers were replaced.
     """
-    before = [part for path in paths for part in model.get_submodule(path).modules()]
-    yield
     after = set(model.modules())
     for owner in before:
         if owner not in after:

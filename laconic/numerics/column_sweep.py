@@ -8,7 +8,7 @@ so column q is rounded to the grid values nearest to w_q plus the terms of earli
 GPTQ arrives at with the factor U of H^{-1} = U^T U (J. Chee et al., "QuIP: 2-Bit Quantization of Large Language Models
 With Guarantees", NeurIPS 2023, arXiv 2307.13304, theorem 6). The errors e are differences of stored numbers, and each
 weight is computed anew from them, so nothing adds up along the sweep and fp32 is exact enough. The terms of errors of
-earlier blocks are computed in bfloat16 where that is faster and changes the loss little enough (`coarse_factor`).
+columns far before are computed in bfloat16 where that is faster and changes the loss little enough (`coarsen`).
 
 Notation: W (m, n), stored transposed, (n, m), so that a column is contiguous, and in the order of the sweep.
 """
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
 from laconic.numerics.grid import Grid
+from laconic.numerics.triangle import Triangle
 
 BLOCK = 128
 """Number of columns that get the terms of all errors before them in one matrix product."""
@@ -112,25 +113,27 @@ def columns_of(grid: Grid, columns: Integer[Tensor, " n"], mask: Bool[Tensor, "o
     return rows
 
 
-def coarse_factor(R: Float[Tensor, "n n"], D: Float[Tensor, " n"]) -> Float[Tensor, "n n"] | None:
-    """R in bfloat16, for terms of errors, where products are faster in it and it is exact enough.
+def coarsen(R: Triangle, D: Float[Tensor, " n"]) -> Triangle:
+    """R with its rows above the corners in bfloat16, where products are faster in it and it is exact enough.
 
     Rounding to bfloat16 changes a number by up to ε = 2⁻⁸ of its size, by a variance of about ε² / 6. R, the errors and
     their products are rounded. If the errors of all columns have the size e, this changes the terms of column q by a
-    variance of about ½ ε² e² Σ_k R_kq², beside its own error of e². The loss grows by as much, each column times D_q.
+    variance of about ½ ε² e² Σ_k R_kq² over the rows k above the corner, beside its own error of e². The loss grows by
+    as much, each column times D_q.
 
     Args:
         R: the unit factor.
         D: the cost of an error of each column.
 
     Returns:
-        None if it is not faster, or adds more than COARSE_COST of the loss.
+        R itself if bfloat16 is not faster, or adds more than COARSE_COST of the loss.
     """
-    if len(R) < COARSE_FROM or not _multiplies_bfloat16(R.device):
-        return None
-    squares = torch.stack([strip.square().sum(0) for strip in R.split(BLOCK)]).sum(0) - 1
+    if len(R) < COARSE_FROM or not _multiplies_bfloat16(D.device):
+        return R
+    squares = torch.cat([above.square().sum(0) for above in R.above])
     variance = (torch.finfo(torch.bfloat16).eps / 2) ** 2 / 2
-    return R.bfloat16() if bool(variance * (D @ squares.double()) <= COARSE_COST * D.sum()) else None
+    exact_enough = bool(variance * (D @ squares.double()) <= COARSE_COST * D.sum())
+    return R.to(R.corners[0].dtype, above=torch.bfloat16) if exact_enough else R
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
@@ -148,26 +151,23 @@ class ColumnSweep:
     Args:
         Wt: the transposed matrix, in the order of the sweep.
         R: unit factor of the reordered H.
-        coarse: R in bfloat16, by which to multiply the errors of earlier blocks; None to multiply by R.
 
     Example:
         Half of the first error is added to the second column before it is rounded.
 
-        >>> R = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+        >>> R = Triangle.from_dense(torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
         >>> sweep = ColumnSweep(torch.tensor([[0.4], [0.4]]), R)
         >>> grids = columns_of(Grid(torch.ones(1, 1), torch.zeros(1, 1), 2, None), torch.arange(2), None)
         >>> sweep.round(slice(0, 2), grids, bits=2).T.tolist(), sweep.compensated.T.tolist()
         ([[0, 1]], [[0.4000000059604645, 0.6000000238418579]])
     """
 
-    def __init__(
-        self, Wt: Float[Tensor, "in out"], R: Float[Tensor, "in in"], coarse: Float[Tensor, "in in"] | None = None
-    ) -> None:
-        self.Wt, self._R, self._coarse = Wt, R.to(Wt.dtype), coarse
+    def __init__(self, Wt: Float[Tensor, "in out"], R: Triangle) -> None:
+        self.Wt, self._R = Wt, R if R.is_coarse else R.to(Wt.dtype)
         self.compensated = torch.empty_like(Wt)
         """The weights at the moment they were rounded, (in, out)."""
         self._errors = torch.empty_like(Wt)
-        self._coarse_errors = None if coarse is None else torch.empty_like(Wt, dtype=coarse.dtype)
+        self._coarse_errors = torch.empty_like(Wt, dtype=R.above[0].dtype) if R.is_coarse else None
 
     def arriving(self, columns: slice) -> Float[Tensor, "some out"]:
         """Some of the columns after the best compensation for all errors before the first of them.
@@ -175,8 +175,11 @@ class ColumnSweep:
         Args:
             columns: the columns; all before them are rounded.
         """
-        weights, R = self.Wt[columns], self._R[columns, columns]
-        terms = self._R[: columns.start, columns].T @ self._errors[: columns.start]
+        weights, terms = self.Wt[columns], torch.zeros_like(self.Wt[columns])
+        if columns.start == 0:
+            return weights
+        self._add_terms(terms, columns)
+        R = self._R.part(columns, columns)
         return weights + torch.linalg.solve_triangular(R.T, terms, upper=False, unitriangular=True)
 
     @torch.no_grad()
@@ -195,19 +198,27 @@ class ColumnSweep:
         for part in (slice(at, min(at + BLOCK, len(codes))) for at in range(0, len(codes), BLOCK)):
             block = slice(columns.start + part.start, columns.start + part.stop)
             weights, present, errors = self.Wt[block], self.compensated[block], self._errors[block]
-            self._add_terms(weights, block, present)
-            codes[part] = _round_block((weights, present, errors), self._R[block, block], grids(part), 2**bits - 1)
+            self._add_terms(present.copy_(weights), block)
+            R = self._R.part(block, block)
+            codes[part] = _round_block((weights, present, errors), R, grids(part), 2**bits - 1)
             if self._coarse_errors is not None:
                 self._coarse_errors[block] = errors
         return codes
 
-    def _add_terms(self, weights: Tensor, block: slice, out: Tensor) -> None:
-        """The weights of a block plus the terms of the errors of all blocks before it."""
-        before = slice(0, block.start)
-        if self._coarse is None or self._coarse_errors is None:
-            torch.addmm(weights, self._R[before, block].T, self._errors[before], out=out)
-        else:
-            torch.add(weights, self._coarse[before, block].T @ self._coarse_errors[before], out=out)
+    def _add_terms(self, present: Float[Tensor, "some out"], columns: slice) -> None:
+        """Add the terms of the errors of all columns before some columns."""
+        distant = self._errors if self._coarse_errors is None else self._coarse_errors
+        for own, above, corner in self._R.panels:
+            some = slice(max(own.start, columns.start), min(own.stop, columns.stop))
+            if some.start >= some.stop:
+                continue
+            inside, target = slice(some.start - own.start, some.stop - own.start), present[some.start - columns.start :]
+            target = target[: some.stop - some.start]
+            before, near = min(own.start, columns.start), slice(own.start, columns.start)
+            if before:
+                target += above[:before, inside].T @ distant[:before]
+            if near.start < near.stop:
+                target.addmm_(corner[: near.stop - near.start, inside].T, self._errors[near])
 
     def losses(self, D: Float[Tensor, " in"]) -> Float[Tensor, " out"]:
         """Σ_q D_q (w_q − ŵ_q)² of every row of W after a whole sweep, in fp64.

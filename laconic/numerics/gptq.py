@@ -24,12 +24,15 @@ import torch
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
-from laconic.numerics.column_sweep import ColumnSweep, coarse_factor, columns_of
+from laconic.numerics.column_sweep import ColumnSweep, coarsen, columns_of
 from laconic.numerics.factors import SINGLE_FROM, UnitFactor
 from laconic.numerics.grid import Grid, GridSpec, QuantizedWeight, fit_grid
+from laconic.numerics.triangle import Triangle
 
 SWEEPS = 2
 """Number of sweeps where ranges are searched for; the first uses grids fitted to the original matrix."""
+FIT_ROWS = 512
+"""Rows that are transposed at once to fit grids to them."""
 
 
 class ColumnOrder(NamedTuple):
@@ -37,10 +40,9 @@ class ColumnOrder(NamedTuple):
 
     Args:
         columns: numbers of the columns in this order.
-        R: upper triangular, with ones on the diagonal.
+        R: upper triangular, with ones on the diagonal; most of it in bfloat16, if sweeps may use it.
         D: the cost of an error of each column after later columns have compensated for it: 1 / U_qq².
         inverse_diagonal: [H^{-1}]_qq of the reordered H; an estimate for many columns.
-        coarse: R in bfloat16, if sweeps may use it.
         by_activity: True for the order of diag H, largest first ("act-order"): the most important columns are rounded
             while most others can still compensate. False for the order from left to right.
 
@@ -50,32 +52,36 @@ class ColumnOrder(NamedTuple):
     """
 
     columns: Integer[Tensor, " in"]
-    R: Float[Tensor, "in in"]
+    R: Triangle
     D: Float[Tensor, " in"]
     inverse_diagonal: Float[Tensor, " in"]
-    coarse: Float[Tensor, "in in"] | None
     by_activity: bool
 
     @classmethod
-    def from_hessian(cls, H: Float[Tensor, "in in"], by_activity: bool = True, damping: float = 0.0) -> "ColumnOrder":
+    def from_hessian(
+        cls, H: Float[Tensor, "in in"], by_activity: bool = True, damping: float = 0.0, *, exact: bool = False
+    ) -> "ColumnOrder":
         """The order for a positive definite H.
 
         Args:
-            H: the matrix, of which only the upper triangle is read.
+            H: the matrix.
             by_activity: whether to order by diag H.
             damping: added to the diagonal, as a fraction of its mean. If all of H is zero, the identity is taken.
+            exact: whether R is to be left in the dtype in which it was computed.
         """
         diagonal = H.diagonal()
         level = diagonal.double().mean().item()
         if damping and level <= 0:
-            return cls.from_hessian(torch.eye(len(H), dtype=torch.float64, device=H.device), by_activity)
+            identity = torch.eye(len(H), dtype=torch.float64, device=H.device)
+            return cls.from_hessian(identity, by_activity, exact=exact)
         left_to_right = torch.arange(len(H), device=H.device)
         columns = diagonal.argsort(descending=True, stable=True) if by_activity else left_to_right
         factor = UnitFactor.from_moment(H, columns, damping * level)
         # The importance of columns needs few digits.
         many = len(H) >= SINGLE_FROM
         inverse_diagonal = factor.estimate_inverse_diagonal() if many else factor.inverse_diagonal()
-        return cls(columns, factor.R, factor.D, inverse_diagonal, coarse_factor(factor.R, factor.D), by_activity)
+        R = factor.R if exact else coarsen(factor.R, factor.D)
+        return cls(columns, R, factor.D, inverse_diagonal, by_activity)
 
     @property
     def inverse(self) -> Integer[Tensor, " in"]:
@@ -115,14 +121,13 @@ def gptq(
         >>> gptq(torch.tensor([[0.0, 1.1, 1.9, 3.0]]), order, GridSpec(bits=2, group=4, clip=False)).codes
         tensor([[0, 1, 2, 3]], dtype=torch.uint8)
     """
-    sweep = ColumnSweep(W.T.index_select(0, order.columns).float(), order.R, order.coarse)
+    sweep = ColumnSweep(W.T.index_select(0, order.columns).float(), order.R)
     if not order.by_activity and spec.group is not None:
         return _from_left_to_right(sweep, order, spec, mask)
     grid = fit_grid(W, spec, order.importance, mask)
     best = _round_all(sweep, order, grid, mask)
     for _ in range(SWEEPS - 1 if spec.clip else 0):
-        met = sweep.compensated.index_select(0, order.inverse).T.contiguous()
-        grid = fit_grid(met, spec, order.remaining_importance, mask)
+        grid = _fit_to_compensated(sweep, order, spec, mask)
         best = best.take_better(_round_all(sweep, order, grid, mask))
     return QuantizedWeight(best.codes.T[:, order.inverse].contiguous(), best.grid)
 
@@ -143,6 +148,20 @@ class _Rounded(NamedTuple):
         zero = torch.where(lower[:, None], other.grid.zero, self.grid.zero)
         codes = torch.where(lower, other.codes, self.codes)
         return _Rounded(codes, self.grid._replace(scale=scale, zero=zero), torch.minimum(self.losses, other.losses))
+
+
+def _fit_to_compensated(
+    sweep: ColumnSweep, order: ColumnOrder, spec: GridSpec, mask: Bool[Tensor, "out in"] | None
+) -> Grid:
+    """Grids for the weights at the moment they were rounded, fitted to some rows after another."""
+    inverse, importance, m = order.inverse, order.remaining_importance, sweep.Wt.shape[1]
+    height = m if spec.group is None else FIT_ROWS
+    parts = []
+    for rows in (slice(start, start + height) for start in range(0, m, height)):
+        met = sweep.compensated[:, rows].index_select(0, inverse).T.contiguous()
+        parts.append(fit_grid(met, spec, importance, None if mask is None else mask[rows]))
+    scale, zero = torch.cat([part.scale for part in parts]), torch.cat([part.zero for part in parts])
+    return parts[0]._replace(scale=scale, zero=zero)
 
 
 def _round_all(sweep: ColumnSweep, order: ColumnOrder, grid: Grid, mask: Bool[Tensor, "out in"] | None) -> _Rounded:

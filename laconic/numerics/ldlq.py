@@ -214,7 +214,7 @@ class TwoSidedRounding:
     @classmethod
     def from_moments(cls, F: OutputMoment, H: InputMoment) -> "TwoSidedRounding":
         """The rounding for two positive definite moments."""
-        return cls(*(ColumnOrder.from_hessian(S) if S.ndim == 2 else None for S in (F, H)))
+        return cls(*(ColumnOrder.from_hessian(S, exact=True) if S.ndim == 2 else None for S in (F, H)))
 
     def round(
         self, W: Float[Tensor, "out in"], spec: GridSpec, mask: Bool[Tensor, "out in"] | None = None
@@ -246,9 +246,9 @@ class TwoSidedRounding:
         if self.columns is None:
             left_to_right = torch.arange(W.shape[1], device=W.device)
             values = WeightGrids.from_grid(grid, left_to_right, mask).expand_rows(len(W)).take_rows(rows.columns)
-            sweep = ColumnSweep(W.float()[rows.columns], rows.R, rows.coarse)
+            sweep = ColumnSweep(W.float()[rows.columns], rows.R)
             return sweep.round(slice(0, len(W)), values.rows, grid.bits)[rows.inverse]
         order = self.columns
         values = WeightGrids.from_grid(grid, order.columns, mask).take_rows(rows.columns)
-        codes = ldlq(W.float()[rows.columns][:, order.columns], values, rows.R, order.R)
+        codes = ldlq(W.float()[rows.columns][:, order.columns], values, rows.R.dense(), order.R.dense())
         return codes[rows.inverse][:, order.inverse]

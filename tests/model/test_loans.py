@@ -1,10 +1,13 @@
 """Parts of a streamed model are in memory within a context, and only there."""
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
+from laconic.compress.replacing import free_replaced
+from laconic.formats import LowRank
 from laconic.model.loading import load, load_streamed
 from tests.architectures import BY_NAME, outputs
 from tests.loaned import nbytes
@@ -60,3 +63,15 @@ def test_a_change_in_place_is_not_lost_silently(folder: str) -> None:
     lm = load_streamed(folder)
     with pytest.raises(AssertionError, match="were changed in place"), torch.no_grad(), lm.on_loan(BLOCK):
         lm.model.get_parameter(WEIGHT).mul_(2)
+
+
+def test_a_layer_that_was_replaced_is_freed_while_its_block_is_on_loan(folder: str) -> None:
+    lm = load_streamed(folder)
+    site = next(site for site in lm.sites(("ffn",)) if site.name == WEIGHT.removesuffix(".weight"))
+    with lm.on_loan(BLOCK):
+        replaced = weakref.ref(lm.model.get_parameter(WEIGHT))
+        kept = lm.model.get_parameter(f"{BLOCK}.self_attn.q_proj.weight")
+        lm.replace(site, LowRank.empty(in_features=site.shape[1], out_features=site.shape[0], rank=1, bias=False))
+        free_replaced(lm)
+        assert replaced() is None
+        assert lm.model.get_parameter(f"{BLOCK}.self_attn.q_proj.weight") is kept

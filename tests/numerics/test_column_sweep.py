@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from laconic.numerics import column_sweep
-from laconic.numerics.column_sweep import ColumnSweep, coarse_factor, columns_of
+from laconic.numerics.column_sweep import ColumnSweep, coarsen, columns_of
 from laconic.numerics.factors import UnitFactor
 from laconic.numerics.grid import GridSpec, dequantize, fit_grid
 from laconic.numerics.obs import damp
+from laconic.numerics.triangle import Triangle
 from tests.numerics.test_gptq import matrix
 from tests.numerics.test_obs import hessian
 
@@ -22,12 +23,11 @@ def test_they_add_less_than_a_hundredth_to_the_loss_where_they_are_used(with_ins
     W, H = matrix(64, n), damp(hessian(n, 600), 0.01)
     factor = UnitFactor.from_moment(H)
     grid, columns = fit_grid(W, GridSpec(4, 64)), torch.arange(n)
-    coarse = coarse_factor(factor.R, factor.D)
-    assert coarse is not None
-    assert coarse.dtype == torch.bfloat16
+    coarse = coarsen(factor.R, factor.D)
+    assert {above.dtype for above in coarse.above} == {torch.bfloat16}
     losses = []
-    for part in (None, coarse):
-        codes = ColumnSweep(W.T.contiguous(), factor.R, part).round(slice(0, n), columns_of(grid, columns, None), 4).T
+    for R in (factor.R, coarse):
+        codes = ColumnSweep(W.T.contiguous(), R).round(slice(0, n), columns_of(grid, columns, None), 4).T
         E = (W - dequantize(codes, grid)).double()
         losses.append((E @ H * E).sum())
     assert losses[0] != losses[1]
@@ -36,15 +36,18 @@ def test_they_add_less_than_a_hundredth_to_the_loss_where_they_are_used(with_ins
 
 def test_large_terms_are_computed_in_fp32(with_instructions: None) -> None:
     n = column_sweep.COARSE_FROM
-    R = torch.eye(n) + 3 * torch.ones(n, n).triu(1)
-    assert coarse_factor(R, torch.ones(n).double()) is None
-    assert coarse_factor(torch.eye(n), torch.ones(n).double()) is not None
-    assert coarse_factor(torch.eye(n - 1), torch.ones(n - 1).double()) is None
+    assert not is_coarsened(torch.eye(n) + 3 * torch.ones(n, n).triu(1))
+    assert is_coarsened(torch.eye(n))
+    assert not is_coarsened(torch.eye(n - 1))
 
 
 def test_without_instructions_for_bfloat16_terms_are_computed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    n = column_sweep.COARSE_FROM
+    R = torch.eye(column_sweep.COARSE_FROM)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
-    assert coarse_factor(torch.eye(n), torch.ones(n).double()) is None
+    assert not is_coarsened(R)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert coarse_factor(torch.eye(n), torch.ones(n).double()) is not None
+    assert is_coarsened(R)
+
+
+def is_coarsened(R: torch.Tensor) -> bool:
+    return coarsen(Triangle.from_dense(R), torch.ones(len(R)).double()).is_coarse

@@ -39,7 +39,8 @@ def test_tiles_change_nothing_of_the_equation(shape: tuple[int, int], kept: floa
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(2)) < kept
     W = W * mask
     allowed = WeightGrids.from_grid(fit_grid(W, GridSpec(2, 4), keep=mask), torch.arange(n), mask)
-    (R_O, D_O), (R_I, D_I) = UnitFactor.from_moment(F), UnitFactor.from_moment(H)
+    (T_O, D_O), (T_I, D_I) = UnitFactor.from_moment(F), UnitFactor.from_moment(H)
+    R_O, R_I = T_O.dense(), T_I.dense()
     expected, Z = entry_by_entry(W, allowed, R_O, R_I)
     codes = ldlq(W, allowed, R_O, R_I)
     assert torch.equal(codes, expected)

@@ -77,14 +77,20 @@ class FeedbackQuantization(AffineQuantization):
         pruned = self.pruner.compress(weight, stats)
         return pruned.dense(), pruned.support
 
-    def column_order(self, stats: LayerStats, by_activity: bool = True) -> ColumnOrder | None:
-        """The order of the columns for the damped moment of the inputs; None for the one-hot inputs of an embedding."""
+    def column_order(self, stats: LayerStats, by_activity: bool = True, *, exact: bool = False) -> ColumnOrder | None:
+        """The order of the columns for the damped moment of the inputs; None for the one-hot inputs of an embedding.
+
+        Args:
+            stats: the statistics of the layer.
+            by_activity: whether to order by the diagonal of the moment.
+            exact: whether the factor of the moment is to be left in the dtype in which it was computed.
+        """
         C = stats[InputCovariance]
         if C.total.ndim == 1:
             return None
         return C.share(
-            f"order of columns, damping {self.damping}, by activity {by_activity}",
-            lambda: ColumnOrder.from_hessian(C.total, by_activity, self.damping),
+            f"order of columns, damping {self.damping}, by activity {by_activity}, exact {exact}",
+            lambda: ColumnOrder.from_hessian(C.symmetric_total(), by_activity, self.damping, exact=exact),
         )
 
     def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> Quantized:

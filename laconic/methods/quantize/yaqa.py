@@ -57,7 +57,8 @@ class Yaqa(FeedbackQuantization):
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
         W, mask = self.prune_first(weight, stats)
         F = shrink(stats[GradCovariance].matrix, self.shrink)
-        sides = TwoSidedRounding(ColumnOrder.from_hessian(F) if F.ndim == 2 else None, self.column_order(stats))
+        rows = ColumnOrder.from_hessian(F, exact=True) if F.ndim == 2 else None
+        sides = TwoSidedRounding(rows, self.column_order(stats, exact=rows is not None))
 
         def solve(bits: int) -> Quantized:
             return self.to_quantized(sides.round(W, self.grid_spec(bits, W.shape[1]), mask), weight.dtype, mask)
