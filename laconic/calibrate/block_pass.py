@@ -12,6 +12,7 @@ from laconic.calibrate.collect_stats import Calibration, check_stats
 from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.sequential import LayerProblems
+from laconic.calibrate.solution_files import SolutionFiles, Solutions
 from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.starved import StarvedExperts
 from laconic.calibrate.statistics import Statistic
@@ -36,6 +37,8 @@ class BlockwisePass:
         needs: the types of statistics to collect.
         sites: the layers, in forward order.
         writes: write parts back after they were yielded.
+        files: get the solutions of every part after it was yielded. The pass then goes on with the hidden states that
+            an earlier run left; None to keep no solutions.
     """
 
     keeps_inputs = False
@@ -48,8 +51,11 @@ class BlockwisePass:
         sites: Sequence[Site],
         *,
         writes: bool,
+        files: SolutionFiles | None = None,
     ) -> None:
         self.lm, self.data, self.needs, self.sites, self.writes = lm, data, needs, sites, writes
+        self._files = files
+        self._solutions: dict[str, Solutions] = {}
         shares = data.shares()
         self.generators = [generator for _, generator in shares]
         self.batches = [to_device(batch, lm.device) for batch, _ in shares]
@@ -58,7 +64,8 @@ class BlockwisePass:
         self.stacks = [[path for path, _ in blocks] for _, blocks in lm.stacks()]
         self.done = find_finished(lm) if writes else frozenset()
         self._waiting = set(self.done)
-        if not writes or lm.loans is None or lm.loans.finished is None:
+        goes_on = lm.loans is not None and lm.loans.finished is not None if writes else files is not None
+        if not goes_on:
             # They may be of another pass over the model.
             self.stream.delete_states()
         self.starved: list[StarvedExperts] = []
@@ -127,12 +134,7 @@ class BlockwisePass:
         sites = self.sites_in(path)
         if sites:
             yield self._problems(sites, self._stats(recorder))
-            if self.writes:
-                self.lm.write_back(path)
-
-    def _problems(self, sites: Sequence[Site], stats: dict[str, LayerStats]) -> LayerProblems:
-        """The layers on loan with their problems; the caller frees the statistics that it needs no more."""
-        return [(site, Problem(weight=weight_on_loan(self.lm, site), stats=stats[site.name])) for site in sites]
+            self._finish(path)
 
     def problems_outside(self, sites: Sequence[Site], recorder: Recorder) -> Iterator[LayerProblems]:
         """Yield layers outside the blocks one by one, each on loan, with what `recorder` measured.
@@ -145,9 +147,21 @@ class BlockwisePass:
                 self.take_over(site.name)
                 continue
             with self.lm.on_loan(*site.names):
-                yield [(site, Problem(weight=site.weight(), stats=stats[site.name]))]
-                if self.writes:
-                    self.lm.write_back(site.name)
+                yield self._problems([site], {site.name: stats.pop(site.name)})
+                self._finish(site.name)
+
+    def _problems(self, sites: Sequence[Site], stats: Mapping[str, LayerStats]) -> LayerProblems:
+        """The problems of layers on loan. Nothing here keeps their statistics, which the caller frees one by one."""
+        self._solutions = {site.name: stats[site.name].solutions for site in sites}
+        return [(site, Problem(weight=weight_on_loan(self.lm, site), stats=stats[site.name])) for site in sites]
+
+    def _finish(self, path: str) -> None:
+        """Write a part back, or its solutions, after its layers were yielded."""
+        if self.writes:
+            self.lm.write_back(path)
+        elif self._files is not None:
+            self._files.save(path, self._solutions)
+        self._solutions = {}
 
     def _stats(self, recorder: Recorder) -> dict[str, LayerStats]:
         stats = recorder.stats(gathered=True)

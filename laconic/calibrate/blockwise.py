@@ -15,6 +15,7 @@ from laconic.calibrate.layer_stats import LayerStats, Problem
 from laconic.calibrate.passes import evaluating
 from laconic.calibrate.recorder import Recorder
 from laconic.calibrate.sequential import LayerProblems
+from laconic.calibrate.solution_files import SolutionFiles, Solutions
 from laconic.calibrate.spill import HiddenStates
 from laconic.calibrate.starved import warn_of_starved
 from laconic.calibrate.statistics import GradientStatistic, Statistic
@@ -51,13 +52,23 @@ def blockwise_calibrate(
             do not form a chain.
     """
     if data is None or not needs:
-        yield from _visit(lm, sites, silent if data is None else data.track, writes)
+        yield from visit(lm, sites, silent if data is None else data.track, writes)
         return
-    check_not_empty(data)
+    yield from run_pass(lm, choose_pass(needs, sequential)(lm, data, needs, sites, writes=writes))
+
+
+def choose_pass(
+    needs: Collection[type[Statistic]], sequential: bool = False
+) -> "type[ForwardPass] | type[BackwardPass]":
+    """The kind of pass that measures some types of statistics; `sequential` as for `blockwise_calibrate`."""
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in needs)
+    return BackwardPass if with_gradients else SequentialPass if sequential else ForwardPass
+
+
+def run_pass(lm: LanguageModel, run: "ForwardPass | BackwardPass") -> Iterator[LayerProblems]:
+    """Yield the layers of a pass with their problems, as `blockwise_calibrate` does."""
+    check_not_empty(run.data)
     with evaluating(lm), without_weight_gradients(lm):
-        kind = BackwardPass if with_gradients else SequentialPass if sequential else ForwardPass
-        run = kind(lm, data, needs, sites, writes=writes)
         yield from run.problems()
         # They would take up the disk while the next steps run.
         run.stream.delete_states()
@@ -173,19 +184,40 @@ class SequentialPass(ForwardPass):
             self.stream.advance()
 
 
-def _visit(lm: LanguageModel, sites: Sequence[Site], track: Track, writes: bool) -> Iterator[LayerProblems]:
-    """Yield the layers of each part of a model, on loan, without statistics."""
-    parts: dict[str, list[Site]] = {}
-    for site in sites:
-        parts.setdefault(site.block or site.name, []).append(site)
+def visit(
+    lm: LanguageModel, sites: Sequence[Site], track: Track, writes: bool, files: SolutionFiles | None = None
+) -> Iterator[LayerProblems]:
+    """Yield the layers of each part of a model, on loan, without statistics.
+
+    Args:
+        lm: the model.
+        sites: the layers.
+        track: shows progress.
+        writes: whether the caller changes the layers, so that a streamed model writes them back.
+        files: has the solutions of every part that is not finished; None for problems without solutions.
+    """
     done = find_finished(lm) if writes else frozenset()
-    for path, own in track(list(parts.items()), "Compressing the blocks"):
+    for path, own in track(list(by_part(sites).items()), "Compressing the blocks"):
         if path in done:
             lm.restore(path)
             continue
+        solutions = None if files is None else files.load(path, [site.name for site in own])
         with lm.on_loan(path):
-            yield [
-                (site, Problem(weight=weight_on_loan(lm, site), stats=LayerStats(support=site.support))) for site in own
-            ]
+            yield [_without_statistics(lm, site, (solutions or {}).get(site.name, {})) for site in own]
+            del solutions
             if writes:
                 lm.write_back(path)
+
+
+def _without_statistics(lm: LanguageModel, site: Site, solutions: Solutions) -> tuple[Site, Problem]:
+    stats = LayerStats(support=site.support)
+    stats.solutions |= solutions
+    return site, Problem(weight=weight_on_loan(lm, site), stats=stats)
+
+
+def by_part(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    """The layers of each part: of a block, or a layer outside the blocks."""
+    parts: dict[str, list[Site]] = {}
+    for site in sites:
+        parts.setdefault(site.block or site.name, []).append(site)
+    return parts

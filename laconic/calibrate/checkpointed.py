@@ -193,23 +193,7 @@ class BackwardPass(BlockwisePass):
         for at, path in self.data.track(places, "Measuring and compressing the blocks"):
             earlier = self.stream.new_states(f"gradients.{path}")
             with self.lm.on_loan(path):
-                with self.recorder_of(path) as recorder:
-                    for number, batch in enumerate(self.batches):
-                        recorder.start(batch)
-                        hidden = stack.inputs[at][number].detach().requires_grad_()
-                        call, arguments, leaves = stack.calls[number][at].with_leaves()
-                        with torch.enable_grad():
-                            output = hidden_states_of(call.run(self.lm.model.get_submodule(path), hidden))
-                        found: list[Tensor] = []
-                        losses = gradients[number]
-                        for order, gradient in enumerate(losses):
-                            # Not autograd.grad, because some layers (of DeBERTa) do not read the hidden states.
-                            output.backward(gradient, retain_graph=order + 1 < len(losses))
-                            at_input, *others = (take_gradient(leaf) for leaf in (hidden, *leaves))
-                            found.append(at_input)
-                            shared[number].add(order, arguments, others)
-                        earlier.append(torch.stack(found))
-                        recorder.count_predictions(self._predictions[number])
+                recorder = self._differentiate(stack, at, (gradients, earlier), shared)
                 earlier.complete()
                 yield from self.problems_in(path, recorder)
             self.take_over(path)
@@ -218,6 +202,40 @@ class BackwardPass(BlockwisePass):
             stack.inputs[at].delete()
             gradients = earlier
         return gradients
+
+    def _differentiate(
+        self, stack: _Stack, at: int, gradients: tuple[Gradients, Gradients], shared: Sequence[_Shared]
+    ) -> Recorder:
+        """Run a block on loan again on all batches, and pass on the gradients of the losses.
+
+        Args:
+            stack: the stack.
+            at: the number of the block.
+            gradients: those after the block, and an empty list that gets those before it.
+            shared: gets the gradients at arguments that come from an earlier stack, by batch.
+
+        Returns:
+            The recorder of its layers. No graph is left, which would keep their statistics in memory.
+        """
+        path, (after, before) = stack.paths[at], gradients
+        with self.recorder_of(path) as recorder:
+            for number, batch in enumerate(self.batches):
+                recorder.start(batch)
+                hidden = stack.inputs[at][number].detach().requires_grad_()
+                call, arguments, leaves = stack.calls[number][at].with_leaves()
+                with torch.enable_grad():
+                    output = hidden_states_of(call.run(self.lm.model.get_submodule(path), hidden))
+                found: list[Tensor] = []
+                losses = after[number]
+                for order, gradient in enumerate(losses):
+                    # Not autograd.grad, because some layers (of DeBERTa) do not read the hidden states.
+                    output.backward(gradient, retain_graph=order + 1 < len(losses))
+                    at_input, *others = (take_gradient(leaf) for leaf in (hidden, *leaves))
+                    found.append(at_input)
+                    shared[number].add(order, arguments, others)
+                before.append(torch.stack(found))
+                recorder.count_predictions(self._predictions[number])
+        return recorder
 
     def _pass_on(self, number: int, shared: Sequence[_Shared]) -> Gradients:
         """The gradients at the end of the stack before stack `number`, from those at the arguments that it shares."""

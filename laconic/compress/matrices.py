@@ -1,8 +1,7 @@
 """Compress every targeted matrix of a model by one method: collect statistics, plan sizes, solve, replace."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -18,7 +17,6 @@ from laconic.calibrate import (
     Statistic,
     collect_stats,
 )
-from laconic.calibrate.blockwise import blockwise_calibrate
 from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload, evaluating
 from laconic.calibrate.sequential import check_anchored
 from laconic.compress import checks, solver_cache
@@ -26,8 +24,15 @@ from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationReques
 from laconic.compress.progress_log import ProgressLog
 from laconic.compress.replacing import put_empty_formats
 from laconic.compress.solve_and_replace import solve_and_replace
-from laconic.compress.solve_groups import TargetedLayers, all_groups, find_targeted, planned_groups
-from laconic.compress.solving import Problems, choose_calibration, find_problems, iterate_problems
+from laconic.compress.solve_groups import SolveGroup, TargetedLayers, all_groups, find_targeted, planned_groups
+from laconic.compress.solving import (
+    Problems,
+    choose_calibration,
+    choose_planning,
+    find_problems,
+    iterate_problems,
+    serve_every_size,
+)
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError, must_be
 from laconic.methods import Method, statistics_for
@@ -152,6 +157,11 @@ class Compress(Step):
         """
         return self._find_targeted(lm).sites
 
+    def solves_once(self, groups: Sequence[SolveGroup]) -> bool:
+        """Whether `groups` of a streamed model are solved once, for the plan, and replaced by solutions from disk."""
+        alone = processes.world_size() == 1 and not self.share_inputs
+        return alone and self._needs_losses and serve_every_size(self.methods, groups)
+
     def _find_targeted(self, lm: LanguageModel) -> TargetedLayers:
         return find_targeted(lm, self.targets, self.share_inputs, self.plan)
 
@@ -217,11 +227,7 @@ class Compress(Step):
         problems = find_problems(lm, targeted.layer_sets, collect_stats(lm, data, self.needs, targeted.sites))
         outcome = self._plan_and_replace(lm, targeted, {}, data, problems)
         stats = {matrix.name: problems.stats[matrix.name] for group in groups for matrix in group.matrices}
-        # The solutions of experts are dropped one by one, and solved again from their statistics.
-        stores_solutions = all(method.caches_solution for method in self.methods) and not any(
-            group.stack for group in groups
-        )
-        solver_cache.save_entry(key, stats, statistics=not stores_solutions)
+        solver_cache.save_entry(key, stats, statistics=not serve_every_size(self.methods, groups))
         return outcome
 
     def stream_obstacle(self, lm: LanguageModel) -> str | None:
@@ -242,8 +248,8 @@ class Compress(Step):
         problems: Problems | None = None,
     ) -> Outcome:
         layer_sets, sites = targeted.layer_sets, targeted.sites
-        # One block of a streamed model is in memory at a time; a plan that needs all problems measures them before.
-        planning = None if lm.loans is None else partial(blockwise_calibrate, lm, data, self.needs, writes=False)
+        once = self.solves_once(all_groups(layer_sets))
+        planning = choose_planning(lm, data, self.needs, once)
         if problems is None:
             problems = find_problems(lm, layer_sets, stats) if planning is None else Problems(lm.dtype, {}, {})
         request = AllocationRequest(self, lm, layer_sets, problems, data, planning)
@@ -258,7 +264,7 @@ class Compress(Step):
         untied, before = lm.sites_to_untie(sites), lm.stored_nbytes(sites)
         final_plan, after = dict(plan), dict(before)
         config, first = self._config if self.is_sequential else None, stats if self._needs_stats_first else None
-        calibrate = choose_calibration(lm, data, self.needs, config, first)
+        calibrate = choose_calibration(lm, data, self.needs, config, first, once)
         groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
         results = log.resume(groups, plan)
         in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")

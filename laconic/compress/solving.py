@@ -1,6 +1,6 @@
 """The problem of each matrix: its weights, its statistics, and the order in which they are measured."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -20,8 +20,10 @@ from laconic.calibrate import (
     sequential_calibrate,
 )
 from laconic.calibrate.blockwise import blockwise_calibrate
+from laconic.calibrate.measured_once import calibrate_once
 from laconic.calibrate.sequential import LayerProblems
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups
+from laconic.methods import Method
 from laconic.model import LanguageModel, Site
 from laconic.progress import silent
 
@@ -157,12 +159,42 @@ def _add_support(stats: LayerStats, support: Bool[Tensor, "out in"] | None) -> L
     return stats if support is stats.support else LayerStats(stats, support, stats.token_count)
 
 
+def serve_every_size(methods: Iterable[Method], groups: Iterable[SolveGroup]) -> bool:
+    """Whether the solutions that methods cache for some groups serve every size, so that no statistics are kept.
+
+    The solutions of experts are dropped one by one, and solved again from their statistics.
+    """
+    return all(method.caches_solution for method in methods) and not any(group.stack for group in groups)
+
+
+def choose_planning(
+    lm: LanguageModel, data: Calibration | None, needs: Collection[type[Statistic]], once: bool
+) -> Calibrate | None:
+    """Return the function that measures the layers of a streamed model for a plan, one block at a time.
+
+    Args:
+        lm: the model.
+        data: the calibration data; None if there are none.
+        needs: the types of statistics.
+        once: keep the solutions for the pass that follows the plan (`laconic.calibrate.measured_once`).
+
+    Returns:
+        The function; None for a model in memory, whose problems are all known.
+    """
+    if lm.loans is None:
+        return None
+    if once and data is not None:
+        return partial(calibrate_once, lm, data, needs, writes=False)
+    return partial(blockwise_calibrate, lm, data, needs, writes=False)
+
+
 def choose_calibration(
     lm: LanguageModel,
     data: Calibration | None,
     needs: Collection[type[Statistic]],
     config: SequentialConfig | None,
     gradient_stats: Mapping[str, LayerStats] | None,
+    once: bool,
 ) -> Calibrate | None:
     """Return the function that measures layers while others are replaced; None if all are measured before.
 
@@ -172,7 +204,10 @@ def choose_calibration(
         needs: the types of statistics.
         config: settings of sequential calibration; None for statistics of the original model.
         gradient_stats: gradient statistics that were collected before; None to collect them.
+        once: use the solutions that a plan of a streamed model has left.
     """
+    if lm.loans is not None and once and data is not None:
+        return partial(calibrate_once, lm, data, needs, writes=True)
     if lm.loans is not None:
         return partial(blockwise_calibrate, lm, data, needs, sequential=config is not None)
     if config is None or data is None:

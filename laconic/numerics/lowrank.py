@@ -26,6 +26,7 @@ from torch import Tensor
 from laconic.numerics.moments import (
     RELATIVE_FLOOR,
     InputMoment,
+    Moment,
     OutputMoment,
     eigh,
     multiply,
@@ -33,6 +34,10 @@ from laconic.numerics.moments import (
     shrink,
     square_root,
 )
+from laconic.numerics.products import product
+
+SINGLE_FROM = 1024
+"""The least number of features whose moment is multiplied in fp32."""
 
 
 class Components(NamedTuple):
@@ -76,14 +81,22 @@ def column_weighted_components(W: Float[Tensor, "out in"], d: Float[Tensor, " in
     return balance(Components(U * s, Vt / d))
 
 
+class TwoSidedTerms(NamedTuple):
+    """The terms of W = Σ_i a_i b_i^T that do not overlap under F and C, so that losses of several terms add up.
+
+    Args:
+        A: columns with A^T F A = I.
+        B: rows with B C B^T = diag σ².
+        values: σ_i², twice the loss of leaving out term i.
+    """
+
+    A: Float[Tensor, "out k"]
+    B: Float[Tensor, "k in"]
+    values: Float[Tensor, " k"]
+
+
 def two_sided_components(W: Float[Tensor, "out in"], F: OutputMoment, C: InputMoment) -> Components:
     """The best rank r under ½ tr(F E C E^T), with one root only, on the smaller side of W. In fp64.
-
-    Let P = F^{1/2}, R = C^{1/2} and P W R = Σ σ_i u_i v_i^T. The optimum is Ŵ = P^{-1} U_r U_r^T P W.
-
-    - m ≤ n: U are the eigenvectors of P (W C W^T) P. C is neither rooted nor inverted, and may be singular.
-    - m > n: V are the eigenvectors of R (W^T F W) R, and U = P W R V Λ^{-1/2} gives A = W R V Λ^{-1/2} and
-      B = Λ^{-1/2} V^T R (W^T F W). F is not rooted, only Λ is inverted, and both moments may be singular.
 
     Args:
         W: the matrix.
@@ -95,30 +108,73 @@ def two_sided_components(W: Float[Tensor, "out in"], F: OutputMoment, C: InputMo
         >>> (A[:, :1] @ B[:1]).diagonal().round(decimals=4)
         tensor([0., 1.], dtype=torch.float64)
     """
+    A, B, _ = two_sided_terms(W, F, C)
+    return balance(Components(A, B))
+
+
+def two_sided_terms(W: Float[Tensor, "out in"], F: OutputMoment, C: InputMoment) -> TwoSidedTerms:
+    """The terms of `two_sided_components`, with their losses.
+
+    Let P = F^{1/2}, R = C^{1/2} and P W R = Σ σ_i u_i v_i^T. The optimum is Ŵ = P^{-1} U_r U_r^T P W.
+
+    - m ≤ n: U are the eigenvectors of P (W C W^T) P. C is neither rooted nor inverted, and may be singular.
+    - m > n: V are the eigenvectors of R (W^T F W) R, and U = P W R V Λ^{-1/2} gives A = W R V Λ^{-1/2} and
+      B = Λ^{-1/2} V^T R (W^T F W). F is not rooted, only Λ is inverted, and both moments may be singular.
+
+    Args:
+        W: the matrix.
+        F: moment of the output gradients; positive definite if m ≤ n.
+        C: moment of the inputs.
+
+    Example:
+        >>> two_sided_terms(torch.eye(2), torch.ones(2), torch.tensor([1.0, 9.0])).values
+        tensor([9., 1.], dtype=torch.float64)
+    """
     W, F, C = W.double(), F.double(), C.double()
     m, n = W.shape
     if m <= n:
         L = root_factor(F)
         PW = multiply(L.mT, W) if L.ndim == 2 else multiply(L, W)
-        _, U = eigh(PW @ multiply(C, PW.T))
+        values, U = eigh(PW @ _large_product(C, PW.T))
         A = torch.linalg.solve_triangular(L.mT, U, upper=True) if L.ndim == 2 else U / L[:, None]
-        return balance(Components(A, U.T @ PW))
+        return TwoSidedTerms(A, U.T @ PW, values.clamp(min=0))
     R = square_root(C)
-    WFW = W.T @ multiply(F, W)
+    WFW = W.T @ _large_product(F, W)
     values, V = eigh(multiply(R, multiply(R, WFW).T))
     return _from_input_side(W, R, WFW, values, V)
 
 
+def _large_product(S: Moment, X: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """S X; a large S is a sum of products in fp32, so that a product in fp64 has no more correct digits."""
+    if S.ndim == 1 or len(S) < SINGLE_FROM:
+        return multiply(S, X)
+    return product(S.float(), X.float()).double()
+
+
 def _from_input_side(
     W: Float[Tensor, "out in"], R: InputMoment, WFW: Float[Tensor, "in in"], values: Tensor, V: Tensor
-) -> Components:
+) -> TwoSidedTerms:
     # Beyond the numerical rank, Λ and its inverse root are noise.
     k = max(1, int((values > RELATIVE_FLOOR * values[0].clamp(min=0)).sum()))
     if values[0] <= 0:
-        return svd_components(W)
+        A, B = svd_components(W)
+        return TwoSidedTerms(A, B, torch.zeros_like(A[0]))
     inverse_root = values[:k].rsqrt()
     RV = multiply(R, V[:, :k]) * inverse_root
-    return balance(Components(W @ RV, RV.T @ WFW))
+    return TwoSidedTerms(W @ RV, RV.T @ WFW, values[:k])
+
+
+def separate_losses(losses: Float[Tensor, " k"]) -> Float[Tensor, " k+1"]:
+    """The losses of keeping the first r terms, for r = 0, …, k, if those of leaving out single terms add up.
+
+    Args:
+        losses: the loss of leaving out each term.
+
+    Example:
+        >>> separate_losses(torch.tensor([2.0, 1.0]))
+        tensor([3., 1., 0.])
+    """
+    return torch.cat([losses.flip(0).cumsum(0).flip(0), losses.new_zeros(1)])
 
 
 def solve_output_factor(

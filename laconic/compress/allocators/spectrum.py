@@ -232,7 +232,9 @@ class Spectrum(Allocator):
             own = {}
             for matrix in group.matrices:
                 problem = problems[matrix.name]
-                own[matrix.name] = request.size_spec.method.candidates(problem.weight, problem.stats)
+                # A streamed model is on loan in float32, and sizes are those of the dtype that it is stored in.
+                weight = problem.weight.to(request.lm.dtype)
+                own[matrix.name] = request.size_spec.method.candidates(weight, problem.stats)
                 del problem
             del problems  # Their memory is needed to measure the next layers.
             candidates |= own

@@ -157,19 +157,36 @@ class TruncationMethod(LowRankMethod):
 
     def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
         def predict() -> tuple[Tensor, Tensor]:
-            A, B = self.expansion(weight, stats)
-            C = stats[InputCovariance].matrix
-            return truncation_losses(A, B, stats[GradCovariance].matrix, C), torch.tensor(C.ndim == 1)
+            losses = self.truncation_losses(weight, stats)
+            return losses, torch.tensor(stats[InputCovariance].total.ndim == 1)
 
         losses, lookup = stats.get_or_compute(f"losses of {self.cache_key(weight)}", predict)
         m, n = weight.shape
         ranks = [rank for rank in self.offered_ranks((m, n)) if rank < len(losses)]
         return self.candidates_at({rank: losses[rank].item() for rank in ranks}, weight, lookup=bool(lookup))
 
+    def truncation_losses(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, " ranks"]:
+        """The predicted losses of keeping the first r terms of the `expansion`, for every r, in nats per prediction."""
+        A, B = self.expansion(weight, stats)
+        return truncation_losses(A, B, stats[GradCovariance].matrix, stats[InputCovariance].matrix)
+
     def expansion(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
         """The `components` in the dtype of `weight`, computed at the first call for these statistics only."""
-        name = f"expansion of {self.cache_key(weight)}"
+        name = self._expansion_key(weight)
         if name not in stats.solutions:
-            A, B = self.components(weight, stats)
-            stats.solutions[name] = A.to(weight.dtype), B.to(weight.dtype)
+            self.keep_expansion(weight, stats, self.components(weight, stats))
         return Components(*stats.solutions[name])
+
+    def keep_expansion(self, weight: Float[Tensor, "out in"], stats: LayerStats, components: Components) -> None:
+        """Keep the `components` of `weight` for `expansion`.
+
+        Args:
+            weight: the matrix.
+            stats: its statistics, changed in place.
+            components: the expansion.
+        """
+        A, B = components
+        stats.solutions[self._expansion_key(weight)] = A.to(weight.dtype), B.to(weight.dtype)
+
+    def _expansion_key(self, weight: Float[Tensor, "out in"]) -> str:
+        return f"expansion of {self.cache_key(weight)}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.methods.lowrank.base import TruncationMethod
-from laconic.numerics.lowrank import Components, two_sided_components
+from laconic.numerics.lowrank import Components, TwoSidedTerms, balance, separate_losses, two_sided_terms
 from laconic.numerics.moments import shrink
 
 
@@ -47,6 +47,25 @@ class KfacSvd(TruncationMethod):
     shrink: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     def components(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Components:
-        return two_sided_components(
-            weight, shrink(stats[GradCovariance].matrix, self.shrink), stats[InputCovariance].matrix
-        )
+        A, B, _ = self._terms(weight, stats)
+        return balance(Components(A, B))
+
+    def truncation_losses(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Float[Tensor, " ranks"]:
+        """The predicted losses of keeping the first r terms, for every r, in nats per prediction.
+
+        F̃ = (1 − α) F + α f I has the terms of which A^T F̃ A = I and B C B^T is diagonal. Losses under F and C add up
+        too, and a_i^T F a_i = (1 − α f ‖a_i‖²) / (1 − α): no product with F is needed.
+        """
+        F = stats[GradCovariance].matrix
+        level = (F if F.ndim == 1 else F.diagonal()).mean()
+        del F
+        if self.shrink == 1:
+            return super().truncation_losses(weight, stats)
+        A, B, values = self._terms(weight, stats)
+        self.keep_expansion(weight, stats, balance(Components(A, B)))
+        under_F = (1 - self.shrink * level * A.square().sum(0)) / (1 - self.shrink)
+        return separate_losses(0.5 * values * under_F.clamp(min=0) * (level > 0))
+
+    def _terms(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> TwoSidedTerms:
+        F = shrink(stats[GradCovariance].matrix, self.shrink)
+        return two_sided_terms(weight, F, stats[InputCovariance].matrix)

@@ -194,9 +194,10 @@ def _seconds_in_memory(checked: CheckedRun, trial: Trial) -> float:
             # A pass over the whole model computes logits that the statistics of inputs do not need.
             seconds += rows * trial.head_seconds
         if step.plan is None and step.allocate != "uniform":
-            # Streamed, blocks are measured for the plan, and again for the solution. In memory, the predictions of the
-            # plan are compared with the divergence of each block, on half of the rows.
-            seconds -= trial.solving / 2 / len(checked.recipe.steps)
+            # Streamed, blocks are measured for the plan, and again for the solution unless theirs serve every size. In
+            # memory, the predictions of the plan are compared with the divergence of each block, on half of the rows.
+            twice = not all(method.caches_solution for method in step.methods)
+            seconds -= trial.solving / 2 / len(checked.recipe.steps) if twice else 0
             blocks = sum(len(blocks) for _, blocks in checked.empty.stacks())
             seconds += (blocks + PASSES) * min(ROWS, rows // 2) * trial.row_seconds
     return seconds

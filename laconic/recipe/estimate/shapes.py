@@ -7,6 +7,7 @@ from laconic.calibrate import Calibration
 from laconic.calibrate.losses import DRAWS
 from laconic.calibrate.statistics import GradientStatistic
 from laconic.compress import Compress, Narrow, Shorten, Step
+from laconic.compress.solve_groups import all_groups, find_layer_sets
 from laconic.compress.width_parts import BY_GATES
 from laconic.model import Batch, Group, LanguageModel, Site
 from laconic.model.batch import LABELS
@@ -14,7 +15,7 @@ from laconic.model.site import has_module
 from laconic.model.size import module_size
 from laconic.model.stock import text_config
 from laconic.processes import world_size
-from laconic.recipe.estimate.in_memory import FLOAT, step_memory, weight_memory
+from laconic.recipe.estimate.in_memory import DOUBLE, FLOAT, step_memory, weight_memory
 
 PLACES = 3
 """Places of hidden states that are on disk together: before the last block that is finished, which is kept for a run
@@ -50,7 +51,7 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
     batches = [] if data is None else data.batches
     memory = scratch = peak = 0
     before = lm
-    for step in map(_with_size, steps):
+    for given, step in zip(steps, map(_with_size, steps), strict=True):
         after = before.shallow_copy()
         if not _keeps_sizes(step):
             after = step.dry_run(after) or after
@@ -59,16 +60,19 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
         sizes = {} if isinstance(step, Shorten) else _part_sizes(after, _changed_sites(step, before))
         parts = sum(sizes.values())
         without_experts = _parts_without_experts(before, step)
-        gradients = _needs_gradients(step)
-        states = _states(before, step, batches)
+        gradients = _needs_gradients(given)
+        states = _states(before, given, batches)
         # With gradients the hidden states of a block are larger than its part, and are dropped once it is written.
         beside = max((sizes.get(path, 0) for path in _blocks(after)), default=0) if gradients else parts
         peak = max(peak, scratch + without_experts + states + beside)
         # At the first block all parts are written, and only the hidden states around this block are left.
-        around = _states(before, step, batches, place=0) if gradients else 0
+        around = _states(before, given, batches, place=0) if gradients else 0
+        solutions = _solutions(before, given)
         # Gates are differentiated before anything is written.
         gates = _states(before, step, batches, by_gates=True)
-        peak = max(peak, scratch + without_experts + max(parts + around, gates))
+        # Solutions are written by the pass before the plan, at the end of which its states are left, and read by the
+        # pass that writes the parts.
+        peak = max(peak, scratch + without_experts + max(solutions + max(parts, around), parts + around, gates))
         scratch += without_experts + parts
         before = after
     output = before.size()[1]
@@ -116,6 +120,16 @@ def _parts_without_experts(lm: LanguageModel, step: Step) -> int:
     after = lm.shallow_copy()
     Narrow(experts=step.experts).dry_run(after)
     return sum(_part_sizes(after, ()).values())
+
+
+def _solutions(lm: LanguageModel, step: Step) -> int:
+    """Bytes of the solutions of all layers, which a step that plans from them keeps until all parts are written."""
+    if not isinstance(step, Compress):
+        return 0
+    groups = all_groups(find_layer_sets(step.sites(lm), step.share_inputs))
+    shapes = [group.shape for group in groups] if step.solves_once(groups) else []
+    # The factors at full rank, and the loss of every rank.
+    return sum(min(shape) * (sum(shape) * lm.dtype.itemsize + DOUBLE) for shape in shapes)
 
 
 def _states(
