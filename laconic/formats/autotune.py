@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 import torch
@@ -166,15 +166,17 @@ def least_seconds(kernels: Mapping[str, Kernel], x: Tensor, bias: Tensor, choice
     """
     cache_filler = torch.zeros(CACHES // 4 if len(x) <= FEW_ROWS else 0)
     times = dict.fromkeys(kernels, float("inf"))
+    # The time of one thread leaves out what other programs take; several threads wait for the slowest.
+    clock = thread_time if torch.get_num_threads() == 1 else perf_counter
     start = perf_counter()
     for number in range(ROUNDS):
         least = min(times[name] for name in choices if name in times)
         for name, kernel in kernels.items():
             if number < 2 or name in (DECODED, DENSE) or times[name] <= DROP_FACTOR * least:
                 cache_filler.add_(1)
-                run_start = perf_counter()
+                run_start = clock()
                 kernel(x, bias)
-                times[name] = min(times[name], perf_counter() - run_start)
+                times[name] = min(times[name], clock() - run_start)
         if number >= MIN_ROUNDS and perf_counter() - start > MAX_SECONDS:
             break
     return times
@@ -224,9 +226,8 @@ class KernelCache:
 
         Example:
             >>> cache = KernelCache()
-            >>> choose, make = lambda rows, dtype: Choice("dense", 1.0), lambda name: None
             >>> with cache.pause():
-            ...     cache.kernel([], 1, torch.float32, choose, make) is None
+            ...     cache.choose(1, torch.float32, lambda rows, dtype: Choice("dense", 1.0)) is None
             True
         """
         self._is_paused = True
@@ -252,35 +253,35 @@ class KernelCache:
         """The kernels that were called, by the number of rows that they were measured for."""
         return {rows: name for (rows, _, _), name in sorted(self._chosen.items(), key=lambda item: item[0][0])}
 
-    def kernel(
-        self,
-        tensors: Sequence[Tensor],
-        rows: int,
-        dtype: torch.dtype,
-        choose: Callable[[int, torch.dtype], Choice | None],
-        make: Callable[[str], Kernel],
-    ) -> Kernel | None:
-        """The kernel for a product; None if the matrix should be decoded.
+    def choose(self, rows: int, dtype: torch.dtype, measure: Callable[[int, torch.dtype], Choice | None]) -> str | None:
+        """The name of the kernel for a product; None while the cache is paused.
 
         Args:
-            tensors: the tensors that a kernel is made from.
             rows: rows of the input.
             dtype: dtype of the input.
-            choose: returns the choice for rows and a dtype; called once for each of them and each number of threads.
-            make: makes the kernel of a name.
+            measure: returns the choice for rows and a dtype, None to decode the matrix without a measurement; called
+                once for each of them and each number of threads.
         """
         if self._is_paused:
             return None
         key = (measured_rows(rows), dtype, torch.get_num_threads())
         if key not in self._chosen:
-            choice = choose(rows, dtype)
+            choice = measure(rows, dtype)
             self._chosen[key] = DECODED if choice is None else choice.kernel
-        name = self._chosen[key]
-        if name == DECODED:
-            return None
+        return self._chosen[key]
+
+    def kernel(self, tensors: Sequence[Tensor], name: str, dtype: torch.dtype, make: Callable[[], Kernel]) -> Kernel:
+        """The kernel of a name.
+
+        Args:
+            tensors: the tensors that it is made from.
+            name: its name.
+            dtype: dtype of the input.
+            make: makes the kernel.
+        """
         versions = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
         if versions != self._versions:
             self._kernels, self._versions = {}, versions
         if (name, dtype) not in self._kernels:
-            self._kernels[name, dtype] = make(name)
+            self._kernels[name, dtype] = make()
         return self._kernels[name, dtype]

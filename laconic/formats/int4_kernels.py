@@ -7,7 +7,7 @@ a whole row or the whole matrix, become several torch groups with one scale.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from math import gcd
 
 import torch
@@ -15,8 +15,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn.functional import pad
 
-from laconic.formats.bags import BagKernel
-from laconic.formats.code_matrix import CodeMatrix
+from laconic.formats.bags import BagKernel, byte_bags
+from laconic.formats.code_matrix import CodeMatrix, Decoder
 from laconic.formats.kernels import DECODED, DecodingKernel, Kernel, KernelFamily, align
 from laconic.formats.products import multiply
 from laconic.numerics.grid import Grid
@@ -115,6 +115,7 @@ class Int4Family(KernelFamily[CodeMatrix]):
     # For so small a matrix, tenths of a millisecond do not justify a measurement.
     small = DECODED
     max_rows = MAX_ROWS
+    keeps_decoder = True
 
     def __init__(self, bits: int, group: int | None, symmetric: bool) -> None:
         self.bits, self.group, self.symmetric = bits, group, symmetric
@@ -149,9 +150,21 @@ def int4_family(bits: int, group: int | None, symmetric: bool) -> Int4Family:
     return Int4Family(bits, group, symmetric)
 
 
+def decoding_kernel(matrix: CodeMatrix, dtype: torch.dtype) -> DecodingKernel:
+    """A kernel that decodes the matrix at each call, with the scales and zero points that it was constructed from.
+
+    Args:
+        matrix: the matrix.
+        dtype: dtype of the inputs.
+    """
+    decoder = Decoder(matrix)
+    return DecodingKernel(partial(decoder.dense, dtype), multiply, decoder.nbytes)
+
+
 KERNELS: Mapping[str, Callable[[CodeMatrix, torch.dtype], Kernel]] = {
-    DECODED: lambda matrix, dtype: DecodingKernel(lambda: matrix.dense(dtype), multiply),
+    DECODED: decoding_kernel,
     "bags": lambda matrix, _: BagKernel(matrix),
+    "byte-bags": byte_bags,
     "weight-only": WeightOnly4,
 }
 """None of them keeps the dense matrix, because these layers are used to save memory."""

@@ -72,6 +72,7 @@ class DecodingKernel(Kernel):
     Args:
         dense: returns the dense matrix.
         product: multiplies inputs by the dense matrix and adds a bias.
+        kept_nbytes: bytes that are kept to decode it.
 
     Example:
         >>> DecodingKernel(lambda: torch.eye(2))(torch.ones(1, 2), torch.ones(2))
@@ -82,8 +83,13 @@ class DecodingKernel(Kernel):
         self,
         dense: Callable[[], Float[Tensor, "out in"]],
         product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = linear,
+        kept_nbytes: int = 0,
     ) -> None:
-        self._dense, self._product = dense, product
+        self._dense, self._product, self._kept_nbytes = dense, product, kept_nbytes
+
+    @property
+    def nbytes(self) -> int:
+        return self._kept_nbytes
 
     def __call__(self, x: Float[Tensor, "rows in"], bias: Float[Tensor, " out"] | None) -> Float[Tensor, "rows out"]:
         return self._product(x, self._dense(), bias)
@@ -99,6 +105,7 @@ class KernelFamily(ABC, Generic[M]):
         max_rows: with more rows, the matrix is decoded without a measurement.
         stand_ins: the name of a more exact kernel, by the name of a kernel that is tried only if the more exact one
             gives wrong sums.
+        keeps_decoder: whether layers keep the kernel `decoded` for the next product; else they decode without it.
     """
 
     name: str
@@ -106,6 +113,7 @@ class KernelFamily(ABC, Generic[M]):
     small: str
     max_rows: float
     stand_ins: ClassVar[Mapping[str, str]] = {}
+    keeps_decoder: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -3,7 +3,7 @@
 All tensors are bytes: the codes, the scales or values that they stand for, and the mask of pruned weights. A cast of
 the model to another dtype does not change them, and the file is as large as the layer in memory. A product decodes the
 matrix, multiplies and drops it, so that one layer at a time is dense; or a kernel multiplies with the codes, where that
-was measured to be faster on this machine (`laconic.formats.autotune`).
+is faster on this machine (`laconic.formats.autotune`).
 """
 
 from abc import abstractmethod
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from laconic.formats.autotune import Choice, KernelCache, autotune, can_use_kernels
 from laconic.formats.base import EmbeddingFormat, Format, byte_parameter, copy_bias, empty_bytes
-from laconic.formats.kernels import Kernel, KernelFamily
+from laconic.formats.kernels import DECODED, Kernel, KernelFamily
 from laconic.formats.products import multiply
 from laconic.numerics.grid_search import LARGEST_SCALE
 from laconic.numerics.packing import (
@@ -116,8 +116,7 @@ class PackedCodes(Format):
             self.kept_bits = byte_parameter(pack_mask(mask))
 
     def dense(self) -> Float[Tensor, "out in"]:
-        codes, mask = self.unpack_codes(), self.support
-        values = self.decode(codes, None)
+        values, mask = self.decode(self.unpack_codes(), None), self.support
         return (values if mask is None else torch.where(mask, values, 0)).to(self.weight.dtype)
 
     def unpack_codes(self) -> Integer[Tensor, "out in"]:
@@ -141,8 +140,8 @@ class PackedCodes(Format):
         """Some columns of the matrix; without a mask no other column is decoded."""
         if self.kept_bits is not None:
             return self.dense()[:, which]
-        rows = torch.arange(self.out_features, device=which.device)[:, None]
-        codes = unpack_at(self.codes.detach(), self.bits, rows * self.in_features + which)
+        starts = torch.arange(self.out_features, device=which.device)[:, None] * self.in_features
+        codes = unpack_at(self.codes.detach(), self.bits, starts + which)
         return self.decode(codes, which).to(self.weight.dtype)
 
     @property
@@ -186,20 +185,21 @@ class PackedCodes(Format):
     def forward(self, x: Tensor) -> Tensor:
         if self._decoded is not None:
             return multiply(x, self._decoded, self.bias)
-        kernel = self.find_kernel(x)
+        kernel = self.find_kernel(x, decodes=True)
         if kernel is None:
             return multiply(x, self.dense(), self.bias)
         return kernel(x.reshape(-1, self.in_features), self.bias).view(*x.shape[:-1], self.out_features)
 
-    def find_kernel(self, x: Float[Tensor, "... in"]) -> Kernel | None:
-        """The kernel that multiplies these inputs by the codes; None if the matrix should be decoded."""
-        family, rows = self.kernel_family, x.shape[:-1].numel()
-        if family is None or rows > family.max_rows or not can_use_kernels(x, self.weight.dtype, self.shift):
+    def find_kernel(self, x: Float[Tensor, "... in"], decodes: bool = False) -> Kernel | None:
+        """The kernel for these inputs; None if there is none, or unless `decodes` if the matrix should be decoded."""
+        family = self.kernel_family
+        if family is None or not can_use_kernels(x, self.weight.dtype, self.shift):
             return None
-        tensors, make = (self.codes, self.shared_values), family.makers
-        return self.kernels.kernel(
-            tensors, rows, x.dtype, self.kernel_choice, lambda name: make[name](self.matrix, x.dtype)
-        )
+        name = self.kernels.choose(x.shape[:-1].numel(), x.dtype, self.kernel_choice)
+        if name is None or (name == DECODED and not (decodes and family.keeps_decoder)):
+            return None
+        tensors, make = (self.codes, self.shared_values), family.makers[name]
+        return self.kernels.kernel(tensors, name, x.dtype, lambda: make(self.matrix, x.dtype))
 
     def nbytes(self) -> int:
         return sum(self.get_parameter(name).numel() for name in self.packed_names)

@@ -1,7 +1,7 @@
 """Integers times a scale, plus a shift, row by row, by functions that torch has for quantized embeddings."""
 
-from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int32, Integer, UInt8
@@ -50,7 +50,7 @@ def scale_rows(
 
 
 def can_scale_packed(stream: UInt8[Tensor, " bytes"], bits: int, columns: int) -> bool:
-    """Whether `scale_packed_rows` can read rows of `columns` codes each.
+    """Whether `PackedRows` can have rows of `columns` codes each.
 
     Args:
         stream: the bytes of all codes.
@@ -67,36 +67,60 @@ def can_scale_packed(stream: UInt8[Tensor, " bytes"], bits: int, columns: int) -
     return columns * bits % (8 * NUMBERS.itemsize) == 0 and stream.storage_offset() % NUMBERS.itemsize == 0
 
 
-def scale_packed_rows(
-    stream: UInt8[Tensor, " bytes"],
-    bits: int,
-    scale: Float[Tensor, " rows"],
-    zero: Float[Tensor, " rows"],
-    at_once: int | None = None,
-) -> Iterator[Float[Tensor, "some columns"]]:
-    """scale · (code − zero) in fp32, of packed codes that fill whole words of four bytes in each row.
+class PackedRows(NamedTuple):
+    """Rows of packed codes, with what scales each row, as torch's functions for embeddings read them.
 
     Args:
-        stream: the codes, as `laconic.numerics.packing.pack` returns them.
-        bits: 2 or 4, the bits of a code.
+        words: the codes of each row.
+        numbers: of each row, the scale 1 and the shift −zero of its embedding, in one word.
         scale: of each row, in fp32.
-        zero: of each row, a whole number from 0 to 2^bits − 1.
-        at_once: rows that are returned at a time; None for all.
+        bits: 2 or 4, the bits of a code.
 
     Example:
         >>> codes = torch.tensor([0x10, 0x32, 0x54, 0x76], dtype=torch.uint8)
-        >>> next(scale_packed_rows(codes, 4, torch.tensor([0.5]), torch.tensor([2.0])))
+        >>> rows = PackedRows.of(codes, 4, torch.tensor([0.5]), torch.tensor([2.0]))
+        >>> rows.scaled(0, 1)
         tensor([[-1.0000, -0.5000,  0.0000,  0.5000,  1.0000,  1.5000,  2.0000,  2.5000]])
     """
-    at_once = at_once or len(scale)
-    # An embedding is the codes of a row minus its zero point. The scale is its weight in a bag of its own.
-    numbers = _one_and_shift(bits).index_select(0, zero.int())[:, None].split(at_once)
-    words = stream.view(NUMBERS).view(len(scale), -1).split(at_once)
-    order = torch.arange(at_once, dtype=torch.int32)
-    # The weights are read in the order of memory, whichever strides they have.
-    for parts, weights in zip(zip(words, numbers, strict=True), scale.contiguous().split(at_once), strict=True):
-        rows, which = torch.cat(parts, dim=1).view(torch.uint8), order[: len(weights)]
-        yield PACKED_BAGS[bits](rows, which, which, False, 0, False, weights, None, False)
+
+    words: Int32[Tensor, "rows words"]
+    numbers: Int32[Tensor, "rows 1"]
+    scale: Float[Tensor, " rows"]
+    bits: int
+
+    @classmethod
+    def of(
+        cls, stream: UInt8[Tensor, " bytes"], bits: int, scale: Float[Tensor, " rows"], zero: Float[Tensor, " rows"]
+    ) -> "PackedRows":
+        """The rows of a stream of codes, for which `can_scale_packed` holds. The codes are not copied.
+
+        Args:
+            stream: the codes, as `laconic.numerics.packing.pack` returns them.
+            bits: 2 or 4, the bits of a code.
+            scale: of each row, in fp32.
+            zero: of each row, a whole number from 0 to 2^bits − 1.
+        """
+        numbers = _one_and_shift(bits).index_select(0, zero.int())[:, None]
+        # The scales are read in the order of memory, whichever strides they have.
+        return cls(stream.view(NUMBERS).view(len(scale), -1), numbers, scale.contiguous(), bits)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept in addition to the codes."""
+        return self.numbers.nbytes + self.scale.nbytes
+
+    def scaled(self, start: int, stop: int) -> Float[Tensor, "some columns"]:
+        """scale · (code − zero) in fp32, of the rows from `start` up to `stop`."""
+        # An embedding is the codes of a row minus its zero point. The scale is its weight in a bag of its own.
+        rows = torch.cat((self.words[start:stop], self.numbers[start:stop]), dim=1).view(torch.uint8)
+        which = _order(len(rows))
+        return PACKED_BAGS[self.bits](rows, which, which, False, 0, False, self.scale[start:stop], None, False)
+
+
+@lru_cache(maxsize=16)
+def _order(count: int) -> Int32[Tensor, " count"]:
+    """The numbers from 0 to `count` − 1."""
+    return torch.arange(count, dtype=torch.int32)
 
 
 @cache

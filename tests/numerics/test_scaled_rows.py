@@ -6,7 +6,7 @@ import torch
 from laconic.formats.code_matrix import CodeMatrix
 from laconic.numerics.grid import Grid, dequantize
 from laconic.numerics.packing import pack
-from laconic.numerics.scaled_rows import can_scale_packed, scale_packed_rows, scale_rows
+from laconic.numerics.scaled_rows import PackedRows, can_scale_packed, scale_rows
 
 
 @pytest.mark.parametrize("columns", [1, 7, 64, 100])
@@ -33,9 +33,9 @@ def test_packed_rows_are_scaled_exactly(bits: int, columns: int):
     stream = pack(codes.view(-1), bits)
     assert can_scale_packed(stream, bits, columns)
     expected = (codes - zero[:, None].double()) * scale[:, None].double()
-    for at_once in (None, 8):
-        parts = list(scale_packed_rows(stream, bits, scale, zero, at_once))
-        assert torch.equal(torch.cat(parts).double(), expected)
+    rows = PackedRows.of(stream, bits, scale, zero)
+    assert torch.equal(rows.scaled(0, 33).double(), expected)
+    assert torch.equal(rows.scaled(8, 20).double(), expected[8:20])
 
 
 def test_rows_that_are_no_whole_words_are_not_scaled_while_packed():
