@@ -2,7 +2,7 @@
 
 A kernel may multiply a few rows by codes without decoding them (`laconic.formats.bags`, and for bfloat16
 `laconic.formats.int4_kernels`). It keeps a copy of the codes in another order: 2, 4 or 8 more bits of memory for each
-weight of a layer that it was used for.
+weight of a layer that it was used for. A decoded layer keeps 8 bytes for each group.
 """
 
 from typing import Any
