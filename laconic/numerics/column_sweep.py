@@ -114,7 +114,7 @@ def columns_of(grid: Grid, columns: Integer[Tensor, " n"], mask: Bool[Tensor, "o
 
 
 def coarsen(R: Triangle, D: Float[Tensor, " n"]) -> Triangle:
-    """R with its rows above the corners in bfloat16, where products are faster in it and it is exact enough.
+    """R as sweeps use it: of many columns in fp32, the rows above the corners in bfloat16 where that is exact enough.
 
     Rounding to bfloat16 changes a number by up to ε = 2⁻⁸ of its size, by a variance of about ε² / 6. R, the errors and
     their products are rounded. If the errors of all columns have the size e, this changes the terms of column q by a
@@ -126,14 +126,16 @@ def coarsen(R: Triangle, D: Float[Tensor, " n"]) -> Triangle:
         D: the cost of an error of each column.
 
     Returns:
-        R itself if bfloat16 is not faster, or adds more than COARSE_COST of the loss.
+        R in fp32 if bfloat16 is not faster, or adds more than COARSE_COST of the loss; R itself if it has few columns.
     """
-    if len(R) < COARSE_FROM or not _multiplies_bfloat16(D.device):
+    if len(R) < COARSE_FROM:
         return R
+    if not _multiplies_bfloat16(D.device):
+        return R.to(torch.float32)
     squares = torch.cat([above.square().sum(0) for above in R.above])
     variance = (torch.finfo(torch.bfloat16).eps / 2) ** 2 / 2
     exact_enough = bool(variance * (D @ squares.double()) <= COARSE_COST * D.sum())
-    return R.to(R.corners[0].dtype, above=torch.bfloat16) if exact_enough else R
+    return R.to(torch.float32, above=torch.bfloat16 if exact_enough else None)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -40,7 +40,7 @@ class UnitFactor(NamedTuple):
     """The factors of S = R D R^T.
 
     Args:
-        R: upper triangular, with ones on the diagonal; in fp64, or rounded to fp32 for many columns.
+        R: upper triangular, with ones on the diagonal; in fp64, or in fp32 if that is exact enough for many columns.
         D: the diagonal of the middle factor, in fp64. D_j is the cost of an error of column j after later columns have
             compensated for it.
 
@@ -66,13 +66,8 @@ class UnitFactor(NamedTuple):
         """
         order = torch.arange(len(S), device=S.device) if order is None else order
         diagonal = S.diagonal().double() + ridge
-        if len(S) < SINGLE_FROM:
-            return _factor_double(S, diagonal, order)
-        factor = _factor_single(S, diagonal, order)
-        if factor is None:
-            exact = _factor_double(S, diagonal, order)
-            factor = cls(exact.R.to(torch.float32), exact.D)
-        return factor
+        single = _factor_single(S, diagonal, order) if len(S) >= SINGLE_FROM else None
+        return _factor_double(S, diagonal, order) if single is None else single
 
     def inverse_diagonal(self) -> Float[Tensor, " n"]:
         """The diagonal of S^{-1}, in fp64.

@@ -49,5 +49,11 @@ def test_without_instructions_for_bfloat16_terms_are_computed_in_fp32(monkeypatc
     assert is_coarsened(R)
 
 
+def test_a_factor_in_fp64_is_rounded_to_fp32_for_sweeps(with_instructions: None) -> None:
+    n = column_sweep.COARSE_FROM
+    R = torch.eye(n).double() + 3 * torch.ones(n, n).double().triu(1)
+    assert coarsen(Triangle.from_dense(R), torch.ones(n).double()).dense().dtype == torch.float32
+
+
 def is_coarsened(R: torch.Tensor) -> bool:
     return coarsen(Triangle.from_dense(R), torch.ones(len(R)).double()).is_coarse
