@@ -13,7 +13,7 @@ __all__ = ["llama"]
 
 
 def states(scratch: Path, pattern: str = "*") -> list[Path]:
-    return sorted((scratch / "states").glob(pattern))
+    return sorted(file for file in (scratch / "states").rglob(pattern) if file.is_file())
 
 
 def empty_all(scratch: Path) -> None:
