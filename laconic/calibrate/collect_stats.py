@@ -60,7 +60,8 @@ class Calibration:
 
     def shares(self) -> list[tuple[Batch, torch.Generator]]:
         """This process's share of the batches, as `share` yields them, without progress."""
-        seeds = torch.randint(2**32, (len(self.batches),), generator=torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator().manual_seed(self.seed)
+        seeds = torch.randint(2**32, (len(self.batches),), generator=generator, device="cpu")
         mine = processes.shard(list(zip(self.batches, seeds.tolist(), strict=True)))
         return [(batch, torch.Generator().manual_seed(seed)) for batch, seed in mine]
 

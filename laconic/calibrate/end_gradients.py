@@ -46,7 +46,7 @@ def differentiate_end(
                     predictions.append(count)
                     found.append(take_gradient(last))
             gradients.append(torch.stack(found))
-            counts.append(torch.tensor(predictions[-1]))
+            counts.append(torch.tensor(predictions[-1], device="cpu"))
             recorder.count_predictions(predictions[-1])
     counts.complete()
     gradients.complete()

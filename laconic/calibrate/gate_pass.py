@@ -74,7 +74,7 @@ class _GatePass(BackwardPass):
     @property
     def predictions(self) -> int:
         """The number of predictions of all batches, over all processes."""
-        return int(all_reduce_sum(torch.tensor(sum(self._predictions))))
+        return int(all_reduce_sum(torch.tensor(sum(self._predictions), device="cpu")))
 
     def is_measured(self, path: str) -> bool:
         return True

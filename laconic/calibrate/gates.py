@@ -69,7 +69,9 @@ def gate_gradients(lm: LanguageModel, data: Calibration, groups: Sequence[Prunab
     """
     check_not_empty(data)
     counts = {group.coupling: group.count for group in groups}
-    found = {key: GateGradients(*torch.zeros(2, count, dtype=torch.float64)) for key, count in counts.items()}
+    found = {
+        key: GateGradients(*torch.zeros(2, count, dtype=torch.float64, device="cpu")) for key, count in counts.items()
+    }
     if lm.loans is not None:
         _add_streamed(lm, data, groups, found)
     else:

@@ -72,8 +72,8 @@ class Reservoir:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.rows = torch.empty(0, 0)
-        self._keys = torch.empty(0, dtype=torch.long)
+        self.rows = torch.empty(0, 0, device="cpu")
+        self._keys = torch.empty(0, dtype=torch.long, device="cpu")
 
     def add(self, rows: Float[Tensor, "rows width"], keys: Int[Tensor, " rows"]) -> None:
         """Add rows with their keys."""

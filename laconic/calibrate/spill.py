@@ -145,7 +145,7 @@ class HiddenStates:
             EOFError: the file was cut off.
         """
         assert self._file is not None
-        tensor = torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
+        tensor = torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]), device="cpu")
         with self._file.open("rb") as file:
             file.seek(entry["start"])
             if file.readinto(_bytes_of(tensor)) != tensor.nbytes:

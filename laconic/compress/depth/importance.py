@@ -82,7 +82,8 @@ def distances(lm: LanguageModel, data: Calibration, cuts: Mapping[str, list[Cut]
 
 def _means(sums: Mapping[Cut, float], counts: Mapping[Cut, int]) -> dict[Cut, float]:
     """The mean of each cut over the tokens of all processes."""
-    both = torch.tensor([[sums[cut], counts.get(cut, 0)] for cut in sums], dtype=torch.float64).reshape(-1, 2)
+    pairs = [[sums[cut], counts.get(cut, 0)] for cut in sums]
+    both = torch.tensor(pairs, dtype=torch.float64, device="cpu").reshape(-1, 2)
     totals, numbers = processes.all_reduce_sum(both).T
     return dict(zip(sums, (totals / numbers.clamp(min=1)).tolist(), strict=True))
 
@@ -133,7 +134,7 @@ def importances(lm: LanguageModel, data: Calibration, cuts: Sequence[Cut]) -> di
     finally:
         for parameter in trained:
             parameter.requires_grad_()
-    count = int(processes.all_reduce_sum(torch.tensor(count)))
+    count = int(processes.all_reduce_sum(torch.tensor(count, device="cpu")))
     return dict(zip(cuts, (0.5 * processes.all_reduce_sum(total) / max(count, 1)).tolist(), strict=True))
 
 
