@@ -50,7 +50,6 @@ TESTED_BY = {
     "laconic.model.targets": "model/test_sites.py",
     "laconic.field_readers": "test_typed.py",
     "laconic.recipe.building": "recipe/test_parse.py",
-    "laconic.recipe.estimate.in_memory": "recipe/test_estimate.py",
     "laconic.recipe.estimate.units": "recipe/test_estimate.py",
     "laconic.recover.student_init": "recover/test_student.py",
     "laconic.recover.trainable": "recover/test_training.py",

@@ -17,9 +17,8 @@ from laconic.errors import UserError
 from laconic.evaluate import Conditions, Cost, Evaluation, Fidelity, calibration_sources, check_comparable, check_tasks
 from laconic.evaluate.metrics import Interval
 from laconic.evaluate.paired import Difference
-from laconic.evaluate.perplexity import Perplexity
 from laconic.evaluate.run import EvaluationSettings, evaluate_in_turn
-from laconic.evaluate.tasks import load_corpus, select_tasks
+from laconic.evaluate.tasks import check_streamed_tasks, load_corpus
 from laconic.model import LanguageModel
 from laconic.model.loading import load_streamed
 from laconic.progress import Track, silent
@@ -230,15 +229,7 @@ def _check_streamed(names: Sequence[str], model: ModelInput, original: ModelInpu
     """
     if runtime != EAGER:
         raise UserError(f"With stream, models run in torch block by block; got the runtime '{runtime}'; use '{EAGER}'.")
-    selected = select_tasks(names, compared=original is not None)
-    other = next((name for name, task in selected.tasks.items() if not isinstance(task, Perplexity)), None)
-    if other is not None or not selected.compares_in_windows:
-        named = other or next(iter(names), "")
-        got = f"'{named}'" if named else "no task"
-        raise UserError(
-            f"With stream, perplexity and the distance in its windows are measured; got {got}; name perplexity:SOURCE, "
-            "or evaluate without stream."
-        )
+    check_streamed_tasks(names, compared=original is not None)
     if any(one is not None and one.loaded is not None for one in (model, original)):
         raise UserError("stream reads models from their files; give their folders or hub names.")
 

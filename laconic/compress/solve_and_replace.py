@@ -113,7 +113,8 @@ def _solve_divided(
         if group is together[-1]:
             found = {name: wholes for share in processes.all_gather(own) for name, wholes in share.items()}
             for each in waiting:
-                finish(each.group, [whole.to(lm.device) for whole in found[each.group.name]], each.problems)
+                finish(each.group, [whole.to(lm.device) for whole in found.pop(each.group.name)], each.problems)
+                free_replaced(lm)
             waiting, own = [], {}
 
 

@@ -218,6 +218,27 @@ def standalone_tasks(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(find_task(name), EvalTask))
 
 
+def check_streamed_tasks(names: Sequence[str], compared: bool) -> None:
+    """Check that tasks can be measured on models that are read block by block.
+
+    Args:
+        names: the names of the tasks.
+        compared: whether the model is compared with an original.
+
+    Raises:
+        UserError: a task is no perplexity; or as `select_tasks`.
+    """
+    selected = select_tasks(names, compared)
+    other = next((name for name, task in selected.tasks.items() if not isinstance(task, Perplexity)), None)
+    if other is not None or not selected.compares_in_windows:
+        named = other or next(iter(names), "")
+        got = f"'{named}'" if named else "no task"
+        raise UserError(
+            f"With stream, perplexity and the distance in its windows are measured; got {got}; name perplexity:SOURCE, "
+            "or evaluate without stream."
+        )
+
+
 def check_task(name: str, lm: LanguageModel | None = None) -> None:
     """`check_tasks` for one task of a model that is not compared with another.
 

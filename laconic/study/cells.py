@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from laconic.allocate import plan_to_config
 from laconic.calibrate.passes import describe_machine as describe_device
 from laconic.compress import Step
 from laconic.errors import LONGEST_SENTENCE, truncate
@@ -20,6 +21,8 @@ from laconic.evaluate.score_cache import versions
 from laconic.evaluate.tasks import find_task
 from laconic.fingerprint import hash_class, hash_classes
 from laconic.formats.autotune import machine
+from laconic.model import LanguageModel
+from laconic.recipe.flow import CombinedOutcome
 from laconic.recipe.schema import Recipe, key_of, spell_recipe, spell_step
 from laconic.registry import plugins
 from laconic.study.axes import Label
@@ -30,6 +33,8 @@ DONE = "done"
 """The state of a cell with a result."""
 FAILED = "failed"
 """The state of a cell that ended with an error."""
+MODELS = "models"
+"""The folder of the models that a study keeps, in its own folder."""
 ORIGINAL, TRAINING, COMBINATION = "original", "training", "combination"
 
 
@@ -94,7 +99,7 @@ class Cell:
         if self.prepare:
             axes["seed"] = self.axes.get("seed")
         else:
-            fresh = Recipe(model=recipe.model, steps=(), label_order=recipe.label_order)
+            fresh = Recipe(model=recipe.model, steps=(), label_order=recipe.label_order, stream=recipe.stream or None)
             recipe = replace(fresh, evaluate=recipe.evaluate)
         labels = {name: label for name, label in axes.items() if name in self.axes}
         return Cell(axes=labels, recipe=recipe, prepare=self.prepare, baseline=True)
@@ -110,6 +115,31 @@ class Cell:
     def describe(self) -> str:
         """The name of the cell in error messages, such as "study at model m, method svd"."""
         return "study at " + ", ".join(f"{name} {label}" for name, label in self.axes.items() if label is not None)
+
+
+def result(cell: Cell, changes: CombinedOutcome, size: int | None) -> dict[str, Any]:
+    """The part of the record of a compressed model that describes the model.
+
+    Args:
+        cell: the cell.
+        changes: the results of its steps.
+        size: bytes of the saved weights.
+    """
+    return {
+        "bytes": changes.nbytes,
+        "dense_bytes": changes.dense_nbytes,
+        "file_bytes": size,
+        "sites": plan_to_config(changes.plan),
+        "dropped": [{stack: list(blocks) for stack, blocks in step.items()} for step in changes.dropped],
+        "predicted_losses": list(changes.predicted_losses),
+        "output": f"{MODELS}/{cell.key}" if cell.save else None,
+    }
+
+
+def dense_sizes(lm: LanguageModel) -> dict[str, Any]:
+    """The bytes of the matrices and of the saved weights of an uncompressed model, whose weights need not be loaded."""
+    dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
+    return {"bytes": dense, "dense_bytes": dense, "file_bytes": lm.size()[1]}
 
 
 def _plugin_code(recipe: Recipe, prepare: tuple[Step, ...] = ()) -> list[str]:

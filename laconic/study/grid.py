@@ -134,6 +134,7 @@ def _recipe(study: Study, point: Point) -> tuple[Recipe, set[str]]:
         label_order=study.order_of(point["model"].label if "model" in point else None) or base.label_order,
         steps=steps,
         evaluate=EvaluationConfig(tasks=tasks, cost=study.cost, limit=study.limit),
+        stream=base.stream if study.stream is None else study.stream,
     )
     return recipe, ignored | ignored_settings
 

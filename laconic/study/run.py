@@ -21,6 +21,7 @@ from laconic.study.cells import DONE, FAILED, Cell
 from laconic.study.executors import Executor
 from laconic.study.ledger import InvalidFile, Ledger, Record
 from laconic.study.mlflow_logger import MlflowLogger
+from laconic.study.streamed_cell import check_streamed
 from laconic.study.worker import COLLECTED, WorkItem
 
 POLL_SECONDS = 2.0
@@ -85,7 +86,9 @@ def check_cells(cells: Sequence[Cell]) -> None:
             model = models[source] = models.get(source) or with_tokenizers(structures[source])
             if cell.prepare:
                 model = _dry_run(cell, model.with_label_order(cell.recipe.label_order), read_cached)
-            check_recipe(cell.recipe, model, compared=True, read=read_cached, rows=rows_cached)
+            changed = check_recipe(cell.recipe, model, compared=True, read=read_cached, rows=rows_cached)
+            if cell.recipe.stream:
+                check_streamed(cell, changed)
         except UserError as error:
             raise add_place(error, cell.describe()) from error
 

@@ -53,6 +53,8 @@ class Study:
         cost: whether to measure size, latency and memory as well; or the conditions under which to measure them.
         prepare: for each task, steps such as fine-tuning that run once before the compression.
         save: whether to keep all compressed models in the folder of the study.
+        stream: load one block at a time, when models are compressed and evaluated, for models that are larger than
+            memory. The tasks are then perplexity, and no cost is measured. None for the value in the cell's recipe.
         mlflow: True to log cells in an MLflow store in the folder of the study, or the tracking URI of a server.
     """
 
@@ -74,6 +76,7 @@ class Study:
     cost: bool | Conditions = False
     prepare: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
     save: bool = False
+    stream: bool | None = None
     mlflow: bool | str = False
 
     def order_of(self, model: Label) -> tuple[Name, ...] | None:

@@ -14,7 +14,6 @@ from datasets.exceptions import DatasetsError
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from laconic.allocate import plan_to_config
 from laconic.cache import cache_folder
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.sources import read
@@ -28,12 +27,24 @@ from laconic.progress import Track, silent
 from laconic.recipe.flow import apply_steps
 from laconic.recipe.run import extra_files, run
 from laconic.store import file_bytes, save
-from laconic.study.cells import DONE, Cell, failure, record_header, replace_non_finite
+from laconic.study.cells import (
+    DONE,
+    MODELS,
+    Cell,
+    dense_sizes,
+    failure,
+    record_header,
+    replace_non_finite,
+    result,
+)
 from laconic.study.shared_folder import remove_stale_scratch, scratch_folder
+from laconic.study.streamed_cell import measure_streamed
 
 COLLECTED, REUSED = "collected", "kept"
 """Values of `statistics` in a record: statistics were collected for this cell, or read from the cache."""
-MODELS, PREPARED = "models", "prepared"
+PREPARED = "prepared"
+ATTEMPTS = 3
+"""The number of worker processes that may die on the same cell before the cell counts as failed."""
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError,
     RuntimeError, TypeError, ValueError, DatasetsError, SafetensorError,
@@ -109,20 +120,25 @@ class Worker:
         """
         start = time.perf_counter()
         try:
-            result = {"state": DONE, **self._measure(item)}
+            measured = {"state": DONE, **self._measure(item)}
         except FAILURES as error:
-            result = failure(type(error).__name__, str(error))
+            measured = failure(type(error).__name__, str(error))
             if not isinstance(error, UserError):
-                result["error"]["traceback"] = traceback.format_exc()
-        seconds = {"total": round(time.perf_counter() - start, 3), **result.get("seconds", {})}
+                measured["error"]["traceback"] = traceback.format_exc()
+        seconds = {"total": round(time.perf_counter() - start, 3), **measured.get("seconds", {})}
         header = record_header(item.cell, self._workers, self._device)
-        return header | replace_non_finite(result) | {"seconds": seconds}
+        return header | replace_non_finite(measured) | {"seconds": seconds}
 
     def _measure(self, item: WorkItem) -> dict[str, Any]:
         cell = item.cell
+        if cell.recipe.stream:
+            # Other models are not needed beside a model that is larger than memory.
+            self._stats = self._context = None
+            source = self._model_source(cell)
+            return measure_streamed(cell, source, self._folder, self._references, self._device, self._track)
         context = self._load_context(cell)
         if cell.baseline:
-            return self._evaluate(cell, context.lm, None) | _dense_sizes(context.lm)
+            return self._evaluate(cell, context.lm, None) | dense_sizes(context.lm)
         start = time.perf_counter()
         first = cell.recipe.steps[0]
         stats, origin = None, None
@@ -142,14 +158,8 @@ class Worker:
             size = file_bytes(folder)
         return {
             **evaluation,
-            "bytes": changes.nbytes,
-            "dense_bytes": changes.dense_nbytes,
-            "file_bytes": size,
-            "sites": plan_to_config(changes.plan),
-            "dropped": [{stack: list(blocks) for stack, blocks in step.items()} for step in changes.dropped],
-            "predicted_losses": list(changes.predicted_losses),
+            **result(cell, changes, size),
             "statistics": origin,
-            "output": f"{MODELS}/{cell.key}" if cell.save else None,
             "seconds": {"compress": round(seconds, 3), "evaluate": round(time.perf_counter() - start, 3)},
         }
 
@@ -250,9 +260,3 @@ class Worker:
         if folder.exists():
             shutil.rmtree(folder)
         return folder
-
-
-def _dense_sizes(lm: LanguageModel) -> dict[str, Any]:
-    """The bytes of the matrices and of the saved weights of an uncompressed model."""
-    dense = sum(rows * columns for rows, columns in (site.shape for site in lm.sites())) * lm.dtype.itemsize
-    return {"bytes": dense, "dense_bytes": dense, "file_bytes": lm.size()[1]}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from tests.architectures import BY_NAME
 from tests.conftest import SENTENCES
 from tests.study.forked import Forked, end_server
 
@@ -50,6 +51,24 @@ def little_study(two_classes: Path, little_data: Path) -> dict[str, Any]:
         "data": "glue/sst2",
         "samples": 4,
         "tasks": ["glue/sst2"],
+    }
+
+
+@pytest.fixture
+def streamed_study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Any]:
+    """One method on a tiny language model, which is read block by block."""
+    folder = tmp_path_factory.mktemp("models") / "words"
+    BY_NAME["gpt2"].model().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    texts, judged = folder.parent / "texts.txt", folder.parent / "judged.txt"
+    texts.write_text("\n".join(SENTENCES * 2))
+    judged.write_text("\n".join(sentence.replace("the ", "the the ") for sentence in SENTENCES))
+    return {
+        "axes": {"model": [str(folder)], "method": ["gptq:bits=4"]},
+        "data": str(texts),
+        "samples": 4,
+        "tasks": [f"perplexity:{judged}"],
+        "stream": True,
     }
 
 

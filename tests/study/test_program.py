@@ -13,7 +13,7 @@ from laconic.cli.main import status
 from laconic.progress import silent
 from laconic.study import Ledger, cells_of, check_cells, make_executor, read_study, study_from
 from laconic.study.cells import failure, record_header
-from laconic.study.executors import RayExecutor
+from laconic.study.ray_executor import RayExecutor
 
 STUDIES = Path(__file__).parents[2] / "laconic" / "recipes" / "studies"
 

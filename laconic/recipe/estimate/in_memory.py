@@ -39,30 +39,33 @@ def weight_memory(lm: LanguageModel) -> int:
     )
 
 
-def step_memory(lm: LanguageModel, step: Step, batches: Sequence[Batch]) -> int:
+def step_memory(lm: LanguageModel, step: Step, batches: Sequence[Batch], most_logits: int | None = None) -> int:
     """Bytes that a step needs with the model in memory, beyond the memory of the program itself.
 
     Args:
         lm: the model without weights, before the step.
         step: the step.
         batches: the calibration batches.
+        most_logits: the largest number of logits that are in memory at a time; None for those of a batch.
     """
     weights = weight_memory(lm) * (2 if step.needs_original else 1)
     tokens = max((batch["input_ids"].numel() for batch in batches), default=0)
+    logits = tokens * _words(lm) if most_logits is None else min(tokens * _words(lm), most_logits)
     if not isinstance(step, Compress):
         if not step.needs_data:
             return weights
-        return (TRAINED if step.prepares or not step.families else 1) * weights + _graph(lm, tokens)
+        return (TRAINED if step.prepares or not step.families else 1) * weights + _graph(lm, tokens, logits)
     sites = step.sites(lm)
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in step.needs)
     statistics = _statistics(step, sites)
-    running = 0 if not step.needs else _graph(lm, tokens) if with_gradients else _activations(lm, sites, tokens)
+    running = _graph(lm, tokens, logits) if with_gradients else _activations(sites, tokens, logits)
     solutions = sum(_solution(site) for site in sites) if any(method.caches_solution for method in step.methods) else 0
     # The cache writes a copy of the statistics, or of the solutions if the method can make all sizes from them.
     copied = solutions or (0 if step.is_sequential else statistics)
     copied = copied if step.needs and copied <= cache_limit() else 0
     tried = 0 if step.allocate == "uniform" else weights
-    return weights + statistics + max(running, solutions + copied + tried + _workspace(sites, with_gradients))
+    solving = solutions + copied + tried + _workspace(sites, with_gradients)
+    return weights + statistics + max(running if step.needs else 0, solving)
 
 
 def _statistics(step: Compress, sites: Iterable[Site]) -> int:
@@ -94,18 +97,18 @@ def _workspace(sites: Sequence[Site], with_gradients: bool) -> int:
     return SOLVER * FLOAT * largest + MOMENTS * DOUBLE * max(widths, default=0) ** 2
 
 
-def _activations(lm: LanguageModel, sites: Sequence[Site], tokens: int) -> int:
+def _activations(sites: Sequence[Site], tokens: int, logits: int) -> int:
     """Bytes of a forward pass over a batch: a few tensors of the widest layer, and the logits."""
     widest = max((max(site.shape) for site in sites if not site.is_lookup), default=0)
-    return tokens * FLOAT * max(3 * widest, LOGITS * _words(lm))
+    return FLOAT * max(3 * widest * tokens, LOGITS * logits)
 
 
-def _graph(lm: LanguageModel, tokens: int) -> int:
+def _graph(lm: LanguageModel, tokens: int, logits: int) -> int:
     """Bytes of the graph of a whole model on a batch, and of its logits."""
     sites = [site for site in lm.sites(("*",)) if site.block is not None]
     outputs = sum(site.shape[0] for site in sites)
     inputs = sum({site.input: site.shape[1] for site in sites}.values())
-    return int(tokens * FLOAT * (GRAPH * (outputs + inputs) + LOGITS_WITH_GRAPH * _words(lm)))
+    return int(FLOAT * (GRAPH * (outputs + inputs) * tokens + LOGITS_WITH_GRAPH * logits))
 
 
 def _words(lm: LanguageModel) -> int:
