@@ -75,7 +75,8 @@ class StackRecorder:
             kept = X if self._keeps_inputs else None
             leaf = output if output.requires_grad else output.detach().requires_grad_()
             leaf.register_hook(lambda G: self._update(kept, G.detach(), tokens))
-            return leaf.clone()
+            # Unlike other layers, an `ExpertLayer` changes no output in place, so no copy is needed.
+            return leaf.view_as(leaf)
 
         if self.gradients:
             return self.stack.register_forward_hook(on_return)

@@ -16,6 +16,7 @@ from torch import Tensor
 from laconic import processes
 from laconic.calibrate.statistic import Gradients, GradientStatistic, Inputs, InputStatistic, SequenceInputs, Statistic
 from laconic.numerics.gram import add_gram, mirror, symmetrize
+from laconic.numerics.grouped import sum_squared_products
 from laconic.numerics.moments import InputMoment, OutputMoment
 
 # Above this width a full second moment of gradients (a head's vocabulary) no longer fits in memory.
@@ -179,13 +180,7 @@ class Fisher(GradientStatistic):
             for tokens, g_row in zip(sequences, gradients, strict=True):
                 self._look_up(tokens, g_row)
             return
-        # One product at a time stays in the cache.
-        squares, product = (torch.empty(self.total.shape, dtype=g.dtype, device=g.device) for _ in range(2))
-        squares.zero_()
-        for x_row, g_row in zip(sequences, gradients, strict=True):
-            torch.mm(g_row.T, x_row, out=product)
-            squares.addcmul_(product, product)
-        self._add(squares)
+        self._add(sum_squared_products(zip(gradients, sequences, strict=True)))
 
     def _look_up(self, tokens: Int[Tensor, " tokens"], g: Float[Tensor, "tokens out"]) -> None:
         seen, place = tokens.unique(return_inverse=True)

@@ -122,15 +122,38 @@ def grouped_product(
             # The backward pass refuses an expanded gradient, such as that of a sum.
             product.register_hook(torch.Tensor.contiguous)
         return product
-    counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
-    # Unbind collects the gradients of all matrices in one tensor; each index would make a tensor of its own.
-    pairs = zip(x.split(counts), weight.unbind(), strict=True)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return torch.cat([nn.functional.linear(rows, matrix) for rows, matrix in pairs if len(rows)])
-    product = x.new_empty(len(x), weight.shape[1])
-    for (rows, matrix), own in zip(pairs, product.split(counts), strict=True):
+    return _GroupedProduct.apply(x, weight, ends.diff(prepend=ends.new_zeros(1)).tolist())
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """One product for each expert that has rows; results and gradients are written into one tensor each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.counts = counts
+        return _multiply_groups(x, weight.transpose(-2, -1), counts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        of_x = _multiply_groups(grads[0], weight, ctx.counts) if ctx.needs_input_grad[0] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.zeros_like(weight)
+            for grad, rows, own in zip(grads[0].split(ctx.counts), x.split(ctx.counts), of_weight, strict=True):
+                if len(rows):
+                    torch.mm(grad.T, rows, out=own)
+        return of_x, of_weight, None
+
+
+def _multiply_groups(
+    x: Float[Tensor, "pairs in"], matrices: Float[Tensor, "experts in out"], counts: list[int]
+) -> Float[Tensor, "pairs out"]:
+    product = x.new_empty(len(x), matrices.shape[2])
+    for rows, matrix, own in zip(x.split(counts), matrices, product.split(counts), strict=True):
         if len(rows):
-            torch.mm(rows, matrix.T, out=own)
+            torch.mm(rows, matrix, out=own)
     return product
 
 

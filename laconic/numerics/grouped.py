@@ -16,7 +16,7 @@ Notation: X (S, n) inputs and G (S, m) gradients at the outputs, one row for eac
 cumulative numbers of rows: the rows of expert e are those from ends[e − 1] to ends[e] − 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -140,9 +140,27 @@ def add_squared_products(
     """
     for expert, rows in expert_rows(ends):
         lengths = sequences[rows].unique_consecutive(return_counts=True)[1].tolist()
-        squares = torch.zeros_like(totals[expert], dtype=G.dtype)
-        product = torch.empty_like(squares)
-        for g, x in zip(G[rows].split(lengths), X[rows].split(lengths), strict=True):
-            torch.mm(g.T, x, out=product)
-            squares.addcmul_(product, product)
-        totals[expert] += squares
+        totals[expert] += sum_squared_products(zip(G[rows].split(lengths), X[rows].split(lengths), strict=True))
+
+
+def sum_squared_products(
+    sequences: Iterable[tuple[Float[Tensor, "_rows m"], Float[Tensor, "_rows n"]]],
+) -> Float[Tensor, "m n"]:
+    """Σ_q (Σ_{s ∈ q} g_s x_s^T)², element-wise, over at least one sequence q; in the dtype of the rows.
+
+    Args:
+        sequences: the rows G and X of each sequence.
+
+    Example:
+        >>> ones = torch.ones(2, 1)
+        >>> sum_squared_products([(ones, 3 * ones), (ones, ones)]).item()
+        40.0
+    """
+    (G, X), *others = sequences
+    squares = (G.T @ X).square_()
+    # One product takes the place of the other, so that it stays in the cache.
+    product = torch.empty_like(squares)
+    for G, X in others:
+        torch.mm(G.T, X, out=product)
+        squares.addcmul_(product, product)
+    return squares
