@@ -23,7 +23,7 @@ from laconic.calibrate.batching import batches
 from laconic.calibrate.corpus import sample
 from laconic.calibrate.sources import read
 from laconic.compress import Allocation, Compress
-from laconic.compress.allocators.spectrum import ALLOCATED
+from laconic.compress.allocators.corrected import ALLOCATED
 from laconic.compress.kl_metric import KLMetric
 from laconic.methods import KfacPrune, KfacSvd
 from laconic.model import LanguageModel

@@ -29,6 +29,7 @@ TESTED_BY = {
     "laconic.compress.checks": "recipe/test_order.py",
     "laconic.compress.depth.fitting": "compress/test_depth_replacement.py",
     "laconic.compress.depth.folding": "compress/test_depth_replacement.py",
+    "laconic.compress.plan_file": "recipe/test_resume_spectrum.py",
     "laconic.compress.progress_log": "recipe/test_resume.py",
     "laconic.evaluate.in_turn": "evaluate/test_perplexity.py",
     "laconic.evaluate.labelled_task": "evaluate/test_multi_label.py",

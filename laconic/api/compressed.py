@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from laconic.allocate import plan_to_config
 from laconic.api.arguments import to_folder
 from laconic.api.results import Part, Result
-from laconic.compress.allocators.spectrum import ALLOCATED, UNIFORM
+from laconic.compress.allocators.corrected import ALLOCATED, UNIFORM
 from laconic.compress.checks import DENSE, REACHED
 from laconic.formats import ExpertStack, Format
 from laconic.methods import Method

@@ -157,10 +157,10 @@ class BlockwisePass:
 
     def _finish(self, path: str) -> None:
         """Write a part back, or its solutions, after its layers were yielded."""
+        if self._files is not None:
+            self._files.save(path, self._solutions)
         if self.writes:
             self.lm.write_back(path)
-        elif self._files is not None:
-            self._files.save(path, self._solutions)
         self._solutions = {}
 
     def _stats(self, recorder: Recorder) -> dict[str, LayerStats]:

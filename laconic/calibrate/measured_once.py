@@ -22,6 +22,7 @@ def calibrate_once(
     sites: Sequence[Site],
     *,
     writes: bool,
+    files: SolutionFiles | None = None,
 ) -> Iterator[LayerProblems]:
     """Yield the layers of each part with their problems, and measure only parts whose solutions are not in a file.
 
@@ -35,11 +36,12 @@ def calibrate_once(
         sites: the layers, in forward order.
         writes: whether the caller changes the layers. If not, the solutions of every part that was measured are written
             to a file after the caller is done with it; if so, all files are deleted at the end.
+        files: the files, which then stay, of the model that a changed copy was made of; None for those of `lm`.
 
     Raises:
         UserError: as `blockwise_calibrate`.
     """
-    files = SolutionFiles.of(lm)
+    deletes, files = writes and files is None, files or SolutionFiles.of(lm)
     done = find_finished(lm) if writes else frozenset[str]()
     parts = by_part(sites)
     names = {path: [site.name for site in own] for path, own in parts.items()}
@@ -51,5 +53,5 @@ def calibrate_once(
         yield from run_pass(lm, choose_pass(needs)(lm, data, needs, rest, writes=writes, files=files))
         to_visit = [site for path in solved for site in parts[path]]
     yield from visit(lm, to_visit, data.track, writes, files)
-    if writes:
+    if deletes:
         files.delete()

@@ -1,6 +1,7 @@
 """The KL divergence of a changed model from the original on calibration rows, and the noise in its differences."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from math import inf, isinf, isnan, sqrt
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from laconic import processes
 from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.classes import match_outputs
 from laconic.calibrate.collation import to_device
+from laconic.calibrate.shared_runs import SharedRuns
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
 MAX_CACHED_LOGITS = 2**26
@@ -115,11 +117,13 @@ class KLMetric:
     Args:
         original: the model to compare with.
         batches: calibration batches, on the CPU.
+        runs: of streamed models, the runs of their blocks over the same batches (`own_batches`), so that only what
+            follows the blocks is run here; None to run whole models.
     """
 
-    def __init__(self, original: LanguageModel, batches: Sequence[Batch]) -> None:
-        self.original = original
-        self.batches = [to_device(batch, original.device) for batch in processes.shard(batches)]
+    def __init__(self, original: LanguageModel, batches: Sequence[Batch], runs: SharedRuns | None = None) -> None:
+        self.original, self._runs = original, runs
+        self.batches = own_batches(original, batches)
         self._cached: dict[int, Predictions] = {}
 
     def __call__(self, changed: LanguageModel) -> float:
@@ -136,7 +140,7 @@ class KLMetric:
         totals, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
         with changed.loaned_on_call(), self.original.loaned_on_call():
             for number, batch in enumerate(self.batches):
-                predictions, _ = predict(changed, batch)
+                predictions = self._predict(changed, number)
                 if places is not None:
                     predictions = predictions._replace(values=predictions.values[:, places])
                 values = divergence(self._reference(number), predictions).double().cpu()
@@ -145,14 +149,23 @@ class KLMetric:
                 counts.append(torch.bincount(rows, minlength=size).double())
         return Divergences(torch.cat(totals), torch.cat(counts))
 
+    def _predict(self, lm: LanguageModel, number: int) -> Predictions:
+        with nullcontext() if self._runs is None else self._runs.replaying(lm, number):
+            return predict(lm, self.batches[number])[0]
+
     def _reference(self, number: int) -> Predictions:
         if number in self._cached:
             return self._cached[number]
-        predictions, _ = predict(self.original, self.batches[number])
+        predictions = self._predict(self.original, number)
         cached_logits = sum(cached.values.numel() for cached in self._cached.values())
         if cached_logits + predictions.values.numel() <= MAX_CACHED_LOGITS:
             self._cached[number] = predictions
         return predictions
+
+
+def own_batches(lm: LanguageModel, batches: Sequence[Batch]) -> list[Batch]:
+    """Return the batches that this process runs, on the device of the model."""
+    return [to_device(batch, lm.device) for batch in processes.shard(batches)]
 
 
 def shrink_estimates(y: Float[Tensor, " k"], s: Float[Tensor, " k"]) -> tuple[float, Float[Tensor, " k"]]:

@@ -21,6 +21,8 @@ from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload, evaluating
 from laconic.calibrate.sequential import check_anchored
 from laconic.compress import checks, solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
+from laconic.compress.allocators.streamed_copies import take_over_copy
+from laconic.compress.plan_file import read_plan, write_plan
 from laconic.compress.progress_log import ProgressLog
 from laconic.compress.replacing import put_empty_formats
 from laconic.compress.solve_and_replace import solve_and_replace
@@ -28,7 +30,6 @@ from laconic.compress.solve_groups import SolveGroup, TargetedLayers, all_groups
 from laconic.compress.solving import (
     Problems,
     choose_calibration,
-    choose_planning,
     find_problems,
     iterate_problems,
     serve_every_size,
@@ -249,15 +250,15 @@ class Compress(Step):
     ) -> Outcome:
         layer_sets, sites = targeted.layer_sets, targeted.sites
         once = self.solves_once(all_groups(layer_sets))
-        planning = choose_planning(lm, data, self.needs, once)
         if problems is None:
-            problems = find_problems(lm, layer_sets, stats) if planning is None else Problems(lm.dtype, {}, {})
-        request = AllocationRequest(self, lm, layer_sets, problems, data, planning)
-        log = ProgressLog(lm)
-        allocation = log.read_plan() if self.plan is None else AllocationResult(dict(self.plan))
+            problems = find_problems(lm, layer_sets, stats) if lm.loans is None else Problems(lm.dtype, {}, {})
+        allocation = read_plan(lm) if self.plan is None else AllocationResult(dict(self.plan))
         if allocation is None:
-            allocation = self._allocator.plan(request)
-            log.write_plan(allocation)
+            # One block of a streamed model is in memory at a time; a plan that needs all problems measures them before.
+            needs = None if lm.loans is None else self.needs
+            allocation = self._allocator.plan(AllocationRequest(self, lm, layer_sets, problems, data, needs, once))
+            write_plan(lm, allocation)
+        take_over_copy(lm, allocation)
         # Every process must use the same plan, even if their results differ by rounding.
         plan, predicted, allocated = processes.broadcast(allocation._replace(record=dict(allocation.record)))
         record = checks.dense_share(targeted.coverage) | dict(allocated)
@@ -266,7 +267,7 @@ class Compress(Step):
         config, first = self._config if self.is_sequential else None, stats if self._needs_stats_first else None
         calibrate = choose_calibration(lm, data, self.needs, config, first, once)
         groups = [group for group in planned_groups(plan, layer_sets) if plan[group.name] is not None]
-        results = log.resume(groups, plan)
+        results = ProgressLog(lm).resume(groups, plan)
         in_order = iterate_problems(groups, lambda group: group.sites, calibrate, data, "Compressing the layers")
         # Sequential calibration runs the blocks, and dropout would add noise to its statistics.
         with evaluating(lm):

@@ -1,4 +1,4 @@
-"""The plan of a step on a streamed model and its results so far, in files by which a killed run goes on.
+"""The results of a step on a streamed model so far, in the files of its parts, by which a killed run goes on.
 
 A part of the model is finished if its file has been written, and its record says that all groups of layers in it were
 solved by the methods of the plan. There is no other list of what is finished. Of several processes, the first one reads
@@ -7,35 +7,14 @@ and writes these files.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from laconic.allocate import Plan, parse_plan, plan_to_config
-from laconic.compress.allocators import AllocationResult
-from laconic.compress.solve_groups import SolveGroup
-from laconic.errors import UserError
-from laconic.files import replacing, report_unwritable
+from laconic.allocate import Plan, plan_to_config
+from laconic.compress.replacing import GroupResult
+from laconic.compress.solve_groups import SolveGroup, part_of
 from laconic.model import LanguageModel
 from laconic.model.loans_parts import read_records
 from laconic.processes import on_rank_zero
-
-PLAN = "plan.json"
-
-
-@dataclass(frozen=True)
-class GroupResult:
-    """The result of one group of layers.
-
-    Args:
-        group: its name.
-        sizes: the bytes of its layers afterwards; None if they stayed dense.
-        tokens: the calibration tokens of each expert, by the name of the stack.
-    """
-
-    group: str
-    sizes: Mapping[str, int] | None
-    tokens: Mapping[str, list[int]]
 
 
 class ProgressLog:
@@ -47,25 +26,6 @@ class ProgressLog:
 
     def __init__(self, lm: LanguageModel) -> None:
         self._loans = lm.loans
-
-    def read_plan(self) -> AllocationResult | None:
-        """The plan of an earlier run; None if there is none that can be read."""
-        return None if self._loans is None else on_rank_zero(_read_plan)(self._loans.scratch / PLAN)
-
-    def write_plan(self, result: AllocationResult) -> None:
-        """Keep a plan.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        if self._loans is None:
-            return
-        content = {
-            "plan": plan_to_config(result.plan),
-            "predicted_loss": result.predicted_loss,
-            "record": dict(result.record),
-        }
-        on_rank_zero(_write)(self._loans.scratch / PLAN, json.dumps(content))
 
     def resume(self, groups: Sequence[SolveGroup], plan: Plan) -> dict[str, GroupResult]:
         """Find the parts that an earlier run of the same step finished, and return the results of their groups.
@@ -105,27 +65,6 @@ class ProgressLog:
         if self._loans is not None:
             entry = {"method": _method_of(group, plan), "sizes": result.sizes, "tokens": result.tokens}
             self._loans.record(part_of(group), {result.group: entry})
-
-
-def _read_plan(file: Path) -> AllocationResult | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return AllocationResult(parse_plan(content["plan"], PLAN), content["predicted_loss"], content["record"])
-    except (OSError, ValueError, LookupError, TypeError, UserError):
-        # It is made anew. Parts that were solved by another plan are not taken over.
-        return None
-
-
-def _write(file: Path, text: str) -> None:
-    with report_unwritable(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, flush=True) as partial:
-            partial.write_text(text, encoding="utf-8")
-
-
-def part_of(group: SolveGroup) -> str:
-    """The path of the part of the model that a group is in: its block, or a layer outside the blocks."""
-    return group.sites[0].block or group.sites[0].name
 
 
 def _method_of(group: SolveGroup, plan: Plan) -> object:

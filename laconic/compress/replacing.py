@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,21 @@ from laconic.formats.expert_stacks import empty_stack, stack_formats
 from laconic.methods import Method
 from laconic.model import LanguageModel
 from laconic.numerics.moments import check_finite
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The result of one group of layers.
+
+    Args:
+        group: its name.
+        sizes: the bytes of its layers afterwards; None if they stayed dense.
+        tokens: the calibration tokens of each expert, by the name of the stack.
+    """
+
+    group: str
+    sizes: Mapping[str, int] | None
+    tokens: Mapping[str, list[int]]
 
 
 def finite_weight(lm: LanguageModel, group: SolveGroup, problem: Problem) -> Float[Tensor, "out in"]:

@@ -12,15 +12,16 @@ import torch
 from laconic import processes
 from laconic.allocate import Plan
 from laconic.calibrate import LayerStats, Problem
-from laconic.compress.progress_log import GroupResult, ProgressLog, part_of
+from laconic.compress.progress_log import ProgressLog
 from laconic.compress.replacing import (
+    GroupResult,
     count_expert_tokens,
     finite_weight,
     free_replaced,
     replace_group,
     solve_matrices,
 )
-from laconic.compress.solve_groups import SolveGroup
+from laconic.compress.solve_groups import SolveGroup, part_of
 from laconic.compress.solving import problems_by_matrix
 from laconic.formats import Format
 from laconic.model import LanguageModel

@@ -245,3 +245,8 @@ def methods_by_group(
         chosen = method if plan is None else plan[group.name]
         if chosen is not None:
             yield group, chosen
+
+
+def part_of(group: SolveGroup) -> str:
+    """Return the path of the block that a group is in, or that of its first layer if it is outside all blocks."""
+    return group.sites[0].block or group.sites[0].name

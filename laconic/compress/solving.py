@@ -109,7 +109,8 @@ def iterate_problems(
         for item in (silent if data is None else data.track)(items, label):
             yield item, None
         return
-    for step in calibrate([site for item in items for site in sites_of(item)]):
+    # Several items may have the same layers, which would then be counted several times.
+    for step in calibrate(list({site.name: site for item in items for site in sites_of(item)}.values())):
         problems = {site.name: problem for site, problem in step}
         del step
         names = [[site.name for site in sites_of(item)] for item in items]

@@ -108,6 +108,16 @@ class Loans:
         root = self.scratch if self._step is None else self.scratch.parent
         self._scratch, self._step, self.finished = root / step, step, None
 
+    def branch(self, name: str) -> "Loans":
+        """The loans of a copy of the model: the same tensors on disk, and a scratch folder of its own.
+
+        Args:
+            name: the path of that folder in the scratch folder of the model.
+        """
+        branch = Loans(self.stored.source, self.stored.device, self.scratch / name, self.structures)
+        branch.stored, branch.paths = self.stored, self.paths
+        return branch
+
     def record(self, path: str, entries: Mapping[str, Any]) -> None:
         """Add entries to the record of a part, which is written with the part.
 

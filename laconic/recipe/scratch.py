@@ -9,7 +9,7 @@ from pathlib import Path
 from laconic.calibrate.spill import INDEX, delete_states_of_others
 from laconic.calibrate.stream import STATES
 from laconic.compress.kept_choice import CHOICE
-from laconic.compress.progress_log import PLAN
+from laconic.compress.plan_file import PLAN
 from laconic.errors import Notice
 from laconic.files import hold_lock, replacing, report_unwritable
 

@@ -15,7 +15,7 @@ from laconic.calibrate.batching import batches
 from laconic.calibrate.sources import read
 from laconic.cli.main import status
 from laconic.compress import Compress
-from laconic.compress.allocators.spectrum import ALLOCATED
+from laconic.compress.allocators.corrected import ALLOCATED
 from laconic.compress.kl_metric import ROWS, KLMetric, split_halves
 from laconic.methods import Candidates, Drone, KfacPrune, KfacSvd
 from laconic.model import LanguageModel, load

@@ -20,7 +20,7 @@ from tests.stopped import StopError, stop_at
 __all__ = ["llama"]
 
 STEP = Compress(method=KfacSvd(multiple=1), keep=0.6, allocate="spectrum", targets=("all",))
-pytestmark = pytest.mark.filterwarnings("ignore:.*plans from predicted losses alone", "ignore:.*finished parts")
+pytestmark = pytest.mark.filterwarnings("ignore:.*finished parts")
 
 
 def files(scratch: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import torch
 
 from laconic.calibrate import Calibration
 from laconic.compress import Compress
-from laconic.errors import Notice, UserError
+from laconic.errors import UserError
 from laconic.methods import Gptq, KfacPrune, KfacSvd, Magnitude, Rtn, Svd, Wanda, Yaqa
 from laconic.model import load
 from laconic.model.loading import load_streamed
@@ -53,18 +53,6 @@ def test_a_streamed_model_is_compressed_as_the_one_in_memory(name, step, tmp_pat
     rtol = TOLERANCE if name == "t5" else 0
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key], tensor, rtol=rtol, atol=rtol)
-
-
-def test_spectrum_of_a_streamed_model_is_planned_from_predictions(tmp_path) -> None:
-    BY_NAME["llama"].model().save_pretrained(tmp_path / "model")
-    step = Compress(method=KfacSvd(), keep=0.5, allocate="spectrum")
-    lm, streamed = load(str(tmp_path / "model")), load_streamed(str(tmp_path / "model"), tmp_path / "scratch")
-    # With too few rows to measure, the model in memory is planned from predictions too.
-    data = Calibration([{name: tensor[:1] for name, tensor in labelled_batches(lm, 1)[0].items()}])
-    expected = step.apply(lm, data)
-    with pytest.warns(Notice, match="plans from predicted losses alone"):
-        outcome = step.apply(streamed, data)
-    assert outcome.plan == expected.plan and outcome.predicted_loss == expected.predicted_loss
 
 
 @pytest.mark.parametrize(

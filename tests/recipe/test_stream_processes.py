@@ -50,7 +50,6 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:A streamed model has no copy to measure")
 @pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
 def test_two_processes_write_what_one_writes(steps, pair: Pair, tiny_model: Path, texts: Path, tmp_path: Path) -> None:
     recipe = spelled(tiny_model, texts, *steps, stream=True, batch_size=2)

@@ -4,17 +4,17 @@ The uniform allocator gives every matrix the method's own size, or the same frac
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from laconic.allocate import Plan, allocate_uniform
-from laconic.calibrate import Calibration, Problem
+from laconic.calibrate import Calibration, Problem, Statistic
 from laconic.compress.checks import SizeSpec, check_size, check_unused
 from laconic.compress.shared_budget import split_budget
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, stored_fractions
-from laconic.compress.solving import Calibrate, iterate_problems, problems_by_matrix
+from laconic.compress.solving import choose_planning, iterate_problems, problems_by_matrix
 from laconic.errors import must_be
 from laconic.methods import Method
 from laconic.model import LanguageModel
@@ -31,7 +31,9 @@ class AllocationRequest:
         layer_sets: the targeted layers.
         problems: the problem of each group of layers, by name; empty if only shapes are known.
         data: the calibration data; None if there is none.
-        calibrate: measures the layers block by block, for a model whose problems are not in memory together.
+        needs: the statistics to measure block by block, for a streamed model, whose problems are not in memory
+            together; None if `problems` has all of them.
+        once: keep what solves the layers of a streamed model on disk, so that they are measured once.
     """
 
     size_spec: SizeSpec
@@ -39,7 +41,8 @@ class AllocationRequest:
     layer_sets: Sequence[LayerSet]
     problems: Mapping[str, Problem] = field(default_factory=dict)
     data: Calibration | None = None
-    calibrate: Calibrate | None = None
+    needs: Collection[type[Statistic]] | None = None
+    once: bool = False
 
     @property
     def groups(self) -> list[SolveGroup]:
@@ -53,11 +56,12 @@ class AllocationRequest:
             label: the description of the progress.
         """
         groups = all_groups(self.layer_sets)
-        if self.calibrate is None:
+        if self.needs is None:
             for group in self.track(groups, label):
                 yield group, self.problems
             return
-        for group, parts in iterate_problems(groups, lambda group: group.sites, self.calibrate, self.data, label):
+        calibrate = choose_planning(self.lm, self.data, self.needs, self.once)
+        for group, parts in iterate_problems(groups, lambda group: group.sites, calibrate, self.data, label):
             assert parts is not None
             yield group, problems_by_matrix(group, parts)
             # Their memory is needed to measure the next layers.

@@ -5,7 +5,7 @@ a sparsity for each matrix, and the method then prunes each matrix to its sparsi
 method's `cap`, and every matrix keeps at least one weight. Zeros of earlier pruning stay and are counted.
 
 If the scores are predicted losses and there are calibration rows, they are corrected by the measured loss of each
-block, and the uniform plan is used if it is clearly better (`laconic.compress.allocators.spectrum`).
+block, and the uniform plan is used if it is clearly better (`laconic.compress.allocators.corrected`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from laconic.allocate import Plan
 from laconic.calibrate import GradCovariance, InputCovariance, Problem
-from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator
-from laconic.compress.allocators.spectrum import Factors, allocate_corrected, block_name
+from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator, uniform_plan
+from laconic.compress.allocators.corrected import Factors, allocate_corrected, compress_copy, rows_to_measure
 from laconic.compress.checks import SizeSpec, check_size, check_unused
 from laconic.compress.shared_budget import split_budget
-from laconic.compress.solve_groups import SolveGroup, stored_fractions
+from laconic.compress.solve_groups import SolveGroup, part_of, stored_fractions
 from laconic.errors import UserError, must_be
 from laconic.formats import Format
 from laconic.methods import Method
@@ -55,7 +55,11 @@ class GlobalThreshold(Allocator):
         def make_plan(factors: Factors) -> AllocationResult:
             return AllocationResult(_plan_by_threshold(request, factors))
 
-        return allocate_corrected(request, "global", make_plan, partial(_loss, request))
+        rows = rows_to_measure(request)
+        if rows is None:
+            return make_plan({})
+        compress = partial(compress_copy, request, loss=partial(_loss, request))
+        return allocate_corrected(request, "global", rows, compress(uniform_plan(request)), make_plan, compress)
 
 
 def require_scores(method: Method) -> UnstructuredPruning:
@@ -186,7 +190,7 @@ class _Pool:
             error = f"{self.method.name} cannot prune '{matrix.name}', because it has weights that are NaN or infinite."
             check_finite(problem.weight, error)
             scores = self.method.scores(problem.weight, problem.stats)
-            if factor := self.factors.get(block_name(group)):
+            if factor := self.factors.get(part_of(group)):
                 scores = scores * factor
             yield exclude_pruned(scores, problem.stats.support)
 

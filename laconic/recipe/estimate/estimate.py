@@ -17,6 +17,7 @@ from laconic.compress.kl_metric import ROWS
 from laconic.errors import Notice, UserError
 from laconic.processes import is_rank_zero, on_rank_zero
 from laconic.recipe.checked import CheckedRun
+from laconic.recipe.estimate.copies import copies_of
 from laconic.recipe.estimate.trial import Trial, run_trial
 from laconic.recipe.estimate.units import format_bytes, format_seconds
 from laconic.recipe.streaming import content_key
@@ -126,7 +127,7 @@ def announce(checked: CheckedRun) -> None:
 
 def _streamed(checked: CheckedRun, trial: Trial | None) -> Costs:
     return Costs(
-        seconds=None if trial is None else checked.seconds + trial.seconds,
+        seconds=None if trial is None else checked.seconds + trial.seconds + _seconds_of_copies(checked, trial),
         memory=None if trial is None or checked.model.device != "cpu" else trial.memory,
         scratch=checked.sizes.scratch,
         output=checked.sizes.output,
@@ -179,6 +180,13 @@ def _key(checked: CheckedRun) -> str:
     machine = describe_machine(torch.device(checked.model.device))
     parts = [content_key(replace(checked.recipe, stream=None), checked.data), machine, processor()]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def _seconds_of_copies(checked: CheckedRun, trial: Trial) -> float:
+    """The time that more blocks than those of the trial add to the measurement of copies."""
+    batches = [] if checked.data is None else checked.data.batches
+    found = [copies_of(checked.empty, step, batches) for step in checked.recipe.steps]
+    return sum(copies.extra_seconds(trial.row_seconds, trial.head_seconds) for copies in found if copies is not None)
 
 
 def _seconds_in_memory(checked: CheckedRun, trial: Trial) -> float:

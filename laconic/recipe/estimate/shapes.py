@@ -15,6 +15,7 @@ from laconic.model.site import has_module
 from laconic.model.size import module_size
 from laconic.model.stock import text_config
 from laconic.processes import world_size
+from laconic.recipe.estimate.copies import copies_of
 from laconic.recipe.estimate.in_memory import DOUBLE, FLOAT, step_memory, weight_memory
 
 PLACES = 3
@@ -52,6 +53,7 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
     memory = scratch = peak = 0
     before = lm
     for given, step in zip(steps, map(_with_size, steps), strict=True):
+        copies = copies_of(before, given, batches)
         after = before.shallow_copy()
         if not _keeps_sizes(step):
             after = step.dry_run(after) or after
@@ -64,7 +66,8 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
         states = _states(before, given, batches)
         # With gradients the hidden states of a block are larger than its part, and are dropped once it is written.
         beside = max((sizes.get(path, 0) for path in _blocks(after)), default=0) if gradients else parts
-        peak = max(peak, scratch + without_experts + states + beside)
+        first_copy = 0 if copies is None else parts
+        peak = max(peak, scratch + first_copy + without_experts + states + beside)
         # At the first block all parts are written, and only the hidden states around this block are left.
         around = _states(before, given, batches, place=0) if gradients else 0
         solutions = _solutions(before, given)
@@ -72,7 +75,10 @@ def sizes_of(lm: LanguageModel, steps: Sequence[Step], data: Calibration | None)
         gates = _states(before, step, batches, by_gates=True)
         # Solutions are written by the pass before the plan, at the end of which its states are left, and read by the
         # pass that writes the parts.
-        peak = max(peak, scratch + without_experts + max(solutions + max(parts, around), parts + around, gates))
+        written = max(solutions + max(parts, around), parts + around, gates)
+        peak = max(peak, scratch + first_copy + without_experts + written)
+        if copies is not None:
+            peak = max(peak, scratch + solutions + parts + max(copies.measured, parts + copies.judged))
         scratch += without_experts + parts
         before = after
     output = before.size()[1]
