@@ -74,11 +74,11 @@ class Noted:
         ({"method": "gptq:bits=4,group_size=8"}, 1),
         ({"method": "gptq:bits=4,group_size=8", "sequential": True}, 1),
         ({"method": "rtn:bits=4"}, 1),
-        ({"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}, 6),
+        ({"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}, 7),
         ({"heads": 0.5, "importance": "taylor"}, 3),
         ({"channels": 0.5, "importance": "variance"}, 1),
     ],
-    ids=["forward", "in order", "without data", "backward, twice", "gates", "channels"],
+    ids=["forward", "in order", "without data", "backward, and copies", "gates", "channels"],
 )
 def test_all_work_on_blocks_names_them(
     settings: dict[str, object], loops: int, tiny_model: Path, texts: Path, tmp_path: Path
