@@ -33,7 +33,6 @@ TESTED_BY = {
     "laconic.compress.progress_log": "recipe/test_resume.py",
     "laconic.evaluate.in_turn": "evaluate/test_perplexity.py",
     "laconic.evaluate.labelled_task": "evaluate/test_multi_label.py",
-    "laconic.formats.bags": "formats/test_int4.py",
     "laconic.model.anatomy.hybrids": "model/test_hybrids.py",
     "laconic.model.anatomy.text_stack": "model/test_vision_language.py",
     "laconic.model.dense_parameters": "compress/test_dense.py",

@@ -15,7 +15,7 @@ from laconic.model import LanguageModel, Site
 
 ROOT = str(Path(laconic.__file__).parent)
 NO_FUNCTION = {"<genexpr>", "<lambda>", "<listcomp>", "<dictcomp>", "<setcomp>"}
-MOST = 8
+MOST = 9
 
 
 def path_from_verb() -> list[str]:

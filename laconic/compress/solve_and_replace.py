@@ -4,7 +4,7 @@ Several processes divide the groups of each part of a streamed model: each solve
 process solves all groups of a model in memory.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from laconic.compress.replacing import (
 from laconic.compress.solve_groups import SolveGroup, part_of
 from laconic.compress.solving import problems_by_matrix
 from laconic.formats import Format
+from laconic.methods import Method
 from laconic.model import LanguageModel
 
 Finish = Callable[[SolveGroup, Iterable[Format], Mapping[str, Problem]], None]
@@ -69,21 +70,22 @@ def solve_and_replace(
         return results
     for group, parts in measured:
         solved = problems if parts is None else problems_by_matrix(group, parts)
-        finish(group, _solve(lm, group, plan, solved), solved)
+        method = _method_of(group, plan)
+        if group.stack is None:
+            problem = solved[group.name]
+            finish(group, [method.compress(finite_weight(lm, group, problem), problem.stats)], solved)
+            del problem
+        else:
+            finish(group, solve_matrices(lm, group, method, solved, drop_solutions=True), solved)
         del parts, solved  # Their memory is needed for the next layers.
         free_replaced(lm)
     return results
 
 
-def _solve(lm: LanguageModel, group: SolveGroup, plan: Plan, solved: Mapping[str, Problem]) -> Iterator[Format]:
-    """Yield the compressed matrices of a group, as `replace_group` takes them."""
+def _method_of(group: SolveGroup, plan: Plan) -> Method:
     method = plan[group.name]
     assert method is not None, "a group that stays dense is not solved"
-    if group.stack is None:
-        problem = solved[group.name]
-        yield method.compress(finite_weight(lm, group, problem), problem.stats)
-    else:
-        yield from solve_matrices(lm, group, method, solved, drop_solutions=True)
+    return method
 
 
 def _solve_divided(
@@ -108,7 +110,10 @@ def _solve_divided(
         together = by_part[part_of(group)]
         solved = problems_by_matrix(group, parts)
         if divide_groups(together, processes.world_size())[group.name] == processes.rank():
-            own[group.name] = [whole.to("cpu") for whole in _solve(lm, group, plan, solved)]
+            solutions = solve_matrices(
+                lm, group, _method_of(group, plan), solved, drop_solutions=group.stack is not None
+            )
+            own[group.name] = [whole.to("cpu") for whole in solutions]
         waiting.append(_Waiting(group, {name: _without_matrices(problem) for name, problem in solved.items()}))
         del parts, solved
         if group is together[-1]:
