@@ -108,7 +108,7 @@ class LossGradients:
         Raises:
             UserError: as for `fisher_losses`.
         """
-        if self.halves is not None and _count_logits(self.lm, batch) > LOGITS:
+        if self.halves is not None and count_logits(self.lm, batch) > LOGITS:
             counted, _ = predicted_tokens(self.lm.task, batch)
             if counted.sum(1).max() > 1:
                 yield self._backward_in_halves(self.halves, batch, generator)
@@ -158,7 +158,7 @@ def divide(lm: LanguageModel, batches: Sequence[Batch], sites: Collection[Site] 
     Raises:
         UserError: the model cannot run.
     """
-    if not batches or max(_count_logits(lm, batch) for batch in batches) <= LOGITS:
+    if not batches or max(count_logits(lm, batch) for batch in batches) <= LOGITS:
         return None
     batch = batches[0]
     ids = batch["input_ids"][:1, :SHORT]
@@ -174,7 +174,7 @@ def divide(lm: LanguageModel, batches: Sequence[Batch], sites: Collection[Site] 
     return halves if all(place.module in body for site in sites for place in site.places) else None
 
 
-def _count_logits(lm: LanguageModel, batch: Batch) -> int:
+def count_logits(lm: LanguageModel, batch: Batch) -> int:
     """The number of logits that a model has for a batch; 0 if it predicts no tokens."""
     if lm.task not in (ModelTask.CAUSAL, ModelTask.MASKED, ModelTask.SEQ2SEQ):
         return 0

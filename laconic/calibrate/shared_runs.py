@@ -32,6 +32,8 @@ from laconic.model.loans_origins import tensors_below
 from laconic.processes import all_true
 from laconic.progress import Track, silent
 
+ALL = slice(None)
+"""All rows of a batch."""
 Leaders = tuple[int, ...]
 """For each model, the number of the first model that is equal to it up to some place."""
 
@@ -67,15 +69,16 @@ class SharedRuns:
             self._run_stack(stack, track)
 
     @contextmanager
-    def replaying(self, model: LanguageModel, number: int) -> Iterator[None]:
-        """A context in which the stacks of a model return their hidden states for one batch, without running.
+    def replaying(self, model: LanguageModel, number: int, rows: slice) -> Iterator[None]:
+        """A context in which the stacks of a model return their hidden states for some rows, without running.
 
         Args:
             model: one of the models.
             number: the number of the batch.
+            rows: the rows of the batch.
         """
         position = next(position for position, other in enumerate(self.models) if other is model)
-        with self._replaying(position, number, len(self._stacks)):
+        with self._replaying(position, number, len(self._stacks), rows):
             yield
 
     def _find_leaders(self) -> list[list[Leaders]]:
@@ -115,7 +118,7 @@ class SharedRuns:
             return BlocksToRun(0, None)
         first = self.models[0]
         blocks = [first.model.get_submodule(path) for path in self._stacks[stack]]
-        with first.loaned_on_call(), self._replaying(0, 0, stack, rows=1):
+        with first.loaned_on_call(), self._replaying(0, 0, stack, slice(1)):
             return blocks_to_run(first, blocks, self._batches[0])
 
     def _enter(self, stack: int) -> None:
@@ -169,7 +172,7 @@ class SharedRuns:
             return capture_inputs(model, blocks, self._batches[number], self._needed[stack])
 
     @contextmanager
-    def _replaying(self, model: int, number: int, stacks: int, rows: int | None = None) -> Iterator[None]:
+    def _replaying(self, model: int, number: int, stacks: int, rows: slice = ALL) -> Iterator[None]:
         """A context in which the first `stacks` stacks of a model return the hidden states of a batch, or some rows."""
         with ExitStack() as stand_ins:
             for stack in range(stacks):
@@ -177,7 +180,7 @@ class SharedRuns:
                 blocks = [self.models[model].model.get_submodule(path) for path in paths]
                 states = self._states[stack, len(paths), self._leaders[stack][-1][model]]
                 needed = replace(self._needed[stack], count=0)
-                stand_ins.enter_context(skip_blocks(blocks, needed, states[number][:rows]))
+                stand_ins.enter_context(skip_blocks(blocks, needed, states[number][rows]))
             yield
 
     def _find_start(self, stack: int) -> int | None:

@@ -1,6 +1,6 @@
 """The KL divergence of a changed model from the original on calibration rows, and the noise in its differences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from math import inf, isinf, isnan, sqrt
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from laconic import processes
 from laconic.calibrate.anchor import count_rows
 from laconic.calibrate.classes import match_outputs
 from laconic.calibrate.collation import to_device
-from laconic.calibrate.shared_runs import SharedRuns
+from laconic.calibrate.losses import LOGITS, count_logits
+from laconic.calibrate.shared_runs import ALL, SharedRuns
 from laconic.model import Batch, LanguageModel, Predictions, divergence, predict
 
 MAX_CACHED_LOGITS = 2**26
@@ -124,7 +125,7 @@ class KLMetric:
     def __init__(self, original: LanguageModel, batches: Sequence[Batch], runs: SharedRuns | None = None) -> None:
         self.original, self._runs = original, runs
         self.batches = own_batches(original, batches)
-        self._cached: dict[int, Predictions] = {}
+        self._cached: dict[tuple[int, int | None], Predictions] = {}
 
     def __call__(self, changed: LanguageModel) -> float:
         return self.each(changed).mean
@@ -139,28 +140,49 @@ class KLMetric:
         places = match_outputs(self.original, changed)
         totals, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
         with changed.loaned_on_call(), self.original.loaned_on_call():
-            for number, batch in enumerate(self.batches):
-                predictions = self._predict(changed, number)
+            for number, part in self._parts():
+                predictions = self._predict(changed, number, part)
                 if places is not None:
                     predictions = predictions._replace(values=predictions.values[:, places])
-                values = divergence(self._reference(number), predictions).double().cpu()
-                rows, size = predictions.rows.cpu(), len(batch["input_ids"])
+                values = _divergence(self._reference(number, part), predictions).double().cpu()
+                rows, size = predictions.rows.cpu(), len(self.batches[number]["input_ids"][part])
                 totals.append(torch.zeros(size, dtype=torch.float64).index_add(0, rows, values))
                 counts.append(torch.bincount(rows, minlength=size).double())
         return Divergences(torch.cat(totals), torch.cat(counts))
 
-    def _predict(self, lm: LanguageModel, number: int) -> Predictions:
-        with nullcontext() if self._runs is None else self._runs.replaying(lm, number):
-            return predict(lm, self.batches[number])[0]
+    def _parts(self) -> Iterator[tuple[int, slice]]:
+        """The rows whose logits are in memory at a time, with the number of their batch: one row if a batch has many.
 
-    def _reference(self, number: int) -> Predictions:
-        if number in self._cached:
-            return self._cached[number]
-        predictions = self._predict(self.original, number)
+        Whole models run whole batches, because the blocks of a row would otherwise be read for it alone.
+        """
+        for number, batch in enumerate(self.batches):
+            if self._runs is None or count_logits(self.original, batch) <= LOGITS:
+                yield number, ALL
+            else:
+                yield from ((number, slice(row, row + 1)) for row in range(len(batch["input_ids"])))
+
+    def _predict(self, lm: LanguageModel, number: int, part: slice) -> Predictions:
+        batch = {name: tensor[part] for name, tensor in self.batches[number].items()}
+        with nullcontext() if self._runs is None else self._runs.replaying(lm, number, part):
+            return predict(lm, batch)[0]
+
+    def _reference(self, number: int, part: slice) -> Predictions:
+        key = (number, part.start)
+        if key in self._cached:
+            return self._cached[key]
+        predictions = self._predict(self.original, number, part)
         cached_logits = sum(cached.values.numel() for cached in self._cached.values())
         if cached_logits + predictions.values.numel() <= MAX_CACHED_LOGITS:
-            self._cached[number] = predictions
+            self._cached[key] = predictions
         return predictions
+
+
+def _divergence(reference: Predictions, other: Predictions) -> Float[Tensor, " n"]:
+    """The divergence of each prediction. It is computed in float64, for some predictions at a time."""
+    size = max(1, LOGITS // max(1, other.values.shape[-1]))
+    pairs = zip(reference.values.split(size), other.values.split(size), strict=True)
+    parts = [divergence(reference._replace(values=one), other._replace(values=two)) for one, two in pairs]
+    return torch.cat(parts) if parts else other.values.new_zeros(0)
 
 
 def own_batches(lm: LanguageModel, batches: Sequence[Batch]) -> list[Batch]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from laconic.calibrate import Calibration
-from laconic.compress import Compress, Outcome
+from laconic.compress import Compress, Outcome, kl_metric
 from laconic.compress.allocators.corrected import ALLOCATED, COPIES
 from laconic.methods import Gptq, KfacPrune, KfacSvd
 from laconic.model import LanguageModel, load, predict
@@ -76,3 +76,9 @@ def test_the_plan_and_the_tensors_are_those_in_memory(step: Compress, name: str,
 def test_sizes_are_those_of_the_stored_dtype(tmp_path: Path) -> None:
     _, expected, streamed, outcome = both_ways(STEPS["bits"], "llama", tmp_path, halved=True)
     assert streamed.dtype == torch.bfloat16 and outcome.plan == expected.plan and outcome.nbytes == expected.nbytes
+
+
+def test_many_logits_are_computed_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kl_metric, "LOGITS", 120)
+    _, expected, _, outcome = both_ways(STEPS["ranks"], "t5", tmp_path)
+    assert outcome.found[ALLOCATED]["kl"] == pytest.approx(expected.found[ALLOCATED]["kl"], rel=TOLERANCE)
