@@ -8,14 +8,17 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from laconic.calibrate.passes import forward, random_batch
+from laconic.compress import Shorten
 from laconic.errors import UserError
 from laconic.model.loading import load_streamed
 from laconic.progress import Item
 from laconic.recipe import recipe_from, run
 from laconic.recipe.estimate import stopwatch
+from laconic.recipe.estimate.stand_ins import trial_steps
 from laconic.recipe.estimate.stopwatch import BlockTimer, block_in
 from laconic.recipe.estimate.trial_folder import trial_folder
 from laconic.recipe.estimate.truncation import truncate
+from laconic.recipe.run import estimate_run
 from tests.architectures import BY_NAME, Architecture
 from tests.experts import MIXTURES
 
@@ -119,3 +122,37 @@ def test_a_trial_that_is_at_work_keeps_its_folder(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="Another process measures"), trial_folder(tmp_path / "out"):
             pass
         assert folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"drop": 1, "select": "influence"},
+        {"drop": 1, "select": "angular"},
+        {"drop": 1, "select": "taylor"},
+        {"drop": 1, "select": "last"},
+        {"blocks": [1]},
+    ],
+    ids=str,
+)
+def test_the_time_of_dropping_blocks_is_measured(
+    settings: dict[str, object], tiny_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    steps = [{"shorten": settings}, {"compress": {"method": "gptq:bits=4,group_size=8"}}]
+    recipe = {"model": str(tiny_model), "data": str(texts), "samples": 6, "steps": steps}
+    found = estimate_run(recipe_from(recipe), tmp_path / "out")
+    assert found.unmeasured is None and found.streamed is not None and found.streamed.seconds
+    assert not list(tmp_path.iterdir())
+
+
+def test_fewer_blocks_are_counted_after_some_were_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now[0])
+    lm, timer = BY_NAME["llama"].lm(), BlockTimer({"h.0": 8, "h.1": 1})
+    [step] = trial_steps(lm, [Shorten(drop=1, select="last")], timer)
+    step.apply(lm, None)
+    # One of two blocks is dropped: of the whole model, not of that of the trial.
+    assert timer.left == 0.5 and len(next(iter(lm.stacks()))[1]) == 2
+    for _ in timer(["h.0", "h.1"], "Reading"):
+        now[0] += 1.0
+    assert timer.blocks == 4 + 1

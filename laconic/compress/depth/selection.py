@@ -242,19 +242,29 @@ class Selection:
                 chosen += self._choose_by_score(lm, data, by_stack, drop, stack_limits)
         return sort_cuts(join_stacks(cuts, tuple(cuts)), chosen)
 
+    def score(self, lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], drop: int) -> dict[Cut, float]:
+        """Measure the importance of the cuts of some stacks; for `angular`, of each run of `drop` cuts, by its first.
+
+        Args:
+            lm: the model.
+            data: calibration data.
+            cuts: the cuts in forward order, by stack.
+            drop: number of cuts that will be chosen.
+        """
+        if self.select == "angular":
+            return distances(lm, data, cuts, drop)
+        if self.select == "taylor":
+            return importances(lm, data, [cut for row in cuts.values() for cut in row])
+        return influences(lm, data, cuts)
+
     def _choose_by_score(
         self, lm: LanguageModel, data: Calibration, cuts: dict[str, list[Cut]], drop: int, limits: Limits
     ) -> list[Cut]:
         """The `drop` cuts of some stacks, or the run of that length, with the lowest scores."""
-        row = join_stacks(cuts, tuple(cuts))
+        row, scores = join_stacks(cuts, tuple(cuts)), self.score(lm, data, cuts, drop)
         if self.select == "angular":
-            starts = distances(lm, data, cuts, drop)
-            runs = {run: starts[cuts_in(row, run)[0]] for run in all_runs(row, [drop])}
+            runs = {run: scores[cuts_in(row, run)[0]] for run in all_runs(row, [drop])}
             return choose_lowest_run(row, runs, limits.together)
-        if self.select == "taylor":
-            scores = importances(lm, data, [cut for cut in row if cut is not None])
-        else:
-            scores = influences(lm, data, cuts)
         if self.contiguous:
             sums = {run: sum(scores[cut] for cut in cuts_in(row, run)) for run in all_runs(row, [drop])}
             return choose_lowest_run(row, sums, limits.together)

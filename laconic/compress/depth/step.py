@@ -187,6 +187,13 @@ class Shorten(Step):
         after |= {f"{path} (map)": size for path, size in added.items() if size}
         return Outcome(plan={}, before=before, after=after, dropped=spell_cuts(cuts), found=divergences)
 
+    def measure(self, lm: LanguageModel, data: Calibration) -> None:
+        """Score the blocks of a streamed model as `apply` does, and drop none; a stack may have a single block."""
+        cuts = all_cuts(lm, self.parts)
+        for stacks, drop in self._quotas(lm).items() if self.needs_data else ():
+            if drop:
+                self._selection.score(lm, data, {stack: cuts[stack] for stack in stacks if cuts[stack]}, drop)
+
     def stream_obstacle(self, lm: LanguageModel) -> str | None:
         if not self._drops:
             return None

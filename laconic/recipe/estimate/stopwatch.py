@@ -23,12 +23,19 @@ class BlockTimer:
     """
 
     def __init__(self, counts: Mapping[str, int]) -> None:
-        self._counts = counts
+        self._counts: Mapping[str, float] = counts
         self._is_running = False
         self.further = 0.0
-        """The seconds that the further blocks would take which the measured ones stand for."""
+        """The seconds of the blocks that are not measured, of which a measured one stands for each."""
         self.blocks = 0.0
-        """The seconds of all blocks, these included."""
+        """The seconds of all blocks, measured or not."""
+        self.left = 1.0
+        """The fraction of the blocks that was not dropped."""
+
+    def keep(self, fraction: float) -> None:
+        """Count fewer blocks from now on, of which each kind keeps at least the measured one."""
+        self.left *= fraction
+        self._counts = {path: max(1.0, fraction * count) for path, count in self._counts.items()}
 
     def __call__(self, items: Sequence[Item], what: str, work: Sequence[float] | None = None) -> Iterable[Item]:
         return self._measure(items)

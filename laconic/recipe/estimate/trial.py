@@ -25,6 +25,7 @@ from laconic.model import Batch, LanguageModel, predict
 from laconic.model.loading import load_streamed
 from laconic.recipe.checks import check_order
 from laconic.recipe.entry import ModelInput
+from laconic.recipe.estimate.stand_ins import trial_steps
 from laconic.recipe.estimate.stopwatch import BlockTimer
 from laconic.recipe.estimate.trial_folder import trial_folder
 from laconic.recipe.estimate.truncation import Representatives, truncate
@@ -71,10 +72,10 @@ def run_trial(recipe: Recipe, model: ModelInput, empty: LanguageModel, data: Cal
         output: the folder of the whole run. That of the trial lies beside it.
 
     Raises:
-        UserError: as the run itself; or a step needs more blocks than one of each kind.
+        UserError: as the run itself; or a step names a block that the model of the trial does not have.
     """
     start = time.perf_counter()
-    _check_steps(empty, recipe.steps)
+    _check_steps(empty, trial_steps(empty, recipe.steps, BlockTimer({})))
     with trial_folder(output) as folder, _without_notices():
         with sampled_peak() as peak:
             scratch = folder / "scratch"
@@ -90,12 +91,12 @@ def run_trial(recipe: Recipe, model: ModelInput, empty: LanguageModel, data: Cal
             lm, timer = model.with_inputs(lm), BlockTimer(kept.counts)
             timed = None if data is None else replace(data, track=timer, corpus=None)
             reading = _time_reading(lm, kept)
-            lm, _ = apply_steps(lm, recipe.steps, timed)
+            lm, _ = apply_steps(lm, trial_steps(empty, recipe.steps, timer), timed)
             solving = timer.blocks
             save_streamed(lm, folder / "result", track=timer)
             seconds = time.perf_counter() - start
         blocks, head, rows = (0.0, 0.0, 1) if data is None else _time_pass(lm, kept, data.batches)
-    runs = READINGS_TO_WRITE + sum(1 for step in recipe.steps if step.needs_data)
+    runs = READINGS_TO_WRITE * timer.left + sum(1 for step in recipe.steps if step.needs_data)
     further = timer.further + runs * (reading - _once(reading, kept)) + loading * kept.left_out / _all(kept)
     return Trial(
         seconds=seconds + further,
@@ -115,7 +116,7 @@ def _check_steps(lm: LanguageModel, steps: Sequence[Step]) -> None:
         steps: the steps.
 
     Raises:
-        UserError: a step drops blocks, or names one, that such a model does not have.
+        UserError: a step names a block that such a model does not have.
     """
     small = lm.shallow_copy()
     try:
