@@ -67,13 +67,18 @@ def replacing(path: Path, *, flush: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, flush: bool = False) -> None:
     """Write `value` as indented JSON; the file is replaced atomically.
+
+    Args:
+        path: the file, in a folder that exists.
+        value: JSON values.
+        flush: as for `replacing`.
 
     Raises:
         OSError: the file cannot be written.
     """
-    with replacing(path) as partial:
+    with replacing(path, flush=flush) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n")
 
 
@@ -134,6 +139,21 @@ def report_unwritable(file: Path) -> Iterator[None]:
         elif code in NOT_WRITABLE:
             remedy = f"make its folder writable{again}"
         raise UserError(f"'{file}' cannot be written: {system_reason(error)}; {remedy}.") from error
+
+
+def store_json(file: Path, value: object) -> None:
+    """Write JSON that a later run reads. Its folder is made, and the content survives a power failure.
+
+    Args:
+        file: the file.
+        value: JSON values.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with report_unwritable(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, value, flush=True)
 
 
 def error_code(error: OSError | SafetensorError) -> int | None:

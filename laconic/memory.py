@@ -26,7 +26,7 @@ def free_memory() -> int | None:
 
     They are what the machine has free, or what the limits of the control groups of a container leave, if that is less.
     """
-    available = _kibibytes(PROC / "meminfo", "MemAvailable:")
+    available = _bytes_named(PROC / "meminfo", "MemAvailable:")
     return min([*available, *_left_by_limits()], default=None)
 
 
@@ -59,8 +59,8 @@ def _number(file: Path) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _kibibytes(file: Path, name: str) -> list[int]:
-    """The bytes in the lines of a file that give a number of kibibytes under a name."""
+def _bytes_named(file: Path, name: str) -> list[int]:
+    """The numbers of bytes that a file gives under a name, in kibibytes."""
     lines = (line.split() for line in _lines(file))
     return [int(fields[1]) * 1024 for fields in lines if fields[0] == name and len(fields) > 1]
 
@@ -80,7 +80,7 @@ def _read(file: Path) -> str:
 
 def highest_memory() -> int | None:
     """The largest resident memory of this process since its start, in bytes; None if it is not known."""
-    return next(iter(_kibibytes(PROC / "self" / "status", "VmHWM:")), None)
+    return next(iter(_bytes_named(PROC / "self" / "status", "VmHWM:")), None)
 
 
 class Peak:

@@ -1,14 +1,15 @@
 """`CompressEstimate`, which `laconic.compress` and `laconic.run` return for a dry run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from laconic.api.results import Part, Result
 from laconic.recipe.estimate.estimate import Estimate
 from laconic.recipe.estimate.units import format_bytes, format_seconds
 from laconic.report.tables import Column, Table
 
+T = TypeVar("T")
 IN_MEMORY, STREAMED = "in memory", "streamed"
 
 
@@ -65,15 +66,16 @@ class CompressEstimate(Result):
     def _table(self) -> Table:
         """The costs of both ways."""
         columns = (Column("run"), Column("time"), Column("memory"), Column("scratch"), Column("result"))
-        rows = (
-            (row["run"], *(_text(row[name]) for name in ("seconds", "memory", "scratch", "output")))
+        rows = [
+            (
+                row["run"],
+                _format(row["seconds"], format_seconds),
+                *(_format(row[name], format_bytes) for name in ("memory", "scratch", "output")),
+            )
             for row in self._rows()
-        )
+        ]
         return Table(columns, tuple(rows))
 
 
-def _text(value: float | int | None) -> str | None:
-    """Seconds are a float, bytes a whole number."""
-    if value is None:
-        return None
-    return format_bytes(value) if isinstance(value, int) else format_seconds(value)
+def _format(value: T | None, function: Callable[[T], str]) -> str | None:
+    return None if value is None else function(value)

@@ -66,7 +66,7 @@ class BlockwisePass:
         self._waiting = set(self.done)
         goes_on = lm.loans is not None and lm.loans.finished is not None if writes else files is not None
         if not goes_on:
-            # They may be of another pass over the model.
+            # Hidden states on disk may be those of another pass over the model.
             self.stream.delete_states()
         self.starved: list[StarvedExperts] = []
         self.outside = [site for site in sites if site.block is None]
@@ -83,7 +83,7 @@ class BlockwisePass:
         return [site for site in self.sites if site.block == path and path not in self.done]
 
     def unfinished(self, sites: Sequence[Site]) -> list[Site]:
-        """Those of some layers outside the blocks that are to be measured."""
+        """The layers among `sites`, outside the blocks, that no earlier run finished."""
         return [site for site in sites if site.name not in self.done]
 
     def position(self, paths: Sequence[str]) -> int:

@@ -83,7 +83,7 @@ class ForwardPass(BlockwisePass):
         remaining = {path for paths in self.stacks for path in paths if self.sites_in(path)}
         first: Recorder | None = None
         for paths in self.stacks:
-            # Stacks after the last one that has sites need not run.
+            # Stacks after the last layer to measure need not run, nor the blocks after it.
             if not remaining and not self.unfinished(self.outside):
                 break
             start, found = self._find_start(paths)
@@ -91,7 +91,6 @@ class ForwardPass(BlockwisePass):
             first = yield from self.start(paths, start, found)
             self.take_over(*paths[:start])
             for path in self.data.track(paths[start:], "Measuring and compressing the blocks"):
-                # Nor need blocks.
                 if remaining or self.unfinished(self.last):
                     yield from self.run_block(path)
                     remaining.discard(path)

@@ -163,7 +163,7 @@ def check_stats(stats: Mapping[str, LayerStats], needs: Collection[type[Statisti
 
 @contextmanager
 def without_weight_gradients(lm: LanguageModel) -> Iterator[None]:
-    """Within the context no weight requires a gradient; afterwards all do that are not frozen.
+    """A context in which no weight requires a gradient; afterwards, those do that did before.
 
     Weights that replaced others within the context require gradients too.
     """

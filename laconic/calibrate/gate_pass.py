@@ -67,6 +67,8 @@ def differentiate_gates(lm: LanguageModel, data: Calibration, make: MakeGates) -
 
 
 class _GatePass(BackwardPass):
+    """Runs every block again with its gates, and measures no layers."""
+
     def __init__(self, lm: LanguageModel, data: Calibration, make: MakeGates) -> None:
         super().__init__(lm, data, (), (), writes=False)
         self._make = make

@@ -104,7 +104,7 @@ class Recorder(ExitStack):
             site.name: LayerStats([*self._inputs[site.input], *self._gradients[site.name]], site.support)
             for site in self.sites
         }
-        # Whoever gets the statistics can free those that it needs no more.
+        # The caller can then free statistics that it no longer needs.
         self._inputs, self._gradients = {}, {}
         if gathered:
             gather(stats)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from laconic import processes
 from laconic.errors import UserError
-from laconic.files import replacing, report_unwritable
+from laconic.files import report_unwritable, write_json
 
 INDEX = ".json"
 """The suffix of the list of tensors."""
@@ -105,7 +105,7 @@ class HiddenStates:
             with report_unwritable(self._file):
                 _write(self._file, content, start)
         except UserError:
-            # It is of no use any more, and its space may be what the disk lacks.
+            # A file that lacks a batch has no use, and other files may need its space.
             self.delete()
             raise
         dtype, shape = str(stored.dtype).removeprefix("torch."), list(stored.shape)
@@ -128,8 +128,7 @@ class HiddenStates:
         with report_unwritable(self._file):
             with self._file.open("rb") as file:
                 os.fsync(file.fileno())
-            with replacing(_index_of(self._file), flush=True) as partial:
-                partial.write_text(json.dumps(self._entries), encoding="utf-8")
+            write_json(_index_of(self._file), self._entries, flush=True)
 
     def delete(self) -> None:
         """Delete the file, or drop the tensors."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from laconic.files import replacing, report_unwritable
+from laconic.files import store_json
 from laconic.model import LanguageModel
 from laconic.processes import on_rank_zero
 
@@ -41,7 +41,7 @@ def keep_choice(lm: LanguageModel, choice: Any) -> Any:
     Raises:
         UserError: the choice cannot be written.
     """
-    return choice if lm.loans is None else on_rank_zero(_write)(lm.loans.scratch / CHOICE, json.dumps(choice))
+    return choice if lm.loans is None else on_rank_zero(_write)(lm.loans.scratch / CHOICE, choice)
 
 
 def _read(file: Path) -> Any | None:
@@ -51,12 +51,9 @@ def _read(file: Path) -> Any | None:
         return None
 
 
-def _write(file: Path, text: str) -> Any:
-    with report_unwritable(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, flush=True) as partial:
-            partial.write_text(text, encoding="utf-8")
-    return json.loads(text)
+def _write(file: Path, choice: Any) -> Any:
+    store_json(file, choice)
+    return json.loads(json.dumps(choice))
 
 
 def choose_once(lm: LanguageModel, choose: Callable[[], Any]) -> Any:

@@ -29,7 +29,7 @@ SIGNIFICANT = 0.05
 ROWS = 32
 """Calibration rows for measuring blocks; the same number of other rows compares the plans."""
 ROWS_OF_ONE = 256
-"""The same for tasks with one prediction per row, which need more rows for the same number of predictions."""
+"""`ROWS` for tasks with one prediction per row, which need more rows for the same number of predictions."""
 
 
 class RowSplit(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 from laconic.allocate import parse_plan, plan_to_config
 from laconic.compress.allocators import AllocationResult
 from laconic.errors import UserError
-from laconic.files import replacing, report_unwritable
+from laconic.files import store_json
 from laconic.model import LanguageModel
 from laconic.processes import on_rank_zero
 
@@ -51,11 +51,4 @@ def write_plan(lm: LanguageModel, result: AllocationResult) -> None:
         "predicted_loss": result.predicted_loss,
         "record": dict(result.record),
     }
-    on_rank_zero(_write)(lm.loans.scratch / PLAN, json.dumps(content))
-
-
-def _write(file: Path, text: str) -> None:
-    with report_unwritable(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, flush=True) as partial:
-            partial.write_text(text, encoding="utf-8")
+    on_rank_zero(store_json)(lm.loans.scratch / PLAN, content)

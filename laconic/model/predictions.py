@@ -248,7 +248,7 @@ def predicted_tokens(task: ModelTask, batch: Batch) -> tuple[Bool[Tensor, "rows 
     """
     labels = batch.get(LABELS)
     if task is ModelTask.CAUSAL:
-        # Nothing is known of the token after the last one.
+        # The last token has no next one.
         is_counted, targets = pad(_next_tokens(batch), (0, 1)), batch["input_ids"].roll(-1, dims=1)
     else:
         assert labels is not None or task is ModelTask.TOKEN_CLASSIFICATION, "this task has labels in every batch"

@@ -28,9 +28,10 @@ from laconic.recipe.schema import Recipe
 from laconic.recipe.streaming import check_stream, scratch_folder
 from laconic.store import check_output
 
-LARGE, LARGEST = 50_000_000, 1_000_000_000
-"""Parameters of a model for which memory and time matter; a smaller one is never streamed unasked. And those of one for
-which a measurement before the run takes a small part of it."""
+LARGE = 50_000_000
+"""Parameters from which memory and time matter; a smaller model is not streamed unless the recipe says so."""
+LARGEST = 1_000_000_000
+"""Parameters from which a measurement before the run takes a small part of its time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def test_a_stopped_step_goes_on_to_the_same_model(
 
         patch.setattr(narrow_streamed, "remove_parts", count)
         # The parts that stay were chosen in the first run.
-        patch.setattr(kept_choice, "replacing", None)
+        patch.setattr(kept_choice, "store_json", None)
         streamed, outcome = apply_anew(tmp_path, step, data)
     assert outcome == expected and seen > 0
     with streamed.on_loan(""):

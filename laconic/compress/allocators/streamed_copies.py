@@ -33,7 +33,7 @@ from laconic.compress.solve_and_replace import solve_and_replace
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, part_of, planned_groups
 from laconic.compress.solving import Calibrate, iterate_problems, problems_by_matrix
 from laconic.errors import UserError
-from laconic.files import replacing, report_unwritable
+from laconic.files import report_unwritable, store_json
 from laconic.formats import Format
 from laconic.methods import Candidate, Candidates
 from laconic.model import LanguageModel
@@ -219,7 +219,7 @@ class _CandidateFiles:
             "candidates": {group.name: _candidates_to_json(candidates[group.name]) for group in groups},
             "losses": {group.name: losses[group.name] for group in groups if group.name in losses},
         }
-        on_rank_zero(_write)(self._file(part_of(groups[0])), json.dumps(content))
+        on_rank_zero(store_json)(self._file(part_of(groups[0])), content)
 
     def _file(self, part: str) -> Path:
         return self._loans.scratch / CANDIDATES / f"{part}.json"
@@ -232,13 +232,6 @@ def _read(file: Path) -> tuple[dict[str, Candidates], dict[str, float]] | None:
         return {name: _read_candidates(lines) for name, lines in content["candidates"].items()}, content["losses"]
     except (OSError, ValueError, LookupError, TypeError, UserError):
         return None
-
-
-def _write(file: Path, text: str) -> None:
-    with report_unwritable(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, flush=True) as partial_file:
-            partial_file.write_text(text, encoding="utf-8")
 
 
 def _candidates_to_json(candidates: Candidates) -> list[dict[str, Any]]:

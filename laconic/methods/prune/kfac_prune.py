@@ -146,7 +146,7 @@ class KfacPrune(UnstructuredPruning):
         return shrink(stats[GradCovariance].matrix, self.shrink)
 
     def _coupled_moment(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> OutputMoment:
-        """The same, or only its diagonal if rows do not compensate for each other."""
+        """F, made positive definite, or only its diagonal if rows do not compensate for each other."""
         F = self._output_moment(weight, stats)
         return F.diagonal() if F.ndim == 2 and not self.coupled else F
 
