@@ -146,7 +146,7 @@ class KLMetric:
                     predictions = predictions._replace(values=predictions.values[:, places])
                 values = _divergence(self._reference(number, part), predictions).double().cpu()
                 rows, size = predictions.rows.cpu(), len(self.batches[number]["input_ids"][part])
-                totals.append(torch.zeros(size, dtype=torch.float64).index_add(0, rows, values))
+                totals.append(torch.zeros(size, dtype=torch.float64, device="cpu").index_add(0, rows, values))
                 counts.append(torch.bincount(rows, minlength=size).double())
         return Divergences(torch.cat(totals), torch.cat(counts))
 
@@ -238,9 +238,10 @@ def split_halves(batches: Sequence[Batch], most: int = ROWS) -> RowSplit | None:
     for start, half in enumerate(halves):
         remaining = most
         for batch in batches:
-            rows = torch.arange(start, len(batch["input_ids"]), 2)[:remaining]
-            if len(rows):
-                half.append({name: tensor[rows.to(tensor.device)] for name, tensor in batch.items()})
-            remaining -= len(rows)
+            half_of_batch = {name: tensor[start::2][:remaining].contiguous() for name, tensor in batch.items()}
+            count = len(half_of_batch["input_ids"])
+            if count:
+                half.append(half_of_batch)
+            remaining -= count
     counts = [count_rows(half) for half in halves]
     return halves if min(counts) >= 2 else None

@@ -165,20 +165,17 @@ def test_the_reason_names_no_argument_that_nobody_gave(
     assert f"The time was not measured. {reason}" in str(found) and "leave out stream" not in str(found)
 
 
-def test_a_dry_run_of_several_processes_streams_as_the_run(
-    large: None, spelled: Spelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_dry_run_counts_the_model_once_for_each_process(
+    spelled: Spelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processes = [2]
-    monkeypatch.setattr("laconic.recipe.checked.world_size", lambda: processes[0])
-
-    def on_rank_zero(work: Callable[..., object]) -> Callable[..., object]:
-        # The first process works as if it were alone.
-        processes[0] = 1
-        return work
-
-    monkeypatch.setattr(estimates, "on_rank_zero", on_rank_zero)
-    found = estimate_run(recipe_from(spelled(GPTQ)), tmp_path / "out")
-    assert not found.streams and found.streamed is not None
+    recipe, output = spelled(GPTQ), tmp_path / "out"
+    needed = checked(recipe, output).sizes.in_memory
+    monkeypatch.setattr("laconic.recipe.checked.LARGE", 0)
+    monkeypatch.setattr("laconic.recipe.checked.free_memory", lambda: needed)
+    assert not estimate_run(recipe_from(recipe), output).streams
+    monkeypatch.setattr("laconic.recipe.checked.local_world_size", lambda: 2)
+    with pytest.warns(Notice, match="With the whole model in memory"):
+        assert estimate_run(recipe_from(recipe), output).streams
 
 
 def test_files_that_vanish_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
