@@ -223,7 +223,8 @@ def shrink_estimates(y: Float[Tensor, " k"], s: Float[Tensor, " k"]) -> tuple[fl
     deviations = y - (w * y).sum() / w.sum()
     q = (w * deviations.square()).sum()
     k = len(y)
-    chance = torch.special.gammaincc(torch.tensor((k - 1) / 2, dtype=q.dtype), q / 2) if k > 1 else torch.ones(())
+    half = q.new_tensor((k - 1) / 2)
+    chance = torch.special.gammaincc(half, q / 2) if k > 1 else torch.ones_like(q)
     tau2 = torch.zeros_like(q)
     if chance < SIGNIFICANT:
         tau2 = ((q - (k - 1)) / (w.sum() - w.square().sum() / w.sum())).clamp(min=0)

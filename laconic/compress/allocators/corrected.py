@@ -185,9 +185,9 @@ def measure_factors(request: AllocationRequest, compressed: CompressedCopy, rows
         models = _with_each_restored(request.lm, compressed.lm, blocks.values())
         compressed_kl, *restored = _measure_divergences(request, models, rows, MEASURED)
     gains = [divergences.gain(compressed_kl) for divergences in restored]
-    predicted = torch.tensor([losses[block] for block in blocks], dtype=torch.float64)
-    cost = torch.tensor([gain.mean for gain in gains], dtype=torch.float64) / predicted
-    error = torch.tensor([gain.error for gain in gains], dtype=torch.float64) / predicted
+    predicted = torch.tensor([losses[block] for block in blocks], dtype=torch.float64, device="cpu")
+    cost = torch.tensor([gain.mean for gain in gains], dtype=torch.float64, device="cpu") / predicted
+    error = torch.tensor([gain.error for gain in gains], dtype=torch.float64, device="cpu") / predicted
     mean_ratio, shrunk = shrink_estimates(cost, error)
     if not 0 < mean_ratio < inf or not (shrunk != mean_ratio).any():
         return {}
