@@ -24,20 +24,17 @@ def main(job: dict) -> None:
         small, original = load(job["model"]), load(job["original"])
         found = evaluate(small, [job["task"]], limit=job["articles"], against=original, cost=False)
     else:
-        from laconic.evaluate.run import evaluate_in_turn  # noqa: PLC0415
+        from laconic.evaluate.run import EvaluationSettings, evaluate_in_turn  # noqa: PLC0415
         from laconic.model.loading import load, load_streamed  # noqa: PLC0415
 
         options = job["options"]
         open_model = load_streamed if options.pop("stream", False) else load
         found = evaluate_in_turn(
             partial(opened, open_model, job["model"]),
+            partial(opened, open_model, job["original"]),
             [job["task"]],
+            EvaluationSettings(limit=job["articles"], cost=False, resume=True, **options),
             sources=[],
-            limit=job["articles"],
-            open_original=partial(opened, open_model, job["original"]),
-            cost=False,
-            resume=True,
-            **options,
         )
     used = resource.getrusage(resource.RUSAGE_SELF)
     result = {"seconds": used.ru_utime + used.ru_stime, "peak_bytes": used.ru_maxrss * 1024, **found.to_json()}
