@@ -205,7 +205,14 @@ class Bench:
 
 
 def draw_kills(blocks: int) -> list[float]:
-    """Where to kill a run, in finished blocks: random moments, each in another block, none in the first."""
+    """Draw random moments at which a run is killed, each in a block of its own, and none in the first.
+
+    Args:
+        blocks: the number of blocks of the model.
+
+    Returns:
+        Ascending numbers of finished blocks; 2.5 is halfway through the third one.
+    """
     random = Random(KILL_SEED)
     return sorted(block + random.random() for block in random.sample(range(1, blocks), KILLS))
 

@@ -1,4 +1,4 @@
-"""Two passes over a streamed model of which only the first one measures: for a plan, and for the result.
+"""Two passes over a streamed model, for a plan and for the result. Only the first pass measures.
 
 A plan that compares all layers needs their solutions before the first of them is replaced. If these serve every size,
 they are kept on disk (`laconic.calibrate.solution_files`), and the second pass runs no block.

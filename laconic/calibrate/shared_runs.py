@@ -1,4 +1,4 @@
-"""Run several copies of a model over the same batches block by block, and what they have in common only once.
+"""Run several copies of a model over the same batches block by block; shared blocks run once.
 
 The copies differ in some parts: one has all blocks compressed, another one all but one. Up to the first part in which
 two of them differ, they have the same hidden states. At each block, copies with the same hidden states and the same

@@ -125,7 +125,7 @@ def _solve_divided(
 
 
 def _without_matrices(problem: Problem) -> Problem:
-    """A solved problem, with what is needed to replace the layer."""
+    """A solved problem without its weight and its moments. Layers are replaced with the rest."""
     stats = LayerStats(token_count=problem.stats.token_count)
     return Problem(weight=torch.empty(0, 0), stats=stats, means=problem.means)
 
@@ -155,5 +155,5 @@ def divide_groups(groups: Sequence[SolveGroup], count: int) -> dict[str, int]:
 
 
 def _work(groups: Sequence[SolveGroup]) -> int:
-    """The order of the operations that solve groups: those of products of a matrix with one of its covariances."""
+    """The number of multiplications of the products of each matrix with its covariances."""
     return sum(group.numel * sum(group.shape) for group in groups)

@@ -32,7 +32,7 @@ BAGS = {
 
 
 MAX_PACKED_BITS = 4
-"""Bits of the widest numbers of which a byte holds several."""
+"""The most bits of a number that shares a byte with another one."""
 BLOCKS, MOST_BLOCKS = (384, 512), 8
 """Outputs whose codes lie together, so that memory is read in its order; and how often inputs are repeated for them."""
 

@@ -68,12 +68,12 @@ def can_scale_packed(stream: UInt8[Tensor, " bytes"], bits: int, columns: int) -
 
 
 class PackedRows(NamedTuple):
-    """Rows of packed codes, with what scales each row, as torch's functions for embeddings read them.
+    """Rows of packed codes, with the scale and zero point of each row, as torch's functions for embeddings read them.
 
     Args:
         words: the codes of each row.
-        numbers: of each row, the scale 1 and the shift −zero of its embedding, in one word.
-        scale: of each row, in fp32.
+        numbers: the scale 1 and the shift −zero of the embedding of each row, in one word.
+        scale: the scale of each row, in fp32.
         bits: 2 or 4, the bits of a code.
 
     Example:

@@ -20,7 +20,7 @@ from laconic.recipe import recipe_from, run
 from tests.architectures import BY_NAME
 from tests.conftest import SENTENCES
 from tests.recipe.test_stream import BITS, GPTQ, LOW_RANK, NARROWER, SHORTER, spelled
-from tests.stopped import StopError
+from tests.stopped import StopError, assert_equal_runs
 
 STEPS = {
     "rtn": [{"compress": {"method": "rtn:bits=4", "targets": ["all"]}}],
@@ -71,11 +71,7 @@ def test_a_stopped_run_goes_on_to_the_same_model(
         found = run(recipe, tmp_path / "out").to_json()
     # Blocks that were finished were not solved again.
     assert len(seen) < groups
-    for key in ("bytes", "dense_bytes", "sites", "found", "predicted_losses"):
-        assert found[key] == expected[key]
-    mine, other = (load(str(tmp_path / folder)).model.state_dict() for folder in ("whole", "out"))
-    assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert_equal_runs(tmp_path, expected, found)
 
 
 @pytest.mark.filterwarnings("ignore:The finished parts are kept")

@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from laconic.calibrate.shared_runs import SharedRuns
 from laconic.compress import matrices, solve_and_replace
 from laconic.compress.allocators import spectrum, streamed_copies
 from laconic.compress.kl_metric import KLMetric
-from laconic.model import load
 from laconic.recipe import recipe_from, run
 from tests.recipe.test_stream import spelled
-from tests.stopped import StopError, stop_at
+from tests.stopped import StopError, assert_equal_runs, stop_at
 
 STEP = {"compress": {"method": "kfac-svd:multiple=1", "keep": 0.6, "allocate": "spectrum"}}
 PLACES: list[tuple[Any, str, int]] = [
@@ -49,11 +47,7 @@ def test_it_goes_on_wherever_it_was_stopped(
             run(recipe, tmp_path / "out")
         assert not (tmp_path / "out").exists()
     found = run(recipe, tmp_path / "out").to_json()
-    for key in ("bytes", "dense_bytes", "sites", "found", "predicted_losses"):
-        assert found[key] == expected[key]
-    mine, other = (load(str(tmp_path / folder)).model.state_dict() for folder in ("whole", "out"))
-    assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert_equal_runs(tmp_path, expected, found)
 
 
 @pytest.mark.filterwarnings("ignore:The finished parts are kept")

@@ -14,11 +14,11 @@ from laconic.recipe.estimate.in_memory import FLOAT
 
 @dataclass(frozen=True)
 class Copies:
-    """What the copies need.
+    """Disk space of the hidden states of the copies, and the numbers that their time depends on.
 
     Args:
         measured: bytes of the hidden states on disk while each block is measured.
-        judged: bytes of those while both plans are compared.
+        judged: bytes of the hidden states on disk while both plans are compared.
         rows: the number of rows on which each block is measured.
         blocks: the number of blocks that are measured.
     """
@@ -42,7 +42,7 @@ class Copies:
 
 
 def copies_of(lm: LanguageModel, step: Step, batches: Sequence[Batch]) -> Copies | None:
-    """Compute what the copies of a step need, from shapes.
+    """Compute disk space and numbers for the copies of a step, from shapes.
 
     Args:
         lm: the model without weights, before the step.

@@ -1,4 +1,7 @@
-"""What stands for `shorten` in a trial, whose model has one block of each kind and can lose none."""
+"""A step that replaces `shorten` in a trial run, and scores the blocks without dropping any.
+
+The model of a trial has one block of each kind, and can lose none of them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from laconic.recipe.estimate.stopwatch import BlockTimer
 
 @dataclass(frozen=True)
 class MeasureBlocks(Step):
-    """Measures the blocks as `shorten` does, and drops none. The timer then counts those that would be left.
+    """Scores the blocks as `shorten` does, and drops none. The timer then counts the blocks that `shorten` would leave.
 
     Args:
         shorten: the step.
