@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +14,10 @@ SHORT_NUMBERS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16
 """CPU instruction sets for 8- and 16-bit arithmetic, by their names in `/proc/cpuinfo`."""
 CPUINFO = Path("/proc/cpuinfo")
 KEPT_NBYTES = 2**25 - 2**16
-"""A little less than the largest block that glibc can keep when it is freed."""
+"""A little less than the largest block that glibc keeps by itself when it is freed."""
+LARGE_NBYTES = 2**28
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
 
 
 def is_launched() -> bool:
@@ -48,6 +53,27 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.malloc.restype = ctypes.c_void_p
         library.free(ctypes.c_void_p(library.malloc(ctypes.c_size_t(KEPT_NBYTES))))
+
+
+@contextmanager
+def keeping_large_blocks() -> Iterator[None]:
+    """Within the context glibc keeps freed blocks of up to 256 MB for later ones, and releases them at its end.
+
+    Tensors of one batch after another then get the same pages. glibc would otherwise return each block of more than
+    32 MB, and the system would fill its new pages with zeros. Other C libraries are not changed.
+    """
+    if not _has_glibc():
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_THRESHOLD, LARGE_NBYTES)
+    library.mallopt(M_TRIM_THRESHOLD, 2 * LARGE_NBYTES)
+    try:
+        yield
+    finally:
+        library.mallopt(M_MMAP_THRESHOLD, KEPT_NBYTES)
+        library.mallopt(M_TRIM_THRESHOLD, 2 * KEPT_NBYTES)
+        release_freed_memory()
 
 
 @cache

@@ -19,6 +19,7 @@ from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel, Site, predict
 from laconic.numerics.moments import check_finite
 from laconic.progress import Track, silent
+from laconic.system import keeping_large_blocks
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def measure_stats(
         losses = LossGradients(lm, data.labels, halves)
     with (
         evaluating(lm),
+        keeping_large_blocks(),
         without_weight_gradients(lm),
         processes.sync_errors(),
         Recorder(lm, sites, needs, shrink_starved=shrink_starved) as recorder,

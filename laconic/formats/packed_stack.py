@@ -1,13 +1,11 @@
 """Stacks of quantized matrices: the bytes of one matrix of every expert, stacked on the first axis.
 
-A product decodes only the matrices of experts that have rows, several at once. They are multiplied at once where torch
-has a fast grouped product, and elsewhere one by one. Few rows are multiplied by the codes of their expert, by a kernel,
-where that is faster.
+A product decodes only the matrices of experts that have rows. They are multiplied at once where torch has a fast grouped
+product, and elsewhere one by one, by the kernel that is fastest for as many rows.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import inf
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +27,8 @@ from laconic.numerics.packing import from_bytes, packed_nbytes, unpack_mask
 GROUPED_NBYTES = 2**26
 """Bytes of the matrices that are decoded for one grouped product."""
 DECODED_NBYTES = 2**22
-"""Bytes of the matrices that are decoded together where each is multiplied alone: they should stay in the cache."""
+"""Bytes of the matrices without a kernel that are decoded together, then multiplied alone: they should stay in the
+cache."""
 
 
 class _Slices:
@@ -77,8 +76,6 @@ class PackedStack(ExpertStack):
     """
 
     format: ClassVar[type[PackedCodes]]
-    kernel_rows: ClassVar[float] = inf
-    """Rows of an expert up to which a kernel may multiply by its codes."""
     matrix_parameter = "codes"
     codes: nn.Parameter
     weight: Tensor
@@ -165,7 +162,7 @@ class PackedStack(ExpertStack):
             return torch.cat([self._grouped(chunk, rows) for chunk in self._chunks(hit, GROUPED_NBYTES)])
         products: dict[int, Tensor] = {}
         for expert in hit:
-            kernel = slices[expert].find_kernel(rows[expert]) if counts[expert] <= self.kernel_rows else None
+            kernel = slices[expert].find_kernel(rows[expert], decodes=True)
             if kernel is not None:
                 products[expert] = kernel(rows[expert], None)
         for chunk in self._chunks([expert for expert in hit if expert not in products], DECODED_NBYTES):
@@ -243,8 +240,6 @@ class QuantizedStack(PackedStack):
 
     kind = "quantized-experts"
     format = Quantized
-    # Decoding several matrices at once takes less time than the kernels for one matrix need for more rows.
-    kernel_rows = 16
 
     def decode(self, experts: Sequence[int]) -> Float[Tensor, "some out in"]:
         bits, group, (out, width) = self.matrix["bits"], self.matrix["group"], self.shape

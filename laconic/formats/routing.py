@@ -12,6 +12,9 @@ ALIGNMENT = 16
 GROUPED_ON_CPU = (torch.bfloat16, torch.float16)
 """The dtypes in which one grouped product is faster than one product for each expert on a CPU."""
 
+SUMMED_PAIRS = 1024
+"""Pairs whose outputs are weighted at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Routing:
@@ -76,22 +79,32 @@ class Routing:
 
 
 class _WeightedSum(torch.autograd.Function):
-    """The sums of `Routing.gather`, to the last bit those of transformers, with one copy of the outputs each way."""
+    """The sums of `Routing.gather`, to the last bit those of transformers, with no copy of all outputs."""
 
     @staticmethod
     def forward(
         ctx: Any, outputs: Tensor, weights: Tensor, by_token: Int[Tensor, "tokens k"], tokens: Int[Tensor, " pairs"]
     ) -> Tensor:
         ctx.save_for_backward(outputs, weights, tokens)
-        weighted = outputs.index_select(0, by_token.flatten()).unflatten(0, by_token.shape)
-        return weighted.mul_(weights[by_token][..., None]).sum(dim=1)
+        sums = outputs.new_empty(len(by_token), outputs.shape[1])
+        # The weighted outputs of few tokens stay in the cache until they are summed.
+        at_once = max(1, SUMMED_PAIRS // by_token.shape[1])
+        for chosen, own in zip(by_token.split(at_once), sums.split(at_once), strict=True):
+            weighted = outputs.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
+            torch.sum(weighted.mul_(weights[chosen][..., None]), dim=1, out=own)
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         outputs, weights, tokens = ctx.saved_tensors
-        of_pairs = grads[0].index_select(0, tokens)
-        of_weights = (of_pairs * outputs).sum(dim=1) if ctx.needs_input_grad[1] else None
-        return of_pairs.mul_(weights[:, None]), of_weights, None, None
+        of_outputs, of_weights = torch.empty_like(outputs), torch.empty_like(weights)
+        for start in range(0, len(tokens), SUMMED_PAIRS):
+            own = slice(start, start + SUMMED_PAIRS)
+            of_pairs = torch.index_select(grads[0], 0, tokens[own], out=of_outputs[own])
+            if ctx.needs_input_grad[1]:
+                of_weights[own] = (of_pairs * outputs[own]).sum(dim=1)
+            of_pairs.mul_(weights[own, None])
+        return of_outputs, of_weights if ctx.needs_input_grad[1] else None, None, None
 
 
 def grouped_product(

@@ -25,6 +25,8 @@ from torch import Tensor
 from laconic.numerics.gram import add_gram
 
 Ends = Int[Tensor, " experts"]
+ADDED_ROWS = 64
+"""Rows of a matrix that are added to totals of another dtype at once."""
 
 
 def expert_rows(ends: Ends) -> Iterator[tuple[int, slice]]:
@@ -140,7 +142,10 @@ def add_squared_products(
     """
     for expert, rows in expert_rows(ends):
         lengths = sequences[rows].unique_consecutive(return_counts=True)[1].tolist()
-        totals[expert] += sum_squared_products(zip(G[rows].split(lengths), X[rows].split(lengths), strict=True))
+        squares = sum_squared_products(zip(G[rows].split(lengths), X[rows].split(lengths), strict=True))
+        # Rows that are cast to the dtype of the totals stay in the cache until they are added.
+        for total, part in zip(totals[expert].split(ADDED_ROWS), squares.split(ADDED_ROWS), strict=True):
+            total += part
 
 
 def sum_squared_products(
