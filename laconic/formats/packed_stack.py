@@ -1,7 +1,7 @@
 """Stacks of quantized matrices: the bytes of one matrix of every expert, stacked on the first axis.
 
-A product decodes only the matrices of experts that have rows. They are multiplied at once where torch has a fast grouped
-product, and elsewhere one by one, by the kernel that is fastest for as many rows.
+A product decodes only the matrices of experts that have rows. They are multiplied at once where torch has a fast
+grouped product, and elsewhere one by one, by the kernel that is fastest for as many rows.
 """
 
 from collections.abc import Iterator, Sequence

@@ -145,7 +145,7 @@ def add_squared_products(
         squares = sum_squared_products(zip(G[rows].split(lengths), X[rows].split(lengths), strict=True))
         # Rows that are cast to the dtype of the totals stay in the cache until they are added.
         for total, part in zip(totals[expert].split(ADDED_ROWS), squares.split(ADDED_ROWS), strict=True):
-            total += part
+            total.add_(part)
 
 
 def sum_squared_products(
