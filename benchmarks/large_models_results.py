@@ -15,7 +15,7 @@ from laconic.cli.terminal import silence_libraries
 from laconic.model.loading import load_streamed
 from laconic.model.predictions import run_model
 
-ROWS, TOKENS = 4, 128
+ROWS, TOKENS = 24, 128
 
 
 def main() -> None:

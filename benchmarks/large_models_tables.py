@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.large_models import BEFORE, CELLS, KILLED, MEMORY, METHODS, NOW, PEER, PEER_METHOD, PEER_SCRIPT, STREAM
+from benchmarks.large_models_results import ROWS, TOKENS
 from benchmarks.tables import ROOT, replace_between
 
 BEGIN = "<!-- made by `python -m benchmarks large_models_tables` -->"
@@ -162,7 +163,7 @@ def peers(cells: Found) -> str:
         "### Beside llm-compressor",
         "",
         f"GPTQ with 4 bits and groups of 64 on the same rows: `{PEER_SCRIPT.relative_to(ROOT)}`. The embedding and the "
-        "head stay as they are. KL to the original, in nats, on 4 other texts of 128 tokens.",
+        f"head stay as they are. KL to the original, in nats, on {ROWS} other texts of {TOKENS} tokens.",
         "",
         "| model | | CPU seconds | peak, MiB | KL | result, MiB |",
         "|---|---|---:|---:|---:|---:|",
