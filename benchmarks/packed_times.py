@@ -23,6 +23,7 @@ BITS = (2, 3, 4, 5, 6, 7, 8)
 LENGTHS = {128: BITS, 512: (3, 4, 8), 2048: (4, 8)}
 """The bits that are measured for each length of a prompt."""
 TOKENS = 16
+NO_PRODUCTS = "no products"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Milliseconds = dict[str, dict[str, dict[str, float]]]
@@ -47,7 +48,11 @@ def measure(rounds: int, bits: Sequence[int]) -> Milliseconds:
             mine[f"{length} tokens"] = alternate(calls, max(2, rounds * 128 // length))
         prompt = torch.randint(0, dense.config.vocab_size, (1, 128))
         mine["one token"] = alternate(
-            {name: partial(timed_token, model, prompt) for name, model in models.items()}, rounds
+            {
+                name: partial(timed_token, model, prompt)
+                for name, model in {**models, NO_PRODUCTS: without_products(dense)}.items()
+            },
+            rounds,
         )
         times[dtype_name] = mine
     return times
@@ -94,20 +99,44 @@ def dense_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+class Zeros(torch.nn.Module):
+    """Stands in for a linear layer, and returns zeros."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.out_features = out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(*x.shape[:-1], self.out_features)
+
+
+def without_products(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A model that computes everything but the products with the matrices of its blocks."""
+    return replace_linears(model, lambda layer: Zeros(layer.out_features))
+
+
 def with_codes(model: LlamaForCausalLM, bits: int) -> LlamaForCausalLM:
     """A model of the same shape, with random codes in place of the matrices of its blocks."""
-    linears = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    linears.pop("lm_head")
-    # The matrices are left out of the copy.
-    coded = copy.deepcopy(model, {id(module): torch.nn.Identity() for module in linears.values()})
-    for path, module in linears.items():
-        out, width = module.weight.shape
+
+    def random_codes(layer: torch.nn.Linear) -> torch.nn.Module:
+        out, width = layer.weight.shape
         codes = torch.randint(0, 2**bits, (out, width), dtype=torch.uint8)
         scale = (0.05 / 2**bits * (torch.rand(out, width // GROUP) + 0.5)).half().float()
         zero = torch.randint(2 ** (bits - 2), 3 * 2 ** (bits - 2), scale.shape).float()
-        layer = Quantized.from_codes(codes, Grid(scale, zero, bits, GROUP), symmetric=False, dtype=model.dtype)
-        coded.set_submodule(path, layer)
-    return coded
+        return Quantized.from_codes(codes, Grid(scale, zero, bits, GROUP), symmetric=False, dtype=model.dtype)
+
+    return replace_linears(model, random_codes)
+
+
+def replace_linears(model: LlamaForCausalLM, make: Callable[[torch.nn.Linear], torch.nn.Module]) -> LlamaForCausalLM:
+    """A copy of a model, with other layers in place of the linear layers of its blocks."""
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linears.pop("lm_head")
+    # The matrices are left out of the copy.
+    copied = copy.deepcopy(model, {id(module): torch.nn.Identity() for module in linears.values()})
+    for path, module in linears.items():
+        copied.set_submodule(path, make(module))
+    return copied
 
 
 if __name__ == "__main__":
