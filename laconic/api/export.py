@@ -37,7 +37,7 @@ class ExportResult(Result):
         `laconic.export` returns it. This example builds one directly, as an export needs the libraries of the runtime.
 
         >>> from laconic.export.agreement import Agreement
-        >>> from laconic.export.folder import ExportedModel
+        >>> from laconic.export.target import ExportedModel
         >>> agreement = Agreement(error=2e-6, tolerance=1e-3, rows=16, batches=4)
         >>> model = ExportedModel(
         ...     file="model.onnx", runtime="onnx", library="onnxruntime 1.23", bytes=4096, layers={},
@@ -101,7 +101,7 @@ def export(
 
     Args:
         model: a loaded model, or a folder or hub name.
-        to: the runtime, `onnx` or `openvino`.
+        to: the target, such as `onnx` or `openvino`.
         output: new folder for the model, its tokenizer and a model card, written whole or not at all.
         tasks: tasks of `evaluate` on which the exported model must be as good as the model in torch.
         limit: maximum rows of each task; None for all.
@@ -120,16 +120,17 @@ def export(
     Example:
         >>> export("MODEL", to="eager", output="served")
         Traceback (most recent call last):
-        laconic.errors.UserError: A model is exported to onnx or openvino; 'eager' is torch's, and runs ...
+        laconic.errors.UserError: A model is exported to onnx ... 'eager' is torch's, and runs ...
     """
     check_kinds(to=to, tasks=tasks, limit=limit, label_order=label_order, track=track)
-    check_target(to)
+    target = check_target(to)
     names = to_tasks(tasks, limit)
     model_input = to_model_input(model, tokenizer, label_order)
     folder = to_folder(output)
     check_output(folder, model_input.name)
     structure = model_input.skeleton()
     check_label_order(structure)
+    target.check_model(structure)
     if names:
         tokenizer_of(structure)
     check_tasks(names, structure, compared=True, load=partial(load_corpus, limit=limit))

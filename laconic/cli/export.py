@@ -10,7 +10,7 @@ from laconic.cli.terminal import progress_bars, show_result, silence_libraries
 
 def export(
     model: ModelArgument,
-    to: Annotated[str, typer.Option(metavar="onnx|openvino", help="The runtime to export to.")],
+    to: Annotated[str, typer.Option(metavar="onnx|openvino", help="The runtime or format to export to.")],
     output: OutputOption,
     tasks: Annotated[
         list[str] | None,
@@ -23,7 +23,7 @@ def export(
     label_order: LabelOrderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Export MODEL to ONNX Runtime or OpenVINO in the folder OUT, if its outputs there equal those of torch."""
+    """Export MODEL to another runtime in the folder OUT, if its outputs there equal those of torch."""
     names, order = names_from(tasks or []), None if label_order is None else names_from([label_order])
     silence_libraries()
     from laconic.api.export import export as export_model

@@ -3,6 +3,7 @@
 Internal: it may change with any version.
 """
 
-from laconic.export.folder import ExportOutcome, check_target, export
+from laconic.export.folder import check_target, export
+from laconic.export.target import ExportOutcome
 
 __all__ = ["ExportOutcome", "check_target", "export"]

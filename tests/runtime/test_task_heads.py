@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from laconic.export.agreement import Agreement, check_agreement
-from laconic.export.folder import ExportedModel
-from laconic.export.folder import _card as write_card
+from laconic.export.graph_target import OnnxTarget
+from laconic.export.target import ExportedModel
 from laconic.model import ModelTask, divergence, predict
 from laconic.model.embedding_modules import ATTENTION_MASK
 from laconic.progress import silent
@@ -80,7 +80,7 @@ def test_the_card_says_how_to_make_the_inputs(task: ModelTask) -> None:
         file="model.onnx", runtime=ONNX, library="onnxruntime", bytes=1, layers={}, inputs=signature.inputs,
         outputs=signature.outputs, agreement=Agreement(error=0, tolerance=1, rows=1, batches=1),
     )  # fmt: skip
-    card = "\n".join(write_card(lm, "small", model))
+    card = "\n".join(OnnxTarget().card(lm, model))
     lines = card.partition('path/to/this/folder")\n')[2].partition("outputs = ")[0]
     names: dict[str, Any] = {"tokenizer": lm.tokenizer}
     exec(lines, names)
