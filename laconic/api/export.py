@@ -101,7 +101,7 @@ def export(
 
     Args:
         model: a loaded model, or a folder or hub name.
-        to: the target, such as `onnx` or `openvino`.
+        to: the target, such as `onnx`, `openvino` or `gguf`.
         output: new folder for the model, its tokenizer and a model card, written whole or not at all.
         tasks: tasks of `evaluate` on which the exported model must be as good as the model in torch.
         limit: maximum rows of each task; None for all.

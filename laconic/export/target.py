@@ -25,7 +25,7 @@ class ExportedModel:
         outputs: names of its outputs.
         bytes: the size of graph and weights.
         layers: how quantized layers were exported, by label.
-        agreement: how close its outputs are to those of the model in torch.
+        agreement: how close its outputs are to those of the model in torch; without rows if only numbers were compared.
     """
 
     file: str

@@ -1,11 +1,13 @@
 """The targets of `laconic export`. A new one is a line here."""
 
+from laconic.export.gguf import GgufTarget
 from laconic.export.graph_target import OnnxTarget, OpenVinoTarget
 from laconic.export.target import Target
 
 TARGETS: tuple[Target, ...] = (
     OnnxTarget(),
     OpenVinoTarget(),
+    GgufTarget(),
 )
 NAMES = tuple(target.name for target in TARGETS)
 """The values of `--to`."""

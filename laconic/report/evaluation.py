@@ -274,12 +274,39 @@ def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
         outcome: the JSON of `laconic export`.
     """
     agreement = outcome["agreement"]
+    if outcome["runtime"] == "gguf":
+        return _gguf_lines(outcome)
     return (
         f"{outcome['output']}/{outcome['file']} for {outcome['library']}: {outcome['bytes'] / MEGABYTE:.2f} MB "
         f"({outcome['stored_bytes'] / MEGABYTE:.2f} MB as stored by laconic), exported in {outcome['seconds']:.1f} s",
         f"Inputs: {', '.join(outcome['inputs'])}; outputs: {', '.join(outcome['outputs'])}; any batch and length",
         f"Agrees with torch on {agreement['rows']} rows in {agreement['batches']} batches: the largest difference is "
         f"{agreement['error']:.1e} of the largest output",
+    )
+
+
+def _gguf_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
+    """Lines about a GGUF file."""
+    rows, error = outcome["agreement"]["rows"], outcome["agreement"]["error"]
+    decoded = [layers for label, layers in outcome["layers"].items() if label.startswith("decoded")]
+    extra = sum(layers["bytes"] - layers["stored_bytes"] for layers in decoded)
+    return (
+        f"{outcome['output']}/{outcome['file']} for llama.cpp: {outcome['bytes'] / MEGABYTE:.2f} MB "
+        f"({outcome['stored_bytes'] / MEGABYTE:.2f} MB as stored by laconic), exported in {outcome['seconds']:.1f} s",
+        f"The reader of {outcome['library']} finds the numbers of the model in it, bit for bit",
+        *(
+            [f"Read by transformers, its logits on {rows} rows differ from torch's by {error:.1e} of the largest"]
+            if rows
+            else []
+        ),
+        *(
+            [
+                f"{sum(layers['count'] for layers in decoded)} compressed layers have no blocks in llama.cpp and are "
+                f"written decoded, which takes {extra / MEGABYTE:.2f} MB more"
+            ]
+            if decoded
+            else []
+        ),
     )
 
 

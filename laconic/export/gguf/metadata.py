@@ -1,0 +1,143 @@
+"""The metadata of a GGUF file: sizes of the model, norms, rotary positions and windows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from laconic.errors import UserError
+from laconic.export.gguf.architectures import Architecture
+from laconic.export.gguf.shape import Shape
+
+Value = int | float | bool | str | Sequence[int]
+FACTORS = "rope_freqs.weight"
+"""The tensor by which llama.cpp divides the frequencies of rotary positions."""
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+_SCALINGS = ("default", "linear", "llama3")
+"""The kinds of rotary scaling that are written."""
+
+
+def model_metadata(config: PreTrainedConfig, architecture: Architecture, shape: Shape) -> dict[str, Value]:
+    """The metadata of a model, by key without the architecture.
+
+    Args:
+        config: its configuration, which `check_config` has accepted.
+        architecture: the architecture to write.
+        shape: the widths of its blocks.
+    """
+    epsilon = next(value for key in _EPSILONS if (value := getattr(config, key, None)) is not None)
+    norm = "layer_norm_rms_epsilon" if architecture.rms_norm else "layer_norm_epsilon"
+    metadata: dict[str, Value] = {
+        "context_length": context_length(config, architecture),
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": _one_or_each(shape.channels),
+        "attention.head_count": _one_or_each(shape.heads),
+        "attention.head_count_kv": _one_or_each(shape.groups),
+        "attention.key_length": shape.head_size,
+        "attention.value_length": shape.head_size,
+        f"attention.{norm}": epsilon,
+        "vocab_size": config.vocab_size,
+        **_rope_metadata(config, shape),
+        **_window_metadata(config, architecture),
+        **_expert_metadata(config, shape),
+    }
+    for key, name in architecture.values.items():
+        if (value := getattr(config, name)) is not None:
+            metadata[key] = value
+    return metadata
+
+
+def context_length(config: PreTrainedConfig, architecture: Architecture) -> int:
+    """The longest context: it ends at the sliding window if the graph of llama.cpp has none."""
+    window = None if architecture.windows else sliding_window(config)
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+
+
+def sliding_window(config: PreTrainedConfig) -> int | None:
+    """The window of attention; None if every block sees all tokens."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not getattr(config, "use_sliding_window", True) or (kinds is not None and "sliding_attention" not in kinds):
+        return None
+    return window
+
+
+def rope_parameters(config: PreTrainedConfig, kind: str = "full_attention") -> Mapping[str, Any]:
+    """The rotary parameters of one kind of attention; empty for other positions."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return parameters.get(kind, parameters)
+
+
+def window_period(config: PreTrainedConfig) -> int | None:
+    """p such that every p-th block sees all tokens and the others a window; None if no p is right."""
+    slides = [kind == "sliding_attention" for kind in config.layer_types]
+    period = slides.index(False) + 1 if False in slides else len(slides) + 1
+    return period if slides == [index % period < period - 1 for index in range(len(slides))] else None
+
+
+def frequency_factors(config: PreTrainedConfig) -> Float[Tensor, " frequencies"] | None:
+    """The factors of the rotary frequencies of Llama 3.1 and later; None for other scalings."""
+    if rope_parameters(config).get("rope_type") != "llama3":
+        return None
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    base, count = rope_parameters(config)["rope_theta"], 2 * len(scaled)
+    return base ** (-torch.arange(0, count, 2, dtype=torch.float32) / count) / scaled
+
+
+def check_rope(config: PreTrainedConfig) -> None:
+    """Check that llama.cpp scales rotary positions as the model does.
+
+    Raises:
+        UserError: the scaling is of another kind.
+    """
+    for kind in ("full_attention", "sliding_attention"):
+        scaling = rope_parameters(config, kind).get("rope_type", "default")
+        if scaling not in _SCALINGS:
+            raise UserError(
+                f"A GGUF file takes the rotary scalings {', '.join(_SCALINGS)}, and the model has '{scaling}'; export "
+                "it to onnx or openvino."
+            )
+
+
+def _rope_metadata(config: PreTrainedConfig, shape: Shape) -> dict[str, Value]:
+    rope = rope_parameters(config)
+    if not rope:
+        return {}
+    share = rope.get("partial_rotary_factor", 1.0)
+    metadata: dict[str, Value] = {
+        "rope.dimension_count": int(shape.head_size * share),
+        "rope.freq_base": float(rope["rope_theta"]),
+    }
+    if rope.get("rope_type") == "linear":
+        metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+    if "full_attention" in config.rope_parameters:
+        metadata["rope.freq_base_swa"] = float(rope_parameters(config, "sliding_attention")["rope_theta"])
+    return metadata
+
+
+def _window_metadata(config: PreTrainedConfig, architecture: Architecture) -> dict[str, Value]:
+    window = sliding_window(config) if architecture.windows else None
+    if window is None:
+        return {}
+    period = window_period(config)
+    assert period is not None, "checked before"
+    return {"attention.sliding_window": window, "attention.sliding_window_pattern": period}
+
+
+def _expert_metadata(config: PreTrainedConfig, shape: Shape) -> dict[str, Value]:
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if not experts:
+        return {}
+    metadata: dict[str, Value] = {"expert_count": experts, "expert_feed_forward_length": _one_or_each(shape.channels)}
+    if (shared := getattr(config, "shared_expert_intermediate_size", None)) is not None:
+        metadata["expert_shared_feed_forward_length"] = shared
+    return metadata
+
+
+def _one_or_each(counts: Sequence[int]) -> int | Sequence[int]:
+    """The number of every block, or the list of all if they differ."""
+    return counts[0] if len(set(counts)) == 1 else list(counts)

@@ -1,0 +1,132 @@
+"""Export a causal model to a GGUF file; it is read again and compared before it appears."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from laconic.errors import UserError
+from laconic.export.gguf.architectures import Architecture
+from laconic.export.gguf.checks import INSTEAD, check_gguf, check_gguf_library
+from laconic.export.gguf.encoding import TYPES, Encoded, Encoder
+from laconic.export.gguf.file import FILE, check_numbers, library, write_file
+from laconic.export.gguf.metadata import FACTORS, frequency_factors, model_metadata
+from laconic.export.gguf.shape import Shape, measure
+from laconic.export.gguf.tensors import file_tensors, to_file_order
+from laconic.export.gguf.verify import GGUF, check_logits, rounded_copy
+from laconic.export.gguf.vocabulary import read_vocabulary
+from laconic.export.target import ExportedModel, Target, Written
+from laconic.markdown import code
+from laconic.model import LanguageModel
+from laconic.progress import Track
+from laconic.runtime.portable import ExportedLayers
+
+
+class GgufTarget(Target):
+    """A GGUF file with the tokenizer in it."""
+
+    name = GGUF
+
+    def check_installed(self, device: str) -> None:
+        check_gguf_library()
+
+    def check_model(self, lm: LanguageModel) -> None:
+        check_gguf(lm)
+
+    def write(self, lm: LanguageModel, folder: Path, track: Track) -> Written:
+        file = folder / FILE
+        architecture, layers = _write(lm, check_gguf(lm), file)
+        # The numbers in the file are those of this model, so that tasks judge them in torch.
+        served = rounded_copy(lm)
+        model = ExportedModel(
+            file=file.name,
+            runtime=GGUF,
+            library=library(),
+            inputs=("input_ids",),
+            outputs=("logits",),
+            bytes=file.stat().st_size,
+            layers=layers,
+            agreement=check_logits(served, architecture, file, library(), track),
+        )
+        return Written(model, served)
+
+    def card(self, lm: LanguageModel, model: ExportedModel) -> Iterator[str]:
+        origin = f"{code(Path(lm.source).name)}, " if lm.source else ""
+        yield f"{origin}{type(lm.model).__name__}, exported by laconic for llama.cpp: {model.bytes:,} bytes."
+        yield ""
+        yield f"The reader of {model.library} finds the numbers of the model in torch in the file, bit for bit."
+        if model.agreement.rows:
+            yield (
+                f"Read by transformers, its logits on {model.agreement.rows} rows differ by at most "
+                f"{model.agreement.error:.1e} of the largest from those of the model in torch."
+            )
+        if model.layers:
+            yield ""
+            yield "| compressed layers | in the file as | bytes | as laconic stores them |"
+            yield "|---:|---|---:|---:|"
+            for label, layers in model.layers.items():
+                yield f"| {layers.count} | {label} | {layers.bytes:,} | {layers.stored_bytes:,} |"
+        yield ""
+        yield "```sh"
+        yield f'llama-cli -m {model.file} -p "A text."'
+        yield "```"
+
+
+def _write(
+    lm: LanguageModel, architecture: Architecture, file: Path
+) -> tuple[Architecture, Mapping[str, ExportedLayers]]:
+    """Write the file and compare its numbers.
+
+    Returns:
+        The architecture that was written, and what became of the compressed layers.
+    """
+    config = lm.model.config
+    tensors = file_tensors(lm, architecture)
+    shape = _measure(tensors, lm)
+    architecture = _fit(architecture, shape)
+    ordered = to_file_order(tensors, architecture, shape)
+    expected = to_file_order(file_tensors(lm, architecture, decoded=True), architecture, shape)
+    if (factors := frequency_factors(config)) is not None:
+        ordered[FACTORS] = expected[FACTORS] = Encoder(lm.dtype).floats(factors)
+    metadata = model_metadata(config, architecture, shape)
+    vocabulary = read_vocabulary(lm.tokenizer, config.vocab_size)
+    write_file(file, architecture.name, metadata, vocabulary, ordered)
+    check_numbers(file, ordered, expected)
+    return architecture, _summary(ordered)
+
+
+def _measure(tensors: Mapping[str, Encoded], lm: LanguageModel) -> Shape:
+    try:
+        return measure(tensors, lm.model.config)
+    except KeyError as error:
+        raise UserError(
+            f"A block of the model has no tensor {error}, as its attention or feed-forward was removed; a GGUF file "
+            f"needs both; {INSTEAD}."
+        ) from error
+
+
+def _fit(architecture: Architecture, shape: Shape) -> Architecture:
+    """The architecture that takes these widths.
+
+    Raises:
+        UserError: llama.cpp takes them in no architecture that computes the model.
+    """
+    if shape.is_uniform and (shape.is_square or not architecture.square):
+        return architecture
+    if architecture.narrowed is None:
+        reason = "heads that together are as wide as the model" if shape.is_uniform else "the same widths in all blocks"
+        raise UserError(
+            f"llama.cpp takes {architecture.name} with {reason}, and this model was narrowed otherwise; narrow its "
+            "feed-forwards to one width (narrow:channels=…), or export it to onnx or openvino."
+        )
+    return architecture.narrowed
+
+
+def _summary(tensors: Mapping[str, Encoded]) -> dict[str, ExportedLayers]:
+    """What became of the compressed layers, by the kind of their numbers in the file."""
+    layers: dict[str, ExportedLayers] = {}
+    for tensor in tensors.values():
+        if tensor.stored_bytes is not None:
+            label = f"{tensor.kind} blocks, exact" if tensor.kind in TYPES else f"decoded, {tensor.kind}"
+            total = layers.get(label, ExportedLayers(0, 0, 0))
+            stored, size = total.stored_bytes + tensor.stored_bytes, total.bytes + tensor.data.numel()
+            layers[label] = ExportedLayers(total.count + 1, stored, size)
+    return layers

@@ -1,0 +1,90 @@
+"""What llama.cpp computes from exported files is what torch computes from the models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Regex, pre_tokenizers
+
+from laconic.export.gguf.pretokenizers import _LLAMA3, _QWEN2
+from laconic.model import LanguageModel
+from tests.engines.llama_cpp import ask
+from tests.export.gguf.models import CONTEXT, MODELS, ROWS, TEXTS, byte_level, exported, model, sentence_piece
+from tests.export.gguf.test_export import compressed, narrowed
+
+pytestmark = pytest.mark.engines
+pytest.importorskip("gguf")
+
+
+def difference(lm: LanguageModel, file: Path, length: int = 24) -> float:
+    """The mean KL divergence of llama.cpp's predictions from torch's, in nats."""
+    ids = torch.randint(2, ROWS - 10, (1, length), generator=torch.Generator().manual_seed(0))
+    found = torch.tensor(ask(file, prompts=ids.tolist())["probabilities"][0])
+    with torch.no_grad():
+        expected = lm.model(ids).logits[0].log_softmax(-1)
+    return (expected.exp() * (expected - found.clamp(min=1e-30).log())).sum(-1).abs().max().item()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture(name: str, tmp_path: Path) -> None:
+    lm = model(name)
+    assert difference(lm, exported(lm, tmp_path)) < 1e-4
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(3, False), (4, True), (4, False), (5, True), (8, True)])
+def test_exact_blocks(bits: int, symmetric: bool, tmp_path: Path) -> None:
+    lm = compressed(bits, symmetric)
+    # llama.cpp rounds inputs of blocks to 8 bits.
+    assert difference(lm, exported(lm, tmp_path)) < 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_other_widths_in_each_block(name: str, tmp_path: Path) -> None:
+    lm = narrowed(name)
+    assert difference(lm, exported(lm, tmp_path)) < 1e-4
+
+
+SPLITS = {
+    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "starcoder": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
+    "falcon": pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Punctuation("contiguous"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+        ]
+    ),
+    **{
+        name: pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(rule), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        for name, rule in {"qwen2": _QWEN2, "smaug-bpe": _LLAMA3}.items()
+    },
+}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_tokens_of_bytes(split: str, tmp_path: Path) -> None:
+    tokenizer = byte_level(SPLITS[split])
+    lm = LanguageModel.of(model("llama").model, tokenizer)
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    assert ask(exported(lm, tmp_path), texts=TEXTS)["tokens"] == expected
+
+
+def test_tokens_of_pieces(tmp_path: Path) -> None:
+    tokenizer = sentence_piece()
+    lm = LanguageModel.of(model("llama").model, tokenizer)
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    assert ask(exported(lm, tmp_path), texts=TEXTS)["tokens"] == expected
+
+
+def test_the_context_ends_where_the_window_does(tmp_path: Path) -> None:
+    lm = model("mistral")
+    file = exported(lm, tmp_path)
+    assert lm.model.config.max_position_embeddings == CONTEXT
+    assert difference(lm, file, length=lm.model.config.sliding_window) < 1e-4
