@@ -185,10 +185,15 @@ def check_layers(layer_sets: Sequence[LayerSet], method: Method, plan: Plan | No
             )
     pairs = list(methods_by_group(layer_sets, method, plan))
     for site, chosen in ((site, chosen) for group, chosen in pairs for site in _one_of_each_unit(group.sites)):
-        if not chosen.keeps_support and site.support is not None:
+        if chosen.fills_zeros and site.support is not None:
             raise UserError(
                 f"The layer '{site.unit}' is pruned, and '{chosen.name}' would fill its zeros; "
                 f"prune after '{chosen.name}', or choose other targets."
+            )
+        if site.is_lookup and not chosen.stores_lookups:
+            raise UserError(
+                f"The word embedding '{site.unit}' cannot be stored in blocks, which would lie across its tokens; "
+                f"leave out grid of '{chosen.name}' there, or choose other targets."
             )
     for group, chosen in pairs:
         if error := chosen.shape_error(group.shape, f"'{group.name}'"):

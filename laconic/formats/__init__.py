@@ -5,6 +5,7 @@ from laconic.formats.codebook import Codebook
 from laconic.formats.dense import Constant, Dense, LinearReplacement
 from laconic.formats.expert_layer import ExpertLayer
 from laconic.formats.experts import DenseExpertStack, ExpertStack
+from laconic.formats.ggml import GgmlBlocks
 from laconic.formats.int8 import DynamicInt8
 from laconic.formats.lowrank import LowRank, LowRankEmbedding, LowRankReader, split_rows
 from laconic.formats.masked import Masked
@@ -23,6 +24,7 @@ FORMATS: tuple[type[Format], ...] = (
     Quantized,
     Codebook,
     DynamicInt8,
+    GgmlBlocks,
     PackedEmbedding,
     Sum,
     Dense,
@@ -40,6 +42,7 @@ __all__ = [
     "ExpertLayer",
     "ExpertStack",
     "Format",
+    "GgmlBlocks",
     "LinearReplacement",
     "LowRank",
     "LowRankEmbedding",

@@ -16,9 +16,10 @@ from laconic.errors import UserError
 from laconic.formats.base import Format
 from laconic.formats.codebook import Codebook
 from laconic.formats.experts import DenseExpertStack, ExpertStack
+from laconic.formats.ggml import GgmlBlocks
 from laconic.formats.int8 import DynamicInt8
 from laconic.formats.lowrank import LowRank
-from laconic.formats.packed_stack import CodebookStack, Int8Stack, QuantizedStack
+from laconic.formats.packed_stack import CodebookStack, GgmlStack, Int8Stack, QuantizedStack
 from laconic.formats.quantized import Quantized
 from laconic.formats.routing import Routing
 from laconic.formats.sparse import Sparse
@@ -184,6 +185,7 @@ _STACK_OF: Mapping[type[nn.Module], type[Any]] = {
     Quantized: QuantizedStack,
     Codebook: CodebookStack,
     DynamicInt8: Int8Stack,
+    GgmlBlocks: GgmlStack,
     Sparse: SparseStack,
     Sum: SumStack,
 }

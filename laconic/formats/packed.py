@@ -36,7 +36,7 @@ P = TypeVar("P", bound="PackedCodes")
 
 
 class PackedCodes(Format):
-    """y = Ŵ x + bias, Ŵ decoded from `codes`; base class of `Quantized`, `Codebook` and `DynamicInt8`.
+    """y = Ŵ x + bias, Ŵ decoded from `codes`; base class of `Quantized`, `Codebook`, `DynamicInt8`, `GgmlBlocks`.
 
     Stored: `codes`, ⌈kept · bits / 8⌉ bytes; `kept_bits`, one bit for each weight, only if the matrix was pruned;
     `shift`, the bias in the dtype of the model. Codes get no gradient.

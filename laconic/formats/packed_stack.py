@@ -17,6 +17,7 @@ from laconic.formats.base import Format, byte_parameter
 from laconic.formats.code_matrix import CodeMatrix
 from laconic.formats.codebook import Codebook
 from laconic.formats.experts import ExpertStack
+from laconic.formats.ggml import GgmlBlocks
 from laconic.formats.int8 import DynamicInt8
 from laconic.formats.packed import PackedCodes
 from laconic.formats.products import multiply
@@ -278,3 +279,10 @@ class Int8Stack(PackedStack):
 
     kind = "dynamic-int8-experts"
     format = DynamicInt8
+
+
+class GgmlStack(PackedStack):
+    """A stack of `GgmlBlocks`; see `PackedStack`."""
+
+    kind = "ggml-blocks-experts"
+    format = GgmlBlocks

@@ -16,9 +16,10 @@ from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.calibrate.statistics import Statistic
 from laconic.errors import UserError, must_be
 from laconic.formats import Format, LowRank, Sum, dense_weight
-from laconic.methods.base import Candidate, Candidates, Method, dense_candidate, digest, predicted_losses
+from laconic.methods.base import Candidate, Candidates, Method, digest
 from laconic.methods.lowrank.base import LowRankMethod
 from laconic.methods.lowrank.kfac_svd import KfacSvd
+from laconic.methods.prediction import dense_candidate, predicted_losses
 from laconic.methods.prune.base import PruningMethod
 from laconic.methods.quantize.base import MAX_BITS, MIN_BITS, QuantizationMethod
 from laconic.methods.quantize.gptq import Gptq
@@ -91,6 +92,10 @@ class Plus(Method):
     @property
     def required_statistics(self) -> frozenset[type[Statistic]]:
         return self.needs | self.base.required_statistics | self.residual.required_statistics
+
+    @property
+    def stores_lookups(self) -> bool:
+        return self.base.stores_lookups
 
     @property
     def has_size(self) -> bool:

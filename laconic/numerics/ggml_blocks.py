@@ -94,6 +94,26 @@ class BlockType:
         return width // self.columns * self.nbytes
 
 
+class BlockScales(NamedTuple):
+    """The scales of the blocks of a matrix.
+
+    Args:
+        d: scale of each block.
+        m: for blocks with one scale, m; for others d_min. None for types without a minimum.
+        scales: σ of each group; None where a block has one scale.
+        minima: μ of each group; None where there is none.
+    """
+
+    d: Float16[Tensor, "rows blocks"]
+    m: Float16[Tensor, "rows blocks"] | None
+    scales: Integer[Tensor, "rows groups"] | None
+    minima: Integer[Tensor, "rows groups"] | None
+
+    def with_codes(self, codes: Integer[Tensor, "rows columns"]) -> "BlockNumbers":
+        """The numbers of blocks with these codes."""
+        return BlockNumbers(codes.to(torch.uint8), *self)
+
+
 class BlockNumbers(NamedTuple):
     """The numbers in the blocks of a matrix.
 
@@ -110,6 +130,11 @@ class BlockNumbers(NamedTuple):
     m: Float16[Tensor, "rows blocks"] | None
     scales: Integer[Tensor, "rows groups"] | None
     minima: Integer[Tensor, "rows groups"] | None
+
+    @property
+    def block_scales(self) -> BlockScales:
+        """All but the codes."""
+        return BlockScales(*self[1:])
 
 
 def _by_name(*types: BlockType) -> dict[str, BlockType]:
@@ -185,16 +210,17 @@ def pack_blocks(numbers: BlockNumbers, kind: BlockType) -> UInt8[Tensor, "rows b
 
 
 def group_scales(
-    numbers: BlockNumbers, kind: BlockType
+    scales: "BlockScales",
 ) -> tuple[Float[Tensor, "rows groups"], Float[Tensor, "rows groups"] | None]:
     """The scale d σ of each group in fp32, and its minimum d_min μ (−m for blocks with one scale); None for none."""
-    d, m = numbers.d.float(), None if numbers.m is None else numbers.m.float()
-    if numbers.scales is None:
+    d, m = scales.d.float(), None if scales.m is None else scales.m.float()
+    if scales.scales is None:
         return d, None if m is None else -m
-    scale = d.repeat_interleave(kind.groups, 1) * numbers.scales
-    if m is None or numbers.minima is None:
+    groups = scales.scales.shape[1] // max(d.shape[1], 1)
+    scale = d.repeat_interleave(groups, 1) * scales.scales
+    if m is None or scales.minima is None:
         return scale, None
-    return scale, m.repeat_interleave(kind.groups, 1) * numbers.minima
+    return scale, m.repeat_interleave(groups, 1) * scales.minima
 
 
 def decode_numbers(numbers: BlockNumbers, kind: BlockType) -> Float[Tensor, "rows columns"]:
@@ -204,7 +230,7 @@ def decode_numbers(numbers: BlockNumbers, kind: BlockType) -> Float[Tensor, "row
         steps = torch.tensor(UNEVEN_STEPS, dtype=torch.float32, device=codes.device)[codes.long()]
     else:
         steps = codes.float() - kind.offset
-    scale, minimum = group_scales(numbers, kind)
+    scale, minimum = group_scales(numbers.block_scales)
     values = steps.view(*scale.shape, kind.group).mul_(scale[..., None])
     if minimum is not None:
         values -= minimum[..., None]

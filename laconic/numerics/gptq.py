@@ -26,7 +26,17 @@ from torch import Tensor
 
 from laconic.numerics.column_sweep import ColumnSweep, coarsen, columns_of
 from laconic.numerics.factors import SINGLE_FROM, UnitFactor
-from laconic.numerics.grid import Grid, GridSpec, QuantizedWeight, fit_grid
+from laconic.numerics.grid import GridSpec, QuantizedWeight
+from laconic.numerics.quantizer import (
+    Quantizer,
+    QuantizerSpec,
+    affine_grid,
+    choose_rows,
+    columns_together,
+    fit_quantizer,
+    join,
+    with_codes,
+)
 from laconic.numerics.triangle import Triangle
 
 SWEEPS = 2
@@ -102,7 +112,7 @@ class ColumnOrder(NamedTuple):
 def gptq(
     W: Float[Tensor, "out in"],
     order: ColumnOrder,
-    spec: GridSpec,
+    spec: QuantizerSpec,
     mask: Bool[Tensor, "out in"] | None = None,
 ) -> QuantizedWeight:
     """Quantize a matrix with compensation along its rows.
@@ -113,7 +123,7 @@ def gptq(
     Args:
         W: the matrix.
         order: the order of the columns, with the curvature.
-        spec: bits, group and kind of the grids.
+        spec: bits, group and kind of the grids, or the type of llama.cpp's blocks.
         mask: False at weights that are to be zero; None to prune none.
 
     Example:
@@ -122,66 +132,68 @@ def gptq(
         tensor([[0, 1, 2, 3]], dtype=torch.uint8)
     """
     sweep = ColumnSweep(W.T.index_select(0, order.columns).float(), order.R)
-    if not order.by_activity and spec.group is not None:
+    together = columns_together(spec)
+    if not order.by_activity and together is not None:
         return _from_left_to_right(sweep, order, spec, mask)
-    grid = fit_grid(W, spec, order.importance, mask)
-    best = _round_all(sweep, order, grid, mask)
-    for _ in range(SWEEPS - 1 if spec.clip else 0):
-        grid = _fit_to_compensated(sweep, order, spec, mask)
-        best = best.take_better(_round_all(sweep, order, grid, mask))
-    return QuantizedWeight(best.codes.T[:, order.inverse].contiguous(), best.grid)
+    best = _round_all(sweep, order, fit_quantizer(W, spec, order.importance, mask), mask)
+    searched = not isinstance(spec, GridSpec) or spec.clip
+    for _ in range(SWEEPS - 1 if searched else 0):
+        again = _fit_to_compensated(sweep, order, spec, mask)
+        best = best.take_better(_round_all(sweep, order, again, mask))
+    return with_codes(best.codes.T[:, order.inverse].contiguous(), best.quantizer)
 
 
 class _Rounded(NamedTuple):
-    """Codes in the order of the sweep, the grids, and the loss of each row."""
+    """Codes in the order of the sweep, what they refer to, and the loss of each row."""
 
     codes: UInt8[Tensor, "in out"]
-    grid: Grid
+    quantizer: Quantizer
     losses: Float[Tensor, " out"]
 
     def take_better(self, other: "_Rounded") -> "_Rounded":
         """Take the sweep with the lower loss, for each row, or for the whole matrix where all rows share a grid."""
-        if self.grid.group is None:
+        if affine_grid(self.quantizer).group is None:
             return other if other.losses.sum() < self.losses.sum() else self
         lower = other.losses < self.losses
-        scale = torch.where(lower[:, None], other.grid.scale, self.grid.scale)
-        zero = torch.where(lower[:, None], other.grid.zero, self.grid.zero)
+        quantizer = choose_rows(lower, other.quantizer, self.quantizer)
         codes = torch.where(lower, other.codes, self.codes)
-        return _Rounded(codes, self.grid._replace(scale=scale, zero=zero), torch.minimum(self.losses, other.losses))
+        return _Rounded(codes, quantizer, torch.minimum(self.losses, other.losses))
 
 
 def _fit_to_compensated(
-    sweep: ColumnSweep, order: ColumnOrder, spec: GridSpec, mask: Bool[Tensor, "out in"] | None
-) -> Grid:
+    sweep: ColumnSweep, order: ColumnOrder, spec: QuantizerSpec, mask: Bool[Tensor, "out in"] | None
+) -> Quantizer:
     """Grids for the weights at the moment they were rounded, fitted to some rows after another."""
     inverse, importance, m = order.inverse, order.remaining_importance, sweep.Wt.shape[1]
-    height = m if spec.group is None else FIT_ROWS
+    height = m if columns_together(spec) is None else FIT_ROWS
     parts = []
     for rows in (slice(start, start + height) for start in range(0, m, height)):
         met = sweep.compensated[:, rows].index_select(0, inverse).T.contiguous()
-        parts.append(fit_grid(met, spec, importance, None if mask is None else mask[rows]))
-    scale, zero = torch.cat([part.scale for part in parts]), torch.cat([part.zero for part in parts])
-    return parts[0]._replace(scale=scale, zero=zero)
+        parts.append(fit_quantizer(met, spec, importance, None if mask is None else mask[rows]))
+    return join(parts, axis=0)
 
 
-def _round_all(sweep: ColumnSweep, order: ColumnOrder, grid: Grid, mask: Bool[Tensor, "out in"] | None) -> _Rounded:
+def _round_all(
+    sweep: ColumnSweep, order: ColumnOrder, quantizer: Quantizer, mask: Bool[Tensor, "out in"] | None
+) -> _Rounded:
     """One sweep through the whole matrix, and the loss of each of its rows."""
+    grid = affine_grid(quantizer)
     codes = sweep.round(slice(0, len(sweep.Wt)), columns_of(grid, order.columns, mask), grid.bits)
-    return _Rounded(codes, grid, sweep.losses(order.D))
+    return _Rounded(codes, quantizer, sweep.losses(order.D))
 
 
 def _from_left_to_right(
-    sweep: ColumnSweep, order: ColumnOrder, spec: GridSpec, mask: Bool[Tensor, "out in"] | None
+    sweep: ColumnSweep, order: ColumnOrder, spec: QuantizerSpec, mask: Bool[Tensor, "out in"] | None
 ) -> QuantizedWeight:
     """Sweep group by group; each grid is fitted to the weights after compensation for earlier groups."""
-    assert spec.group is not None
-    codes, grids = list[Tensor](), list[Grid]()
-    for start in range(0, len(sweep.Wt), spec.group):
-        columns = slice(start, min(start + spec.group, len(sweep.Wt)))
+    together = columns_together(spec)
+    assert together is not None
+    codes, quantizers = list[Tensor](), list[Quantizer]()
+    for start in range(0, len(sweep.Wt), together):
+        columns = slice(start, min(start + together, len(sweep.Wt)))
         kept = None if mask is None else mask[:, columns]
-        part = fit_grid(sweep.arriving(columns).T, spec, order.importance[columns], kept)
-        values = columns_of(part, order.columns[: columns.stop - start], kept)
+        part = fit_quantizer(sweep.arriving(columns).T, spec, order.importance[columns], kept)
+        values = columns_of(affine_grid(part), order.columns[: columns.stop - start], kept)
         codes.append(sweep.round(columns, values, spec.bits))
-        grids.append(part)
-    scale, zero = torch.cat([part.scale for part in grids], 1), torch.cat([part.zero for part in grids], 1)
-    return QuantizedWeight(torch.cat(codes).T.contiguous(), Grid(scale, zero, spec.bits, spec.group))
+        quantizers.append(part)
+    return with_codes(torch.cat(codes).T.contiguous(), join(quantizers, axis=1))

@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn.functional import pad
 
+from laconic.numerics.ggml_blocks import BlockScales
 from laconic.numerics.grid_search import Groups, search
 from laconic.numerics.scaled_rows import scale_rows
 
@@ -100,11 +101,13 @@ class QuantizedWeight(NamedTuple):
 
     Args:
         codes: the code of every weight, uint8.
-        grid: scales and zero points.
+        grid: the scales and zero points that the codes refer to.
+        blocks: the same as scales of llama.cpp's blocks; None if they are not stored in blocks.
     """
 
     codes: Integer[Tensor, "out in"]
     grid: Grid
+    blocks: BlockScales | None = None
 
 
 @torch.no_grad()
@@ -204,13 +207,31 @@ def dequantize(
     return (codes - zero).mul_(scale)
 
 
+def weigh_groups(
+    W: Float[Tensor, "groups weights"], h: Float[Tensor, "groups weights"], bits: int, along: float
+) -> Groups:
+    """Groups of weights with the importance that an error of each counts with.
+
+    Args:
+        W: the weights.
+        h: the importance of each; ones, or zeros at pruned weights, if the inputs are unknown.
+        bits: bits of a code.
+        along: a; 1 if the importance is known.
+
+    Example:
+        >>> weigh_groups(torch.tensor([[3.0, 4.0]]), torch.ones(1, 2), bits=4, along=ALONG).size
+        tensor([25.])
+    """
+    if along != 1 and bits <= WEIGHED_BITS:
+        h = h * (W.abs() + ((h * W * W).sum(1, keepdim=True) / h.sum(1, keepdim=True).clamp(min=1)).sqrt())
+    return Groups.of(W, h, along)
+
+
 def _fit(
     W: Tensor, h: Tensor, spec: GridSpec, along: float
 ) -> tuple[Float[Tensor, " groups"], Float[Tensor, " groups"]]:
     """s and z of each row."""
-    if along != 1 and spec.bits <= WEIGHED_BITS:
-        h = h * (W.abs() + ((h * W * W).sum(1, keepdim=True) / h.sum(1, keepdim=True).clamp(min=1)).sqrt())
-    groups = Groups.of(W, h, along)
+    groups = weigh_groups(W, h, spec.bits, along)
     found = search(groups, spec.bits, spec.symmetric, spec.clip)
     if along == 1 or spec.bits < MARGIN_BITS:
         return found

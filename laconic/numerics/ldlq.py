@@ -27,8 +27,9 @@ from torch.nn.functional import pad
 
 from laconic.numerics.column_sweep import ColumnSweep, WeightGrids
 from laconic.numerics.gptq import ColumnOrder, gptq
-from laconic.numerics.grid import Grid, GridSpec, QuantizedWeight, fit_grid, quantize
+from laconic.numerics.grid import Grid, QuantizedWeight
 from laconic.numerics.moments import InputMoment, OutputMoment
+from laconic.numerics.quantizer import QuantizerSpec, affine_grid, fit_quantizer, nearest, with_codes
 
 TILE = 16
 """Rows and columns of a tile."""
@@ -125,12 +126,12 @@ def _tiles(X: Float[Tensor, "height width"]) -> Float[Tensor, "rows t columns t"
     return X.view(X.shape[0] // TILE, TILE, -1, TILE)
 
 
-def _by_rows(X: Float[Tensor, "height width"]) -> Float[Tensor, "rows t panels width"]:
+def _by_rows(X: Float[Tensor, "height width"]) -> Float[Tensor, "rows t panels inside"]:
     """A view; [i, :, p] is panel p of row i of tiles."""
     return X.view(X.shape[0] // TILE, TILE, -1, PANEL * TILE)
 
 
-def _by_columns(X: Float[Tensor, "height width"]) -> Float[Tensor, "panels height columns t"]:
+def _by_columns(X: Float[Tensor, "height width"]) -> Float[Tensor, "panels inside columns t"]:
     """A view; [p, :, j] is panel p of column j of tiles."""
     return X.view(X.shape[0] // (PANEL * TILE), PANEL * TILE, -1, TILE)
 
@@ -217,21 +218,21 @@ class TwoSidedRounding:
         return cls(*(ColumnOrder.from_hessian(S, exact=True) if S.ndim == 2 else None for S in (F, H)))
 
     def round(
-        self, W: Float[Tensor, "out in"], spec: GridSpec, mask: Bool[Tensor, "out in"] | None = None
+        self, W: Float[Tensor, "out in"], spec: QuantizerSpec, mask: Bool[Tensor, "out in"] | None = None
     ) -> QuantizedWeight:
         """Quantize a matrix.
 
         Args:
             W: the matrix.
-            spec: bits, group and kind of the grids.
+            spec: bits, group and kind of the grids, or the type of llama.cpp's blocks.
             mask: False at weights that are to be zero; None to prune none.
         """
         if self.columns is not None and self.rows is None:
             return gptq(W, self.columns, spec, mask)
-        grid = fit_grid(W, spec, self._importance(W), mask)
         if self.rows is None:
-            return QuantizedWeight(quantize(W, grid), grid)
-        return QuantizedWeight(self._codes(W, grid, mask, self.rows), grid)
+            return nearest(W, spec, self._importance(W), mask)
+        quantizer = fit_quantizer(W, spec, self._importance(W), mask)
+        return with_codes(self._codes(W, affine_grid(quantizer), mask, self.rows), quantizer)
 
     def _importance(self, W: Float[Tensor, "out in"]) -> Float[Tensor, "out in"] | None:
         if self.rows is None and self.columns is None:

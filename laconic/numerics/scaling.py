@@ -140,7 +140,8 @@ class _Loss(NamedTuple):
     def at(self, s: Float[Tensor, " in"], spec: GridSpec, weighted: bool) -> float:
         """The loss with the scales s."""
         reader = self.reader
-        E = reader.W.float() - dequantize(*quantize_scaled(reader, s, spec, weighted)) / s
+        rounded = quantize_scaled(reader, s, spec, weighted)
+        E = reader.W.float() - dequantize(rounded.codes, rounded.grid) / s
         E = E if reader.keep is None else E * reader.keep
         return 0.5 * self.unit * (multiply(self.F, E) * multiply(self.C, E.T).T).sum(dtype=torch.float64).item()
 

@@ -116,7 +116,8 @@ def examples() -> dict[type[Format], Format]:
     coded = Rtn(bits=4).compress(weight, LayerStats())
     tables = Codebook.from_codes(weight.to(torch.uint8), torch.ones(OUT, 1, 4), IN, torch.float16)
     eights = Int8().compress(weight, LayerStats())
-    single = (linear, reader, sparse, Dense.from_weight(weight), constant, coded, tables, eights)
+    blocks = Rtn(grid="q4_0").compress(torch.ones(OUT, 32).half(), LayerStats())
+    single = (linear, reader, sparse, Dense.from_weight(weight), constant, coded, tables, eights, blocks)
     some: tuple[Format, ...] = (*single, Sum.from_parts(sparse, linear))
     looked_up = [format.to_embedding(None) for format in (linear, sparse, coded)]
     return {type(format): format for format in (*some, *looked_up)}

@@ -23,6 +23,7 @@ ENCODER: dict[str, Any] = {
     "max_position_embeddings": 12,
 }
 TOKENS: dict[str, Any] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+WIDE: dict[str, Any] = {**ENCODER, **TOKENS, "hidden_size": 32, "intermediate_size": 32, "num_key_value_heads": 2}
 T5: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "d_model": WIDTH,
@@ -107,6 +108,17 @@ def to(method: Method, *targets: str, **more: Any) -> Compress:
     return Compress(method=method, **({"targets": targets} if targets else {}), **more)  # type: ignore[arg-type]
 
 
+def wide_llama(blocks: int) -> PreTrainedModel:
+    """A Llama whose matrices are wide enough for blocks of 32 columns."""
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**WIDE, num_hidden_layers=blocks))
+
+
+def wide_mixtral(blocks: int) -> PreTrainedModel:
+    """The same with four experts in place of a feed-forward."""
+    sizes = {**WIDE, "num_hidden_layers": blocks}
+    return hf.MixtralForCausalLM(hf.MixtralConfig(**sizes, num_local_experts=4, num_experts_per_tok=2))
+
+
 FOUR, HALF = Rtn(bits=4, group_size=8), Magnitude(sparsity=0.5)
 LOW = Svd(rank=4)
 
@@ -133,6 +145,8 @@ CASES = (
     Case("codebook-sparse", bert, [to(HALF), to(KMeans(bits=2, group_size="tensor"))]),
     Case("int8", bert, [to(Int8())]),
     Case("int8-sparse", gpt2, [to(HALF), to(Int8())]),
+    Case("blocks-of-llama-cpp", wide_llama, [to(Gptq(grid="q4_1"), "attention"), to(Gptq(grid="q5_0"), "ffn")]),
+    Case("experts-in-blocks", wide_mixtral, [to(Rtn(grid="q4_0"), "experts", allow_dense=True)]),
     Case("coded-embedding", bert, [to(FOUR, "embedding")]),
     Case("coded-embedding-of-int8", gpt2, [to(Int8(), "embedding", "head")]),
     Case("sum", bert, [to(Plus(base=Rtn(bits=3, group_size=8), residual=Svd(rank=2)))]),

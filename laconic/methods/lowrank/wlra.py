@@ -12,8 +12,9 @@ from torch import Tensor
 
 from laconic.calibrate import Fisher, InputCovariance, LayerStats
 from laconic.formats import LowRank
-from laconic.methods.base import Candidates, predicted_losses
+from laconic.methods.base import Candidates
 from laconic.methods.lowrank.base import LowRankMethod
+from laconic.methods.prediction import predicted_losses
 from laconic.numerics.weighted import SolverName, weighted_low_rank
 
 # Each rank is solved separately, so few are offered.

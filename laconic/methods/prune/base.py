@@ -19,7 +19,8 @@ from torch import Tensor
 from laconic.calibrate import LayerStats
 from laconic.errors import UserError, must_be
 from laconic.formats import Sparse
-from laconic.methods.base import Candidates, Method, predict_candidates
+from laconic.methods.base import Candidates, Method
+from laconic.methods.prediction import predict_candidates
 from laconic.numerics.masks import exclude_pruned, keep_in_groups, keep_in_matrix, keep_in_rows, zero_count
 from laconic.numerics.moments import check_finite
 

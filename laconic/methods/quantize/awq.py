@@ -62,7 +62,8 @@ class Awq(AffineQuantization):
         def solve(bits: int) -> Quantized:
             spec = self.grid_spec(bits, weight.shape[1])
             s = search_scales([matrix], stats[AbsMean].vector, spec, weighted=True)
-            layer = self.to_quantized(quantize_scaled(matrix, s, spec, weighted=True), weight.dtype, support)
+            result = quantize_scaled(matrix, s, spec, weighted=True)
+            layer = Quantized.from_codes(result.codes, result.grid, self.symmetric, weight.dtype, support)
             layer.scale_columns(1 / s)
             return layer
 

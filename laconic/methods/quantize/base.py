@@ -5,7 +5,7 @@ Zeros of an earlier step (`LayerStats.support`) stay zero, and only the codes of
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from laconic.calibrate import LayerStats
 from laconic.errors import UserError
 from laconic.formats import PackedCodes, Quantized
-from laconic.methods.base import Candidates, Method, predict_candidates
+from laconic.methods.base import Candidates, Method
+from laconic.methods.prediction import predict_candidates
 from laconic.numerics.grid import GridSpec, QuantizedWeight
 from laconic.numerics.grid_search import LARGEST_SCALE
 from laconic.numerics.moments import check_finite
@@ -60,15 +61,20 @@ class QuantizationMethod(Method):
 
     def meta_format(self, shape: tuple[int, int], kept: int | None = None) -> PackedCodes:
         with torch.device("meta"):
-            return self.empty_codes(MIN_BITS if self.bits is None else self.bits, shape, kept)
+            return self.empty_codes(MIN_BITS if self.code_bits is None else self.code_bits, shape, kept)
+
+    @property
+    def code_bits(self) -> int | None:
+        """Bits of a code; None where no size is set."""
+        return self.bits
 
     @property
     def has_size(self) -> bool:
-        return self.bits is not None
+        return self.code_bits is not None
 
     @property
-    def sizes(self) -> "list[QuantizationMethod]":
-        """A copy for each number of bits."""
+    def sizes(self) -> "Sequence[QuantizationMethod]":
+        """A copy for each size that the method offers, smallest first."""
         return [self.with_bits(bits) for bits in range(MIN_BITS, MAX_BITS + 1)]
 
     def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
@@ -87,17 +93,17 @@ class QuantizationMethod(Method):
         Raises:
             UserError: no size is set, or a weight is NaN, infinite or larger than a scale of 16 bits can be.
         """
-        if self.bits is None:
+        if self.code_bits is None:
             raise UserError(f"{self.name} needs a size: give keep, or {self.name}:bits=B with B from 2 to 8.")
         check_range(weight, self.name)
-        return self.solver(weight, stats)(self.bits)
+        return self.solver(weight, stats)(self.code_bits)
 
     def with_keep(
         self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32
     ) -> "QuantizationMethod":
         budget = keep * shape[0] * shape[1] * dtype.itemsize
         fitting = [method for method in self.sizes if method.nbytes_for(shape, dtype) <= budget]
-        return fitting[-1] if fitting else self.with_bits(MIN_BITS)
+        return fitting[-1] if fitting else self.sizes[0]
 
     def without_size(self) -> "QuantizationMethod":
         return self.with_bits(None)
@@ -109,7 +115,7 @@ class QuantizationMethod(Method):
     def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
         def compress() -> list[PackedCodes]:
             solve = self.solver(weight, stats)
-            return [solve(bits) for bits in range(MIN_BITS, MAX_BITS + 1)]
+            return [solve(method.code_bits) for method in self.sizes if method.code_bits is not None]
 
         return predict_candidates(weight, stats, self.sizes, compress)
 
@@ -129,7 +135,7 @@ class AffineQuantization(QuantizationMethod):
     symmetric: bool = False
     clip: bool = True
 
-    def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> Quantized:
+    def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> PackedCodes:
         return Quantized.empty(
             out_features=shape[0],
             in_features=shape[1],
@@ -146,7 +152,7 @@ class AffineQuantization(QuantizationMethod):
 
     def to_quantized(
         self, result: QuantizedWeight, dtype: torch.dtype, support: Bool[Tensor, "out in"] | None
-    ) -> Quantized:
+    ) -> PackedCodes:
         """The format of codes on their grids; `support` is True at kept weights."""
         return Quantized.from_codes(result.codes, result.grid, self.symmetric, dtype, support)
 

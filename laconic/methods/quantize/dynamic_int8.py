@@ -11,7 +11,8 @@ from torch import Tensor
 
 from laconic.calibrate import LayerStats
 from laconic.formats import DynamicInt8
-from laconic.methods.base import Candidates, Method, predict_candidates
+from laconic.methods.base import Candidates, Method
+from laconic.methods.prediction import predict_candidates
 from laconic.methods.quantize.base import check_range
 from laconic.numerics.grid import GridSpec, fit_grid, quantize
 

@@ -14,20 +14,21 @@ from torch import Tensor
 
 from laconic.calibrate import InputCovariance, LayerStats
 from laconic.errors import UserError
-from laconic.formats import Quantized
+from laconic.formats import PackedCodes
 from laconic.methods.prune.base import check_pattern, parse_pattern, pattern_error
 from laconic.methods.prune.kfac_prune import KfacPrune
-from laconic.methods.quantize.base import AffineQuantization, Solver
+from laconic.methods.quantize.base import Solver
+from laconic.methods.quantize.blocks import BlockQuantization
 from laconic.numerics.gptq import ColumnOrder, gptq
-from laconic.numerics.grid import QuantizedWeight, fit_grid, quantize
 from laconic.numerics.masks import zero_count
+from laconic.numerics.quantizer import nearest
 
 PrunedStart = tuple[Float[Tensor, "out in"], Bool[Tensor, "out in"] | None]
 """A matrix to round, and the mask of its kept weights; None if all are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeedbackQuantization(AffineQuantization):
+class FeedbackQuantization(BlockQuantization):
     """A method that compensates for rounding errors as it rounds, and may prune first.
 
     With `sparsity` or `pattern` the matrix W is pruned by `kfac-prune` on the same statistics before it is rounded. The
@@ -49,6 +50,7 @@ class FeedbackQuantization(AffineQuantization):
     damping: Annotated[float, Field(gt=0)] = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pattern is not None and self.sparsity is not None:
             raise UserError(f"{self.name} takes either sparsity or pattern; got both.")
         if self.pattern is not None:
@@ -61,7 +63,7 @@ class FeedbackQuantization(AffineQuantization):
 
     def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
         if self.pattern is None:
-            return None
+            return super().shape_error(shape, matrix)
         return pattern_error(self.name, parse_pattern(self.name, self.pattern), shape[1], matrix)
 
     def prune_first(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> PrunedStart:
@@ -93,7 +95,7 @@ class FeedbackQuantization(AffineQuantization):
             lambda: ColumnOrder.from_hessian(C.symmetric_total(), by_activity, self.damping, exact=exact),
         )
 
-    def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> Quantized:
+    def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> PackedCodes:
         counts = [count for count in (kept, self._kept(shape)) if count is not None]
         return super().empty_codes(bits, shape, min(counts, default=None))
 
@@ -145,11 +147,9 @@ class Gptq(FeedbackQuantization):
         W, mask = self.prune_first(weight, stats)
         order = self.column_order(stats, self.act_order)
 
-        def solve(bits: int) -> Quantized:
-            spec = self.grid_spec(bits, W.shape[1])
-            if order is None:
-                grid = fit_grid(W, spec, None, mask)
-                return self.to_quantized(QuantizedWeight(quantize(W, grid), grid), weight.dtype, mask)
-            return self.to_quantized(gptq(W, order, spec, mask), weight.dtype, mask)
+        def solve(bits: int) -> PackedCodes:
+            spec = self.quantizer_spec(bits, W.shape[1], mask)
+            result = nearest(W, spec, None, mask) if order is None else gptq(W, order, spec, mask)
+            return self.to_quantized(result, weight.dtype, mask)
 
         return solve

@@ -9,13 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.calibrate import LayerStats
-from laconic.formats import Quantized
-from laconic.methods.quantize.base import AffineQuantization, Solver
-from laconic.numerics.grid import QuantizedWeight, fit_grid, quantize
+from laconic.formats import PackedCodes
+from laconic.methods.quantize.base import Solver
+from laconic.methods.quantize.blocks import BlockQuantization
+from laconic.numerics.quantizer import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rtn(AffineQuantization):
+class Rtn(BlockQuantization):
     """Round to nearest; reads no data.
 
     With `clip` the range of each group is the part of its span with the least squared error. The squared
@@ -38,8 +39,8 @@ class Rtn(AffineQuantization):
     needs = frozenset()
 
     def solver(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Solver:
-        def solve(bits: int) -> Quantized:
-            grid = fit_grid(weight, self.grid_spec(bits, weight.shape[1]), None, stats.support)
-            return self.to_quantized(QuantizedWeight(quantize(weight, grid), grid), weight.dtype, stats.support)
+        def solve(bits: int) -> PackedCodes:
+            spec = self.quantizer_spec(bits, weight.shape[1], stats.support)
+            return self.to_quantized(nearest(weight, spec, None, stats.support), weight.dtype, stats.support)
 
         return solve

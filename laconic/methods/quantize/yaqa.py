@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
-from laconic.formats import Quantized
+from laconic.formats import PackedCodes
 from laconic.methods.prune.kfac_prune import KfacPrune
 from laconic.methods.quantize.base import Solver
 from laconic.methods.quantize.gptq import FeedbackQuantization
@@ -60,7 +60,8 @@ class Yaqa(FeedbackQuantization):
         rows = ColumnOrder.from_hessian(F, exact=True) if F.ndim == 2 else None
         sides = TwoSidedRounding(rows, self.column_order(stats, exact=rows is not None))
 
-        def solve(bits: int) -> Quantized:
-            return self.to_quantized(sides.round(W, self.grid_spec(bits, W.shape[1]), mask), weight.dtype, mask)
+        def solve(bits: int) -> PackedCodes:
+            spec = self.quantizer_spec(bits, W.shape[1], mask)
+            return self.to_quantized(sides.round(W, spec, mask), weight.dtype, mask)
 
         return solve

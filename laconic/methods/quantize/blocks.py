@@ -1,0 +1,114 @@
+"""The base class of methods that can round to the values of llama.cpp's blocks (`laconic.numerics.ggml_blocks`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from laconic.errors import UserError
+from laconic.formats import GgmlBlocks, PackedCodes
+from laconic.methods.quantize.base import AffineQuantization, QuantizationMethod
+from laconic.numerics.ggml_blocks import BLOCK_TYPES
+from laconic.numerics.grid import QuantizedWeight
+from laconic.numerics.quantizer import QuantizerSpec
+
+BlockGridName = Literal["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+"""The types of blocks with even steps."""
+NARROWER: dict[str, str] = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q4_1", "q5_k": "q5_1", "q6_k": "q8_0"}
+"""The type with blocks of 32 columns that is nearest to one with blocks of 256."""
+FREE = ("grid", "act_order", "damping", "shrink")
+"""Parameters that do not contradict a grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockQuantization(AffineQuantization):
+    """A method that rounds to evenly spaced values with scales of its own, or with those of llama.cpp's blocks.
+
+    Args:
+        grid: the type of the blocks, in place of bits and group_size, for a file that llama.cpp reads. The matrix is
+            fitted and rounded to the numbers that llama.cpp computes with, scales of 4 to 8 bits included. Rows must
+            have a multiple of 256 columns for a type that ends in `_k`, and of 32 for the others.
+
+    Raises:
+        UserError: a parameter is given that follows from the grid.
+    """
+
+    grid: BlockGridName | None = None
+
+    def __post_init__(self) -> None:
+        if self.grid is None:
+            return
+        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if fixed := [name for name in given if name not in FREE]:
+            raise UserError(
+                f"{self.name}:grid={self.grid} sets bits, groups and zero points, and stores every weight; "
+                f"leave out {' and '.join(fixed)}, or grid."
+            )
+
+    @property
+    def code_bits(self) -> int | None:
+        return self.bits if self.grid is None else BLOCK_TYPES[self.grid].bits
+
+    @property
+    def sizes(self) -> Sequence[QuantizationMethod]:
+        return super().sizes if self.grid is None else [self]
+
+    def without_size(self) -> QuantizationMethod:
+        return super().without_size() if self.grid is None else self
+
+    @property
+    def fills_zeros(self) -> bool:
+        return self.grid is not None
+
+    @property
+    def stores_lookups(self) -> bool:
+        return self.grid is None
+
+    def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
+        if self.grid is None or shape[1] % BLOCK_TYPES[self.grid].columns == 0:
+            return None
+        other = NARROWER.get(self.grid)
+        remedy = "give bits and group_size in place of grid there"
+        if other is not None and shape[1] % BLOCK_TYPES[other].columns == 0:
+            remedy = f"give grid={other} there"
+        return UserError(
+            f"{self.name}:grid={self.grid} needs rows of a multiple of {BLOCK_TYPES[self.grid].columns} columns; "
+            f"{matrix} has {shape[1]}: {remedy}, or choose other targets."
+        )
+
+    def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> PackedCodes:
+        if self.grid is None:
+            return super().empty_codes(bits, shape, kept)
+        self._check_width(shape[1])
+        return GgmlBlocks(shape, self.grid)
+
+    def quantizer_spec(self, bits: int, width: int, mask: Bool[Tensor, "out in"] | None) -> QuantizerSpec:
+        """What a matrix of `width` columns is rounded to; `mask` is False at pruned weights.
+
+        Raises:
+            UserError: the blocks of the grid do not fit the width, or cannot leave out pruned weights.
+        """
+        if self.grid is None:
+            return self.grid_spec(bits, width)
+        self._check_width(width)
+        if mask is not None:
+            raise UserError(
+                f"{self.name}:grid={self.grid} stores every weight and would fill the zeros of a pruned matrix; "
+                "give bits in place of grid, or do not prune."
+            )
+        return BLOCK_TYPES[self.grid]
+
+    def _check_width(self, width: int) -> None:
+        if error := self.shape_error((1, width), "a matrix"):
+            raise error
+
+    def to_quantized(
+        self, result: QuantizedWeight, dtype: torch.dtype, support: Bool[Tensor, "out in"] | None
+    ) -> PackedCodes:
+        if self.grid is None:
+            return super().to_quantized(result, dtype, support)
+        assert result.blocks is not None
+        return GgmlBlocks.from_codes(result.codes, result.blocks, self.grid, dtype)
