@@ -10,7 +10,10 @@ from laconic.cli.terminal import progress_bars, show_result, silence_libraries
 
 def export(
     model: ModelArgument,
-    to: Annotated[str, typer.Option(metavar="onnx|openvino|gguf", help="The runtime or format to export to.")],
+    to: Annotated[
+        str,
+        typer.Option(metavar="onnx|openvino|gguf|compressed-tensors", help="The runtime or format to export to."),
+    ],
     output: OutputOption,
     tasks: Annotated[
         list[str] | None,

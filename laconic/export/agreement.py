@@ -1,6 +1,6 @@
 """Compare the outputs of an exported model with those of the model in torch, on random tokens and text with padding."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,25 +65,64 @@ def check_agreement(lm: LanguageModel, program: Program, signature: Signature, r
     Raises:
         UserError: an output has another shape, or differs by more than the tolerance.
     """
-    data = list(_batches(lm))
     reference = to_exact(lm, runtime)
     rounds_inputs = runtime == ONNX and any(isinstance(module, DynamicInt8) for module in lm.model.modules())
-    unrounded = to_exact(lm, OPENVINO) if rounds_inputs else None
-    errors = {name: _Error() for name in signature.outputs}
+    references = References(reference, to_exact(lm, OPENVINO) if rounds_inputs else None)
+    return compare(references, lambda batch: program(signature.feeds(lm, batch)), signature, runtime, track)
+
+
+@dataclass(frozen=True)
+class References:
+    """The models in torch that an exported model is compared with.
+
+    Args:
+        rounded: computes what the exported model should.
+        unrounded: the same without rounding of inputs; None if inputs are not rounded.
+        tolerance: the largest accepted error without rounding of inputs.
+    """
+
+    rounded: LanguageModel
+    unrounded: LanguageModel | None = None
+    tolerance: float = TOLERANCE
+
+
+def compare(
+    references: References,
+    run: Callable[[Batch], Mapping[str, Tensor]],
+    signature: Signature,
+    runtime: str,
+    track: Track,
+) -> Agreement:
+    """Compare all outputs of an exported model with a model in torch. Padding is left out.
+
+    Args:
+        references: the models in torch.
+        run: computes the outputs of the exported model by name.
+        signature: its inputs and outputs.
+        runtime: the name of the target, for messages.
+        track: reports progress.
+
+    Raises:
+        UserError: an output has another shape, or differs by more than the tolerance.
+    """
+    reference = references.rounded
+    data = list(_batches(reference))
+    errors = {name: _Error(references.tolerance) for name in signature.outputs}
     with evaluating(reference), torch.inference_mode():
         for batch in track(data, "agreement"):
             # First, so that inputs that the model itself cannot read are its own error.
-            expected = _outputs(reference, batch, signature)
-            outputs = program(signature.feeds(lm, batch))
-            exact = expected if unrounded is None else _outputs(unrounded, batch, signature)
+            expected = model_outputs(reference, batch, signature)
+            outputs = run(batch)
+            unrounded = references.unrounded
+            exact = expected if unrounded is None else model_outputs(unrounded, batch, signature)
             for name, error in errors.items():
                 if expected[name].shape != outputs[name].shape:
                     raise UserError(
                         f"The model for {runtime} gives outputs of the shape {tuple(outputs[name].shape)}, where the "
                         f"model in torch gives {tuple(expected[name].shape)}; nothing was written."
                     )
-                mask = _mask(lm, expected[name], batch)
-                error.update(expected[name][mask], outputs[name][mask], exact[name][mask])
+                mask = _mask(reference, expected[name], batch)
+                error.update(*(each[name][mask].float() for each in (expected, outputs, exact)))
     name, worst = max(errors.items(), key=lambda item: item[1].relative / item[1].tolerance)
     agreement = Agreement(worst.relative, worst.tolerance, sum(len(batch["input_ids"]) for batch in data), len(data))
     if not agreement.error <= agreement.tolerance:
@@ -96,9 +135,14 @@ def check_agreement(lm: LanguageModel, program: Program, signature: Signature, r
 
 
 class _Error:
-    """The error of one output over all batches, and the change due to rounding of inputs."""
+    """The error of one output over all batches, and the change due to rounding of inputs.
 
-    def __init__(self) -> None:
+    Args:
+        tolerance: the largest accepted error without rounding of inputs.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = tolerance
         self._largest = self._error = self._noise = torch.zeros(())
 
     def update(self, expected: Tensor, output: Tensor, exact: Tensor) -> None:
@@ -120,7 +164,7 @@ class _Error:
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE + NOISE_FACTOR * (self._noise / self._scale).item()
+        return self._tolerance + NOISE_FACTOR * (self._noise / self._scale).item()
 
     @property
     def _scale(self) -> Tensor:
@@ -128,7 +172,7 @@ class _Error:
         return self._largest.clamp(min=torch.finfo(self._largest.dtype).tiny)
 
 
-def _outputs(lm: LanguageModel, batch: Batch, signature: Signature) -> dict[str, Tensor]:
+def model_outputs(lm: LanguageModel, batch: Batch, signature: Signature) -> dict[str, Tensor]:
     """The outputs of the model in torch, by the names of the signature."""
     output = run_model(lm, batch)
     vectors = {SENTENCE: gather_predictions(lm, output, batch).values} if SENTENCE in signature.outputs else {}

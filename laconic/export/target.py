@@ -26,6 +26,8 @@ class ExportedModel:
         bytes: the size of graph and weights.
         layers: how quantized layers were exported, by label.
         agreement: how close its outputs are to those of the model in torch; without rows if only numbers were compared.
+        scale_rounding: the largest change of an output because scales are rounded in the file, as a fraction of the
+            largest output; None if the target rounds no scales.
     """
 
     file: str
@@ -36,6 +38,7 @@ class ExportedModel:
     bytes: int
     layers: Mapping[str, ExportedLayers]
     agreement: Agreement
+    scale_rounding: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

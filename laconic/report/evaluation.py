@@ -282,6 +282,11 @@ def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
         f"Inputs: {', '.join(outcome['inputs'])}; outputs: {', '.join(outcome['outputs'])}; any batch and length",
         f"Agrees with torch on {agreement['rows']} rows in {agreement['batches']} batches: the largest difference is "
         f"{agreement['error']:.1e} of the largest output",
+        *(
+            ()
+            if outcome["scale_rounding"] is None
+            else (f"Rounded scales change outputs by at most {outcome['scale_rounding']:.1e} of the largest output",)
+        ),
     )
 
 

@@ -60,6 +60,10 @@ def _compressed(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, T
     """Dequantize each layer by the scheme of its own group; transformers 5.23 uses the first group's scheme for all."""
     convert: Any = import_module("compressed_tensors.entrypoints.convert.converters")
     quantization: Any = import_module("compressed_tensors.quantization")
+    # By names alone, the converter takes every weight for one of the class "Linear" that groups have as their target.
+    modules = {name.rpartition(".")[0] for name in stored.tensors}
+    plain = [name for name in modules if f"{name}.weight_scale" not in stored.tensors]
+    config = {**config, "ignore": [*(config.get("ignore") or ()), *plain]}
     with tempfile.TemporaryDirectory() as folder:
         # The converter reads the configuration only from a folder.
         (Path(folder) / "config.json").write_text(json.dumps({"quantization_config": config}), encoding="utf-8")
