@@ -71,7 +71,7 @@ def test_it_is_trained_straight_through() -> None:
     trained(torch.ones(2, IN)).sum().backward()
     assert trained.free.grad is not None and trained.free.grad.any()
     with torch.no_grad():
-        trained.free += 0.1 * trained.free.abs().max()
+        trained.free.add_(0.1 * trained.free.abs().max())
     before = layer.codes.clone()
     assert not torch.equal(trained.settle().codes, before)
 

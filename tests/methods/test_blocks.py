@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,8 @@ def test_a_pruned_matrix_is_refused(kind: type[BlockQuantization]) -> None:
 
 
 def test_a_step_refuses_before_it_reads_data() -> None:
-    lm = LanguageModel.of(LlamaForCausalLM(LlamaConfig(**DECODER, **SMALL)))
+    sizes: dict[str, Any] = {**DECODER, **SMALL}
+    lm = LanguageModel.of(LlamaForCausalLM(LlamaConfig(**sizes)))
     for method, targets, message in (
         (Rtn(grid="q4_k"), ("blocks",), r"q4_k needs rows of a multiple of 256 columns; '"),
         (Rtn(grid="q4_0"), ("embedding",), r"The word embedding '.*' cannot be stored in blocks"),
