@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from laconic.formats import Format, PackedCodes
+from laconic.formats import Format, GgmlBlocks, PackedCodes
 from laconic.numerics.ggml_blocks import BLOCK_TYPES, BlockNumbers, pack_blocks
 from laconic.runtime.portable import affine_codes
 from laconic.runtime.portable_layers import AffineCodes
@@ -20,7 +20,7 @@ from laconic.runtime.portable_layers import AffineCodes
 FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 """The names of floating-point types in llama.cpp."""
 TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
-"""The types of blocks with evenly spaced levels and one scale, from the smallest."""
+"""The types of blocks that other layers are written as: with evenly spaced levels and one scale, from the smallest."""
 COLUMNS = 32
 """The columns of their blocks."""
 
@@ -81,6 +81,8 @@ class Encoder:
         """The matrix of a compressed layer or word embedding: blocks if they hold its numbers, decoded otherwise."""
         if layer.is_embedding:
             return replace(self.floats(layer.dense().T), stored_bytes=layer.nbytes())
+        if isinstance(layer, GgmlBlocks) and self.blocks:
+            return Encoded(layer.row_bytes.cpu(), layer.blocks.name, layer.in_features, layer.nbytes())
         codes = affine_codes(layer) if self.blocks and isinstance(layer, PackedCodes) else None
         blocks = None if codes is None else as_blocks(codes)
         return replace(self.floats(layer.dense()) if blocks is None else blocks, stored_bytes=layer.nbytes())
@@ -92,7 +94,7 @@ class Encoder:
 
 def is_exact(layer: Format) -> bool:
     """Whether blocks of llama.cpp hold the numbers of a compressed layer."""
-    return Encoder(torch.float32).layer(layer).kind in TYPES
+    return Encoder(torch.float32).layer(layer).kind in BLOCK_TYPES
 
 
 def stack(parts: Sequence[Encoded]) -> Encoded:

@@ -6,7 +6,7 @@ from pathlib import Path
 from laconic.errors import UserError
 from laconic.export.gguf.architectures import Architecture
 from laconic.export.gguf.checks import INSTEAD, check_gguf, check_gguf_library
-from laconic.export.gguf.encoding import TYPES, Encoded, Encoder
+from laconic.export.gguf.encoding import Encoded, Encoder
 from laconic.export.gguf.file import FILE, check_numbers, library, write_file
 from laconic.export.gguf.metadata import FACTORS, frequency_factors, model_metadata
 from laconic.export.gguf.shape import Shape, measure
@@ -16,6 +16,7 @@ from laconic.export.gguf.vocabulary import read_vocabulary
 from laconic.export.target import ExportedModel, Target, Written
 from laconic.markdown import code
 from laconic.model import LanguageModel
+from laconic.numerics.ggml_blocks import BLOCK_TYPES
 from laconic.progress import Track
 from laconic.runtime.portable import ExportedLayers
 
@@ -125,7 +126,7 @@ def _summary(tensors: Mapping[str, Encoded]) -> dict[str, ExportedLayers]:
     layers: dict[str, ExportedLayers] = {}
     for tensor in tensors.values():
         if tensor.stored_bytes is not None:
-            label = f"{tensor.kind} blocks, exact" if tensor.kind in TYPES else f"decoded, {tensor.kind}"
+            label = f"{tensor.kind} blocks, exact" if tensor.kind in BLOCK_TYPES else f"decoded, {tensor.kind}"
             total = layers.get(label, ExportedLayers(0, 0, 0))
             stored, size = total.stored_bytes + tensor.stored_bytes, total.bytes + tensor.data.numel()
             layers[label] = ExportedLayers(total.count + 1, stored, size)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as hf
 
+from laconic.calibrate import LayerStats
 from laconic.cli.main import status
 from laconic.errors import CheckpointNotice, UserError
 from laconic.export import check_target, export
@@ -19,6 +20,7 @@ from laconic.export.gguf.file import check_numbers
 from laconic.export.gguf.metadata import model_metadata
 from laconic.export.gguf.shape import Shape
 from laconic.formats import Quantized
+from laconic.methods import Rtn
 from laconic.model import LanguageModel, load
 from laconic.numerics.grid import GridSpec, fit_grid, quantize
 from laconic.store import save
@@ -92,6 +94,19 @@ def test_layers_on_grids_become_blocks_with_the_same_numbers(
     ids = torch.randint(2, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), pytest.warns(CheckpointNotice, match="holds codes"):
         assert torch.allclose(load(str(file)).model(ids).logits, lm.model(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", ["q4_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])
+def test_layers_in_blocks_are_written_as_they_are(grid: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 1}
+    lm = LanguageModel.of(hf.LlamaForCausalLM(hf.LlamaConfig(**{**GROUPED, **sizes})).eval(), byte_level())
+    for site in lm.sites():
+        lm.replace(site, Rtn(grid=grid).compress(site.weight().detach(), LayerStats()))
+    outcome = export(lm, "gguf", tmp_path / "out")
+    (label,) = outcome.model.layers
+    assert label == f"{grid} blocks, exact"
+    assert outcome.model.layers[label].bytes == outcome.model.layers[label].stored_bytes
+    assert outcome.model.agreement.error <= outcome.model.agreement.tolerance
 
 
 def test_other_layers_are_decoded_and_their_bytes_are_told(tmp_path: Path) -> None:
