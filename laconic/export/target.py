@@ -26,8 +26,8 @@ class ExportedModel:
         bytes: the size of graph and weights.
         layers: how quantized layers were exported, by label.
         agreement: how close its outputs are to those of the model in torch; without rows if only numbers were compared.
-        scale_rounding: the largest change of an output because scales are rounded in the file, as a fraction of the
-            largest output; None if the target rounds no scales.
+        scale_rounding: the norm of the change of a matrix's scales because they are rounded in the file, as a fraction
+            of their norm; the largest of all matrices; None if the target rounds no scales.
     """
 
     file: str

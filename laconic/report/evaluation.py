@@ -285,7 +285,7 @@ def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
         *(
             ()
             if outcome["scale_rounding"] is None
-            else (f"Rounded scales change outputs by at most {outcome['scale_rounding']:.1e} of the largest output",)
+            else (f"Rounding changes the scales of a matrix by at most {outcome['scale_rounding']:.1e} of their norm",)
         ),
     )
 

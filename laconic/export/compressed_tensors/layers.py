@@ -30,6 +30,9 @@ class CompressedLinear(nn.Module):
         scheme: how it is stored.
         dtype: the dtype of the model.
 
+    Attributes:
+        scale_rounding: the norm of the change of the scales due to rounding, as a fraction of their norm.
+
     Example:
         >>> layer = DynamicInt8.from_codes(torch.tensor([[1, -2]], dtype=torch.int8), scale=torch.tensor([0.5]))
         >>> stored = CompressedLinear(layer, Scheme(bits=8, rounds_inputs=True), torch.float32)
@@ -44,6 +47,7 @@ class CompressedLinear(nn.Module):
         super().__init__()
         self.scheme, self.dtype, self.shape = scheme, dtype, layer.shape
         self.rounds_inputs = scheme.rounds_inputs
+        self.scale_rounding = 0.0
         if isinstance(layer, DynamicInt8):
             self.register_buffer("weight", layer.codes.detach().view(torch.int8).view(layer.shape))
             self.register_buffer("weight_scale", from_bytes(layer.scales.detach())[:, None])
@@ -59,6 +63,8 @@ class CompressedLinear(nn.Module):
         # A copy, as a view of other words needs aligned bytes.
         self.register_buffer("weight_packed", layer.codes.detach().clone().view(WORD).view(rows, -1))
         self.register_buffer("weight_scale", scale.to(self.dtype))
+        change = (self.weight_scale.float() - scale.float()).norm() / scale.float().norm()
+        self.scale_rounding = change.nan_to_num().item()
         self.register_buffer("weight_shape", torch.tensor([rows, columns]))
         if not scheme.symmetric:
             packed = pack(zero.T.reshape(-1).to(torch.uint8), scheme.bits).view(WORD).view(zero.shape[1], -1)
