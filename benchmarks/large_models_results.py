@@ -29,7 +29,7 @@ def main() -> None:
     silence_libraries()
     texts = options.texts.read_text().splitlines()[-ROWS:]
     result = log_probabilities(str(options.result), texts)
-    found: dict[str, object] = {"kl": kl(log_probabilities(options.original, texts), result)}
+    found: dict[str, object] = {"kl": kl(log_probabilities(options.original, texts), result), "texts": len(texts)}
     if options.reference is not None:
         unequal = unequal_tensors(options.reference, options.result)
         # Equal tensors give equal predictions.
