@@ -33,6 +33,7 @@ TESTED_BY = {
     "laconic.compress.progress_log": "recipe/test_resume.py",
     "laconic.evaluate.in_turn": "evaluate/test_perplexity.py",
     "laconic.evaluate.labelled_task": "evaluate/test_multi_label.py",
+    "laconic.export.compressed_tensors.schemes": "export/test_compressed_tensors.py",
     "laconic.export.gguf.target": "export/gguf/test_export.py",
     "laconic.export.gguf.tensors": "export/gguf/test_export.py",
     "laconic.export.gguf.verify": "export/gguf/test_export.py",

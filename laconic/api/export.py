@@ -120,7 +120,7 @@ def export(
     Example:
         >>> export("MODEL", to="eager", output="served")
         Traceback (most recent call last):
-        laconic.errors.UserError: A model is exported to onnx ... 'eager' is torch's, and runs ...
+        laconic.errors.UserError: A model is exported to onnx, ... 'eager' is torch's, and runs ...
     """
     check_kinds(to=to, tasks=tasks, limit=limit, label_order=label_order, track=track)
     target = check_target(to)

@@ -37,7 +37,7 @@ def check_target(name: str, device: str = "cpu") -> Target:
     Example:
         >>> check_target("eager")
         Traceback (most recent call last):
-        laconic.errors.UserError: A model is exported to onnx ... 'eager' is torch's, ...
+        laconic.errors.UserError: A model is exported to onnx, ... 'eager' is torch's, ...
     """
     if name in (EAGER, COMPILE):
         known = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"

@@ -13,6 +13,7 @@ from laconic.errors import UserError
 from laconic.formats import Codebook, Constant, Format, LowRank, Quantized, Sparse, Sum, dense_weight
 from laconic.formats.expert_stacks import STACKS, LowRankStack, empty_stack, stack_formats
 from laconic.formats.experts import ExpertStack
+from laconic.formats.ggml import GgmlBlocks
 from laconic.formats.int8 import DynamicInt8
 from laconic.formats.packed_stack import PackedStack
 from laconic.formats.routing import Routing
@@ -20,7 +21,7 @@ from laconic.formats.sparse_stack import SparseStack
 from laconic.methods import Awq, Gptq, Int8, KMeans, LnStructured, Magnitude, Method, Plus, Rtn, Svd
 from tests.matrices import case
 
-EXPERTS, OUT, IN = 4, 24, 40
+EXPERTS, OUT, IN = 4, 24, 96
 HALF = torch.rand(OUT, IN, generator=torch.Generator().manual_seed(0)) > 0.5
 
 
@@ -39,8 +40,9 @@ def solve(method: Method, pruned: bool = False) -> list[Format]:
 
 KINDS: dict[str, Callable[[], list[Format]]] = {
     "low-rank": lambda: solve(Svd(rank=5)),
-    "rtn, 3 bits": lambda: solve(Rtn(bits=3, group_size=16)),
+    "rtn, 3 bits": lambda: solve(Rtn(bits=3, group_size=64)),
     "rtn, one grid": lambda: solve(Rtn(bits=4, group_size="tensor")),
+    "blocks": lambda: solve(Rtn(grid="q4_0")),
     "awq": lambda: solve(Awq(bits=4, group_size=16)),
     "gptq after pruning": lambda: solve(Gptq(bits=4, group_size=16), pruned=True),
     "codebook": lambda: solve(KMeans(bits=2, group_size="channel")),
@@ -260,7 +262,7 @@ def test_a_kind_without_a_stack_is_an_error():
 
 def test_the_formats_of_the_cases_are_the_expected_ones():
     kinds = {type(formats_of(kind)[0]) for kind in KINDS}
-    assert kinds == {LowRank, Quantized, Codebook, DynamicInt8, Sparse, Sum}
+    assert kinds == {LowRank, Quantized, GgmlBlocks, Codebook, DynamicInt8, Sparse, Sum}
 
 
 @pytest.mark.parametrize("ranks", [(5, 3, 5, 1), (2, 4, 3, 4)])

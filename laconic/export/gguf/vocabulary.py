@@ -135,7 +135,7 @@ def merge_scores(pairs: Sequence[tuple[str, ...]], tokens: Sequence[str]) -> lis
             "The merges of the tokenizer are in an order that no scores of tokens give, as a GGUF file has them; "
             "export the model to onnx or openvino."
         )
-    return [-float(ranks.get(token, 0)) for token in tokens]
+    return [float(-ranks.get(token, 0)) for token in tokens]
 
 
 def _special_numbers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | bool | str]:
