@@ -61,6 +61,7 @@ TESTED_BY = {
     "laconic.runtime.portable_layers": "runtime/test_graph.py",
     "laconic.model.forward": "model/test_loans_on_call.py",
     "laconic.model.loans_stored": "model/test_loans_parts.py",
+    "laconic.report.exports": "api/test_results.py",
     "laconic.store.verify_streamed": "store/test_streamed.py",
     "laconic.study.axes": "study/test_grid.py",
 }

@@ -1,4 +1,4 @@
-"""What the system keeps of freed memory."""
+"""Freed memory that the C library keeps."""
 
 import resource
 import sys

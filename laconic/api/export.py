@@ -18,7 +18,8 @@ from laconic.export import ExportOutcome, check_target
 from laconic.export import export as export_model
 from laconic.progress import Track, silent
 from laconic.recipe.checks import check_label_order
-from laconic.report.evaluation import evaluation_remarks, evaluation_tables, export_lines, export_table
+from laconic.report.evaluation import evaluation_remarks, evaluation_tables
+from laconic.report.exports import export_lines, export_table
 from laconic.report.tables import Table
 from laconic.store import check_output
 

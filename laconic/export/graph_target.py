@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from laconic.export.agreement import check_agreement
-from laconic.export.target import ExportedModel, Target, Written
+from laconic.export.target import ExportedModel, Target, Written, card_opening
 from laconic.markdown import code, plain
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.embedding_modules import POOLING_MASK, SENTENCE
@@ -62,9 +62,7 @@ class GraphTarget(Target):
         return Written(model, serve(lm, self.name, loaded).lm)
 
     def card(self, lm: LanguageModel, model: ExportedModel) -> Iterator[str]:
-        # Only the name of a local folder is shown, as its path is private.
-        origin = f"{code(Path(lm.source).name)}, " if lm.source else ""
-        yield f"{origin}{type(lm.model).__name__}, exported by laconic for {model.library}: {model.bytes:,} bytes."
+        yield card_opening(lm, model.library, model.bytes)
         yield ""
         has_choices = lm.task is ModelTask.MULTIPLE_CHOICE
         sizes = "batch size, number of choices and length" if has_choices else "batch size and length"

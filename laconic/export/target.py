@@ -1,4 +1,4 @@
-"""What each target of `laconic export` is: what it needs, what it refuses, and how it is written and checked."""
+"""The base class of the targets of `laconic export`, and the description of an exported model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from laconic.evaluate import Evaluation
 from laconic.export.agreement import Agreement
+from laconic.markdown import code
 from laconic.model import LanguageModel
 from laconic.progress import Track
 from laconic.runtime.portable import ExportedLayers
@@ -130,3 +131,32 @@ class Target(ABC):
     @abstractmethod
     def card(self, lm: LanguageModel, model: ExportedModel) -> Iterator[str]:
         """The lines of the model card after its title: what the folder holds, and how it is used."""
+
+
+def card_opening(lm: LanguageModel, engine: str, nbytes: int) -> str:
+    """The first sentence of a card.
+
+    Args:
+        lm: the model.
+        engine: what reads the export.
+        nbytes: the size of the export.
+    """
+    # Only the name of a local folder is shown, as its path is private.
+    origin = f"{code(Path(lm.source).name)}, " if lm.source else ""
+    return f"{origin}{type(lm.model).__name__}, exported by laconic for {engine}: {nbytes:,} bytes."
+
+
+def layers_table(model: ExportedModel, layers_title: str) -> Iterator[str]:
+    """The lines of a card's table of compressed layers; none if there are no such layers.
+
+    Args:
+        model: the exported model.
+        layers_title: the title of the column with their number.
+    """
+    if not model.layers:
+        return
+    yield ""
+    yield f"| {layers_title} | in the file as | bytes | as laconic stores them |"
+    yield "|---:|---|---:|---:|"
+    for label, layers in model.layers.items():
+        yield f"| {layers.count} | {label} | {layers.bytes:,} | {layers.stored_bytes:,} |"

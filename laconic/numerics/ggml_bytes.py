@@ -25,7 +25,7 @@ from torch import Tensor
 Fields = Mapping[str, Tensor]
 """Numbers of some blocks, (blocks, n) each, by name: `codes`, `d`, `m`, `scales`, `minima`."""
 SHIFT_6 = 32
-"""What is added to the signed scales of six bits."""
+"""The offset of the signed scales of six bits."""
 
 
 class Part(NamedTuple):

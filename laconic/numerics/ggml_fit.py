@@ -30,13 +30,13 @@ from laconic.numerics.grid import ALONG, BLOCK, Grid, GridSpec, fit_grid, weigh_
 from laconic.numerics.grid_search import LARGEST_SCALE, Groups, invert, round_scale
 
 TURNS = 4
-"""How often scales and minima of groups and those of blocks are found in turn."""
+"""Rounds of fitting the scales and minima of groups and those of blocks in turn."""
 NEAR = (0, -1, 1)
-"""What is added to the integers of a group in the search for better ones."""
+"""Changes of the integers of a group that the search for better ones tries."""
 SHIFTS = (0, -1 / 2, -1 / 4, 1 / 4, 1 / 2)
-"""What is added to the minimum of a group, in steps, in the search for a better one."""
+"""Changes of the minimum of a group, in steps, that the search for a better one tries."""
 LEAST_DETERMINANT = 1e-9
-"""Of the equations for two unknowns, relative to the product of their diagonal, to be solved."""
+"""The smallest determinant of two equations that are solved, relative to the product of their diagonal."""
 
 
 class BlockGrid(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a matrix is rounded to, in one form: laconic's own affine grids, or those that llama.cpp's blocks can hold.
+"""Quantizers of a matrix in one form: laconic's own affine grids, and those that llama.cpp's blocks can hold.
 
 A specification is fitted to a matrix. The result rounds as an affine grid s (c − z) does, so that a sweep with
 compensation need not know which of the two it is, and holds what is stored.
@@ -16,9 +16,9 @@ from laconic.numerics.ggml_fit import BlockGrid, fit_blocks
 from laconic.numerics.grid import Grid, GridSpec, QuantizedWeight, fit_grid, quantize
 
 QuantizerSpec = GridSpec | BlockType
-"""What is asked for: bits and groups, or a type of blocks."""
+"""The specification of a quantizer: bits and groups, or a type of blocks."""
 Quantizer = Grid | BlockGrid
-"""What was fitted to one matrix."""
+"""A quantizer that was fitted to a matrix."""
 T = TypeVar("T", Grid, BlockScales)
 
 
@@ -32,7 +32,7 @@ def fit_quantizer(
 
     Args:
         W: the matrix.
-        spec: what is asked for.
+        spec: the specification.
         importance: h of each column or of each weight; None if the inputs are unknown.
         keep: False at pruned weights, which blocks cannot have; None if nothing was pruned.
 

@@ -1,6 +1,6 @@
-"""Tables of what was measured: quality, change, distance, cost, exports, and size against quality.
+"""Tables of what was measured: quality, change, distance, cost, and size against quality.
 
-They are made from the JSON of `laconic evaluate` and `laconic export`. `evaluation_remarks` says how to read them.
+They are made from the JSON of `laconic evaluate`. `evaluation_remarks` says how to read them.
 """
 
 from collections.abc import Sequence
@@ -265,66 +265,3 @@ def _generation(costs: dict[str, Any]) -> Table:
 def _quartiles(seconds: dict[str, float], digits: int) -> str:
     """The quartiles in milliseconds."""
     return " – ".join(f"{1e3 * seconds[name]:.{digits}f}" for name in ("lower_quartile", "upper_quartile"))
-
-
-def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
-    """Lines about an exported model: its file, its size, its inputs, and its difference from torch.
-
-    Args:
-        outcome: the JSON of `laconic export`.
-    """
-    agreement = outcome["agreement"]
-    if outcome["runtime"] == "gguf":
-        return _gguf_lines(outcome)
-    return (
-        f"{outcome['output']}/{outcome['file']} for {outcome['library']}: {outcome['bytes'] / MEGABYTE:.2f} MB "
-        f"({outcome['stored_bytes'] / MEGABYTE:.2f} MB as stored by laconic), exported in {outcome['seconds']:.1f} s",
-        f"Inputs: {', '.join(outcome['inputs'])}; outputs: {', '.join(outcome['outputs'])}; any batch and length",
-        f"Agrees with torch on {agreement['rows']} rows in {agreement['batches']} batches: the largest difference is "
-        f"{agreement['error']:.1e} of the largest output",
-        *(
-            ()
-            if outcome["scale_rounding"] is None
-            else (f"Rounding changes the scales of a matrix by at most {outcome['scale_rounding']:.1e} of their norm",)
-        ),
-    )
-
-
-def _gguf_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
-    """Lines about a GGUF file."""
-    rows, error = outcome["agreement"]["rows"], outcome["agreement"]["error"]
-    decoded = [layers for label, layers in outcome["layers"].items() if label.startswith("decoded")]
-    extra = sum(layers["bytes"] - layers["stored_bytes"] for layers in decoded)
-    return (
-        f"{outcome['output']}/{outcome['file']} for llama.cpp: {outcome['bytes'] / MEGABYTE:.2f} MB "
-        f"({outcome['stored_bytes'] / MEGABYTE:.2f} MB as stored by laconic), exported in {outcome['seconds']:.1f} s",
-        f"The reader of {outcome['library']} finds the numbers of the model in it, bit for bit",
-        *(
-            [f"Read by transformers, its logits on {rows} rows differ from torch's by {error:.1e} of the largest"]
-            if rows
-            else []
-        ),
-        *(
-            [
-                f"{sum(layers['count'] for layers in decoded)} compressed layers have no blocks in llama.cpp and are "
-                f"written decoded, which takes {extra / MEGABYTE:.2f} MB more"
-            ]
-            if decoded
-            else []
-        ),
-    )
-
-
-def export_table(outcome: dict[str, Any]) -> Table:
-    """A table of quantized layers by the operator that replaced them in the exported file.
-
-    Args:
-        outcome: the JSON of `laconic export`.
-    """
-    return Table.of(
-        outcome["layers"].items(),
-        (Column("operator"), lambda row: row[0]),
-        (Column("layers", "{:d}"), lambda row: row[1]["count"]),
-        (Column("MB", "{:.2f}"), lambda row: row[1]["bytes"] / MEGABYTE),
-        (Column("as stored, MB", "{:.2f}"), lambda row: row[1]["stored_bytes"] / MEGABYTE),
-    )

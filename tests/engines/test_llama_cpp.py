@@ -1,4 +1,4 @@
-"""What llama.cpp computes from exported files is what torch computes from the models."""
+"""llama.cpp computes from exported files the logits that torch computes from the models."""
 
 from pathlib import Path
 

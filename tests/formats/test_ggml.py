@@ -1,4 +1,4 @@
-"""Blocks of llama.cpp as a layer: what is stored, what comes out, and what it can become."""
+"""Blocks of llama.cpp as a layer: storage, decoded matrix, conversion."""
 
 import io
 
@@ -10,12 +10,13 @@ from laconic.calibrate import LayerStats
 from laconic.formats import GgmlBlocks
 from laconic.formats.expert_stacks import stack_formats
 from laconic.methods import Rtn
+from laconic.methods.quantize.blocks import BlockGridName
 from laconic.numerics.ggml_blocks import decode_blocks
 from laconic.recover.trainable import StraightThrough
 from tests.matrices import case
 
 OUT, IN = 6, 512
-GRIDS = ("q4_0", "q5_1", "q2_k", "q3_k", "q4_k", "q6_k")
+GRIDS: tuple[BlockGridName, ...] = ("q4_0", "q5_1", "q2_k", "q3_k", "q4_k", "q6_k")
 every_grid = pytest.mark.parametrize("grid", GRIDS)
 
 
@@ -23,14 +24,14 @@ def weight() -> Tensor:
     return case("blocks", (OUT, IN)).weight.float()
 
 
-def layer_of(grid: str) -> GgmlBlocks:
-    layer = Rtn(grid=grid).compress(weight(), LayerStats())  # type: ignore[arg-type]
+def layer_of(grid: BlockGridName) -> GgmlBlocks:
+    layer = Rtn(grid=grid).compress(weight(), LayerStats())
     assert isinstance(layer, GgmlBlocks)
     return layer
 
 
 @every_grid
-def test_its_matrix_is_what_llama_cpp_reads_from_its_bytes(grid: str) -> None:
+def test_its_matrix_is_what_llama_cpp_reads_from_its_bytes(grid: BlockGridName) -> None:
     layer = layer_of(grid)
     assert torch.equal(layer.dense(), decode_blocks(layer.row_bytes, layer.blocks))
     assert layer.nbytes() == layer.row_bytes.numel() == OUT * layer.blocks.row_nbytes(IN)
@@ -41,7 +42,7 @@ def test_its_matrix_is_what_llama_cpp_reads_from_its_bytes(grid: str) -> None:
 
 
 @every_grid
-def test_it_comes_back_from_its_tensors_and_its_spec(grid: str) -> None:
+def test_it_comes_back_from_its_tensors_and_its_spec(grid: BlockGridName) -> None:
     layer = layer_of(grid).half()
     layer.set_bias(torch.randn(OUT).half())
     file = io.BytesIO()
@@ -54,7 +55,7 @@ def test_it_comes_back_from_its_tensors_and_its_spec(grid: str) -> None:
 
 
 @every_grid
-def test_nearest_codes_are_its_own_for_its_own_matrix(grid: str) -> None:
+def test_nearest_codes_are_its_own_for_its_own_matrix(grid: BlockGridName) -> None:
     layer = layer_of(grid)
     before, dense = layer.codes.clone(), layer.dense()
     torch.testing.assert_close(layer.nearest(dense), dense)
@@ -77,7 +78,7 @@ def test_it_is_trained_straight_through() -> None:
 
 
 @every_grid
-def test_a_refit_of_scales_comes_nearer_and_keeps_codes(grid: str) -> None:
+def test_a_refit_of_scales_comes_nearer_and_keeps_codes(grid: BlockGridName) -> None:
     layer = layer_of(grid)
     codes, nbytes, moment = layer.unpack_codes(), layer.nbytes(), torch.eye(IN)
     target = 1.1 * layer.dense()

@@ -27,7 +27,7 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the weights of a layer are stored.
+    """A quantization scheme of compressed-tensors: bits, groups, zero points and the rounding of inputs.
 
     Args:
         bits: 4 or 8.

@@ -17,7 +17,7 @@ from laconic.errors import CheckpointNotice, Notice, UserError, install
 from laconic.export.agreement import TOLERANCE, References, compare, model_outputs
 from laconic.export.compressed_tensors.layers import CompressedLinear
 from laconic.export.compressed_tensors.schemes import Scheme, check_fused, quantization_config, scheme_of
-from laconic.export.target import ExportedModel, Target, Written
+from laconic.export.target import ExportedModel, Target, Written, card_opening, layers_table
 from laconic.formats import (
     Constant,
     Dense,
@@ -28,7 +28,6 @@ from laconic.formats import (
     PackedEmbedding,
     Quantized,
 )
-from laconic.markdown import code
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.loading import load
 from laconic.model.stock import build_stock
@@ -123,11 +122,7 @@ class CompressedTensorsTarget(Target):
         return Written(model, served)
 
     def card(self, lm: LanguageModel, model: ExportedModel) -> Iterator[str]:
-        origin = f"{code(Path(lm.source).name)}, " if lm.source else ""
-        yield (
-            f"{origin}{type(lm.model).__name__}, exported by laconic for vLLM and transformers with {model.library}: "
-            f"{model.bytes:,} bytes."
-        )
+        yield card_opening(lm, f"vLLM and transformers with {model.library}", model.bytes)
         yield ""
         agreement = model.agreement
         yield (
@@ -137,11 +132,7 @@ class CompressedTensorsTarget(Target):
         if model.scale_rounding:
             yield f"Scales are rounded to {str(lm.dtype).removeprefix('torch.')}, in which vLLM computes: those of a "
             yield f"matrix change by at most {model.scale_rounding:.1e} of their norm."
-        yield ""
-        yield "| quantized layers | in the file as | bytes | as laconic stores them |"
-        yield "|---:|---|---:|---:|"
-        for label, layers in model.layers.items():
-            yield f"| {layers.count} | {label} | {layers.bytes:,} | {layers.stored_bytes:,} |"
+        yield from layers_table(model, "quantized layers")
         yield ""
         if lm.task is ModelTask.CAUSAL:
             yield "```sh"
@@ -150,7 +141,7 @@ class CompressedTensorsTarget(Target):
 
 
 def _cpu_limits(lm: LanguageModel, schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    """What vLLM does not compute on a CPU; other devices may."""
+    """Notices of features of the model that vLLM lacks on a CPU and may have on other devices."""
     config = lm.model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if lm.task is ModelTask.CAUSAL and size not in CPU_HEADS:

@@ -1,4 +1,4 @@
-"""How llama.cpp names and reads the architectures of transformers: one table entry for each of its architectures.
+"""The table of the architectures of llama.cpp, with the model types of transformers that are written as each of them.
 
 The names of tensors come from the package `gguf`. A table entry has what the graph of llama.cpp takes for granted: the
 order of rows, the kind of norm, the activation, and which widths and heads it can read.
@@ -15,7 +15,8 @@ class RowOrder(Enum):
     """An order of the rows of a matrix in the file that differs from that in transformers."""
 
     PAIRS = "pairs"
-    """Of each head, rows of the two halves in turn: llama.cpp rotates neighbours, transformers the two halves."""
+    """The interleaved rows of rotary positions: llama.cpp rotates neighbouring rows of a head, transformers row i with
+    row i + half of the head."""
     QUERIES_KEYS_VALUES = "queries, keys, values"
     """All queries, then all keys, then all values; in transformers those of each group of heads lie together."""
 

@@ -55,7 +55,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """How tensors are written.
+    """The conversion of tensors to the types of numbers in a GGUF file.
 
     Args:
         dtype: the dtype of plain numbers.

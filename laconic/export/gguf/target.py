@@ -13,8 +13,7 @@ from laconic.export.gguf.shape import Shape, measure
 from laconic.export.gguf.tensors import file_tensors, to_file_order
 from laconic.export.gguf.verify import GGUF, check_logits, rounded_copy
 from laconic.export.gguf.vocabulary import read_vocabulary
-from laconic.export.target import ExportedModel, Target, Written
-from laconic.markdown import code
+from laconic.export.target import ExportedModel, Target, Written, card_opening, layers_table
 from laconic.model import LanguageModel
 from laconic.numerics.ggml_blocks import BLOCK_TYPES
 from laconic.progress import Track
@@ -50,8 +49,7 @@ class GgufTarget(Target):
         return Written(model, served)
 
     def card(self, lm: LanguageModel, model: ExportedModel) -> Iterator[str]:
-        origin = f"{code(Path(lm.source).name)}, " if lm.source else ""
-        yield f"{origin}{type(lm.model).__name__}, exported by laconic for llama.cpp: {model.bytes:,} bytes."
+        yield card_opening(lm, "llama.cpp", model.bytes)
         yield ""
         yield f"The reader of {model.library} finds the numbers of the model in torch in the file, bit for bit."
         if model.agreement.rows:
@@ -59,12 +57,7 @@ class GgufTarget(Target):
                 f"Read by transformers, its logits on {model.agreement.rows} rows differ by at most "
                 f"{model.agreement.error:.1e} of the largest from those of the model in torch."
             )
-        if model.layers:
-            yield ""
-            yield "| compressed layers | in the file as | bytes | as laconic stores them |"
-            yield "|---:|---|---:|---:|"
-            for label, layers in model.layers.items():
-                yield f"| {layers.count} | {label} | {layers.bytes:,} | {layers.stored_bytes:,} |"
+        yield from layers_table(model, "compressed layers")
         yield ""
         yield "```sh"
         yield f'llama-cli -m {model.file} -p "A text."'
@@ -122,7 +115,7 @@ def _fit(architecture: Architecture, shape: Shape) -> Architecture:
 
 
 def _summary(tensors: Mapping[str, Encoded]) -> dict[str, ExportedLayers]:
-    """What became of the compressed layers, by the kind of their numbers in the file."""
+    """The count and bytes of the compressed layers, by the type of their numbers in the file."""
     layers: dict[str, ExportedLayers] = {}
     for tensor in tensors.values():
         if tensor.stored_bytes is not None:

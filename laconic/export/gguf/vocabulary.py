@@ -146,7 +146,7 @@ def _special_numbers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | bool
 
 
 def _added_around(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | bool | str]:
-    """Which tokens are put around a text.
+    """The special tokens at the start and the end of a text.
 
     Raises:
         UserError: they are not those of its beginning and end.

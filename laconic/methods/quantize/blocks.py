@@ -86,7 +86,7 @@ class BlockQuantization(AffineQuantization):
         return GgmlBlocks(shape, self.grid)
 
     def quantizer_spec(self, bits: int, width: int, mask: Bool[Tensor, "out in"] | None) -> QuantizerSpec:
-        """What a matrix of `width` columns is rounded to; `mask` is False at pruned weights.
+        """The specification of the quantizer of a matrix of `width` columns; `mask` is False at pruned weights.
 
         Raises:
             UserError: the blocks of the grid do not fit the width, or cannot leave out pruned weights.

@@ -21,6 +21,7 @@ from laconic.export.gguf.metadata import model_metadata
 from laconic.export.gguf.shape import Shape
 from laconic.formats import Quantized
 from laconic.methods import Rtn
+from laconic.methods.quantize.blocks import BlockGridName
 from laconic.model import LanguageModel, load
 from laconic.numerics.grid import GridSpec, fit_grid, quantize
 from laconic.store import save
@@ -97,7 +98,7 @@ def test_layers_on_grids_become_blocks_with_the_same_numbers(
 
 
 @pytest.mark.parametrize("grid", ["q4_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])
-def test_layers_in_blocks_are_written_as_they_are(grid: str, tmp_path: Path) -> None:
+def test_layers_in_blocks_are_written_as_they_are(grid: BlockGridName, tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 1}
     lm = LanguageModel.of(hf.LlamaForCausalLM(hf.LlamaConfig(**{**GROUPED, **sizes})).eval(), byte_level())
     for site in lm.sites():
