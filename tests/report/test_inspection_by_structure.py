@@ -38,6 +38,8 @@ def test_inspect_writes_its_page(name: str, tmp_path: Path, texts: Path, capsys:
 
 def test_a_notice_is_one_line_in_every_verb(tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(tmp_path / "mamba", MODELS["mamba"]())
+    # transformers shows a bar while it saves, unless an earlier test has silenced it.
+    capsys.readouterr()
     assert status(["evaluate", str(folder), "--tasks", f"perplexity:{texts}", "--batch", "1", "--length", "4"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("The architecture 'mamba' has no entry")
