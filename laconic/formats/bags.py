@@ -31,6 +31,8 @@ BAGS = {
 }
 
 
+MAX_PACKED_BITS = 4
+"""The most bits of a number that shares a byte with another one."""
 BLOCKS, MOST_BLOCKS = (384, 512), 8
 """Outputs whose codes lie together, so that memory is read in its order; and how often inputs are repeated for them."""
 
@@ -41,12 +43,13 @@ class BagKernel(Kernel):
 
     Args:
         matrix: the matrix.
+        bits: bits of a number in the copy; None for the fewest that the codes fit into.
     """
 
-    def __init__(self, matrix: CodeMatrix) -> None:
+    def __init__(self, matrix: CodeMatrix, bits: int | None = None) -> None:
         (self._outputs, width), grid = matrix.shape, matrix.grid
         self._group = grid.group or width
-        self._bits = next(count for count in BAG_BITS if count >= grid.bits)
+        self._bits = bits or next(count for count in BAG_BITS if count >= grid.bits)
         self._missing = -width % self._group
         scale, zero = (numbers.T.expand(-1, self._outputs) for numbers in grid[:2])
         columns, middle = matrix.unpacked_codes.T, 2 ** (grid.bits - 1)
@@ -87,6 +90,22 @@ class BagKernel(Kernel):
         sums = sums[:, : self._block].view(rows, self._blocks, -1, self._block)
         y = sums.mul_(self._scale).sum(2).view(rows, self._outputs)
         return (y if bias is None else y.add_(bias)).to(x.dtype)
+
+
+def byte_bags(matrix: CodeMatrix, dtype: torch.dtype) -> BagKernel:
+    """A kernel with a byte for each code: it keeps more memory, and unpacks nothing.
+
+    Args:
+        matrix: the matrix.
+        dtype: dtype of the inputs.
+
+    Raises:
+        RuntimeError: the codes need a byte anyway, or the inputs have 16 bits. The bytes and the codes together would
+            take nearly as much memory as a dense matrix of 16 bits.
+    """
+    if matrix.grid.bits > MAX_PACKED_BITS or dtype is not torch.float32:
+        raise RuntimeError(f"this kernel has inputs in float32 and 4 bits; got {dtype}, {matrix.grid.bits}")
+    return BagKernel(matrix, max(BAG_BITS))
 
 
 def to_embeddings(codes: UInt8[Tensor, "out in"], bits: int, middle: int) -> UInt8[Tensor, "in bytes"]:

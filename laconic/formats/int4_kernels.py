@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn.functional import pad
 
-from laconic.formats.bags import BagKernel
+from laconic.formats.bags import BagKernel, byte_bags
 from laconic.formats.code_matrix import CodeMatrix, Decoder
 from laconic.formats.kernels import DECODED, DecodingKernel, Kernel, KernelFamily, align
 from laconic.formats.products import multiply
@@ -164,6 +164,7 @@ def decoding_kernel(matrix: CodeMatrix, dtype: torch.dtype) -> DecodingKernel:
 KERNELS: Mapping[str, Callable[[CodeMatrix, torch.dtype], Kernel]] = {
     DECODED: decoding_kernel,
     "bags": lambda matrix, _: BagKernel(matrix),
+    "byte-bags": byte_bags,
     "weight-only": WeightOnly4,
 }
 """None of them keeps the dense matrix, because these layers are used to save memory."""
