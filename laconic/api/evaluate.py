@@ -10,15 +10,18 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laconic.api.arguments import check_kinds, to_counts, to_model_input, to_tasks
+from laconic.api.in_engine import TorchArguments, evaluate_engine_models, runs_in_engine
 from laconic.api.results import Part, Result
 from laconic.calibrate.classes import share_label_order
 from laconic.calibrate.row import tokenizer_of
 from laconic.errors import UserError
 from laconic.evaluate import Conditions, Cost, Evaluation, Fidelity, calibration_sources, check_comparable, check_tasks
+from laconic.evaluate.engine_cost import EngineCost
+from laconic.evaluate.in_engine import EngineSettings
 from laconic.evaluate.metrics import Interval
 from laconic.evaluate.paired import Difference
 from laconic.evaluate.run import EvaluationSettings, evaluate_in_turn
-from laconic.evaluate.tasks import check_streamed_tasks, load_corpus
+from laconic.evaluate.tasks import check_window_tasks, load_corpus
 from laconic.model import LanguageModel
 from laconic.model.loading import load_streamed
 from laconic.progress import Track, silent
@@ -39,7 +42,7 @@ class EvaluateResult(Result):
 
     Args:
         results: the value of each metric with its 95 % interval, by task and metric.
-        cost: parameters, bytes, operations, time and memory.
+        cost: parameters, bytes, operations, time and memory; in an engine without parameters and operations.
         fidelity: distance between the predictions of the model and of the original; None without an original.
         difference: the change of each metric from the original, with interval and p-value; None without an original.
         evaluation: all other results, such as the figures of the original.
@@ -55,7 +58,7 @@ class EvaluateResult(Result):
     """
 
     results: Mapping[str, Mapping[str, Interval]]
-    cost: Cost | None
+    cost: Cost | EngineCost | None
     fidelity: Fidelity | None
     difference: Mapping[str, Mapping[str, Difference]] | None
     evaluation: Evaluation
@@ -69,7 +72,8 @@ class EvaluateResult(Result):
         found = self.to_dict()
         if not found["results"]:
             costs = {"this model": found.get("cost"), "original": found.get("original", {}).get("cost")}
-            return [{"model": name, **{key: cost[key] for key in SIZES}} for name, cost in costs.items() if cost]
+            sizes = {name: {key: cost[key] for key in SIZES if key in cost} for name, cost in costs.items() if cost}
+            return [{"model": name, **size} for name, size in sizes.items()]
         changes = found.get("difference", {})
         return [
             {"task": task, "metric": metric, **figure, **_prefixed(changes.get(task, {}).get(metric, {}))}
@@ -84,7 +88,8 @@ class EvaluateResult(Result):
         if self.fidelity is not None:
             found.append(f"KL {self.fidelity.kl:.4g} nats to the original")
         if self.cost is not None and not found:
-            found.append(f"{self.cost.parameters:,d} parameters in {self.cost.bytes:,d} bytes")
+            parameters = f"{self.cost.parameters:,d} parameters in " if isinstance(self.cost, Cost) else ""
+            found.append(f"{parameters}{self.cost.bytes:,d} bytes")
         return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
 
     def _table(self) -> Table | None:
@@ -124,7 +129,8 @@ def evaluate(
     rows and versions are the same.
 
     Args:
-        model: a loaded model, or a folder or hub name. It is evaluated in float32.
+        model: a loaded model, or a folder or hub name. It is evaluated in float32. For an engine also a file or folder
+            in its own format, such as a GGUF file.
         tasks: tasks, such as `glue/sst2`, `token-classification:SOURCE`, `question-answering:SOURCE`,
             `multiple-choice:SOURCE`, `multi-label:SOURCE`, `lama/trex`, `blimp`, `harness/boolq`, `perplexity:SOURCE`
             or `seq2seq:SOURCE`; `fidelity:SOURCE` names the rows on which the model is compared with `against`. Without
@@ -135,7 +141,9 @@ def evaluate(
             model's configuration.
         batch: one or several batch sizes to time.
         length: one or several sequence lengths to time, each with every batch size.
-        runtime: the runtime of the models: `eager`, `compile`, `onnx` or `openvino`.
+        runtime: the runtime of the models: `eager`, `compile`, `onnx` or `openvino`; or the engine that measures them
+            itself, `llama.cpp` or `vllm`. An engine measures perplexity, the distance in its windows, and the speed of
+            one row. Models that are not in its format are exported into a temporary folder first.
         context: number of tokens in a window of perplexity; None for the context of the model, up to 2048.
         dtype: dtype of the matrix products of perplexity and of the comparison in its windows: `float32`, or
             `bfloat16`, which is faster on processors that have it and changes figures by about a thousandth of a nat.
@@ -165,6 +173,12 @@ def evaluate(
     names = to_tasks(tasks, limit)
     model_input = to_model_input(model, tokenizer, label_order, device)
     original = None if against is None else to_model_input(against, tokenizer, None, device, place="against")
+    models = [model_input, *([] if original is None else [original])]
+    if runs_in_engine(runtime, models):
+        arguments = TorchArguments(dtype, stream, label_order)
+        settings = EngineSettings(limit=limit, lengths=to_counts("length", length), context=context, track=track)
+        found = evaluate_engine_models(models, runtime, names, arguments, settings)
+        return EvaluateResult(found.results, found.cost, found.fidelity, found.difference, found)
     check_runtime(runtime, model_input.device)
     conditions = Conditions(batch=to_counts("batch", batch), length=to_counts("length", length), runtime=runtime)
     # The structure of both models is checked before the tokenizer or the weights of either are loaded.
@@ -229,7 +243,7 @@ def _check_streamed(names: Sequence[str], model: ModelInput, original: ModelInpu
     """
     if runtime != EAGER:
         raise UserError(f"With stream, models run in torch block by block; got the runtime '{runtime}'; use '{EAGER}'.")
-    check_streamed_tasks(names, compared=original is not None)
+    check_window_tasks(names, compared=original is not None)
     if any(one is not None and one.loaded is not None for one in (model, original)):
         raise UserError("stream reads models from their files; give their folders or hub names.")
 

@@ -40,7 +40,11 @@ def evaluate(
         str, typer.Option(metavar="N,…", help="Sequence lengths to time, each with every batch size.")
     ] = "128",
     runtime: Annotated[
-        str, typer.Option(metavar="eager|compile|onnx|openvino", help="The runtime for MODEL and ORIGINAL.")
+        str,
+        typer.Option(
+            metavar="eager|compile|onnx|openvino|llama.cpp|vllm",
+            help="The runtime for MODEL and ORIGINAL. llama.cpp and vllm measure perplexity and speed themselves.",
+        ),
     ] = "eager",
     context: Annotated[
         int | None,

@@ -231,8 +231,9 @@ def log_probabilities(
 
 
 def _causal_rows(lm: LanguageModel, sentences: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    first = start_token(lm)
-    encoded = tokenizer_of(lm)(list(sentences), add_special_tokens=False, verbose=False)
+    tokenizer = tokenizer_of(lm)
+    first = start_token(tokenizer)
+    encoded = tokenizer(list(sentences), add_special_tokens=False, verbose=False)
     for index, ids in enumerate(encoded["input_ids"]):
         tokens = [token for token in (first, *ids) if token is not None]
         if len(tokens) > 1:

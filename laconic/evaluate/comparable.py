@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
+from transformers import PreTrainedTokenizerBase
+
 from laconic.calibrate.classes import match_outputs, quote_model
 from laconic.errors import UserError
 from laconic.evaluate.eval_task import with_article
@@ -50,17 +52,32 @@ def check_token_names(lm: LanguageModel, original: LanguageModel, tokens: Collec
     Raises:
         UserError: an id is another token in the tokenizer of `lm`.
     """
-    if lm.tokenizer is None or original.tokenizer is None:
-        return
+    if lm.tokenizer is not None and original.tokenizer is not None:
+        check_names_in((lm.tokenizer, original.tokenizer), (quote_model(lm), quote_model(original)), tokens)
+
+
+def check_names_in(
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
+    models: tuple[str, str],
+    tokens: Collection[int],
+) -> None:
+    """As `check_token_names`, for two tokenizers.
+
+    Args:
+        tokenizers: the tokenizer of the compressed model and that of the original.
+        models: the models as errors name them.
+        tokens: the ids.
+
+    Raises:
+        UserError: an id is another token in the first tokenizer.
+    """
     used = sorted(tokens)
-    names = zip(
-        *(tokenizer.convert_ids_to_tokens(used) for tokenizer in (lm.tokenizer, original.tokenizer)), strict=True
-    )
+    names = zip(*(tokenizer.convert_ids_to_tokens(used) for tokenizer in tokenizers), strict=True)
     for token, (ours, theirs) in zip(used, names, strict=True):
         if ours != theirs:
             raise UserError(
-                f"The models cannot be compared: token {token} is {_quote(ours)} to the tokenizer of {quote_model(lm)} "
-                f"and {_quote(theirs)} to that of {quote_model(original)}; name the model that it was made from."
+                f"The models cannot be compared: token {token} is {_quote(ours)} to the tokenizer of {models[0]} "
+                f"and {_quote(theirs)} to that of {models[1]}; name the model that it was made from."
             )
 
 

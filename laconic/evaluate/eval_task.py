@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from laconic.calibrate.batching import check_readable
 from laconic.calibrate.classes import quote_model
@@ -221,9 +222,12 @@ def with_article(words: str) -> str:
 
 def tokenizer_name(lm: LanguageModel) -> str:
     """The class and the vocabulary size of the tokenizer, which figures per token depend on."""
-    if lm.tokenizer is None:
-        return "none"
-    return f"{type(lm.tokenizer).__name__}, {len(lm.tokenizer)} tokens"
+    return "none" if lm.tokenizer is None else describe_tokenizer(lm.tokenizer)
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The class and the vocabulary size of a tokenizer."""
+    return f"{type(tokenizer).__name__}, {len(tokenizer)} tokens"
 
 
 def stack_scores(lines: Iterable[Tensor], name: str, corpus: Corpus) -> Scores:

@@ -117,7 +117,9 @@ class Fidelity:
         vectors: how an encoder without a head pools its last hidden states; None for other models.
         stride: the number of tokens by which the windows of a perplexity task advance; None for rows that are cut at
             `context`.
-        dtype: the dtype of the matrix products in the blocks; None for rows that are cut, which run in float32.
+        dtype: the dtype of the matrix products in the blocks; None for rows that are cut, which run in float32, and for
+            other engines.
+        note: how the divergence was computed, if it is a lower bound; None if it is over the whole vocabulary.
     """
 
     kl: float
@@ -135,6 +137,7 @@ class Fidelity:
     vectors: str | None = None
     stride: int | None = None
     dtype: str | None = None
+    note: str | None = None
 
 
 def compare_to_reference(lm: LanguageModel, reference: Reference, track: Track = silent) -> Fidelity:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from laconic.calibrate.corpus import Corpus
 from laconic.calibrate.row import tokenizer_of
 from laconic.errors import UserError
-from laconic.evaluate.eval_task import EvalTask, TaskResult, source_of, tokenizer_name
+from laconic.evaluate.eval_task import EvalTask, TaskResult, describe_tokenizer, source_of
 from laconic.evaluate.halves import divide
 from laconic.evaluate.metrics import Metric, Scores, SubsetMetric
 from laconic.evaluate.products import FLOAT32, check_dtype
@@ -92,7 +93,7 @@ class Perplexity(EvalTask):
         """Score a model. The columns of the table are the nats, tokens, words and bytes of each row."""
         windows = self.windows(lm, corpus)
         scores = score_windows(lm, divide(lm, self.dtype), windows, track, self.name)
-        return self.result(lm, corpus, windows, scores.nats, scores.tokens)
+        return self.result(tokenizer_of(lm), corpus, windows, scores.nats, scores.tokens)
 
     def check_model(self, lm: LanguageModel) -> None:
         super().check_model(lm)
@@ -110,7 +111,14 @@ class Perplexity(EvalTask):
             UserError: the model is of another kind, the context or the stride is out of range, or there is no text.
         """
         self.check_model(lm)
-        windows = find_windows(lm, corpus, self.context, self.stride)
+        return self.check_windows(corpus, find_windows(lm, corpus, self.context, self.stride))
+
+    def check_windows(self, corpus: Corpus, windows: Windows) -> Windows:
+        """Return the windows of the rows, after a check that there are some.
+
+        Raises:
+            UserError: there is no text.
+        """
         if not corpus.examples:
             raise UserError(f"The task '{self.name}' has no rows to evaluate in '{corpus.source}'; give more rows.")
         if not windows.rows:
@@ -119,7 +127,7 @@ class Perplexity(EvalTask):
 
     def result(
         self,
-        lm: LanguageModel,
+        tokenizer: PreTrainedTokenizerBase,
         corpus: Corpus,
         windows: Windows,
         nats: Float[Tensor, " documents"],
@@ -128,7 +136,7 @@ class Perplexity(EvalTask):
         """The result of a model.
 
         Args:
-            lm: the model.
+            tokenizer: the tokenizer of the model.
             corpus: the rows.
             windows: their windows.
             nats: the sum of −log p over the tokens of each row.
@@ -141,8 +149,8 @@ class Perplexity(EvalTask):
             "context": windows.context,
             "stride": windows.stride,
             "dtype": self.dtype,
-            "starts_with": None if first is None else tokenizer_of(lm).convert_ids_to_tokens(first),
-            "tokenizer": tokenizer_name(lm),
+            "starts_with": None if first is None else tokenizer.convert_ids_to_tokens(first),
+            "tokenizer": describe_tokenizer(tokenizer),
             "tokens": int(table[:, TOKENS].sum()),
             "words": int(table[:, WORDS].sum()),
             "bytes": int(table[:, BYTES].sum()),

@@ -10,6 +10,7 @@ from laconic.calibrate.corpus import Corpus
 from laconic.errors import UserError, must_be
 from laconic.evaluate.contamination import calibration_sources, check_disjoint, count_shared_rows
 from laconic.evaluate.cost import Conditions, Cost
+from laconic.evaluate.engine_cost import EngineCost
 from laconic.evaluate.eval_task import TaskResult
 from laconic.evaluate.fidelity import Fidelity
 from laconic.evaluate.in_turn import SEED, Job, Opener, measure_model, measure_original
@@ -43,9 +44,9 @@ class Evaluation:
 
     results: Intervals
     settings: dict[str, dict[str, Any]]
-    cost: Cost | None
+    cost: Cost | EngineCost | None
     original: Intervals | None = None
-    original_cost: Cost | None = None
+    original_cost: Cost | EngineCost | None = None
     fidelity: Fidelity | None = None
     difference: Differences | None = None
 
@@ -182,8 +183,7 @@ def evaluate_in_turn(
     if limit is not None and limit < 1:
         raise must_be("limit", "at least 1 row", limit)
     selected = select_tasks(tasks, compared=open_original is not None, context=settings.context, dtype=settings.dtype)
-    calibration = calibration_sources(*sources)
-    check_disjoint(selected.sources, calibration)
+    check_disjoint(selected.sources, calibration_sources(*sources))
     corpora = {name: task.load_corpus(limit) for name, task in selected.tasks.items()}
     job = Job(
         tasks=selected.tasks,
@@ -207,17 +207,53 @@ def evaluate_in_turn(
                 # Modules refer to each other in circles, and would stay in memory beside the model that is opened next.
                 gc.collect()
         found = measure_model(job, stack.enter_context(open_model()), original, open_original)
-    recorded = {name: _settings(corpora[name], result, calibration) for name, result in found.results.items()}
-    if original is None or found.original is None:
-        return Evaluation(results=_intervals(found.results), settings=recorded, cost=found.cost)
-    return Evaluation(
-        results=_intervals(found.results),
-        settings=recorded,
+    return to_evaluation(
+        corpora,
+        found.results,
+        None if original is None else found.original,
+        sources=sources,
         cost=found.cost,
-        original=_intervals(found.original),
-        original_cost=original.cost,
+        original_cost=None if original is None else original.cost,
         fidelity=found.fidelity,
-        difference={name: _differences(name, found.results[name], found.original[name]) for name in found.results},
+    )
+
+
+def to_evaluation(
+    corpora: Mapping[str, Corpus],
+    results: Mapping[str, TaskResult],
+    original: Mapping[str, TaskResult] | None,
+    *,
+    sources: Sequence[str],
+    cost: Cost | EngineCost | None,
+    original_cost: Cost | EngineCost | None = None,
+    fidelity: Fidelity | None = None,
+) -> Evaluation:
+    """Summarize what was measured, with intervals and changes.
+
+    Args:
+        corpora: the rows of each task.
+        results: the results of the tasks.
+        original: the results of the original; None without one.
+        sources: the names of both models, for the data that they were calibrated on.
+        cost: the cost of the model.
+        original_cost: the cost of the original.
+        fidelity: the distance from the original.
+
+    Raises:
+        UserError: the models were scored on different rows.
+    """
+    calibration = calibration_sources(*sources)
+    recorded = {name: _settings(corpora[name], result, calibration) for name, result in results.items()}
+    if original is None:
+        return Evaluation(results=_intervals(results), settings=recorded, cost=cost)
+    return Evaluation(
+        results=_intervals(results),
+        settings=recorded,
+        cost=cost,
+        original=_intervals(original),
+        original_cost=original_cost,
+        fidelity=fidelity,
+        difference={name: _differences(name, results[name], original[name]) for name in results},
     )
 
 
@@ -236,7 +272,7 @@ def _settings(corpus: Corpus, result: TaskResult, calibration: Sequence[str]) ->
     return settings
 
 
-def _intervals(results: dict[str, TaskResult]) -> Intervals:
+def _intervals(results: Mapping[str, TaskResult]) -> Intervals:
     return {
         task: {name: interval(metric, result.table, SEED) for name, metric in result.metrics.items()}
         for task, result in results.items()

@@ -218,25 +218,24 @@ def standalone_tasks(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(find_task(name), EvalTask))
 
 
-def check_streamed_tasks(names: Sequence[str], compared: bool) -> None:
-    """Check that tasks can be measured on models that are read block by block.
+def check_window_tasks(
+    names: Sequence[str], compared: bool, place: str = "With stream", remedy: str = "evaluate without stream"
+) -> None:
+    """Check that tasks are perplexities, for models that are streamed or run in an engine.
 
     Args:
-        names: the names of the tasks.
-        compared: whether the model is compared with an original.
+        names, compared: as for `select_tasks`.
+        place, remedy: the beginning and the end of the error.
 
     Raises:
-        UserError: a task is no perplexity; or as `select_tasks`.
+        UserError: a task is no perplexity, or the models are compared in other rows; or as `select_tasks`.
     """
     selected = select_tasks(names, compared)
     other = next((name for name, task in selected.tasks.items() if not isinstance(task, Perplexity)), None)
     if other is not None or not selected.compares_in_windows:
-        named = other or next(iter(names), "")
-        got = f"'{named}'" if named else "no task"
-        raise UserError(
-            f"With stream, perplexity and the distance in its windows are measured; got {got}; name perplexity:SOURCE, "
-            "or evaluate without stream."
-        )
+        named = f"'{name}'" if (name := other or next(iter(names), "")) else "no task"
+        measured = "perplexity and the distance in its windows are measured"
+        raise UserError(f"{place}, {measured}; got {named}; name perplexity:SOURCE, or {remedy}.")
 
 
 def check_task(name: str, lm: LanguageModel | None = None) -> None:

@@ -121,14 +121,14 @@ def latency(
             return [time_call(lambda: forward(lm, inputs), lm.device)]
 
         warm_up = [run() for _ in track(range(WARM_UP_RUNS), f"Warming up for {rows}")]
-        seconds = _repeat(run, min(warm_up), (min(runs, MIN_RUNS), runs), track, f"Timing {rows}")
+        seconds = repeat(run, min(warm_up), (min(runs, MIN_RUNS), runs), track, f"Timing {rows}")
     ids = inputs["input_ids"]
     quartiles = asdict(Quartiles.of([second for (second,) in seconds]))
     choices = ids[0].numel() // ids.shape[-1]
     return Latency(batch, ids.shape[-1], **quartiles, runs=len(seconds), choices=choices)
 
 
-def _repeat(
+def repeat(
     run: Callable[[], list[float]], warm_up: list[float], runs: tuple[int, int], track: Track, label: str
 ) -> list[list[float]]:
     """Repeat a measurement until it has taken `MAX_SECONDS`.
@@ -187,7 +187,7 @@ class Generation:
         prompt: the number of tokens in the prompt of each row.
         new: the number of generated tokens per row.
         prefill: seconds until the first new token.
-        step: seconds of each further step, which generates one token in each row.
+        step: seconds of each further step, which generates one token in each row; None if only the prompt was timed.
         runs: the number of repetitions.
     """
 
@@ -195,11 +195,12 @@ class Generation:
     prompt: int
     new: int
     prefill: Quartiles
-    step: Quartiles
+    step: Quartiles | None
     runs: int
 
     def to_json(self) -> dict[str, Any]:
         """Seconds, and tokens per second by the median."""
+        decode = None if self.step is None else self.batch / self.step.median
         return {
             "batch": self.batch,
             "prompt": self.prompt,
@@ -207,8 +208,8 @@ class Generation:
             "runs": self.runs,
             "prefill": asdict(self.prefill),
             "prefill_tokens_per_second": self.batch * self.prompt / self.prefill.median,
-            "step": asdict(self.step),
-            "decode_tokens_per_second": self.batch / self.step.median,
+            "step": None if self.step is None else asdict(self.step),
+            "decode_tokens_per_second": decode,
         }
 
 
@@ -239,7 +240,7 @@ def measure_generation(
     with evaluating(lm), torch.inference_mode():
         tokens = track(range(new), f"Warming up generation after {rows}")
         warm_up = [seconds for _, seconds in zip(tokens, _token_seconds(lm, inputs, new), strict=True)]
-        seconds = _repeat(
+        seconds = repeat(
             lambda: list(_token_seconds(lm, inputs, new)), warm_up, GENERATION_RUNS, track, f"Generating after {rows}"
         )
     prefill = Quartiles.of([first for first, *_ in seconds])

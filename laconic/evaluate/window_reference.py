@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from laconic.calibrate.corpus import Corpus
+from laconic.calibrate.row import tokenizer_of
 from laconic.evaluate.comparable import check_token_names
 from laconic.evaluate.eval_task import TaskResult, tokenizer_name
 from laconic.evaluate.fidelity import Fidelity, fidelity_of
@@ -129,7 +130,7 @@ def compare_in_windows(
     check_token_names(lm, original, {token for row in windows.rows for token in row.input_ids})
     scores = score_windows(lm, halves, windows, track, "fidelity", reference)
     results = [
-        task.result(model, corpus, windows, nats, scores.tokens)
+        task.result(tokenizer_of(model), corpus, windows, nats, scores.tokens)
         for model, nats in ((lm, scores.nats), (original, scores.reference_nats))
     ]
     scored = scores.tokens > 0

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
 
 from laconic.calibrate.batching import max_positions
 from laconic.calibrate.collation import collate
@@ -100,10 +101,28 @@ def window_size(lm: LanguageModel, context: int | None, stride: int | None) -> t
     Raises:
         UserError: one of them is out of range.
     """
-    longest = max_positions(lm)
+    return check_window(max_positions(lm), lm.source, context, stride)
+
+
+def check_window(longest: int | None, source: str, context: int | None, stride: int | None = None) -> tuple[int, int]:
+    """As `window_size`, for a model of which only the context is known.
+
+    Args:
+        longest: the largest number of tokens that the model reads; None if it is not limited.
+        source: the name of the model, for errors.
+        context: as for `window_size`.
+        stride: as for `window_size`.
+
+    Raises:
+        UserError: as `window_size`.
+
+    Example:
+        >>> check_window(4096, "model", None)
+        (2048, 1536)
+    """
     context = min(longest or MAX_CONTEXT, MAX_CONTEXT) if context is None else context
     if context < 2 or (longest is not None and context > longest):
-        raise must_be("The context", f"2 to {longest or 'any number of'} tokens for '{lm.source}'", context)
+        raise must_be("The context", f"2 to {longest or 'any number of'} tokens for '{source}'", context)
     stride = max(context // 2, context - OVERLAP) if stride is None else stride
     if not 1 <= stride < context:
         raise must_be("The stride", f"between 1 and the context less one ({context - 1})", stride)
@@ -122,12 +141,23 @@ def find_windows(lm: LanguageModel, corpus: Corpus, context: int | None = None, 
     Raises:
         UserError: as `window_size`.
     """
-    context, stride = window_size(lm, context, stride)
-    first = start_token(lm)
+    return divide_texts(tokenizer_of(lm), corpus, *window_size(lm, context, stride))
+
+
+def divide_texts(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, context: int, stride: int) -> Windows:
+    """Tokenize documents and divide them into windows.
+
+    Args:
+        tokenizer: the tokenizer of the model that reads them.
+        corpus: the documents.
+        context: the number of tokens in a window.
+        stride: the number of tokens by which a window advances.
+    """
+    first = start_token(tokenizer)
     rows: list[Row] = []
     documents: list[int] = []
     for document, example in enumerate(corpus.examples):
-        ids = tokenizer_of(lm)(example.joined, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokenizer(example.joined, add_special_tokens=False, verbose=False)["input_ids"]
         ids = [token for token in (first, *ids) if token is not None]
         for start, new in window_bounds(len(ids), context, stride):
             tokens = ids[start : start + context]
@@ -160,16 +190,15 @@ def targets_of(
     return positions, following[positions], documents[positions.nonzero()[:, 0]]
 
 
-def start_token(lm: LanguageModel) -> int | None:
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that is put before a document, so that the document's first token is predicted too.
 
     Args:
-        lm: the model, with its tokenizer.
+        tokenizer: the tokenizer of a model.
 
     Returns:
         The start token of the tokenizer, else the end token, else None.
     """
-    tokenizer = tokenizer_of(lm)
     tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     return next((token for token in tokens if isinstance(token, int)), None)
 

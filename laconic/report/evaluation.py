@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from laconic.evaluate.paired import MIN_DISCORDANT, Verdict, verdict
+from laconic.report.engine import engine_tables
 from laconic.report.tables import MEGABYTE, Column, Table
 
 FIGURE = "{:.4f}"
@@ -104,7 +105,7 @@ def evaluation_tables(result: dict[str, Any]) -> dict[str, Table]:
         original = result.get("original", {}).get("cost")
         if original is not None:
             costs["original"] = original
-        tables |= cost_tables(costs)
+        tables |= cost_tables(costs) if "parts" in result["cost"] else engine_tables(costs)
     return tables
 
 
@@ -122,7 +123,11 @@ def evaluation_remarks(result: dict[str, Any]) -> list[str]:
     ]
     if vectors := result.get("fidelity", {}).get("vectors"):
         remarks.append(f"Distances are between vectors of texts: {vectors}.")
+    if note := result.get("fidelity", {}).get("note"):
+        remarks.append(f"KL is {note}.")
     remarks += result.get("cost", {}).get("missing", [])
+    if memory := result.get("cost", {}).get("memory"):
+        remarks.append(f"Memory is the {memory}.")
     verdicts = {
         verdict(change["p"], result["least_p"][task][metric])
         for task, metric, change in _figures(result.get("difference", {}))

@@ -16,7 +16,7 @@ from typing import Any
 from laconic.errors import UserError
 from laconic.evaluate import ReferenceCache
 from laconic.evaluate.run import EvaluationSettings, evaluate_in_turn
-from laconic.evaluate.tasks import check_streamed_tasks, standalone_tasks
+from laconic.evaluate.tasks import check_window_tasks, standalone_tasks
 from laconic.model import LanguageModel
 from laconic.model.loading import load_streamed
 from laconic.progress import Track
@@ -49,7 +49,7 @@ def check_streamed(cell: Cell, structures: list[LanguageModel]) -> None:
     if evaluation.cost:
         raise UserError("cost must be left out with stream, because it is measured on the model in memory.")
     if evaluation.tasks:
-        check_streamed_tasks(evaluation.tasks, compared=True)
+        check_window_tasks(evaluation.tasks, compared=True)
 
 
 def measure_streamed(

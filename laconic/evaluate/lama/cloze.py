@@ -152,8 +152,9 @@ def _masked_row(lm: LanguageModel, sentence: str, answer: int) -> Row:
 def _causal_row(lm: LanguageModel, sentence: str, answer: int) -> Row | None:
     # The space before the gap belongs to the token that fills it.
     text = sentence.partition(MASK)[0].rstrip()
-    ids = tokenizer_of(lm)(text, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = [token for token in (start_token(lm), *ids) if token is not None]
+    tokenizer = tokenizer_of(lm)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = [token for token in (start_token(tokenizer), *ids) if token is not None]
     return Row([*ids, answer], labels=[*[IGNORED] * len(ids), answer]) if ids else None
 
 

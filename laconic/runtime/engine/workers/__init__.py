@@ -1,0 +1,1 @@
+"""Scripts that engines run in other environments. Python looks for modules in their folder first."""
