@@ -116,7 +116,8 @@ def compress(
         keep: fraction of the targeted bytes to keep, in (0, 1], or one for each group of matrices. None if every method
             has a size of its own. Default: `"auto"`, which is 0.5 for methods that need a size, and None otherwise.
         data: calibration texts: the name of a source, as on the command line, or the texts themselves.
-        allocate: distribution of the budget over matrices: `uniform`, `spectrum`, or `global` for pruning.
+        allocate: distribution of the budget over matrices: `uniform`, `spectrum`, `global` for pruning, or a file type
+            of llama.cpp such as `Q4_K_M` for `rtn`, `gptq` and `yaqa`.
         targets: which matrices: groups (`attention`, `ffn`, `experts`, `head`, `embedding`), `blocks`, `all`, globs
             over their names, or `re:` and a regular expression.
         samples: number of calibration rows, drawn with `seed`.

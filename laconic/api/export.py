@@ -29,7 +29,7 @@ class ExportResult(Result):
     """A model that was written for another runtime.
 
     Args:
-        output: the folder with the model.
+        output: the folder with the model, or the file.
         bytes: bytes of the weights in it.
         error: the largest difference from the outputs of the model in torch, as a fraction of the largest output.
         outcome: all other results of the export.
@@ -103,7 +103,8 @@ def export(
     Args:
         model: a loaded model, or a folder or hub name.
         to: the target, such as `onnx`, `openvino` or `gguf`.
-        output: new folder for the model, its tokenizer and a model card, written whole or not at all.
+        output: new folder for the model, its tokenizer and a model card, written whole or not at all. A name that ends
+            in `.gguf`, for the target `gguf`, is the file alone.
         tasks: tasks of `evaluate` on which the exported model must be as good as the model in torch.
         limit: maximum rows of each task; None for all.
         label_order: class names in the order of the model's outputs, as the tasks spell them. None for the order in the

@@ -44,10 +44,11 @@ def compress(
     allocate: Annotated[
         str,
         typer.Option(
-            metavar="uniform|spectrum|global",
+            metavar="uniform|spectrum|global|Q4_K_M|…",
             help="How the budget is distributed over the matrices. uniform: the same fraction for each. spectrum: "
             "more bytes for matrices whose compression is predicted to cost most. global: one threshold for the "
-            "scores of all matrices, for pruning methods.",
+            "scores of all matrices, for pruning methods. Q4_K_M, Q3_K_M, Q2_K and other file types of llama.cpp: the "
+            "blocks that they have for each matrix, for rtn, gptq and yaqa.",
         ),
     ] = "uniform",
     targets: Annotated[

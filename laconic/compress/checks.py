@@ -12,6 +12,7 @@ from laconic.allocate.uniform import CLOSE
 from laconic.calibrate import GradientStatistic, InputStatistic, SequentialConfig, Statistic
 from laconic.calibrate.block_pass import embedding_obstacle
 from laconic.calibrate.passes import DEFAULT_WORKLOAD, Workload
+from laconic.compress.fitted import fit_method, solved_shape, warn_of_other_blocks
 from laconic.compress.shared_budget import split_budget
 from laconic.compress.solve_groups import LayerSet, SolveGroup, methods_by_group
 from laconic.compress.step import Step
@@ -192,13 +193,14 @@ def check_layers(layer_sets: Sequence[LayerSet], method: Method, plan: Plan | No
             )
         if site.is_lookup and not chosen.stores_lookups:
             raise UserError(
-                f"The word embedding '{site.unit}' cannot be stored in blocks, which would lie across its tokens; "
-                f"leave out grid of '{chosen.name}' there, or choose other targets."
+                f"The word embedding '{site.unit}' cannot be stored in blocks and a low-rank part; "
+                f"leave out grid of the base of '{chosen.name}' there, or choose other targets."
             )
     for group, chosen in pairs:
-        if error := chosen.shape_error(group.shape, f"'{group.name}'"):
+        if error := fit_method(group, chosen).shape_error(solved_shape(group, chosen), f"'{group.name}'"):
             raise error
     _warn_of_group_size(pairs)
+    warn_of_other_blocks(pairs)
 
 
 def _one_of_each_unit(sites: Iterable[Site]) -> Iterable[Site]:

@@ -22,6 +22,7 @@ from laconic.calibrate.sequential import check_anchored
 from laconic.compress import checks, solver_cache
 from laconic.compress.allocators import ALLOCATORS, Allocation, AllocationRequest, AllocationResult, Allocator
 from laconic.compress.allocators.streamed_copies import take_over_copy
+from laconic.compress.fitted import fit_plan
 from laconic.compress.plan_file import read_plan, write_plan
 from laconic.compress.progress_log import ProgressLog
 from laconic.compress.replacing import put_empty_formats
@@ -54,7 +55,8 @@ class Compress(Step):
             when the method has its own size.
         allocate: how the budget is shared. `uniform` keeps the same fraction of every matrix, `spectrum` spends where
             the predicted loss falls most, `threshold` makes every matrix as small as `error` allows, `global` prunes by
-            one threshold for the scores of all matrices.
+            one threshold for the scores of all matrices. `Q4_K_M` and other file types of llama.cpp set the `grid` of
+            each matrix.
         currency: what `keep` counts under `spectrum`: bytes, parameters or MACs of the targeted matrices, or the
             measured latency of the whole model.
         error: KL divergence allowed under `threshold` on the calibration rows, nats per prediction.
@@ -164,7 +166,7 @@ class Compress(Step):
         return alone and self._needs_losses and serve_every_size(self.methods, groups)
 
     def _find_targeted(self, lm: LanguageModel) -> TargetedLayers:
-        return find_targeted(lm, self.targets, self.share_inputs, self.plan)
+        return find_targeted(lm, self.targets, self.share_inputs, self.plan, self._allocator.stores_rows(self.method))
 
     def check(self, lm: LanguageModel) -> None:
         self._check_targeted(lm)
@@ -183,15 +185,17 @@ class Compress(Step):
             checks.check_dense(targeted.coverage, lm, self.targets)
         if self.keep is not None and self.plan is None:
             checks.check_overheads(self.method, self.keep, layer_sets, lm.dtype)
-            self._allocator.plan_from_shapes(AllocationRequest(self, lm, layer_sets))
-        checks.check_layers(layer_sets, self.method, self.plan)
+        request = AllocationRequest(self, lm, layer_sets)
+        plan = self._allocator.plan_from_shapes(request) if self.plan is None else self.plan
+        checks.check_layers(layer_sets, self.method, plan)
         check_anchored(self._config, targeted.sites)
         return targeted
 
     def _put_empty_formats(self, lm: LanguageModel, targeted: TargetedLayers) -> None:
         request = AllocationRequest(self, lm, targeted.layer_sets)
         plan = self._allocator.plan_from_shapes(request) if self.plan is None else self.plan
-        put_empty_formats(lm, plan, planned_groups(plan, targeted.layer_sets))
+        groups = planned_groups(plan, targeted.layer_sets)
+        put_empty_formats(lm, fit_plan(plan, groups), groups)
 
     def apply(self, lm: LanguageModel, data: Calibration | None) -> Outcome:
         """Collect statistics, plan, and replace the layers.
@@ -258,6 +262,7 @@ class Compress(Step):
             needs = None if lm.loans is None else self.needs
             allocation = self._allocator.plan(AllocationRequest(self, lm, layer_sets, problems, data, needs, once))
             write_plan(lm, allocation)
+        allocation = allocation._replace(plan=fit_plan(allocation.plan, all_groups(layer_sets)))
         take_over_copy(lm, allocation)
         # Every process must use the same plan, even if their results differ by rounding.
         plan, predicted, allocated = processes.broadcast(allocation._replace(record=dict(allocation.record)))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from laconic.allocate import Plan
 from laconic.calibrate import Problem
+from laconic.compress.fitted import as_solved, solved_shape
 from laconic.compress.solve_groups import SolveGroup
 from laconic.formats import Format, LowRank, split_rows
 from laconic.formats.expert_stacks import empty_stack, stack_formats
@@ -72,7 +73,7 @@ def solve_matrices(
     """
     for matrix in group.matrices:
         problem = problems[matrix.name]
-        yield method.compress(finite_weight(lm, matrix, problem), problem.stats)
+        yield method.compress(*as_solved(matrix, method, finite_weight(lm, matrix, problem), problem.stats))
         if drop_solutions:
             problem.stats.clear_solutions()
 
@@ -193,7 +194,8 @@ def _put_empty_format(lm: LanguageModel, group: SolveGroup, method: Method) -> N
     rows, columns = group.shape
     # Without weights, each expert of a stack counts as many weights as the one with the most, for which there is room.
     nonzero = _nonzero_count(group) // group.count
-    whole = method.meta_format(group.shape, nonzero if nonzero < rows * columns else None).to(lm.dtype)
+    kept = nonzero if nonzero < rows * columns else None
+    whole = method.meta_format(solved_shape(group, method), kept).to(lm.dtype)
     remaining = rows * columns if whole.support is None else whole.count
     if group.stack is not None:
         stack = empty_stack(whole, group.count)

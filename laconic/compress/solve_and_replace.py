@@ -12,6 +12,7 @@ import torch
 from laconic import processes
 from laconic.allocate import Plan
 from laconic.calibrate import LayerStats, Problem
+from laconic.compress.fitted import as_solved
 from laconic.compress.progress_log import ProgressLog
 from laconic.compress.replacing import (
     GroupResult,
@@ -73,7 +74,9 @@ def solve_and_replace(
         method = _method_of(group, plan)
         if group.stack is None:
             problem = solved[group.name]
-            finish(group, [method.compress(finite_weight(lm, group, problem), problem.stats)], solved)
+            given = as_solved(group, method, finite_weight(lm, group, problem), problem.stats)
+            finish(group, [method.compress(*given)], solved)
+            del given
             del problem
         else:
             finish(group, solve_matrices(lm, group, method, solved, drop_solutions=True), solved)

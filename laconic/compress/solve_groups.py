@@ -18,6 +18,7 @@ from laconic.allocate import Plan, group_name, site_names
 from laconic.errors import UserError, add_place, unknown
 from laconic.methods import Method
 from laconic.model import LanguageModel, Site
+from laconic.model.tables import join_tables
 from laconic.model.targets import Coverage, excluded_error
 
 
@@ -135,7 +136,9 @@ class TargetedLayers:
     coverage: Coverage
 
 
-def find_targeted(lm: LanguageModel, targets: Sequence[str], share_inputs: bool, plan: Plan | None) -> TargetedLayers:
+def find_targeted(
+    lm: LanguageModel, targets: Sequence[str], share_inputs: bool, plan: Plan | None, stores_rows: bool = False
+) -> TargetedLayers:
     """List the targeted layers of a model, or those that a plan names.
 
     Args:
@@ -143,6 +146,8 @@ def find_targeted(lm: LanguageModel, targets: Sequence[str], share_inputs: bool,
         targets: the targets of a step, which a plan replaces.
         share_inputs: layers that read the same input may be solved together.
         plan: the method of each group, by name.
+        stores_rows: without a plan, whether the method stores single rows, so that a word embedding which is tied to a
+            targeted head stays tied to it.
 
     Raises:
         UserError: a target or a line of the plan matches no layer, or the plan names a layer that cannot be compressed.
@@ -150,11 +155,12 @@ def find_targeted(lm: LanguageModel, targets: Sequence[str], share_inputs: bool,
     if plan is None:
         try:
             sites = lm.sites(targets)
+            sites = join_tables(sites, lm.sites(("*",))) if stores_rows else sites
             _check_whole_stacks(sites)
         except UserError as error:
             raise add_place(error, "targets") from error
         return TargetedLayers(sites, find_layer_sets(sites, share_inputs), lm.coverage(targets, sites))
-    all_sites = lm.sites(("*",))
+    all_sites = _joined_by_plan(lm.sites(("*",)), plan)
     by_unit: dict[str, list[Site]] = {}
     for site in all_sites:
         by_unit.setdefault(site.unit, []).append(site)
@@ -169,6 +175,14 @@ def find_targeted(lm: LanguageModel, targets: Sequence[str], share_inputs: bool,
     coverage = lm.coverage(("blocks",), [site for site in all_sites if site.block is not None])
     sites = [site for name in names for site in by_unit[name]]
     return TargetedLayers(sites, _layer_sets_in_plan(plan, by_unit), coverage)
+
+
+def _joined_by_plan(all_sites: Sequence[Site], plan: Plan) -> list[Site]:
+    """All sites; a head whose method stores rows comes with its word embeddings, unless these have their own lines."""
+    by_rows = {line for line, method in plan.items() if method is not None and method.stores_rows}
+    others = [site for site in all_sites if not (site.is_lookup and site.name in plan)]
+    joined = {site.name: site for site in join_tables([site for site in others if site.name in by_rows], others)}
+    return [joined.get(site.name, site) for site in all_sites]
 
 
 def _check_whole_stacks(sites: Sequence[Site]) -> None:
@@ -240,9 +254,9 @@ def planned_groups(plan: Plan, layer_sets: Sequence[LayerSet]) -> list[SolveGrou
 def methods_by_group(
     layer_sets: Sequence[LayerSet], method: Method, plan: Plan | None
 ) -> Iterator[tuple[SolveGroup, Method]]:
-    """Yield pairs of a group and its method in the plan, or `method` if there is no plan; dense groups are left out."""
+    """Yield pairs of a group and its method in the plan, or `method` if it has none; dense groups are left out."""
     for group in all_groups(layer_sets):
-        chosen = method if plan is None else plan[group.name]
+        chosen = method if plan is None else plan.get(group.name, method)
         if chosen is not None:
             yield group, chosen
 

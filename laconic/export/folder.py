@@ -63,7 +63,7 @@ def export(
     Args:
         lm: the model; it is not changed.
         to: the name of the target, such as `onnx`.
-        output: the new folder.
+        output: the new folder; for a target that needs only one file, it may be that file, named by its suffix.
         tasks: names of tasks on which the exported model must not be worse than the model in torch.
         limit: the largest number of rows of each task; None for all.
         track: reports progress.
@@ -75,12 +75,14 @@ def export(
     start = time.perf_counter()
     target = check_target(to, lm.device.type)
     target.check_model(lm)
-    with new_folder(output) as partial:
+    only = target.single_file if is_single_file(target, output) else None
+    with new_folder(output, only) as partial:
         written = target.write(lm, partial, track)
         quality = _evaluate(lm, written, tasks, limit, track) if tasks else None
-        save_tokenizers(lm, partial)
-        card = "\n".join((f"# {plain(Path(output).name)}", "", *target.card(lm, written.model))) + "\n"
-        (partial / CARD).write_text(card, encoding="utf-8")
+        if only is None:
+            save_tokenizers(lm, partial)
+            card = "\n".join((f"# {plain(Path(output).name)}", "", *target.card(lm, written.model))) + "\n"
+            (partial / CARD).write_text(card, encoding="utf-8")
     return ExportOutcome(
         output=expand_user(output),
         model=written.model,
@@ -88,6 +90,16 @@ def export(
         quality=quality,
         seconds=time.perf_counter() - start,
     )
+
+
+def is_single_file(target: Target, output: Path) -> bool:
+    """Whether an output is the one file that a target needs, and no folder.
+
+    Example:
+        >>> is_single_file(TARGETS[NAMES.index("gguf")], Path("small.gguf"))
+        True
+    """
+    return target.single_file is not None and Path(output).suffix == Path(target.single_file).suffix
 
 
 def _evaluate(lm: LanguageModel, written: Written, tasks: Sequence[str], limit: int | None, track: Track) -> Evaluation:

@@ -47,7 +47,7 @@ class ExportOutcome:
     """The result of an export.
 
     Args:
-        output: the folder.
+        output: the folder, or the file if the output is a single one.
         model: the description of the exported model.
         stored_bytes: bytes of the weights as laconic stores them.
         quality: the results of the tasks in the runtime, compared with torch; None if there were no tasks.
@@ -92,6 +92,8 @@ class Target(ABC):
 
     name: ClassVar[str]
     """The value of `--to`."""
+    single_file: ClassVar[str | None] = None
+    """The name of the only file that a runtime needs; an output with the suffix of this name is that file alone."""
 
     @abstractmethod
     def check_installed(self, device: str) -> None:

@@ -7,11 +7,12 @@ from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from laconic.formats.base import Format, byte_parameter, empty_bytes
-from laconic.formats.packed import PackedCodes
+from laconic.formats.packed import PackedCodes, PackedEmbedding
 from laconic.numerics.ggml_blocks import (
     BLOCK_TYPES,
     BlockNumbers,
     BlockScales,
+    decode_blocks,
     decode_numbers,
     group_scales,
     pack_blocks,
@@ -90,6 +91,9 @@ class GgmlBlocks(PackedCodes):
     def decode_columns(self, which: Integer[Tensor, " k"]) -> Float[Tensor, "out k"]:
         return self.dense()[:, which]
 
+    def decode_rows(self, which: Integer[Tensor, " k"]) -> Float[Tensor, "k in"]:
+        return decode_blocks(self.row_bytes[which], self.blocks).to(self.weight.dtype)
+
     def nearest_codes(self, weight: Float[Tensor, "out in"]) -> UInt8[Tensor, "out in"]:
         return quantize(weight, BlockGrid(self.blocks, self.numbers.block_scales).affine)
 
@@ -126,8 +130,12 @@ class GgmlBlocks(PackedCodes):
             self.codes.copy_(pack_blocks(numbers._replace(d=d.half()), self.blocks).view(-1))
 
     def to_embedding(self, padding_idx: int | None) -> Format:
-        # A file of llama.cpp holds an embedding by tokens; these blocks would lie across them.
-        return Format.to_embedding(self, padding_idx)
+        """The same blocks as a word embedding; their rows are tokens, as in a file of llama.cpp.
+
+        Args:
+            padding_idx: the padding token; None for none.
+        """
+        return PackedEmbedding.from_codes(self, padding_idx, by_rows=True)
 
     def spec(self) -> dict[str, Any]:
         return {**self._sizes, "blocks": self.blocks.name, "bias": self.bias is not None}

@@ -1,9 +1,7 @@
 """A matrix stored as codes of a few bits each, packed without gaps on disk and in memory.
 
-All tensors are bytes: the codes, the scales or values that they stand for, and the mask of pruned weights. A cast of
-the model to another dtype does not change them, and the file is as large as the layer in memory. A product decodes the
-matrix, multiplies and drops it, so that one layer at a time is dense; or a kernel multiplies with the codes, where that
-is faster on this machine (`laconic.formats.autotune`).
+All tensors are bytes, which a cast of the model does not change. A product decodes the matrix, multiplies and drops it;
+or a kernel multiplies with the codes, where that is faster on this machine (`laconic.formats.autotune`).
 """
 
 from abc import abstractmethod
@@ -38,8 +36,7 @@ P = TypeVar("P", bound="PackedCodes")
 class PackedCodes(Format):
     """y = Ŵ x + bias, Ŵ decoded from `codes`; base class of `Quantized`, `Codebook`, `DynamicInt8`, `GgmlBlocks`.
 
-    Stored: `codes`, ⌈kept · bits / 8⌉ bytes; `kept_bits`, one bit for each weight, only if the matrix was pruned;
-    `shift`, the bias in the dtype of the model. Codes get no gradient.
+    Stored: `codes`, ⌈kept · bits / 8⌉ bytes; `kept_bits`, a bit for each weight of a pruned matrix; `shift`, the bias.
 
     Args:
         shape: (out, in).
@@ -144,6 +141,10 @@ class PackedCodes(Format):
         codes = unpack_at(self.codes.detach(), self.bits, starts + which)
         return self.decode(codes, which).to(self.weight.dtype)
 
+    def decode_rows(self, which: Integer[Tensor, " k"]) -> Float[Tensor, "k in"]:
+        """Some rows of the matrix."""
+        return self.dense()[which]
+
     @property
     def kernel_family(self) -> KernelFamily[Any] | None:
         """The kernels that can multiply by the codes; None if the matrix is always decoded."""
@@ -183,11 +184,9 @@ class PackedCodes(Format):
             self._decoded = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._decoded is not None:
-            return multiply(x, self._decoded, self.bias)
-        kernel = self.find_kernel(x, decodes=True)
+        kernel = self.find_kernel(x, decodes=True) if self._decoded is None else None
         if kernel is None:
-            return multiply(x, self.dense(), self.bias)
+            return multiply(x, self.dense() if self._decoded is None else self._decoded, self.bias)
         return kernel(x.reshape(-1, self.in_features), self.bias).view(*x.shape[:-1], self.out_features)
 
     def find_kernel(self, x: Float[Tensor, "... in"], decodes: bool = False) -> Kernel | None:
@@ -230,10 +229,11 @@ class PackedCodes(Format):
 class PackedEmbedding(EmbeddingFormat):
     """y = Ŵ[:, token], decoded only for the tokens of the input.
 
-    Stored: `matrix`, a `PackedCodes` of shape (width, vocabulary).
+    Stored: `matrix`, a `PackedCodes` of shape (width, vocabulary), or (vocabulary, width) by rows.
 
     Args:
         padding_idx: the padding token; None for none.
+        by_rows: whether the rows of `matrix` are tokens, as in a head, which may be the same module.
 
     Example:
         >>> from laconic.calibrate import LayerStats
@@ -247,19 +247,18 @@ class PackedEmbedding(EmbeddingFormat):
     input_modules = ()
     matrix_parameter = "matrix.codes"
 
-    def __init__(self, padding_idx: int | None) -> None:
+    def __init__(self, padding_idx: int | None, by_rows: bool = False) -> None:
         super().__init__()
-        self.padding_idx = padding_idx
+        self.padding_idx, self.by_rows = padding_idx, by_rows
         # sentence-transformers casts what follows to the dtype of the first parameter, which cannot be that of codes.
         del self.weight
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-        # The codes are set later, as nested formats are when a model is loaded.
-        self.matrix = nn.Module()
+        self.matrix = nn.Module()  # The codes are set later, as nested formats are when a model is loaded.
 
     @classmethod
-    def from_codes(cls, matrix: PackedCodes, padding_idx: int | None) -> "PackedEmbedding":
+    def from_codes(cls, matrix: PackedCodes, padding_idx: int | None, by_rows: bool = False) -> "PackedEmbedding":
         """The embedding that reads these codes."""
-        layer = cls(padding_idx)
+        layer = cls(padding_idx, by_rows)
         layer.matrix = matrix
         return layer.to(matrix.weight.dtype)
 
@@ -271,7 +270,8 @@ class PackedEmbedding(EmbeddingFormat):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.coded.shape
+        rows, columns = self.coded.shape
+        return (columns, rows) if self.by_rows else (rows, columns)
 
     @property
     def count(self) -> int:
@@ -282,19 +282,18 @@ class PackedEmbedding(EmbeddingFormat):
         return self.coded.support
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.coded.decode_columns(tokens.reshape(-1)).T.reshape(*tokens.shape, self.shape[0])
+        which = tokens.reshape(-1)
+        rows = self.coded.decode_rows(which) if self.by_rows else self.coded.decode_columns(which).T
+        return rows.reshape(*tokens.shape, self.shape[0])
 
     def dense(self) -> Float[Tensor, "out in"]:
-        return self.coded.dense()
+        return self.coded.dense().T if self.by_rows else self.coded.dense()
 
     def nbytes(self) -> int:
         return self.coded.nbytes()
-
-    def nbytes_in(self, dtype: torch.dtype) -> int:
-        return self.coded.nbytes_in(dtype)
 
     def macs(self) -> int:
         return 0
 
     def spec(self) -> dict[str, Any]:
-        return {"padding_idx": self.padding_idx}
+        return {"padding_idx": self.padding_idx, **({"by_rows": True} if self.by_rows else {})}

@@ -129,6 +129,19 @@ class Method(ABC, metaclass=Typed):
         return True
 
     @property
+    def stores_rows(self) -> bool:
+        """Whether single rows of the result are decoded, with the present parameters.
+
+        A word embedding is then given to the method by tokens, (vocabulary, width), and one that is tied to a head
+        reads the rows of the head.
+        """
+        return False
+
+    def for_shape(self, shape: tuple[int, int]) -> "Method":
+        """The method for a matrix of `shape` (out, in): this one, or one of a similar size that fits it."""
+        return self
+
+    @property
     def required_statistics(self) -> frozenset[type[Statistic]]:
         """The statistics that `compress` reads with the present parameters; all of `needs` by default."""
         return self.needs

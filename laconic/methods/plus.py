@@ -95,7 +95,7 @@ class Plus(Method):
 
     @property
     def stores_lookups(self) -> bool:
-        return self.base.stores_lookups
+        return not self.base.stores_rows
 
     @property
     def has_size(self) -> bool:

@@ -19,6 +19,7 @@ from laconic.model.loans_on_call import lend_on_call
 from laconic.model.loans_origins import to_placeholder
 from laconic.model.site import Site, has_module
 from laconic.model.size import module_size
+from laconic.model.tables import put_tables
 from laconic.model.targets import Coverage, matches, measure_coverage, select_sites
 from laconic.model.task import ModelTask, infer_task
 
@@ -177,7 +178,7 @@ class LanguageModel:
     def replace(self, site: Site, format: Format, bias: torch.Tensor | None = None) -> None:
         """Replace the module of a site by a format, in place.
 
-        A tied matrix is untied from every module that is not a place of the site.
+        A tied matrix is untied from every module that is not a place or a table of the site.
 
         Args:
             site: the site.
@@ -192,10 +193,11 @@ class LanguageModel:
         # Rounding through the stored dtype makes the model in memory equal to the reloaded one.
         format = format.to(self.dtype).to(site.weight().dtype).to(self.device)
         format.train(self.model.training).requires_grad_(site.parameter.requires_grad)
-        untie(self.model, set(site.names))
+        untie(self.model, set(site.replaced_names))
         for name in site.names:
             self.model.set_submodule(name, format)
         tie(self.model, site.names[0], list(site.names[1:]))
+        put_tables(self.model, site, format)
 
     def replace_stack(self, path: str, stack: ExpertStack, bias: torch.Tensor | None = None) -> None:
         """Replace the matrices of all experts of a layer by a stack, in place.
@@ -220,12 +222,10 @@ class LanguageModel:
         owner.add_module(name, stack)
 
     def modules_of(self, site: Site) -> dict[str, torch.nn.Module]:
-        """The modules that replacing a site replaces, by path; putting them back undoes it.
-
-        The matrices of experts are parameters of one module until the first of them is replaced.
-        """
+        """The modules that replacing a site replaces, by path; putting them back undoes it."""
+        # The matrices of experts are parameters of one module until the first of them is replaced.
         if site.stack is None:
-            return {name: self.model.get_submodule(name) for name in site.names}
+            return {name: self.model.get_submodule(name) for name in site.replaced_names}
         parent = site.unit.rpartition(".")[0]
         path = site.unit if has_module(self.model, site.unit) else parent
         return {path: self.model.get_submodule(path)}
@@ -236,7 +236,7 @@ class LanguageModel:
         A matrix that several sites share counts once, at the first of them. It counts 0 where a module outside `sites`
         shares it, as replacing it frees nothing.
         """
-        names = {name for site in sites for name in site.names}
+        names = {name for site in sites for name in site.replaced_names}
         counted: set[Hashable] = set()
         nbytes: dict[str, int] = {}
         for site in sites:
@@ -257,7 +257,8 @@ class LanguageModel:
 
     def sites_to_untie(self, sites: Sequence[Site]) -> list[str]:
         """Names of the sites whose matrix is tied to a module that is not replaced with them."""
-        return [site.name for site in sites if site.stack is None and not self._tied_modules(site) <= set(site.names)]
+        alone = (site for site in sites if site.stack is None)
+        return [site.name for site in alone if not self._tied_modules(site) <= {*site.replaced_names}]
 
     def _tied_modules(self, site: Site) -> set[str]:
         return tied_modules(self.model, site.name, site.matrix_parameter)

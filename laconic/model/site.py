@@ -31,8 +31,7 @@ class Role(StrEnum):
     """The projection of its group that a site is.
 
     FUSED is query, key and value in one matrix. INNER is an input projection of a feed-forward. OUTPUT is the output
-    projection of an attention or a feed-forward; outside the blocks it is the last linear, which computes the
-    predictions. OTHER is any other or unknown linear.
+    projection of either; outside the blocks it is the last linear, which computes predictions. OTHER is any other.
     """
 
     QUERY = "query"
@@ -47,9 +46,8 @@ class Role(StrEnum):
 class InputTokens(StrEnum):
     """The tokens that the input rows of a matrix belong to, which decide the padding mask of these rows.
 
-    SOURCE and TARGET are the tokens of the encoder and of the decoder. OWN has no mask: relative positions, or tokens
-    with global attention. EITHER is SOURCE or TARGET, whichever has as many tokens as the input; it is for a
-    decoder whose cross-attention is not known.
+    SOURCE and TARGET are the tokens of encoder and decoder. OWN has no mask: relative positions, or global attention.
+    EITHER is the one with as many tokens as the input, for a decoder whose cross-attention is not known.
     """
 
     SOURCE = "source"
@@ -92,8 +90,8 @@ class Place:
 class Site:
     """A matrix that can be compressed, in a linear, a word embedding, or a format that replaced one of them.
 
-    The matrices of experts are stored in stacks, with one matrix of each expert. Each matrix is a site, named by the
-    path of its stack and the number of its expert, such as `model.layers.0.mlp.experts.down_proj.17`.
+    Each matrix in a stack of experts is a site, named by the path of the stack and the number of its expert, such as
+    `model.layers.0.mlp.experts.down_proj.17`.
 
     Args:
         group: the part of the transformer that it belongs to.
@@ -101,6 +99,7 @@ class Site:
         input: a key that is equal for sites that read the same tensor. Its statistics are collected once.
         block: dotted path of its block; None for heads and embeddings.
         places: the modules that hold the matrix; more than one only for tied embeddings.
+        tables: word embeddings tied to a head that are to stay tied: they read the rows of what replaces it.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -116,6 +115,7 @@ class Site:
     input: str
     block: str | None
     places: tuple[Place, ...]
+    tables: tuple[Place, ...] = ()
 
     @property
     def name(self) -> str:
@@ -126,6 +126,11 @@ class Site:
     def names(self) -> tuple[str, ...]:
         """Dotted paths of all places."""
         return tuple(place.name for place in self.places)
+
+    @property
+    def replaced_names(self) -> tuple[str, ...]:
+        """Dotted paths of all modules that are replaced together: places and tables."""
+        return (*self.names, *(table.name for table in self.tables))
 
     @property
     def module(self) -> nn.Module:
@@ -218,9 +223,7 @@ class Site:
     def bias(self) -> Tensor | None:
         """The bias (out,), or None."""
         module = self.module
-        if isinstance(module, Format):
-            return module.bias
-        return dict(module.named_parameters(recurse=False)).get("bias")
+        return module.bias if isinstance(module, Format) else dict(module.named_parameters(recurse=False)).get("bias")
 
 
 def _matrix_parameter(module: nn.Module) -> str:
@@ -260,7 +263,7 @@ def find_matrices(module: nn.Module, input_key: str, name: str) -> Iterator[tupl
         name: its path.
 
     Yields:
-        The path, the input key and the module of each matrix.
+        Path, input key and module of each matrix.
     """
     if isinstance(module, Linear) or (isinstance(module, Format) and module.matrix_parameter is not None):
         yield name, input_key, module

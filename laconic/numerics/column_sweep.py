@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
 from laconic.numerics.grid import Grid
+from laconic.numerics.rounding import round_steps_, step_codes
 from laconic.numerics.triangle import Triangle
 
 BLOCK = 128
@@ -185,13 +186,14 @@ class ColumnSweep:
         return weights + torch.linalg.solve_triangular(R.T, terms, upper=False, unitriangular=True)
 
     @torch.no_grad()
-    def round(self, columns: slice, grids: GridRows, bits: int) -> UInt8[Tensor, "some out"]:
+    def round(self, columns: slice, grids: GridRows, bits: int, uneven: bool = False) -> UInt8[Tensor, "some out"]:
         """Round some columns; all before them are rounded.
 
         Args:
             columns: the columns.
             grids: returns the grids of a part of them; the first of them is column 0.
             bits: bits of a code.
+            uneven: whether the steps are the uneven ones of `iq4_nl`.
 
         Returns:
             The codes.
@@ -202,7 +204,8 @@ class ColumnSweep:
             weights, present, errors = self.Wt[block], self.compensated[block], self._errors[block]
             self._add_terms(present.copy_(weights), block)
             R = self._R.part(block, block)
-            codes[part] = _round_block((weights, present, errors), R, grids(part), 2**bits - 1)
+            steps = _round_block((weights, present, errors), R, grids(part), (bits, uneven))
+            codes[part] = step_codes(steps, uneven)
             if self._coarse_errors is not None:
                 self._coarse_errors[block] = errors
         return codes
@@ -233,7 +236,10 @@ class ColumnSweep:
 
 
 def _round_block(
-    columns: tuple[Tensor, Tensor, Tensor], R: Float[Tensor, "block block"], grids: Iterable[GridRow], max_code: int
+    columns: tuple[Tensor, Tensor, Tensor],
+    R: Float[Tensor, "block block"],
+    grids: Iterable[GridRow],
+    kind: tuple[int, bool],
 ) -> Float[Tensor, "block out"]:
     """Round the columns of one block.
 
@@ -242,10 +248,10 @@ def _round_block(
             written.
         R: the part of the unit factor.
         grids: the grids of the block.
-        max_code: the largest code.
+        kind: bits of a code, and whether the steps are uneven.
 
     Returns:
-        The codes, as whole numbers.
+        The steps, which are the codes unless they are uneven.
     """
     Wt, present, errors = columns
     codes, factors = torch.empty_like(Wt), R.T.contiguous()
@@ -256,6 +262,6 @@ def _round_block(
             met.addmv_(errors[first:q].T, factors[q, first:q])
         elif q:
             present[q : q + STRIP].addmm_(factors[q : q + STRIP, :q], errors[:q])
-        torch.mul(met, inverse, out=code).add_(zero).round_().clamp_(0, max_code)
+        round_steps_(torch.mul(met, inverse, out=code).add_(zero), *kind)
         torch.addcmul(w, code - zero, scale, value=-1, out=error)
     return codes

@@ -23,9 +23,7 @@ from jaxtyping import Float, Float16, Integer, UInt8
 from torch import Tensor
 
 from laconic.numerics.ggml_bytes import PAIRS_4, PAIRS_6, SIGNED_6, SIGNED_8, Part, half, plane, plane_name
-
-UNEVEN_STEPS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""The steps q of the codes of `iq4_nl`."""
+from laconic.numerics.rounding import code_steps
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class BlockType:
         parts: what a block consists of, in the order of its bytes: d, m or d_min, scales of groups, planes of codes.
         offset: q = c − offset.
         scale_bits: bits of the integer σ of each group, and of μ; None where a block has one scale.
-        uneven: whether q is one of `UNEVEN_STEPS`.
+        uneven: whether q is one of `laconic.numerics.rounding.UNEVEN_STEPS`.
 
     Example:
         >>> BLOCK_TYPES["q4_k"].nbytes, BLOCK_TYPES["q4_k"].groups, BLOCK_TYPES["q4_k"].has_minimum
@@ -226,10 +224,7 @@ def group_scales(
 def decode_numbers(numbers: BlockNumbers, kind: BlockType) -> Float[Tensor, "rows columns"]:
     """The weights that these numbers stand for, in fp32, bit for bit as llama.cpp computes them."""
     codes = numbers.codes
-    if kind.uneven:
-        steps = torch.tensor(UNEVEN_STEPS, dtype=torch.float32, device=codes.device)[codes.long()]
-    else:
-        steps = codes.float() - kind.offset
+    steps = code_steps(codes) if kind.uneven else codes.float() - kind.offset
     scale, minimum = group_scales(numbers.block_scales)
     values = steps.view(*scale.shape, kind.group).mul_(scale[..., None])
     if minimum is not None:

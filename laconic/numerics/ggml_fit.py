@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from laconic.numerics.ggml_blocks import BlockScales, BlockType, group_scales
+from laconic.numerics.ggml_uneven import fit_uneven
 from laconic.numerics.grid import ALONG, BLOCK, Grid, GridSpec, fit_grid, weigh_groups
 from laconic.numerics.grid_search import LARGEST_SCALE, Groups, invert, round_scale
 
@@ -61,7 +62,7 @@ class BlockGrid(NamedTuple):
         """The same values as s (c − z), to round to them. A zero point is any number, and where σ = 0 it is 0."""
         scale, minimum = group_scales(self.scales)
         zero = torch.full_like(scale, self.kind.offset) if minimum is None else minimum * invert(scale)
-        return Grid(scale, zero, self.kind.bits, self.kind.group)
+        return Grid(scale, zero, self.kind.bits, self.kind.group, self.kind.uneven)
 
 
 @torch.no_grad()
@@ -72,14 +73,12 @@ def fit_blocks(
 
     Args:
         W: the matrix; its width is a multiple of the columns of a block.
-        kind: the type of the blocks; not `iq4_nl`, whose steps are uneven.
+        kind: the type of the blocks.
         importance: h of each column or of each weight; None if the inputs are unknown.
 
     Raises:
-        ValueError: the type or the width does not fit.
+        ValueError: the width does not fit.
     """
-    if kind.uneven:
-        raise ValueError(f"{kind.name} has uneven steps, which no affine grid has")
     kind.row_nbytes(W.shape[1])
     h = torch.ones((), device=W.device)
     if importance is not None and importance.max() > 0:
@@ -89,9 +88,12 @@ def fit_blocks(
     parts = []
     for start in range(0, len(W), height := max(1, BLOCK // W.shape[1])):
         rows = slice(start, start + height)
-        grid = fit_grid(W[rows], spec, None if importance is None else h[rows])
         shaped = [X[rows].float().reshape(-1, kind.group) for X in (W, h)]
         groups = weigh_groups(shaped[0], shaped[1], kind.bits, along)
+        if kind.uneven:
+            parts.append((fit_uneven(groups).half(), None, None, None))
+            continue
+        grid = fit_grid(W[rows], spec, None if importance is None else h[rows])
         scale, zero = grid.scale.view(-1), grid.zero.view(-1)
         parts.append(_fit(groups, scale, scale * zero, kind))
     d, m, scales, minima = (

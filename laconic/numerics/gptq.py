@@ -178,7 +178,7 @@ def _round_all(
 ) -> _Rounded:
     """One sweep through the whole matrix, and the loss of each of its rows."""
     grid = affine_grid(quantizer)
-    codes = sweep.round(slice(0, len(sweep.Wt)), columns_of(grid, order.columns, mask), grid.bits)
+    codes = sweep.round(slice(0, len(sweep.Wt)), columns_of(grid, order.columns, mask), grid.bits, grid.uneven)
     return _Rounded(codes, quantizer, sweep.losses(order.D))
 
 
@@ -193,7 +193,8 @@ def _from_left_to_right(
         columns = slice(start, min(start + together, len(sweep.Wt)))
         kept = None if mask is None else mask[:, columns]
         part = fit_quantizer(sweep.arriving(columns).T, spec, order.importance[columns], kept)
-        values = columns_of(affine_grid(part), order.columns[: columns.stop - start], kept)
-        codes.append(sweep.round(columns, values, spec.bits))
+        grid = affine_grid(part)
+        values = columns_of(grid, order.columns[: columns.stop - start], kept)
+        codes.append(sweep.round(columns, values, spec.bits, grid.uneven))
         quantizers.append(part)
     return with_codes(torch.cat(codes).T.contiguous(), join(quantizers, axis=1))

@@ -34,6 +34,7 @@ from torch.nn.functional import pad
 
 from laconic.numerics.ggml_blocks import BlockScales
 from laconic.numerics.grid_search import Groups, search
+from laconic.numerics.rounding import code_steps, round_steps_, step_codes
 from laconic.numerics.scaled_rows import scale_rows
 
 ALONG = 2.0
@@ -76,6 +77,7 @@ class Grid(NamedTuple):
         zero: z, of the same shape.
         bits: b.
         group: columns of a row that share a grid; None if the whole matrix is one group.
+        uneven: whether c − z is one of the uneven steps of `iq4_nl` instead, where z is 0.
 
     Example:
         >>> grid = Grid(torch.tensor([[0.5, 2.0]]), torch.zeros(1, 2), bits=2, group=3)
@@ -87,6 +89,7 @@ class Grid(NamedTuple):
     zero: Float[Tensor, "rows groups"]
     bits: int
     group: int | None
+    uneven: bool = False
 
     def scale_and_zero(self, which: Integer[Tensor, " k"]) -> tuple[Float[Tensor, "rows k"], Float[Tensor, "rows k"]]:
         """s and z of some columns; one row where all rows have the same."""
@@ -153,15 +156,16 @@ def nearest_codes(
     scale: Float[Tensor, "#out #columns"],
     zero: Float[Tensor, "#out #columns"],
     bits: int,
+    uneven: bool = False,
 ) -> Float[Tensor, "out columns"]:
-    """The codes of the nearest values, as whole numbers in the dtype of W; z where the scale is zero.
+    """The nearest steps, which are codes unless they are uneven, in the dtype of W; z where the scale is zero.
 
     Example:
         >>> nearest_codes(torch.tensor([[0.2, 0.9]]), torch.tensor([[0.5]]), torch.zeros(1, 1), bits=2)
         tensor([[0., 2.]])
     """
     inverse = torch.where(scale == 0, 0, 1 / scale)
-    return (W * inverse + zero).round_().clamp_(0, 2**bits - 1)
+    return round_steps_(W * inverse + zero, bits, uneven)
 
 
 def quantize(W: Float[Tensor, "out in"], grid: Grid) -> Integer[Tensor, "out in"]:
@@ -178,7 +182,7 @@ def quantize(W: Float[Tensor, "out in"], grid: Grid) -> Integer[Tensor, "out in"
     """
     columns = torch.arange(W.shape[1], device=W.device)
     parts = [
-        nearest_codes(W[:, which].float(), *grid.scale_and_zero(which), grid.bits).to(torch.uint8)
+        step_codes(nearest_codes(W[:, which].float(), *grid.scale_and_zero(which), grid.bits, grid.uneven), grid.uneven)
         for which in columns.split(max(1, BLOCK // len(W)))
     ]
     return torch.cat(parts, 1)
@@ -187,7 +191,7 @@ def quantize(W: Float[Tensor, "out in"], grid: Grid) -> Integer[Tensor, "out in"
 def dequantize(
     codes: Integer[Tensor, "out columns"], grid: Grid, columns: Integer[Tensor, " columns"] | None = None
 ) -> Float[Tensor, "out columns"]:
-    """s (c − z) in fp32, which is exact for scales of 16 bits.
+    """s (c − z) in fp32, which is exact for scales of 16 bits; s q for uneven steps q.
 
     Args:
         codes: codes of the whole matrix, or of some of its columns.
@@ -200,11 +204,11 @@ def dequantize(
         tensor([[-0.5000,  1.0000]])
     """
     m, n = codes.shape
-    if columns is None and n % (grid.group or n) == 0:
+    if columns is None and not grid.uneven and n % (grid.group or n) == 0:
         scale, zero = (numbers.expand(m, -1).reshape(-1) for numbers in grid[:2])
         return scale_rows(codes.reshape(-1, grid.group or n), scale, -scale * zero).view(m, n)
     scale, zero = grid.scale_and_zero(torch.arange(n, device=codes.device) if columns is None else columns)
-    return (codes - zero).mul_(scale)
+    return ((code_steps(codes) if grid.uneven else codes) - zero).mul_(scale)
 
 
 def weigh_groups(

@@ -30,6 +30,7 @@ from laconic.numerics.gptq import ColumnOrder, gptq
 from laconic.numerics.grid import Grid, QuantizedWeight
 from laconic.numerics.moments import InputMoment, OutputMoment
 from laconic.numerics.quantizer import QuantizerSpec, affine_grid, fit_quantizer, nearest, with_codes
+from laconic.numerics.rounding import round_steps_, step_codes
 
 TILE = 16
 """Rows and columns of a tile."""
@@ -38,7 +39,11 @@ PANEL = 8
 
 
 def ldlq(
-    W: Float[Tensor, "out in"], values: WeightGrids, R_O: Float[Tensor, "out out"], R_I: Float[Tensor, "in in"]
+    W: Float[Tensor, "out in"],
+    values: WeightGrids,
+    R_O: Float[Tensor, "out out"],
+    R_I: Float[Tensor, "in in"],
+    uneven: bool = False,
 ) -> UInt8[Tensor, "out in"]:
     """The codes of one sweep from the top left to the bottom right.
 
@@ -47,6 +52,7 @@ def ldlq(
         values: the grid of each weight.
         R_O: unit factor of F.
         R_I: unit factor of H.
+        uneven: whether the steps are the uneven ones of `iq4_nl`.
 
     Example:
         With F = H = I every weight is rounded to the nearest value.
@@ -75,13 +81,13 @@ def ldlq(
         feedback = [pad(_to_askew(part), (0, 0, 0, 0, 0, TILE - 1)) for part in (beside, over)]
         askew = torch.stack([_to_askew(_tiles(part)[i, :, j]) for part in inputs])
         results = _from_askew(
-            _round_tiles(askew, feedback, (left.reach[..., j], above.reach[..., i]), 2**values.bits - 1)
+            _round_tiles(askew, feedback, (left.reach[..., j], above.reach[..., i]), (values.bits, uneven))
         )
         for whole, part in zip((codes, E, Y), results, strict=True):
             _tiles(whole)[i, :, j] = part
         _pass_on(left.R, E, from_left, diagonal, (rows, columns))
         _pass_on(above.R, Y.T, from_above.T, diagonal, (columns, rows))
-    return codes[:m, :n].to(torch.uint8)
+    return step_codes(codes[:m, :n], uneven)
 
 
 class _Side(NamedTuple):
@@ -140,7 +146,7 @@ def _round_tiles(
     inputs: Float[Tensor, "4 steps t tiles"],
     feedback: list[Tensor],
     reach: tuple[Tensor, Tensor],
-    max_code: int,
+    kind: tuple[int, bool],
 ) -> Float[Tensor, "3 steps t tiles"]:
     """Round tiles that do not depend on each other, anti-diagonal by anti-diagonal.
 
@@ -148,10 +154,10 @@ def _round_tiles(
         inputs: weights, scales, inverse scales and zero points, askew.
         feedback: the terms from the left and from above, added to in place.
         reach: the factors by which an error is passed along the row and down the column.
-        max_code: the largest code.
+        kind: bits of a code, and whether the steps are uneven.
 
     Returns:
-        Codes, E and Y, askew.
+        Steps, which are the codes unless they are uneven, E and Y, askew.
     """
     W, scale, inverse, zero = inputs
     left, above = feedback
@@ -162,7 +168,7 @@ def _round_tiles(
         diagonal = slice(max(0, s - TILE + 1), min(s, TILE - 1) + 1)
         from_left = left[s, diagonal]
         w = W[s, diagonal] + from_left + above[s, diagonal].flip(0)
-        codes = (w * inverse[s, diagonal]).add_(zero[s, diagonal]).round_().clamp_(0, max_code)
+        codes = round_steps_((w * inverse[s, diagonal]).add_(zero[s, diagonal]), *kind)
         e = W[s, diagonal] - (codes - zero[s, diagonal]).mul_(scale[s, diagonal])
         y = e + from_left
         results[0, s, diagonal], results[1, s, diagonal], results[2, s, diagonal] = codes, e, y
@@ -248,8 +254,8 @@ class TwoSidedRounding:
             left_to_right = torch.arange(W.shape[1], device=W.device)
             values = WeightGrids.from_grid(grid, left_to_right, mask).expand_rows(len(W)).take_rows(rows.columns)
             sweep = ColumnSweep(W.float()[rows.columns], rows.R)
-            return sweep.round(slice(0, len(W)), values.rows, grid.bits)[rows.inverse]
+            return sweep.round(slice(0, len(W)), values.rows, grid.bits, grid.uneven)[rows.inverse]
         order = self.columns
         values = WeightGrids.from_grid(grid, order.columns, mask).take_rows(rows.columns)
-        codes = ldlq(W.float()[rows.columns][:, order.columns], values, rows.R.dense(), order.R.dense())
+        codes = ldlq(W.float()[rows.columns][:, order.columns], values, rows.R.dense(), order.R.dense(), grid.uneven)
         return codes[rows.inverse][:, order.inverse]

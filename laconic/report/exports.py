@@ -1,5 +1,6 @@
 """Lines and a table about an exported model, made from the JSON of `laconic export`."""
 
+from pathlib import Path
 from typing import Any
 
 from laconic.report.tables import MEGABYTE, Column, Table
@@ -29,8 +30,10 @@ def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
 
 def _size_line(outcome: dict[str, Any], engine: str) -> str:
     """The file, what reads it, its size, and the seconds that it took."""
+    output, file = outcome["output"], outcome["file"]
+    path = output if Path(output).suffix == Path(file).suffix else f"{output}/{file}"
     return (
-        f"{outcome['output']}/{outcome['file']} for {engine}: {outcome['bytes'] / MEGABYTE:.2f} MB "
+        f"{path} for {engine}: {outcome['bytes'] / MEGABYTE:.2f} MB "
         f"({outcome['stored_bytes'] / MEGABYTE:.2f} MB as stored by laconic), exported in {outcome['seconds']:.1f} s"
     )
 

@@ -131,7 +131,7 @@ def affine_codes(layer: PackedCodes) -> AffineCodes | None:
         return AffineCodes(unsigned, scale[:, None], torch.full_like(scale[:, None], 128), 8, layer.in_features, None)
     if not isinstance(layer, Quantized):
         return None
-    scale, zero, bits, group = layer.grid
+    scale, zero, bits, group, _ = layer.grid
     rows, width = layer.shape
     group = width if group is None else min(group, width)
     scale, zero = (numbers.expand(rows, -1).contiguous() for numbers in (scale, zero))

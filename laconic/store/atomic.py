@@ -96,13 +96,14 @@ def _check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, only: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `folder` at the end of the block, and removed if the block fails.
 
     Partial folders that killed processes left for the same path are removed.
 
     Args:
         folder: the path of the new folder.
+        only: the name of a file in it that is the whole output; it then gets the path, and the folder is removed.
 
     Raises:
         UserError: as in `check_output`; or another process is writing the same folder, or the disk is full or not
@@ -127,7 +128,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
                 partial.mkdir()
                 yield partial
                 _flush(partial)
-                partial.rename(folder)
+                (partial if only is None else partial / only).rename(folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except (OSError, SafetensorError) as error:

@@ -100,9 +100,13 @@ def test_experts_are_stacked() -> None:
         assert torch.equal(slice.dense(), layer.dense())
 
 
-def test_it_is_no_word_embedding() -> None:
-    with pytest.raises(ValueError, match="never stored as 'ggml-blocks'"):
-        layer_of("q4_0").to_embedding(None)
+def test_as_a_word_embedding_its_rows_are_tokens() -> None:
+    layer = layer_of("q4_k")
+    table = layer.to_embedding(2)
+    assert (table.shape, table.padding_idx, table.nbytes()) == ((IN, OUT), 2, layer.nbytes())
+    tokens = torch.tensor([[1, 0], [3, 1]])
+    assert torch.equal(table(tokens), layer.dense()[tokens]) and torch.equal(table.dense(), layer.dense().T)
+    assert table.spec() == {"padding_idx": 2, "by_rows": True}
     with pytest.raises(ValueError, match="blocks are decoded as a whole"):
         layer_of("q4_0").decode(torch.zeros(OUT, 1, dtype=torch.uint8), torch.tensor([0]))
 

@@ -15,7 +15,7 @@ from laconic.calibrate.sources import read
 from laconic.compress import Compress
 from laconic.errors import UserError
 from laconic.formats import GgmlBlocks, Quantized
-from laconic.methods import Gptq, Rtn, Yaqa
+from laconic.methods import Gptq, Plus, Rtn, Svd, Yaqa
 from laconic.methods.quantize.blocks import BlockGridName, BlockQuantization
 from laconic.methods.registry import parse_method, to_config
 from laconic.model import LanguageModel, load
@@ -25,10 +25,9 @@ from tests.tiny_models import DECODER, SMALL
 
 METHODS: tuple[type[BlockQuantization], ...] = (Rtn, Gptq, Yaqa)
 every_method = pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.name)
-EVEN = [name for name, kind in BLOCK_TYPES.items() if not kind.uneven]
 
 
-@pytest.mark.parametrize("grid", EVEN)
+@pytest.mark.parametrize("grid", BLOCK_TYPES)
 @every_method
 def test_every_grid_gives_blocks_of_its_type(kind: type[BlockQuantization], grid: str) -> None:
     matrix = random_matrix("blocks", (24, 256))
@@ -77,7 +76,7 @@ def test_what_follows_from_the_grid_is_not_given_as_well(text: str, named: str) 
 @pytest.mark.parametrize(
     ("grid", "width", "remedy"),
     [
-        ("q4_k", 288, "give grid=q4_1 there"),
+        ("q4_k", 288, "give grid=q5_0 there"),
         ("q6_k", 896, "give grid=q8_0 there"),
         ("q2_k", 64, "give grid=q4_0 there"),
         ("q4_k", 100, "give bits and group_size in place of grid there"),
@@ -109,10 +108,14 @@ def test_a_step_refuses_before_it_reads_data() -> None:
     lm = LanguageModel.of(LlamaForCausalLM(LlamaConfig(**sizes)))
     for method, targets, message in (
         (Rtn(grid="q4_k"), ("blocks",), r"q4_k needs rows of a multiple of 256 columns; '"),
-        (Rtn(grid="q4_0"), ("embedding",), r"The word embedding '.*' cannot be stored in blocks"),
+        (
+            Plus(base=Rtn(grid="q4_0"), residual=Svd(rank=1)),
+            ("embedding",),
+            r"The word embedding '.*' cannot be stored",
+        ),
     ):
         with pytest.raises(UserError, match=message):
-            Compress(method=method, targets=targets).apply(lm, None)
+            Compress(method=method, targets=targets).check(lm)
 
 
 @pytest.mark.slow

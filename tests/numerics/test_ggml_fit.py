@@ -9,14 +9,17 @@ from torch import Tensor
 
 from laconic.numerics.ggml_blocks import BLOCK_TYPES, BlockType, decode_blocks, pack_blocks
 from laconic.numerics.ggml_fit import fit_blocks
+from laconic.numerics.ggml_uneven import fit_uneven
 from laconic.numerics.gptq import ColumnOrder, gptq
 from laconic.numerics.grid import GridSpec, dequantize, fit_grid, quantize
+from laconic.numerics.grid_search import Groups
 from laconic.numerics.obs import damp
 from laconic.numerics.quantizer import nearest
+from laconic.numerics.rounding import UNEVEN_STEPS
 from tests.numerics.test_obs import hessian
 
 ROWS, COLUMNS = 12, 512
-EVEN = [pytest.param(kind, id=name) for name, kind in BLOCK_TYPES.items() if not kind.uneven]
+TYPES = [pytest.param(kind, id=name) for name, kind in BLOCK_TYPES.items()]
 SUPER = [pytest.param(kind, id=name) for name, kind in BLOCK_TYPES.items() if kind.scale_bits is not None]
 WRITTEN_BY_GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 
@@ -44,7 +47,7 @@ def error(W: Tensor, values: Tensor, h: Tensor) -> float:
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("kind", EVEN)
+@pytest.mark.parametrize("kind", TYPES)
 def test_the_values_that_are_rounded_to_are_those_that_the_bytes_hold(kind: BlockType, known: bool) -> None:
     W, h = matrix(), importance() if known else None
     rounded = nearest(W, kind, h)
@@ -84,7 +87,7 @@ def test_integers_near_the_found_ones_are_no_better(kind: BlockType) -> None:
             assert error(W, dequantize(quantize(W, other), other), h) > 0.999 * least
 
 
-@pytest.mark.parametrize("kind", EVEN)
+@pytest.mark.parametrize("kind", TYPES)
 def test_zeros_and_tiny_weights_stay_what_they_are(kind: BlockType) -> None:
     W = torch.zeros(3, kind.columns)
     W[1] = matrix()[0, : kind.columns]
@@ -96,7 +99,7 @@ def test_zeros_and_tiny_weights_stay_what_they_are(kind: BlockType) -> None:
     assert values[2].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("kind", EVEN)
+@pytest.mark.parametrize("kind", TYPES)
 def test_a_matrix_that_blocks_can_hold_is_found_again(kind: BlockType) -> None:
     """Nearly: the search ends where no integer near the present ones is better."""
     W, same = matrix(), torch.ones(COLUMNS)
@@ -105,7 +108,7 @@ def test_a_matrix_that_blocks_can_hold_is_found_again(kind: BlockType) -> None:
 
 
 @pytest.mark.parametrize("by_activity", [True, False])
-@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q6_k", "q2_k"])
+@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q6_k", "q2_k", "iq4_nl"])
 def test_compensation_rounds_to_the_values_of_blocks_and_lowers_the_loss(name: str, by_activity: bool) -> None:
     W, H, kind = matrix(), damp(hessian(COLUMNS, 900), 0.01), BLOCK_TYPES[name]
     order = ColumnOrder.from_hessian(H, by_activity)
@@ -118,9 +121,23 @@ def test_compensation_rounds_to_the_values_of_blocks_and_lowers_the_loss(name: s
     assert losses[0] < 0.9 * losses[1]
 
 
-def test_uneven_steps_and_other_widths_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"iq4_nl has uneven steps, which no affine grid has"):
-        fit_blocks(matrix(), BLOCK_TYPES["iq4_nl"])
+def test_uneven_steps_are_rounded_to_the_nearest_and_cost_less_than_even_ones() -> None:
+    W, h = matrix(), importance()
+    rounded = nearest(W, BLOCK_TYPES["iq4_nl"], h)
+    values = rounded.grid.scale.repeat_interleave(32, 1)[..., None] * torch.tensor(UNEVEN_STEPS)
+    assert torch.equal((W[..., None] - values).abs().amin(-1), (W - through_bytes(W, BLOCK_TYPES["iq4_nl"], h)).abs())
+    assert error(W, through_bytes(W, BLOCK_TYPES["iq4_nl"], h), h) < 0.95 * error(
+        W, through_bytes(W, BLOCK_TYPES["q4_0"], h), h
+    )
+
+
+def test_scales_of_uneven_steps_have_either_sign() -> None:
+    steps = torch.tensor(UNEVEN_STEPS) / 64
+    W = torch.stack([steps, -steps, 0 * steps])
+    assert (64 * fit_uneven(Groups.of(W, torch.ones_like(W), along=1.0))).tolist() == [1, -1, 0]
+
+
+def test_other_widths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"q4_k needs rows of a multiple of 256 columns; got 288"):
         fit_blocks(matrix()[:, :288], BLOCK_TYPES["q4_k"])
     with pytest.raises(ValueError, match=r"blocks of q4_0 store every weight, so none can be pruned"):

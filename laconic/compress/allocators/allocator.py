@@ -106,6 +106,10 @@ class Allocator(ABC):
         """Return whether the allocator supports `method`."""
         return True
 
+    def stores_rows(self, method: Method) -> bool:
+        """Return whether the methods of the plan store single rows (`Method.stores_rows`)."""
+        return method.stores_rows
+
     def plan_from_shapes(self, request: AllocationRequest) -> Plan:
         """Return the plan that follows from shapes; if it also depends on weights or data, the methods have no size."""
         return {group.name: request.size_spec.method for group in request.groups}
@@ -134,6 +138,10 @@ class Uniform(Allocator):
 
     def plan(self, request: AllocationRequest) -> AllocationResult:
         return AllocationResult(uniform_plan(request))
+
+    def stores_rows(self, method: Method) -> bool:
+        """Return whether the methods of the plan store single rows (`Method.stores_rows`)."""
+        return method.stores_rows
 
     def plan_from_shapes(self, request: AllocationRequest) -> Plan:
         return uniform_plan(request)

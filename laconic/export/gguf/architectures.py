@@ -42,6 +42,8 @@ class Architecture:
         head_is_required: whether a tied head is written a second time.
         head_is_tied: whether the graph reads the word embeddings as the head.
         square: whether all heads together must be as wide as the model.
+        grouped: whether several heads of queries may read the same keys.
+        rotary: the kinds of rotary scaling that its graph computes.
         windows: whether the graph has sliding windows; otherwise the context ends where the window does.
         narrowed: the architecture that takes other numbers of heads and channels in each block; None if there is none.
         readable: whether transformers reads such a file.
@@ -58,26 +60,38 @@ class Architecture:
     head_is_required: bool = False
     head_is_tied: bool = False
     square: bool = True
+    grouped: bool = True
+    rotary: tuple[str, ...] = ("default", "linear", "yarn")
     windows: bool = False
     narrowed: "Architecture | None" = None
     readable: bool = True
 
 
+_LLAMA_ROTARY = ("default", "linear", "llama3", "yarn", "longrope")
 _PAIRS = {"attn_q": RowOrder.PAIRS, "attn_k": RowOrder.PAIRS}
 _GROUPED = {"attn_qkv": RowOrder.QUERIES_KEYS_VALUES}
 _EXPERTS = {"expert_used_count": "num_experts_per_tok"}
 _GEMMA = {"final_logit_softcapping": "final_logit_softcapping"}
 
-DECI = Architecture(name="deci", model_type="llama", rows=_PAIRS, square=False, readable=False)
+DECI = Architecture(name="deci", model_type="llama", rows=_PAIRS, square=False, rotary=_LLAMA_ROTARY, readable=False)
 """Llama with other numbers of heads and channels in each block, and biases where there are some."""
 
 ARCHITECTURES: tuple[Architecture, ...] = (
-    Architecture(name="llama", model_type="llama", rows=_PAIRS, square=False, narrowed=DECI),
-    Architecture(name="llama", model_type="mistral", rows=_PAIRS, square=False, narrowed=DECI),
+    Architecture(name="llama", model_type="llama", rows=_PAIRS, square=False, rotary=_LLAMA_ROTARY, narrowed=DECI),
+    Architecture(name="llama", model_type="mistral", rows=_PAIRS, square=False, rotary=_LLAMA_ROTARY, narrowed=DECI),
     Architecture(name="llama", model_type="mixtral", rows=_PAIRS, square=False, values=_EXPERTS, readable=False),
     # Qwen2 is Llama with biases, so the same architecture takes what does not fit its own.
     Architecture(name="qwen2", model_type="qwen2", narrowed=DECI),
     Architecture(name="qwen3", model_type="qwen3", square=False),
+    Architecture(
+        name="olmoe",
+        model_type="olmoe",
+        values=_EXPERTS,
+        required={"norm_topk_prob": (False,), "clip_qkv": (None,), "attention_bias": (False,)},
+        head_is_required=True,
+        grouped=False,
+        readable=False,
+    ),
     Architecture(
         name="qwen2moe",
         model_type="qwen2_moe",
@@ -119,10 +133,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "use_bidirectional_attention": (False,),
         },
         square=False,
+        rotary=("default", "linear"),
         windows=True,
         readable=False,
     ),
-    Architecture(name="phi3", model_type="phi3"),
+    Architecture(name="phi3", model_type="phi3", rotary=("default", "linear", "yarn", "longrope")),
     Architecture(
         name="gpt2",
         model_type="gpt2",

@@ -4,7 +4,8 @@ from transformers import PreTrainedConfig
 
 from laconic.errors import UserError, quote
 from laconic.export.gguf.architectures import ARCHITECTURES, Architecture
-from laconic.export.gguf.metadata import check_rope, rope_parameters, sliding_window, window_period
+from laconic.export.gguf.metadata import sliding_window, window_period
+from laconic.export.gguf.rope import check_rope, rope_parameters
 from laconic.export.gguf.shape import head_size
 from laconic.export.gguf.vocabulary import read_vocabulary
 from laconic.formats import Codebook, PackedEmbedding
@@ -65,6 +66,9 @@ def _check_config(config: PreTrainedConfig, architecture: Architecture) -> None:
         accepted["query_pre_attn_scalar"] = (
             config.hidden_size // config.num_attention_heads if is_largest else head_size(config),
         )
+    if not architecture.grouped:
+        values["num_key_value_heads"] = config.num_key_value_heads
+        accepted["num_key_value_heads"] = (config.num_attention_heads,)
     for name, value in values.items():
         if value not in accepted[name]:
             raise UserError(
@@ -76,7 +80,7 @@ def _check_config(config: PreTrainedConfig, architecture: Architecture) -> None:
             f"llama.cpp computes {architecture.name} with a window in all blocks but every p-th, and layer_types of "
             f"the model is {quote(config.layer_types)}; {INSTEAD}."
         )
-    check_rope(config)
+    check_rope(config, architecture)
 
 
 def check_gguf_library() -> None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from laconic.formats import Format, GgmlBlocks, PackedCodes
+from laconic.formats import Format, GgmlBlocks, PackedCodes, PackedEmbedding
 from laconic.numerics.ggml_blocks import BLOCK_TYPES, BlockNumbers, pack_blocks
 from laconic.runtime.portable import affine_codes
 from laconic.runtime.portable_layers import AffineCodes
@@ -79,6 +79,8 @@ class Encoder:
 
     def layer(self, layer: Format) -> Encoded:
         """The matrix of a compressed layer or word embedding: blocks if they hold its numbers, decoded otherwise."""
+        if isinstance(layer, PackedEmbedding) and layer.by_rows:
+            return self.layer(layer.coded)
         if layer.is_embedding:
             return replace(self.floats(layer.dense().T), stored_bytes=layer.nbytes())
         if isinstance(layer, GgmlBlocks) and self.blocks:

@@ -1,24 +1,15 @@
-"""The metadata of a GGUF file: sizes of the model, norms, rotary positions and windows."""
+"""The metadata of a GGUF file: sizes of the model, norms, windows and experts."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from laconic.errors import UserError
 from laconic.export.gguf.architectures import Architecture
+from laconic.export.gguf.rope import rope_metadata
 from laconic.export.gguf.shape import Shape
 
 Value = int | float | bool | str | Sequence[int]
-FACTORS = "rope_freqs.weight"
-"""The tensor by which llama.cpp divides the frequencies of rotary positions."""
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
-_SCALINGS = ("default", "linear", "llama3")
-"""The kinds of rotary scaling that are written."""
 
 
 def model_metadata(config: PreTrainedConfig, architecture: Architecture, shape: Shape) -> dict[str, Value]:
@@ -42,7 +33,7 @@ def model_metadata(config: PreTrainedConfig, architecture: Architecture, shape: 
         "attention.value_length": shape.head_size,
         f"attention.{norm}": epsilon,
         "vocab_size": config.vocab_size,
-        **_rope_metadata(config, shape),
+        **rope_metadata(config, shape),
         **_window_metadata(config, architecture),
         **_expert_metadata(config, shape),
     }
@@ -66,57 +57,11 @@ def sliding_window(config: PreTrainedConfig) -> int | None:
     return window
 
 
-def rope_parameters(config: PreTrainedConfig, kind: str = "full_attention") -> Mapping[str, Any]:
-    """The rotary parameters of one kind of attention; empty for other positions."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return parameters.get(kind, parameters)
-
-
 def window_period(config: PreTrainedConfig) -> int | None:
     """p such that every p-th block sees all tokens and the others a window; None if no p is right."""
     slides = [kind == "sliding_attention" for kind in config.layer_types]
     period = slides.index(False) + 1 if False in slides else len(slides) + 1
     return period if slides == [index % period < period - 1 for index in range(len(slides))] else None
-
-
-def frequency_factors(config: PreTrainedConfig) -> Float[Tensor, " frequencies"] | None:
-    """The factors of the rotary frequencies of Llama 3.1 and later; None for other scalings."""
-    if rope_parameters(config).get("rope_type") != "llama3":
-        return None
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    base, count = rope_parameters(config)["rope_theta"], 2 * len(scaled)
-    return base ** (-torch.arange(0, count, 2, dtype=torch.float32) / count) / scaled
-
-
-def check_rope(config: PreTrainedConfig) -> None:
-    """Check that llama.cpp scales rotary positions as the model does.
-
-    Raises:
-        UserError: the scaling is of another kind.
-    """
-    for kind in ("full_attention", "sliding_attention"):
-        scaling = rope_parameters(config, kind).get("rope_type", "default")
-        if scaling not in _SCALINGS:
-            raise UserError(
-                f"A GGUF file takes the rotary scalings {', '.join(_SCALINGS)}, and the model has '{scaling}'; export "
-                "it to onnx or openvino."
-            )
-
-
-def _rope_metadata(config: PreTrainedConfig, shape: Shape) -> dict[str, Value]:
-    rope = rope_parameters(config)
-    if not rope:
-        return {}
-    share = rope.get("partial_rotary_factor", 1.0)
-    metadata: dict[str, Value] = {
-        "rope.dimension_count": int(shape.head_size * share),
-        "rope.freq_base": float(rope["rope_theta"]),
-    }
-    if rope.get("rope_type") == "linear":
-        metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
-    if "full_attention" in config.rope_parameters:
-        metadata["rope.freq_base_swa"] = float(rope_parameters(config, "sliding_attention")["rope_theta"])
-    return metadata
 
 
 def _window_metadata(config: PreTrainedConfig, architecture: Architecture) -> dict[str, Value]:

@@ -8,7 +8,8 @@ from laconic.export.gguf.architectures import Architecture
 from laconic.export.gguf.checks import INSTEAD, check_gguf, check_gguf_library
 from laconic.export.gguf.encoding import Encoded, Encoder
 from laconic.export.gguf.file import FILE, check_numbers, library, write_file
-from laconic.export.gguf.metadata import FACTORS, frequency_factors, model_metadata
+from laconic.export.gguf.metadata import model_metadata
+from laconic.export.gguf.rope import rope_tensors
 from laconic.export.gguf.shape import Shape, measure
 from laconic.export.gguf.tensors import file_tensors, to_file_order
 from laconic.export.gguf.verify import GGUF, check_logits, rounded_copy
@@ -24,6 +25,7 @@ class GgufTarget(Target):
     """A GGUF file with the tokenizer in it."""
 
     name = GGUF
+    single_file = FILE
 
     def check_installed(self, device: str) -> None:
         check_gguf_library()
@@ -78,8 +80,8 @@ def _write(
     architecture = _fit(architecture, shape)
     ordered = to_file_order(tensors, architecture, shape)
     expected = to_file_order(file_tensors(lm, architecture, decoded=True), architecture, shape)
-    if (factors := frequency_factors(config)) is not None:
-        ordered[FACTORS] = expected[FACTORS] = Encoder(lm.dtype).floats(factors)
+    for name, factors in rope_tensors(config).items():
+        ordered[name] = expected[name] = Encoder(lm.dtype).floats(factors)
     metadata = model_metadata(config, architecture, shape)
     vocabulary = read_vocabulary(lm.tokenizer, config.vocab_size)
     write_file(file, architecture.name, metadata, vocabulary, ordered)

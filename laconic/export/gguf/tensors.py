@@ -12,7 +12,7 @@ from laconic.export.gguf.architectures import Architecture, RowOrder
 from laconic.export.gguf.encoding import Encoded, Encoder, stack
 from laconic.export.gguf.rows import file_rows
 from laconic.export.gguf.shape import Shape
-from laconic.formats import Format
+from laconic.formats import Format, PackedEmbedding
 from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model import LanguageModel
 
@@ -142,6 +142,8 @@ def _experts(path: str, module: nn.Module, encoder: Encoder) -> Iterator[tuple[s
 def _is_tied(model: PreTrainedModel) -> bool:
     """Whether the head and the word embeddings are one matrix."""
     embedding, head = model.get_input_embeddings(), _head(model)
+    if isinstance(embedding, PackedEmbedding):
+        return embedding.coded is head
     return head is embedding or head.weight is embedding.weight
 
 

@@ -1,7 +1,7 @@
 """The base class of methods that can round to the values of llama.cpp's blocks (`laconic.numerics.ggml_blocks`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -15,10 +15,13 @@ from laconic.numerics.ggml_blocks import BLOCK_TYPES
 from laconic.numerics.grid import QuantizedWeight
 from laconic.numerics.quantizer import QuantizerSpec
 
-BlockGridName = Literal["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
-"""The types of blocks with even steps."""
-NARROWER: dict[str, str] = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q4_1", "q5_k": "q5_1", "q6_k": "q8_0"}
-"""The type with blocks of 32 columns that is nearest to one with blocks of 256."""
+BlockGridName = Literal["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl"]
+"""The types of blocks."""
+NARROWER: dict[str, BlockGridName] = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+"""The type with blocks of 32 columns that llama.cpp's quantizer takes where blocks of 256 do not fit.
+
+Source: `tensor_type_fallback` of src/llama-quant.cpp in llama.cpp.
+"""
 FREE = ("grid", "act_order", "damping", "shrink")
 """Parameters that do not contradict a grid."""
 
@@ -30,7 +33,9 @@ class BlockQuantization(AffineQuantization):
     Args:
         grid: the type of the blocks, in place of bits and group_size, for a file that llama.cpp reads. The matrix is
             fitted and rounded to the numbers that llama.cpp computes with, scales of 4 to 8 bits included. Rows must
-            have a multiple of 256 columns for a type that ends in `_k`, and of 32 for the others.
+            have a multiple of 32 columns. For a type that ends in `_k` they need a multiple of 256; a step gives
+            other matrices the type that llama.cpp's own quantizer takes there (q4_0 for q2_k and q3_k, q5_0 for q4_k,
+            q5_1 for q5_k, q8_0 for q6_k).
 
     Raises:
         UserError: a parameter is given that follows from the grid.
@@ -64,8 +69,15 @@ class BlockQuantization(AffineQuantization):
         return self.grid is not None
 
     @property
-    def stores_lookups(self) -> bool:
-        return self.grid is None
+    def stores_rows(self) -> bool:
+        return self.grid is not None
+
+    def for_shape(self, shape: tuple[int, int]) -> "BlockQuantization":
+        narrower = None if self.grid is None else NARROWER.get(self.grid)
+        if narrower is None or self.shape_error(shape, "") is None:
+            return self
+        other = replace(self, grid=narrower)
+        return self if other.shape_error(shape, "") else other
 
     def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
         if self.grid is None or shape[1] % BLOCK_TYPES[self.grid].columns == 0:

@@ -49,6 +49,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.05 * index for index in range(8)],
+    "long_factor": [1.0 + 0.5 * index for index in range(8)],
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 EXPERTS = {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
@@ -59,6 +66,16 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "llama-3": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, rope_parameters=LLAMA3)),
     "llama-linear": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, rope_parameters=LINEAR)),
+    "llama-yarn": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, rope_parameters=YARN)),
+    "qwen2-yarn": lambda: hf.Qwen2ForCausalLM(
+        hf.Qwen2Config(**GROUPED, rope_parameters={**YARN, "attention_factor": 1.5})
+    ),
+    "phi3-short": lambda: hf.Phi3ForCausalLM(
+        hf.Phi3Config(**GROUPED, rope_parameters={**LONG, "original_max_position_embeddings": CONTEXT})
+    ),
+    "phi3-long": lambda: hf.Phi3ForCausalLM(
+        hf.Phi3Config(**GROUPED, rope_parameters={**LONG, "original_max_position_embeddings": 16})
+    ),
     "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**GROUPED, sliding_window=32)),
     "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**GROUPED, tie_word_embeddings=True)),
     "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**GROUPED, head_dim=32)),
@@ -75,6 +92,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "falcon-one-key": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)),
     "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**GROUPED, num_local_experts=4)),
     "qwen2-moe": lambda: hf.Qwen2MoeForCausalLM(hf.Qwen2MoeConfig(**EXPERTS, shared_expert_intermediate_size=48)),
+    "olmoe": lambda: hf.OlmoeForCausalLM(hf.OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2)),
     "qwen3-moe": lambda: hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**EXPERTS, norm_topk_prob=True)),
 }
 

@@ -1,6 +1,7 @@
 """`laconic export --to gguf`: the file has the numbers of the model, as an independent reader finds them."""
 
 import json
+import math
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from laconic.export.gguf.checks import check_gguf
 from laconic.export.gguf.encoding import TYPES, Encoder
 from laconic.export.gguf.file import check_numbers
 from laconic.export.gguf.metadata import model_metadata
+from laconic.export.gguf.rope import rope_metadata
 from laconic.export.gguf.shape import Shape
 from laconic.formats import Quantized
 from laconic.methods import Rtn
@@ -25,7 +27,7 @@ from laconic.methods.quantize.blocks import BlockGridName
 from laconic.model import LanguageModel, load
 from laconic.numerics.grid import GridSpec, fit_grid, quantize
 from laconic.store import save
-from tests.export.gguf.models import GROUPED, MODELS, byte_level, exported, model
+from tests.export.gguf.models import GROUPED, LLAMA3, MODELS, YARN, byte_level, exported, model
 from tests.runtime.mixed import codebook, int8, lowrank, quantized
 from tests.unread import spoil
 
@@ -163,12 +165,29 @@ def test_the_verb(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_single_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(model("qwen2"), tmp_path / "model")
+    file = tmp_path / "new" / "small.gguf"
+    command = ["export", str(tmp_path / "model"), "--to", "gguf", "-o", str(file)]
+    assert status(command) == 0
+    assert f"{file} for llama.cpp" in capsys.readouterr().out
+    assert [found.name for found in file.parent.iterdir() if found.suffix == ".gguf"] == ["small.gguf"]
+    assert gguf.GGUFReader(file).fields["general.architecture"].contents() == "qwen2"
+    assert status(command) == 2 and "exists already" in capsys.readouterr().err
+    place = import_module("laconic.export.gguf.target")
+    monkeypatch.setattr(place, "check_numbers", lambda *args: (_ for _ in ()).throw(UserError("other numbers")))
+    assert status([*command[:-1], str(tmp_path / "new" / "other.gguf")]) == 2
+    assert not list(file.parent.glob("*other*"))
+
+
 def refusals() -> dict[str, tuple[LanguageModel, str]]:
     """Models that cannot be written, and the reason."""
     bloom = hf.BloomForCausalLM(hf.BloomConfig(vocab_size=320, hidden_size=32, n_layer=1, n_head=4))
     gelu = hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, hidden_act="gelu"))
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
-    scaled = hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, rope_parameters=yarn))
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    scaled = hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, rope_parameters=dynamic))
+    sharp = hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, rope_parameters={**YARN, "beta_fast": 16.0}))
+    other = hf.Qwen2ForCausalLM(hf.Qwen2Config(**GROUPED, rope_parameters=LLAMA3))
     coded = model("llama")
     site = coded.sites(("ffn",))[0]
     coded.replace(site, codebook(site.weight().detach()))
@@ -176,13 +195,18 @@ def refusals() -> dict[str, tuple[LanguageModel, str]]:
     return {
         "kind": (LanguageModel.of(bloom, tokens), "of the kinds llama, mistral, .* and BloomForCausalLM is none"),
         "activation": (LanguageModel.of(gelu, tokens), "llama with the activation 'silu' or 'swish', .* has 'gelu'"),
-        "positions": (LanguageModel.of(scaled, tokens), "the rotary scalings default, linear, llama3, .* 'yarn'"),
+        "positions": (LanguageModel.of(scaled, tokens), "of llama takes the rotary scalings default, .* 'dynamic'"),
+        "yarn": (LanguageModel.of(sharp, tokens), "computes yarn with beta_fast 32.0, and the model has 16.0"),
+        "factors": (
+            LanguageModel.of(other, tokens),
+            "of qwen2 takes the rotary scalings .* and the model has 'llama3'",
+        ),
         "codebook": (coded, "are a codebook, which no block of a GGUF file holds"),
         "tokenizer": (LanguageModel.of(model("llama").model), "holds the tokenizer, and the model has none"),
     }
 
 
-@pytest.mark.parametrize("name", ["kind", "activation", "positions", "codebook", "tokenizer"])
+@pytest.mark.parametrize("name", ["kind", "activation", "positions", "yarn", "factors", "codebook", "tokenizer"])
 def test_what_llama_cpp_cannot_compute_is_refused(name: str, tmp_path: Path) -> None:
     lm, reason = refusals()[name]
     with pytest.raises(UserError, match=reason):
@@ -214,6 +238,14 @@ def test_a_minimum_that_16_bits_hold_is_kept() -> None:
     assert torch.equal(
         torch.from_numpy(gguf.dequantize(encoded.data.numpy(), gguf.GGMLQuantizationType.Q4_1)), layer.dense()
     )
+
+
+def test_attention_by_yarn_grows_as_the_model_says() -> None:
+    shape = Shape((4,) * 3, (2,) * 3, (96,) * 3, 16, 64)
+    own, other = (rope_metadata(model(name).model.config, shape) for name in ("llama-yarn", "qwen2-yarn"))
+    assert (own["rope.scaling.factor"], own["rope.scaling.original_context_length"]) == (4.0, 16)
+    assert own["rope.scaling.attn_factor"] == pytest.approx(1)
+    assert other["rope.scaling.attn_factor"] == pytest.approx(1.5 / (1 + 0.1 * math.log(4)))
 
 
 def test_a_window_that_the_graph_lacks_shortens_the_context() -> None:
