@@ -6,11 +6,16 @@ import pytest
 import torch
 from tokenizers import Regex, pre_tokenizers
 
+from laconic.compress import Compress
+from laconic.compress.allocators.file_types import FileTypeName
 from laconic.export.gguf.pretokenizers import _LLAMA3, _QWEN2
+from laconic.methods import Rtn
+from laconic.methods.quantize.blocks import BlockGridName
 from laconic.model import LanguageModel
+from laconic.numerics.ggml_blocks import BLOCK_TYPES
 from tests.engines.llama_cpp import ask
 from tests.export.gguf.models import CONTEXT, MODELS, ROWS, TEXTS, byte_level, exported, model, sentence_piece
-from tests.export.gguf.test_export import compressed, narrowed
+from tests.export.gguf.test_export import compressed, in_blocks, narrowed, wide
 
 pytestmark = pytest.mark.engines
 pytest.importorskip("gguf")
@@ -35,6 +40,20 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
 def test_exact_blocks(bits: int, symmetric: bool, tmp_path: Path) -> None:
     lm = compressed(bits, symmetric)
     # llama.cpp rounds inputs of blocks to 8 bits.
+    assert difference(lm, exported(lm, tmp_path)) < 1e-2
+
+
+@pytest.mark.parametrize("grid", BLOCK_TYPES)
+def test_every_type_of_blocks(grid: BlockGridName, tmp_path: Path) -> None:
+    lm = in_blocks(grid)
+    assert difference(lm, exported(lm, tmp_path)) < 1e-2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["Q4_K_M", "Q2_K"])
+def test_file_types(name: FileTypeName, tied: bool, tmp_path: Path) -> None:
+    lm = wide(tied)
+    Compress(method=Rtn(), allocate=name, targets=("all",)).apply(lm, None)
     assert difference(lm, exported(lm, tmp_path)) < 1e-2
 
 

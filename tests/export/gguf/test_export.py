@@ -12,6 +12,7 @@ import transformers as hf
 
 from laconic.calibrate import LayerStats
 from laconic.cli.main import status
+from laconic.compress import Compress
 from laconic.errors import CheckpointNotice, UserError
 from laconic.export import check_target, export
 from laconic.export.gguf.architectures import ARCHITECTURES
@@ -39,6 +40,25 @@ def compressed(bits: int, symmetric: bool, group: int = 32) -> LanguageModel:
     lm = model("llama")
     for site in lm.sites():
         lm.replace(site, quantized(bits, group, symmetric=symmetric)(site.weight().detach()))
+    return lm
+
+
+def wide(tied: bool = False) -> LanguageModel:
+    """A Llama whose rows are whole blocks of 256."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 1}
+    built = hf.LlamaForCausalLM(hf.LlamaConfig(**{**GROUPED, **sizes, "tie_word_embeddings": tied})).eval()
+    for parameter in built.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return LanguageModel.of(built, byte_level())
+
+
+def in_blocks(grid: BlockGridName) -> LanguageModel:
+    """The same model with all matrices of its blocks in llama.cpp's blocks of one type."""
+    lm = wide()
+    for site in lm.sites():
+        lm.replace(site, Rtn(grid=grid).compress(site.weight().detach(), LayerStats()))
     return lm
 
 
@@ -99,17 +119,27 @@ def test_layers_on_grids_become_blocks_with_the_same_numbers(
         assert torch.allclose(load(str(file)).model(ids).logits, lm.model(ids).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("grid", ["q4_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])
+@pytest.mark.parametrize("grid", ["q4_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl"])
 def test_layers_in_blocks_are_written_as_they_are(grid: BlockGridName, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 1}
-    lm = LanguageModel.of(hf.LlamaForCausalLM(hf.LlamaConfig(**{**GROUPED, **sizes})).eval(), byte_level())
-    for site in lm.sites():
-        lm.replace(site, Rtn(grid=grid).compress(site.weight().detach(), LayerStats()))
-    outcome = export(lm, "gguf", tmp_path / "out")
+    outcome = export(in_blocks(grid), "gguf", tmp_path / "out")
     (label,) = outcome.model.layers
     assert label == f"{grid} blocks, exact"
     assert outcome.model.layers[label].bytes == outcome.model.layers[label].stored_bytes
     assert outcome.model.agreement.error <= outcome.model.agreement.tolerance
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_file_type_has_the_types_of_llama_cpp(tied: bool, tmp_path: Path) -> None:
+    lm = wide(tied)
+    Compress(method=Rtn(), allocate="Q4_K_M", targets=("all",)).apply(lm, None)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(exported(lm, tmp_path)).tensors}
+    types = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
+    assert types["blk.0.ffn_up.weight"] == "Q4_K" and types["blk.0.ffn_down.weight"] == "Q6_K"
+    assert types["token_embd.weight"] == ("Q6_K" if tied else "Q4_K") and types.get("output.weight", "Q6_K") == "Q6_K"
+    assert ("output.weight" in types) == (not tied)
+    table = tensors["token_embd.weight"]
+    expected = lm.model.get_submodule("model.embed_tokens").dense().T
+    assert torch.equal(torch.from_numpy(gguf.dequantize(table.data, table.tensor_type)), expected)
 
 
 def test_other_layers_are_decoded_and_their_bytes_are_told(tmp_path: Path) -> None:
