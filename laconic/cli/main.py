@@ -18,6 +18,7 @@ from laconic.cli.export import export
 from laconic.cli.inspect import inspect
 from laconic.cli.methods import methods
 from laconic.cli.options import Verb, show_version
+from laconic.cli.serve import serve
 from laconic.cli.study import report, study
 from laconic.cli.terminal import is_rank_zero, on_rank_zero, process_group, quiet, sync_errors
 from laconic.errors import LONGEST_SENTENCE, UserError, must_be, truncate
@@ -60,6 +61,7 @@ for verb in (
     run,
     on_rank_zero(evaluate),
     on_rank_zero(export),
+    on_rank_zero(serve),
     on_rank_zero(inspect),
     on_rank_zero(study),
     on_rank_zero(report),

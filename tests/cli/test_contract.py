@@ -17,6 +17,7 @@ VERBS = {
         "--stream", "--label-order", "--device", "--json",
     },
     "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--label-order", "--json"},
+    "serve": {"MODEL", "--runtime", "--port", "--context", "--json"},
     "inspect": {"MODEL", "--output", "-o", "--data", "--json"},
     "study": {
         "STUDY", "[KEY=VALUE]…", "--output", "-o", "--executor", "--workers", "--address", "--retry-failed",

@@ -50,6 +50,10 @@ class Torch(Engine):
     def size(cls, path: Path) -> int:
         return 1000
 
+    @classmethod
+    def server(cls, path: Path, port: int, context: int) -> list[str]:
+        return []
+
     def __init__(self, path: Path, context: int) -> None:
         self.lm = load(str(path))
         self.vocabulary, self.context = self.lm.model.config.vocab_size, context

@@ -96,6 +96,20 @@ class Engine(ABC):
             path: the result of `find`.
         """
 
+    @classmethod
+    @abstractmethod
+    def server(cls, path: Path, port: int, context: int) -> list[str]:
+        """The command that serves a model on this machine, with OpenAI's interface of HTTP.
+
+        Args:
+            path: the result of `find`.
+            port: the port.
+            context: the largest number of tokens of a question with its answer.
+
+        Returns:
+            The program, which this machine may lack, and its arguments.
+        """
+
     @abstractmethod
     def __init__(self, path: Path, context: int) -> None: ...
 

@@ -5,11 +5,13 @@ positions into one array as long as the context.
 """
 
 import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +29,7 @@ BATCH = 512
 """The largest number of tokens that are computed together; llama.cpp's own default."""
 PREDICTED = 128
 """The largest number of positions whose logits are in memory at a time."""
+SERVER = "llama-server"
 ERROR_LEVEL = 3
 """The level of errors in llama.cpp's messages."""
 SUFFIX = ".gguf"
@@ -76,6 +79,9 @@ class LlamaCpp(Engine):
 
     @classmethod
     def positions(cls, path: Path) -> int | None:
+        """As `Engine.positions`; None as well if llama-cpp-python is not installed."""
+        if find_spec("llama_cpp") is None:
+            return None
         llama, errors, _ = _library()
         settings = llama.llama_model_default_params()
         settings.vocab_only = True
@@ -88,6 +94,15 @@ class LlamaCpp(Engine):
     @classmethod
     def size(cls, path: Path) -> int:
         return path.stat().st_size
+
+    @classmethod
+    def server(cls, path: Path, port: int, context: int) -> list[str]:
+        """`llama-server` of llama.cpp; without it the server of llama-cpp-python, if that is installed."""
+        threads = str(torch.get_num_threads())
+        model = ["--model", str(path), "--port", str(port)]
+        if which(SERVER) is None and find_spec("llama_cpp") is not None:
+            return [sys.executable, "-m", "llama_cpp.server", *model, "--n_ctx", str(context), "--n_threads", threads]
+        return [SERVER, *model, "--ctx-size", str(context), "--threads", threads]
 
     def __init__(self, path: Path, context: int) -> None:
         self._llama, errors, _ = _library()

@@ -64,6 +64,13 @@ class Vllm(Engine):
     def size(cls, path: Path) -> int:
         return file_bytes(path)
 
+    @classmethod
+    def server(cls, path: Path, port: int, context: int) -> list[str]:
+        """`vllm serve`, of the environment that `LACONIC_VLLM` names, without compiled graphs, as it is measured."""
+        named = os.environ.get(VARIABLE)
+        program = "vllm" if not named else str(Path(named).with_name("vllm"))
+        return [program, "serve", str(path), "--port", str(port), "--max-model-len", str(context), "--enforce-eager"]
+
     def __init__(self, path: Path, context: int) -> None:
         self._path, self._resident = path, None
         # Packages of laconic's environment must not come before vLLM's own.
