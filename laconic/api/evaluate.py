@@ -231,7 +231,7 @@ def _open_model(model_input: ModelInput, structure: LanguageModel, stream: bool)
     if stream:
         yield model_input.with_inputs(load_streamed(model_input.name, device=model_input.device))
     else:
-        with model_input.open_model(restore=False) as lm:
+        with model_input.open_model(restore=False, packed=True) as lm:
             yield share_label_order(lm, structure)
 
 

@@ -152,7 +152,7 @@ def inspect(
     if texts is not None:
         model_input.check_tokenizer()
         sample = Sampling(samples=ROWS).of(model_input.with_inputs(structure), texts, track)
-    with model_input.open_model(restore=False) as lm:
+    with model_input.open_model(restore=False, packed=True) as lm:
         anatomy, weights = measure_parts(lm), weight_statistics(lm, track)
         found = None if sample is None or texts is None else measure_activity(lm, sample, texts.source)
     result = InspectResult(anatomy, weights, found, paragraphs(weights, found))

@@ -12,7 +12,7 @@ def export(
     model: ModelArgument,
     to: Annotated[
         str,
-        typer.Option(metavar="onnx|openvino|gguf|compressed-tensors", help="The runtime or format to export to."),
+        typer.Option(metavar="onnx|openvino|gguf|compressed-tensors|gptq", help="The runtime or format to export to."),
     ],
     output: OutputOption,
     tasks: Annotated[

@@ -200,11 +200,13 @@ def _count_kernels(lm: LanguageModel) -> dict[str, dict[str, int]]:
 
 
 def stored_bytes(lm: LanguageModel) -> int:
-    """The size of the safetensors files that saving the model in its dtype would write.
+    """The size of the safetensors files that saving the model in its dtype would write; or of those of another library.
 
     Returns:
         Bytes of all tensors and of the headers of the files. Shared tensors count once.
     """
+    if lm.file_sizes is not None:
+        return lm.file_sizes.total
     sizes: dict[tuple[int, int], int] = {}
     index: dict[str, Any] = {}
     for name, tensor in stored_tensors(to_dtype(lm.model, lm.dtype)).items():

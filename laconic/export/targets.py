@@ -2,6 +2,7 @@
 
 from laconic.export.compressed_tensors.target import CompressedTensorsTarget
 from laconic.export.gguf import GgufTarget
+from laconic.export.gptq.target import GptqTarget
 from laconic.export.graph_target import OnnxTarget, OpenVinoTarget
 from laconic.export.target import Target
 
@@ -10,6 +11,7 @@ TARGETS: tuple[Target, ...] = (
     OpenVinoTarget(),
     GgufTarget(),
     CompressedTensorsTarget(),
+    GptqTarget(),
 )
 NAMES = tuple(target.name for target in TARGETS)
 """The values of `--to`."""

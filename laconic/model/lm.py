@@ -14,6 +14,7 @@ from laconic.model.anatomy.infer import find_anatomy
 from laconic.model.dense_parameters import find_dense_parameters
 from laconic.model.embedding import MEAN_POOLING, Pipeline
 from laconic.model.enumeration import Blocks, find_excluded, find_sites, find_stacks, tie, tied_modules, untie
+from laconic.model.file_sizes import FileSizes
 from laconic.model.loans import Loans
 from laconic.model.loans_on_call import lend_on_call
 from laconic.model.loans_origins import to_placeholder
@@ -46,6 +47,7 @@ class LanguageModel:
         label_order: names of the classes of a classifier given by the user, in the order of its outputs; None for the
             names in the configuration.
         loans: the tensors on disk of a streamed model; None for a model in memory.
+        file_sizes: the bytes in the files of another library; None to count those that laconic would write.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -67,6 +69,7 @@ class LanguageModel:
     pipeline: Pipeline | None = None
     label_order: tuple[str, ...] | None = None
     loans: Loans | None = None
+    file_sizes: FileSizes | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> "LanguageModel":
@@ -250,10 +253,11 @@ class LanguageModel:
 
     def site_nbytes(self, site: Site) -> int:
         """Bytes on disk of the matrix of one site, whether it is shared or not."""
-        module = site.module
-        if not isinstance(module, Format):
+        if self.file_sizes is not None and site.name in self.file_sizes.matrices:
+            return self.file_sizes.matrices[site.name]
+        if not isinstance(site.module, Format):
             return site.shape[0] * site.shape[1] * self.dtype.itemsize
-        return module.nbytes_in(self.dtype)
+        return site.module.nbytes_in(self.dtype)
 
     def sites_to_untie(self, sites: Sequence[Site]) -> list[str]:
         """Names of the sites whose matrix is tied to a module that is not replaced with them."""
@@ -270,7 +274,7 @@ class LanguageModel:
         """
         parameters, nbytes = module_size(self.model, self.dtype)
         extra = (0, 0) if self.pipeline is None else self.pipeline.size
-        return parameters + extra[0], nbytes + extra[1]
+        return parameters + extra[0], nbytes + extra[1] if self.file_sizes is None else self.file_sizes.total
 
     def shallow_copy(self) -> "LanguageModel":
         """A copy with its own modules and configuration on the same tensors: replacing a module changes only one."""
@@ -288,10 +292,8 @@ class LanguageModel:
         return replace(self, model=copy.deepcopy(self.model, tensors), loans=None)
 
     def with_label_order(self, names: Sequence[str | int] | None) -> "LanguageModel":
-        """The same model with these names of its classes, in the order of its outputs; unchanged for None.
-
-        YAML reads `no` and `yes` as False and True, which are names like any other.
-        """
+        """The same model with these names of its classes, in the order of its outputs; unchanged for None."""
+        # YAML reads `no` and `yes` as False and True.
         return self if names is None else replace(self, label_order=tuple(str(name) for name in names))
 
     def with_dtype(self, dtype: torch.dtype) -> "LanguageModel":

@@ -56,12 +56,14 @@ def load_empty(source: str) -> LanguageModel:
     return replace(LanguageModel.of(build_outline(config, source)), source=source, pipeline=pipeline)
 
 
-def load(source: str, device: str = "cpu") -> LanguageModel:
+def load(source: str, device: str = "cpu", *, packed: bool = False) -> LanguageModel:
     """Load a model with its weights and tokenizer, for compression or evaluation.
 
     Args:
         source: a folder, a hub name, or a GGUF file. The weights are converted to float32, in which laconic computes.
         device: the torch device that the model is moved to.
+        packed: keep the codes that another library wrote, where a format of laconic holds the same numbers, and the
+            sizes of the files. For a model that is evaluated as it is.
 
     Returns:
         The model in evaluation mode; `dtype` is the dtype that it is stored in.
@@ -80,14 +82,14 @@ def load(source: str, device: str = "cpu") -> LanguageModel:
     checkpoint = find_checkpoint(source)
     config = _check(checkpoint)
     dtype = checkpoint.stored_dtype(config)
-    model = checkpoint.load(config)
+    model = checkpoint.load_packed(config) if packed else checkpoint.load(config)
     for name, tensor in model.state_dict().items():
         check_finite(tensor, f"The model '{source}' has NaN or infinite values in '{name}'; use a sound checkpoint.")
     torch.nn.Module.to(model.eval(), device)
     tokenizer, target_tokenizer = checkpoint.tokenizers()
     pipeline = None if checkpoint.embedding_config is None else checkpoint.embedding_config.load().to(device)
     lm = LanguageModel(model, tokenizer, find_anatomy(model), infer_task(model), dtype, source, target_tokenizer)
-    return replace(lm, pipeline=pipeline)
+    return replace(lm, pipeline=pipeline, file_sizes=checkpoint.file_sizes(model) if packed else None)
 
 
 def load_streamed(

@@ -62,19 +62,20 @@ class ModelInput:
         raise UserError(f"There is no tokenizer {place}; pass tokenizer=.")
 
     @contextmanager
-    def open_model(self, *, restore: bool = True) -> Iterator[LanguageModel]:
+    def open_model(self, *, restore: bool = True, packed: bool = False) -> Iterator[LanguageModel]:
         """Within the block the model is in float32 and in evaluation mode.
 
         After the block, a model that the caller had loaded gets its dtypes and its mode back.
 
         Args:
             restore: also cast a model that this function loaded back to the dtype of its checkpoint.
+            packed: as in `laconic.model.load`.
 
         Raises:
             UserError: the model cannot be loaded.
         """
         if self.loaded is None:
-            lm = load(self.name, self.device)
+            lm = load(self.name, self.device, packed=packed)
             # `load` returns float32 parameters for any checkpoint. Buffers keep their dtype (rotary frequencies).
             dtypes = dict.fromkeys((name for name, _ in lm.model.named_parameters()), lm.dtype)
         else:

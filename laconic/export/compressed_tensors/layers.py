@@ -1,4 +1,4 @@
-"""The tensors of compressed-tensors, and a layer that computes with them in torch.
+"""The tensors of compressed-tensors.
 
 `pack-quantized`: `weight_packed` holds the codes of a row in 32-bit words, the first in the lowest bits, which is the
 order of laconic's own codes; `weight_zero_point` holds the zero points of a group, packed along the rows of the matrix.
@@ -10,28 +10,23 @@ are exact in a model of float16 or float32, and rounded in a model of bfloat16. 
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch import Tensor
 
+from laconic.export.coded_checkpoint import CodedLinear, repeat_groups
 from laconic.export.compressed_tensors.schemes import Scheme
 from laconic.formats import DynamicInt8, Quantized
 from laconic.numerics.packing import from_bytes, pack, unpack
 
 WORD = torch.int32
-INT8_STEPS = 127
-"""Steps between 0 and the largest input of a token."""
 
 
-class CompressedLinear(nn.Module):
+class CompressedLinear(CodedLinear):
     """A linear layer whose buffers are the tensors of the exported file.
 
     Args:
         layer: the quantized layer.
         scheme: how it is stored.
         dtype: the dtype of the model.
-
-    Attributes:
-        scale_rounding: the norm of the change of the scales due to rounding, as a fraction of their norm.
 
     Example:
         >>> layer = DynamicInt8.from_codes(torch.tensor([[1, -2]], dtype=torch.int8), scale=torch.tensor([0.5]))
@@ -41,25 +36,20 @@ class CompressedLinear(nn.Module):
     """
 
     weight_scale: Tensor
-    bias: nn.Parameter | None
 
     def __init__(self, layer: Quantized | DynamicInt8, scheme: Scheme, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.scheme, self.dtype, self.shape = scheme, dtype, layer.shape
-        self.rounds_inputs = scheme.rounds_inputs
-        self.scale_rounding = 0.0
+        super().__init__(layer, dtype)
+        self.scheme = scheme
         if isinstance(layer, DynamicInt8):
             self.register_buffer("weight", layer.codes.detach().view(torch.int8).view(layer.shape))
             self.register_buffer("weight_scale", from_bytes(layer.scales.detach())[:, None])
         else:
             self._store_packed(layer)
-        bias = layer.bias
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
     def _store_packed(self, layer: Quantized) -> None:
         (rows, columns), scheme = self.shape, self.scheme
         grid = layer.grid
-        scale, zero = (_repeat_groups(numbers, rows, columns, scheme.group) for numbers in (grid.scale, grid.zero))
+        scale, zero = (repeat_groups(numbers, rows, columns, scheme.group) for numbers in (grid.scale, grid.zero))
         # A copy, as a view of other words needs aligned bytes.
         self.register_buffer("weight_packed", layer.codes.detach().clone().view(WORD).view(rows, -1))
         self.register_buffer("weight_scale", scale.to(self.dtype))
@@ -71,7 +61,6 @@ class CompressedLinear(nn.Module):
             self.register_buffer("weight_zero_point", packed.T.contiguous())
 
     def dense(self) -> Float[Tensor, "out in"]:
-        """The matrix in the dtype of the model, decoded from the stored tensors."""
         (rows, columns), scheme = self.shape, self.scheme
         if scheme.rounds_inputs:
             return (self.get_buffer("weight").float() * self.weight_scale).to(self.dtype)
@@ -81,23 +70,6 @@ class CompressedLinear(nn.Module):
             zero = _unpack(self.get_buffer("weight_zero_point").T.contiguous(), scheme.bits).view(-1, rows).T.float()
         values = (codes.float() - zero[..., None]) * self.weight_scale[..., None].float()
         return values.view(rows, columns).to(self.dtype)
-
-    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        if self.rounds_inputs:
-            step = x.float().abs().amax(-1, keepdim=True) / INT8_STEPS
-            x = ((x.float() * torch.where(step > 0, 1 / step, 0)).round() * step).to(x.dtype)
-        return linear(x, self.dense(), self.bias)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its tensors in the file, without the bias."""
-        return sum(buffer.nbytes for buffer in self.buffers())
-
-
-def _repeat_groups(numbers: Float[Tensor, "m k"], rows: int, columns: int, group: int | None) -> Tensor:
-    """The scale or zero point of each stored group: one for all rows is repeated, and so is that of a larger group."""
-    groups = 1 if group is None else columns // group
-    return numbers.expand(rows, -1).repeat_interleave(groups // numbers.shape[1], dim=1).contiguous()
 
 
 def _unpack(words: Tensor, bits: int) -> Tensor:

@@ -1,51 +1,43 @@
 """The target `compressed-tensors`: a checkpoint that vLLM serves, decoded again by its package before it is kept."""
 
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from laconic.calibrate.passes import evaluating
-from laconic.errors import CheckpointNotice, Notice, UserError, install
-from laconic.export.agreement import TOLERANCE, References, compare, model_outputs
+from laconic.errors import Notice, UserError, install
+from laconic.export.coded_checkpoint import (
+    check_equal,
+    coded_layers,
+    compare_outputs,
+    open_tensors,
+    quantized_layers,
+    read_folder,
+    replace_layers,
+    write_folder,
+)
 from laconic.export.compressed_tensors.layers import CompressedLinear
 from laconic.export.compressed_tensors.schemes import Scheme, check_fused, quantization_config, scheme_of
 from laconic.export.target import ExportedModel, Target, Written, card_opening, layers_table
-from laconic.formats import (
-    Constant,
-    Dense,
-    DenseExpertStack,
-    DynamicInt8,
-    ExpertStack,
-    LowRank,
-    PackedEmbedding,
-    Quantized,
-)
+from laconic.formats import DenseExpertStack, DynamicInt8, ExpertStack, Quantized
 from laconic.model import LanguageModel, ModelTask
-from laconic.model.loading import load
+from laconic.model.checkpoints.quantized.compressed import read_by_package
+from laconic.model.checkpoints.quantized.readers import StoredTensors
 from laconic.model.stock import build_stock
 from laconic.progress import Track
-from laconic.runtime.portable import DENSE, ExportedLayers
 from laconic.runtime.signature import Signature
-from laconic.store.densify import densify, detach_quantizer, enable_biases
 from laconic.store.folder import file_bytes, to_dtype
 from laconic.store.shapes import changed_shapes
-from laconic.store.structure import outermost_formats
 
 NAME, PACKAGE = "compressed-tensors", "compressed_tensors"
-ROUNDINGS = 4
-"""The tolerance in units of the machine epsilon of the dtype, if that is larger."""
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """The sizes of heads that vLLM's attention on a CPU computes; it fails at the first request with others."""
-WRITTEN_OUT = (LowRank, Dense, Constant, PackedEmbedding)
-"""Formats that are written as a dense matrix."""
 
 
 class CompressedTensorsTarget(Target):
@@ -73,39 +65,19 @@ class CompressedTensorsTarget(Target):
                 "checkpoint, which vLLM reads: save laconic.materialize(model), or compress with rtn or gptq first."
             )
         check_fused(schemes, lm.model.named_modules())
-        for sentence in _cpu_limits(lm, schemes):
-            warnings.warn(sentence, Notice, stacklevel=2)
+        if (reason := cpu_heads_reason(lm)) is not None:
+            warnings.warn(f"{reason}; other devices and transformers may read the folder.", Notice, stacklevel=2)
 
     def write(self, lm: LanguageModel, folder: Path, track: Track) -> Written:
         stored = to_dtype(lm.model, lm.dtype)
-        layers, schemes = _replace_layers(stored)
-        densify(stored)
-        detach_quantizer(stored)
+        schemes = _schemes(stored, build_stock(stored))
+        layers = replace_layers(stored, {path: _maker(stored, path, scheme) for path, scheme in schemes.items()})
         package = import_module(PACKAGE)
         config = quantization_config(schemes, stored.named_modules()) | {"version": package.__version__}
-        # Type checkers do not know the attribute.
-        vars(stored.config)["quantization_config"] = config
-        stored.save_pretrained(folder)
-        for weights in folder.glob("*.safetensors"):
-            # safetensors files are readable by the owner only; use the mode of the other files.
-            shutil.copymode(folder / "config.json", weights)
-        del vars(stored.config)["quantization_config"]
-        loaded = _read(stored, folder)
-        exported = replace(lm, model=stored, original=None)
-        served = replace(exported, model=loaded)
+        write_folder(stored, folder, config)
+        _check_package(stored, folder, config, track)
+        loaded = read_folder(stored, folder, NAME)
         signature = Signature.of(lm)
-        tolerance = max(TOLERANCE, ROUNDINGS * torch.finfo(lm.dtype).eps)
-        # The package decodes weights, and does not round inputs.
-        unrounded = _without_rounding(exported)
-        with evaluating(served):
-            agreement = compare(
-                References(unrounded, tolerance=tolerance),
-                lambda batch: model_outputs(served, batch, signature),
-                signature,
-                NAME,
-                track,
-            )
-        _check_matrices(stored, loaded)
         model = ExportedModel(
             file="config.json",
             runtime=NAME,
@@ -114,12 +86,10 @@ class CompressedTensorsTarget(Target):
             outputs=signature.outputs,
             bytes=file_bytes(folder),
             layers=layers,
-            agreement=agreement,
-            scale_rounding=max(
-                module.scale_rounding for module in stored.modules() if isinstance(module, CompressedLinear)
-            ),
+            agreement=compare_outputs(lm, stored, loaded, NAME, track),
+            scale_rounding=max(layer.scale_rounding for layer in coded_layers(stored).values()),
         )
-        return Written(model, served)
+        return Written(model, replace(lm, model=loaded, original=None))
 
     def card(self, lm: LanguageModel, model: ExportedModel) -> Iterator[str]:
         yield card_opening(lm, f"vLLM and transformers with {model.library}", model.bytes)
@@ -140,15 +110,21 @@ class CompressedTensorsTarget(Target):
             yield "```"
 
 
-def _cpu_limits(lm: LanguageModel, schemes: Mapping[str, Scheme]) -> Iterator[str]:
-    """Notices of features of the model that vLLM lacks on a CPU and may have on other devices."""
+def cpu_heads_reason(lm: LanguageModel) -> str | None:
+    """Why vLLM cannot run the attention of a model on a CPU, with the nearest size of heads that works; None if it can.
+
+    Args:
+        lm: the model, with or without weights.
+    """
     config = lm.model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if lm.task is ModelTask.CAUSAL and size not in CPU_HEADS:
-        yield (
-            f"vLLM on a CPU has no attention with heads of {size} channels (it has {', '.join(map(str, CPU_HEADS))}); "
-            "other devices and transformers may read the folder."
-        )
+    if lm.task is not ModelTask.CAUSAL or size in CPU_HEADS:
+        return None
+    nearest = min(CPU_HEADS, key=lambda known: abs(known - size))
+    return (
+        f"vLLM on a CPU has no attention with heads of {size} channels, and fails at the first request (the nearest "
+        f"size that works is {nearest})"
+    )
 
 
 def _schemes(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, Scheme]:
@@ -164,91 +140,38 @@ def _schemes(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, Scheme
                 "or export to onnx or openvino."
             )
     schemes: dict[str, Scheme] = {}
-    for layer, paths in outermost_formats(model).items():
-        if isinstance(layer, WRITTEN_OUT) or _is_tied(plain, paths):
-            continue
+    for path, layer in quantized_layers(model, plain):
         if not isinstance(layer, (Quantized, DynamicInt8)):
             raise UserError(
-                f"The layer '{paths[0]}' is stored as {layer.kind}, which compressed-tensors does not have: quantize "
+                f"The layer '{path}' is stored as {layer.kind}, which compressed-tensors does not have: quantize "
                 "it on an even grid of 4 bits, as rtn and gptq do, or export to onnx or openvino."
             )
-        module = plain.get_submodule(paths[0])
+        module = plain.get_submodule(path)
         if not isinstance(module, nn.Linear):
             raise UserError(
-                f"The layer '{paths[0]}' is a {type(module).__name__} in {type(model).__name__}, and "
+                f"The layer '{path}' is a {type(module).__name__} in {type(model).__name__}, and "
                 "compressed-tensors quantizes only linear layers: export to onnx or openvino."
             )
-        schemes[paths[0]] = scheme_of(paths[0], layer)
+        schemes[path] = scheme_of(path, layer)
     return schemes
 
 
-def _is_tied(plain: PreTrainedModel, paths: list[str]) -> bool:
-    """Whether a matrix is at several places, such as a word embedding that is also the head. It is written out."""
-    tied = plain.all_tied_weights_keys
-    return len(paths) > 1 or any(f"{path}.weight" in (*tied.keys(), *tied.values()) for path in paths)
+def _maker(stored: PreTrainedModel, path: str, scheme: Scheme) -> tuple[str, Callable[[], CompressedLinear]]:
+    """The label of a layer, and what makes the tensors of the file."""
+    layer = stored.get_submodule(path)
+    assert isinstance(layer, (Quantized, DynamicInt8))
+    return scheme.label, lambda: CompressedLinear(layer, scheme, stored.dtype)
 
 
-def _replace_layers(stored: PreTrainedModel) -> tuple[dict[str, ExportedLayers], dict[str, Scheme]]:
-    """Replace quantized layers by those that compute with the tensors of the file.
-
-    Returns:
-        A summary of the layers by label, and their schemes by path.
-
-    Raises:
-        UserError: a layer has a bias that the class cannot have.
-    """
-    schemes = _schemes(stored, build_stock(stored))
-    formats = {paths[0]: layer for layer, paths in outermost_formats(stored).items()}
-    plain = enable_biases(stored, [path for path in schemes if formats[path].bias is not None])
-    layers: dict[str, ExportedLayers] = {}
-    for path, layer in formats.items():
-        if path in schemes:
-            if layer.bias is not None and plain.get_submodule(path).bias is None:
-                raise UserError(
-                    f"The layer '{path}' has a bias that {type(stored).__name__} does not have there; compress without "
-                    "correcting biases."
-                )
-            assert isinstance(layer, (Quantized, DynamicInt8))
-            replacement = CompressedLinear(layer, schemes[path], stored.dtype).eval()
-            stored.set_submodule(path, replacement)
-            label, nbytes = schemes[path].label, replacement.nbytes
-        else:
-            label, nbytes = DENSE, layer.shape[0] * layer.shape[1] * stored.dtype.itemsize
-        total = layers.get(label, ExportedLayers(0, 0, 0))
-        layers[label] = ExportedLayers(total.count + 1, total.stored_bytes + layer.nbytes(), total.bytes + nbytes)
-    return layers, schemes
-
-
-def _read(stored: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model that the package compressed-tensors decodes from the folder, in the dtype of `stored`."""
-    with warnings.catch_warnings():
-        # That a quantized checkpoint becomes dense is what is asked for.
-        warnings.simplefilter("ignore", CheckpointNotice)
-        return to_dtype(load(str(folder)).model, stored.dtype).eval()
-
-
-def _without_rounding(lm: LanguageModel) -> LanguageModel:
-    """A copy whose layers do not round their inputs."""
-    twin = lm.shallow_copy()
-    for module in twin.model.modules():
-        if isinstance(module, CompressedLinear):
-            module.rounds_inputs = False
-    return twin
-
-
-def _check_matrices(stored: PreTrainedModel, loaded: PreTrainedModel) -> None:
-    """Check that all weights are read as they were written, bit for bit.
+def _check_package(stored: PreTrainedModel, folder: Path, config: Mapping[str, Any], track: Track) -> None:
+    """Check that the package decodes every layer of the files to the numbers that it stands for.
 
     Raises:
         UserError: a weight differs.
     """
-    compressed = {name: module for name, module in stored.named_modules() if isinstance(module, CompressedLinear)}
-    found = loaded.state_dict()
-    expected = {f"{name}.weight": module.dense for name, module in compressed.items()}
-    inner = tuple(f"{name}." for name in compressed)
-    for name, tensor in stored.state_dict().items():
-        if not name.startswith(inner) or name.endswith(".bias"):
-            expected[name] = lambda tensor=tensor: tensor
-    for name, tensor in expected.items():
-        if not torch.equal(found[name], tensor()):
-            raise UserError(f"compressed-tensors reads another '{name}' from the exported files; nothing was written.")
+    with open_tensors(folder) as read:
+        for path, layer in track(list(coded_layers(stored).items()), "decode"):
+            tensors = {name: read(name) for name in (f"{path}.{buffer}" for buffer, _ in layer.named_buffers())}
+            found = read_by_package(StoredTensors(tensors), config)[f"{path}.weight"]
+            assert isinstance(found, Tensor)
+            check_equal(f"{path}.weight", found.to(stored.dtype), layer.dense(), NAME)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from laconic.model.checkpoints.location import Location, find_location, is_archi
 from laconic.model.checkpoints.quantized import check_quantization, check_quantized_tensors, load_dequantized
 from laconic.model.checkpoints.sentences import EmbeddingConfig, read_embedding_config
 from laconic.model.checkpoints.weights import MissingWeightsError, Weights, check_weight_files, find_weights
+from laconic.model.file_sizes import FileSizes, matrix_bytes
 from laconic.model.task import find_auto_class, text_encoder_class_name
 
 __all__ = ["TARGET_TOKENIZER", "Checkpoint", "Stored", "find_checkpoint"]
@@ -78,10 +80,18 @@ class Stored(Checkpoint):
         check_tokenizer(self.location)
 
     def load(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> PreTrainedModel:
+        return self._load(config, external_names)
+
+    def load_packed(self, config: PreTrainedConfig) -> PreTrainedModel:
+        return self._load(config, packed=True)
+
+    def _load(
+        self, config: PreTrainedConfig, external_names: Collection[str] = (), *, packed: bool = False
+    ) -> PreTrainedModel:
         self._warn()
         weights = check_weight_files(self.location, config)
         if self._quantization is not None:
-            model = load_dequantized(config, weights, self._quantization, self.source, external_names)
+            model = load_dequantized(config, weights, self._quantization, self.source, external_names, packed=packed)
         else:
             # A pooler that is not in the file is initialized at random, equally at every loading.
             with torch.random.fork_rng(devices=[]):
@@ -101,6 +111,16 @@ class Stored(Checkpoint):
                 )
         model.config.name_or_path = self.location.name
         return model
+
+    def file_sizes(self, model: PreTrainedModel) -> FileSizes | None:
+        if self._quantization is None:
+            return None
+        weights = check_weight_files(self.location, model.config)
+        tensors = {
+            name: prod(shape) * (0 if isinstance(dtype, str) else dtype.itemsize)
+            for name, (shape, dtype) in weights.headers().items()
+        }
+        return FileSizes(sum(file.stat().st_size for file in weights.files), matrix_bytes(tensors))
 
     def _warn(self) -> None:
         warn_about_code(self.location.json(CONFIG) or {}, self.source)

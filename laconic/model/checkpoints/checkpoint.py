@@ -26,6 +26,7 @@ from laconic.model.checkpoints.fit import check_report
 from laconic.model.checkpoints.location import Location
 from laconic.model.checkpoints.sentences import EmbeddingConfig
 from laconic.model.checkpoints.weights import Weights
+from laconic.model.file_sizes import FileSizes
 from laconic.model.stock import MODEL_ERRORS
 
 TARGET_TOKENIZER = "target_tokenizer"
@@ -81,6 +82,18 @@ class Checkpoint(ABC):
     @abstractmethod
     def load(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> PreTrainedModel:
         """Load the model in float32 on the CPU; arguments and errors as for `check`."""
+
+    def load_packed(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """As `load`, but layers keep the codes of another library where a format of laconic holds the same numbers."""
+        return self.load(config)
+
+    def file_sizes(self, model: PreTrainedModel) -> FileSizes | None:
+        """The bytes in the files, if another library wrote codes to them; else None.
+
+        Args:
+            model: the loaded model.
+        """
+        return None
 
     @abstractmethod
     def stored_dtype(self, config: PreTrainedConfig) -> torch.dtype:

@@ -19,7 +19,9 @@ from transformers.models.auto import modeling_auto as auto
 from laconic.errors import CheckpointNotice, UserError, reason_of
 from laconic.model.checkpoints.checkpoint import Checkpoint, Tokenizers, load_checked, require_package
 from laconic.model.checkpoints.fit import build_outline
+from laconic.model.checkpoints.gguf_blocks import file_names, keep_blocks
 from laconic.model.checkpoints.gguf_checks import FACTORS, check_count, check_metadata, check_tensors, set_rope_scaling
+from laconic.model.file_sizes import FileSizes
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import as_classes, find_auto_class
 
@@ -75,14 +77,34 @@ class Gguf(Checkpoint):
         check_tensors(build_outline(config, self.source), architecture, self._shapes, self.source, external_names)
 
     def load(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> PreTrainedModel:
-        from transformers import GgufConfig  # noqa: PLC0415 (`config` has checked the version of transformers)
-
         if self._plain_types() is None:
             warnings.warn(
                 f"The GGUF file '{self.source}' holds codes, which are turned into numbers and kept as float32.",
                 CheckpointNotice,
                 stacklevel=2,
             )
+        return self._load(config, external_names)
+
+    def load_packed(self, config: PreTrainedConfig) -> PreTrainedModel:
+        model = self._load(config)
+        keep_blocks(model, {tensor.name: tensor for tensor in self._reader.tensors}, self._names(model))
+        return model
+
+    def file_sizes(self, model: PreTrainedModel) -> FileSizes | None:
+        if self._plain_types() is not None:
+            return None
+        sizes = {tensor.name: int(tensor.n_bytes) for tensor in self._reader.tensors}
+        matrices = {path: sizes.get(f"{name}.weight", 0) for path, name in self._names(model).items()}
+        return FileSizes(self.path.stat().st_size, {path: size for path, size in matrices.items() if size})
+
+    def _names(self, model: PreTrainedModel) -> dict[str, str]:
+        """The name in the file of each module with a weight, by its path."""
+        blocks = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+        return file_names(model, self._metadata["general.architecture"], blocks)
+
+    def _load(self, config: PreTrainedConfig, external_names: Collection[str] = ()) -> PreTrainedModel:
+        from transformers import GgufConfig  # noqa: PLC0415 (`config` has checked the version of transformers)
+
         model = load_checked(
             find_auto_class(config, config.architectures or ()),
             config,

@@ -1,16 +1,18 @@
-"""A place where a library is not installed, to see what is said then."""
+"""A library that is not installed, to see what is said then."""
 
-from importlib.metadata import distributions
-from pathlib import Path
+from importlib import metadata
+
+import pytest
+
+from laconic.model.checkpoints import checkpoint
 
 
-def without(package: str, folder: Path) -> Path:
-    """The new `folder`, in which every distribution that is installed here is installed, except `package`."""
-    folder.mkdir()
-    for found in distributions():
-        name = found.metadata["Name"]
-        if name.lower() != package:
-            about = folder / f"{name}-{found.version}.dist-info"
-            about.mkdir(exist_ok=True)
-            (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {found.version}\n")
-    return folder
+def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Let laconic find every distribution that is installed, except `package`. Modules can still be imported."""
+
+    def version(name: str) -> str:
+        if name == package:
+            raise metadata.PackageNotFoundError(name)
+        return metadata.version(name)
+
+    monkeypatch.setattr(checkpoint, "version", version)

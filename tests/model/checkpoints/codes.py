@@ -93,3 +93,75 @@ def awq_codes(weight: Tensor, group_size: int, generator: torch.Generator) -> tu
             matrix[o, i] = float(scales[g, o]) * int(codes[i, o] - zeros[g, o])
     tensors = {"qweight": packed(codes, 4, AWQ_ORDER), "qzeros": packed(zeros, 4, AWQ_ORDER), "scales": scales}
     return tensors, matrix
+
+
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""The values of nf4."""
+
+
+def nf4_codes(weight: Tensor, generator: torch.Generator, twice: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """(tensors of bitsandbytes, the matrix that they stand for) of random codes in the shape of `weight` (out, in).
+
+    Args:
+        weight: only its shape is used; its size is a multiple of 64.
+        generator: draws the codes.
+        twice: the scales of blocks are codes too.
+    """
+    count, block = weight.numel(), 64
+    codes = torch.randint(16, (count,), generator=generator)
+    absmax = torch.rand(count // block, generator=generator)
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": block, "dtype": "float16", "shape": list(weight.shape)}
+    tensors = {"weight.quant_map": torch.tensor(NF4)}
+    if twice:
+        inner = torch.randint(256, (len(absmax),), generator=generator, dtype=torch.uint8)
+        table = torch.rand(256, generator=generator)
+        outer = torch.rand(-(-len(inner) // 256), generator=generator)
+        state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.25}
+        tensors |= {"weight.nested_absmax": outer, "weight.nested_quant_map": table, "weight.absmax": inner}
+        absmax = torch.stack([table[int(code)] * outer[k // 256] + 0.25 for k, code in enumerate(inner)])
+    else:
+        tensors["weight.absmax"] = absmax
+    numbers = [float(torch.tensor(NF4[int(code)]) * absmax[k // block]) for k, code in enumerate(codes)]
+    tensors["weight"] = torch.tensor(
+        [int(first) << 4 | int(second) for first, second in codes.view(-1, 2)], dtype=torch.uint8
+    )[:, None]
+    text = json.dumps(state).encode()
+    tensors["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(text), dtype=torch.uint8)
+    return tensors, torch.tensor(numbers).half().float().view(weight.shape)
+
+
+def int8_codes(weight: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    """(tensors of bitsandbytes, the matrix that they stand for) of random int8 codes in the shape of `weight`."""
+    codes = torch.randint(-127, 128, weight.shape, generator=generator, dtype=torch.int8)
+    largest = torch.rand(len(weight), generator=generator)
+    tensors = {"weight": codes, "SCB": largest, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return tensors, codes * largest[:, None] * 7.874015718698502e-3
+
+
+def compressed_codes(
+    weight: Tensor, bits: int, group: int, generator: torch.Generator, *, symmetric: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(tensors of compressed-tensors, pack-quantized, the matrix that they stand for) in the shape of `weight`."""
+    rows, columns = weight.shape
+    codes = torch.randint(2**bits, (rows, columns), generator=generator)
+    zeros = torch.randint(2**bits, (rows, columns // group), generator=generator)
+    scales = (torch.rand(rows, columns // group, generator=generator) * 0.1).bfloat16()
+    tensors = {
+        "weight_packed": packed(codes, bits),
+        "weight_scale": scales,
+        "weight_shape": torch.tensor([rows, columns]),
+    }
+    if symmetric:
+        zeros = torch.full_like(zeros, 2 ** (bits - 1))
+    else:
+        filled = torch.nn.functional.pad(zeros.T, (0, -rows % (32 // bits)))
+        tensors["weight_zero_point"] = packed(filled, bits).T.contiguous()
+    matrix = torch.empty(rows, columns)
+    for o in range(rows):
+        for i in range(columns):
+            matrix[o, i] = float(scales[o, i // group]) * int(codes[o, i] - zeros[o, i // group])
+    return tensors, matrix

@@ -3,9 +3,7 @@
 import copy
 import json
 import shutil
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from laconic.model import check_model, load, load_empty
 from laconic.model.checkpoints.adapter import are_close
 from laconic.store import save
 from tests.architectures import BY_NAME
-from tests.model.checkpoints.absent import without
+from tests.model.checkpoints.absent import hide
 from tests.tokens import letters
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 3]])
@@ -275,10 +273,8 @@ def test_without_its_tensors_or_peft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapted(tmp_path, lora())
-    # What the command line itself imports must be there before the path is emptied.
-    import_module("datasets.utils.tqdm")
     with monkeypatch.context() as there:
-        there.setattr(sys, "path", [str(without("peft", tmp_path / "site"))])
+        hide(there, "peft")
         assert status(["inspect", str(tmp_path / "adapter")]) == 2
         assert "needs peft, which is not installed: pip install 'laconic-lm[train]'." in capsys.readouterr().err
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()

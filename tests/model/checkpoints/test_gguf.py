@@ -1,6 +1,5 @@
 """A GGUF file is a model like another: its numbers are those that llama.cpp's package makes of its codes."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from laconic.model import ModelTask, check_model, load, load_empty
 from laconic.model.checkpoints.gguf_checks import llama3_factors
 from laconic.store import save
 from tests.architectures import BY_NAME, outputs
-from tests.model.checkpoints.absent import without
+from tests.model.checkpoints.absent import hide
 from tests.model.checkpoints.ggufs import Kind, numbers_in, write_llama
 
 CODES = "holds codes, which are turned into numbers and kept as float32"
@@ -158,7 +157,7 @@ def test_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("package", ["gguf", "accelerate"])
 def test_without_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     write_llama(tmp_path / "model.gguf")
-    monkeypatch.setattr(sys, "path", [str(without(package, tmp_path / "site"))])
+    hide(monkeypatch, package)
     with pytest.raises(UserError, match=rf"needs {package}, which is not installed: pip install 'laconic-lm\[gguf\]'"):
         check_model(str(tmp_path / "model.gguf"))
 

@@ -195,7 +195,7 @@ def test_an_adapter_of_a_quantized_model(tmp_path: Path, generator: torch.Genera
         ({"quant_method": "fp8", "weight_block_size": 128}, "its weight_block_size is 128"),
         ({"quant_method": "fp8", "weight_block_size": [0, 128]}, r"its weight_block_size is \[0, 128\], and known are"),
         ({"quant_method": "fp8", "weight_block_size": ["128", 128]}, r"its weight_block_size is \['128', 128\]"),
-        ({"quant_method": "gptq", "bits": "4"}, "its bits are '4', and known are 2, 4 and 8"),
+        ({"quant_method": "gptq", "bits": "4"}, "its bits are '4', and known are 2, 3, 4 and 8"),
     ],
 )
 def test_refused_before_weights_are_read(tmp_path: Path, said: dict[str, object], sentence: str) -> None:

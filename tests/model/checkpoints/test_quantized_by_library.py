@@ -1,6 +1,5 @@
-"""Quantized models that only their own library can read: compressed-tensors, bitsandbytes, torchao."""
+"""Quantized models as their own library writes and decodes them: compressed-tensors, bitsandbytes, torchao."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import transformers as hf
 from torch import Tensor
 
 from laconic.cli.main import status
-from laconic.model.checkpoints.quantized import COMPRESSED
+from laconic.model.checkpoints.quantized.compressed import COMPRESSED
 from laconic.model.checkpoints.quantized.readers import UnreadableError
 from tests.architectures import BY_NAME
-from tests.model.checkpoints.absent import without
+from tests.model.checkpoints.absent import hide
 from tests.model.checkpoints.codes import matrices, save_with_codes
 from tests.model.checkpoints.reading import has, read
 
@@ -101,12 +100,12 @@ def test_torchao(tmp_path: Path) -> None:
     assert has(read(tmp_path / "codes", "torchao"), wanted)
 
 
-@pytest.mark.parametrize("method", ["compressed-tensors", "bitsandbytes", "torchao"])
+@pytest.mark.parametrize("method", ["compressed-tensors", "torchao"])
 def test_without_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
     save_with_codes(BY_NAME["llama"].model(), tmp_path / "model", {}, {"quant_method": method})
-    monkeypatch.setattr(sys, "path", [str(without(method, tmp_path / "site"))])
+    hide(monkeypatch, method)
     for verb in ("inspect", "evaluate"):
         assert status([verb, str(tmp_path / "model")]) == 2
         said = capsys.readouterr().err

@@ -1,15 +1,11 @@
-"""Models that another library quantized, loaded as plain weights.
+"""Models that another library quantized, loaded as plain weights or with their codes.
 
-`quantization_config` names the library. The layouts of fine-grained FP8, MXFP4, GPTQ and AWQ are read by laconic, those
-of compressed-tensors, bitsandbytes and torchao by the library itself. Quantization of activations is ignored.
+`quantization_config` names the library. The layouts of fine-grained FP8, MXFP4, GPTQ, AWQ, bitsandbytes and the usual
+ones of compressed-tensors are read by laconic, torchao and the others of compressed-tensors by the library itself.
 """
 
-import json
-import tempfile
 import warnings
 from collections.abc import Collection, Mapping
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,104 +14,34 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from laconic.errors import CheckpointNotice, UserError, quote
+from laconic.errors import CheckpointNotice, UserError
 from laconic.model.checkpoints.checkpoint import load_checked, report_load_errors, require_package
 from laconic.model.checkpoints.fit import build_outline, check_shapes
+from laconic.model.checkpoints.quantized.bits_and_bytes import BITS_AND_BYTES
+from laconic.model.checkpoints.quantized.coded_matrix import CodedMatrix
+from laconic.model.checkpoints.quantized.compressed import COMPRESSED
+from laconic.model.checkpoints.quantized.integers import AWQ, GPTQ
+from laconic.model.checkpoints.quantized.keeping import keep_codes
 from laconic.model.checkpoints.quantized.readers import (
-    AWQ,
     FLOAT8,
-    GPTQ,
     MXFP4,
     Dequantizer,
+    PlainTensors,
     StoredTensors,
     UnreadableError,
 )
+from laconic.model.checkpoints.quantized.torchao import TORCHAO
 from laconic.model.checkpoints.weights import Weights, read_tensors
 from laconic.model.stock import MODEL_ERRORS
 
-STATE = ".quant_state.bitsandbytes__"
-_INT8 = ("SCB", "weight_format")
-WEIGHT_TRANSFORMS = {"weight_input", "weight_output"}
-"""The places of a transform in compressed-tensors that are fused into the weights."""
-
-
-def _check_compressed(config: Mapping[str, Any]) -> None:
-    transforms, sparsity = config.get("transform_config"), config.get("sparsity_config")
-    if transforms and _transforms_activations(transforms):
-        raise UnreadableError(f"its transform_config is {quote(transforms)}")
-    if isinstance(sparsity, dict) and sparsity and sparsity.get("format") != "dense":
-        raise UnreadableError(f"its sparsity_config is {quote(sparsity)}")
-
-
-def _transforms_activations(transforms: Any) -> bool:
-    """Whether activations are transformed when the model runs. Transforms of weights are in the stored weights."""
-    try:
-        places = {entry["location"] for scheme in transforms["config_groups"].values() for entry in scheme["apply"]}
-    except (AttributeError, KeyError, TypeError):
-        return True
-    return not places <= WEIGHT_TRANSFORMS
-
-
-def _compressed(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Dequantize each layer by the scheme of its own group; transformers 5.23 uses the first group's scheme for all."""
-    convert: Any = import_module("compressed_tensors.entrypoints.convert.converters")
-    quantization: Any = import_module("compressed_tensors.quantization")
-    # By names alone, the converter takes every weight for one of the class "Linear" that groups have as their target.
-    modules = {name.rpartition(".")[0] for name in stored.tensors}
-    plain = [name for name in modules if f"{name}.weight_scale" not in stored.tensors]
-    config = {**config, "ignore": [*(config.get("ignore") or ()), *plain]}
-    with tempfile.TemporaryDirectory() as folder:
-        # The converter reads the configuration only from a folder.
-        (Path(folder) / "config.json").write_text(json.dumps({"quantization_config": config}), encoding="utf-8")
-        try:
-            dense = convert.CompressedTensorsDequantizer(folder, dtype=torch.float32).process(dict(stored.tensors))
-        except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
-            raise UnreadableError(f"compressed-tensors says: {error}") from error
-    parameters = set(quantization.QuantizationMetadata.all_qparam_names())
-    return {name: tensor for name, tensor in dense.items() if name.rpartition(".")[2] not in parameters}
-
-
-def _bits_and_bytes(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    functional: Any = import_module("bitsandbytes.functional")
-    plain: dict[str, Tensor] = {}
-    for name, tensor in stored.tensors.items():
-        module, _, last = name.rpartition(".")
-        if last in _INT8 or ".weight." in name:
-            continue
-        state = {key: value for key, value in stored.tensors.items() if key.startswith(f"{name}.")}
-        if any(STATE in key for key in state):
-            quant_state = functional.QuantState.from_dict(state, device=torch.device("cpu"))
-            plain[name] = functional.dequantize_4bit(tensor, quant_state).float()
-        elif tensor.dtype == torch.int8 and last == "weight":
-            if (scales := stored.tensors.get(f"{module}.SCB")) is None:
-                raise UnreadableError(f"'{module}' is without its SCB")
-            plain[name] = functional.int8_vectorwise_dequant(tensor, scales).float()
-        else:
-            plain[name] = tensor
-    return plain
-
-
-def _torchao(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    support: Any = import_module("torchao.prototype.safetensors.safetensors_support")
-    try:
-        quantized, rest = support.unflatten_tensor_state_dict(dict(stored.tensors), dict(stored.metadata))
-    except (ValueError, KeyError, AssertionError) as error:
-        raise UnreadableError(f"torchao says: {error}") from error
-    dense = {name: tensor if type(tensor) is Tensor else tensor.dequantize() for name, tensor in quantized.items()}
-    return {**rest, **dense}
-
-
-COMPRESSED = Dequantizer(
-    dequantize=_compressed, check=_check_compressed, package="compressed-tensors", min_version="0.20"
-)
 DEQUANTIZERS: Mapping[str, Dequantizer] = {
     "awq": AWQ,
-    "bitsandbytes": Dequantizer(dequantize=_bits_and_bytes, package="bitsandbytes", min_version="0.49"),
+    "bitsandbytes": BITS_AND_BYTES,
     "compressed-tensors": COMPRESSED,
     "fp8": FLOAT8,
     "gptq": GPTQ,
     "mxfp4": MXFP4,
-    "torchao": Dequantizer(dequantize=_torchao, package="torchao", min_version="0.15"),
+    "torchao": TORCHAO,
 }
 """The reader of each `quant_method`."""
 
@@ -145,7 +71,7 @@ def check_quantization(quantization: Mapping[str, Any], source: str) -> None:
             f"The model '{source}' is quantized by '{method or 'an unnamed library'}', which laconic does not read (it "
             f"reads {', '.join(DEQUANTIZERS)}); use the model that it was made from."
         )
-    if reader.package is not None:
+    if reader.package is not None and reader.needs_package(quantization):
         subject = f"The model '{source}' is quantized by '{method}', so it"
         require_package(reader.package, subject, min_version=reader.min_version)
     try:
@@ -188,7 +114,11 @@ def check_quantized_tensors(
             f"The config.json of '{source}' says that it is quantized by '{method}', and its files hold no codes; take "
             "the config.json that was saved with the weights."
         )
-    oriented = _orient(build_outline(config, source), plain, stored)
+    numbers: PlainTensors = {
+        name: torch.empty(tensor.shape, device="meta") if isinstance(tensor, CodedMatrix) else tensor
+        for name, tensor in plain.items()
+    }
+    oriented = _orient(build_outline(config, source), numbers, stored)
     check_shapes({name: tuple(tensor.shape) for name, tensor in oriented.items()}, config, source, external_names)
 
 
@@ -198,6 +128,8 @@ def load_dequantized(
     quantization: Mapping[str, Any],
     source: str,
     external_names: Collection[str] = (),
+    *,
+    packed: bool = False,
 ) -> PreTrainedModel:
     """Load a quantized model in float32.
 
@@ -207,32 +139,37 @@ def load_dequantized(
         quantization: the `quantization_config`, which `check_quantization` accepted.
         source: the model, as errors name it.
         external_names: names of tensors that come from elsewhere and may be missing.
+        packed: keep the codes of linear layers, where a format of laconic holds the same numbers.
 
     Raises:
         UserError: the codes cannot be read, or the tensors do not match the configuration.
     """
     method = quant_method(quantization)
-    warnings.warn(
-        f"The model '{source}' is quantized by '{method}': its codes are turned into numbers, and saved as such.",
-        CheckpointNotice,
-        stacklevel=2,
-    )
     outline = build_outline(config, source)
     try:
         with report_load_errors(source):
             files = [read_tensors(file, weights.are_safe) for file in weights.files]
             tensors = {name: tensor for file in files for name, tensor in file.items()}
             stored = StoredTensors(tensors, _metadata(weights))
-            plain = _orient(outline, DEQUANTIZERS[str(method)].dequantize(stored, quantization), stored)
+            read = DEQUANTIZERS[str(method)].dequantize(stored, quantization)
     except UnreadableError as error:
         raise _unreadable_error(source, method, error) from error
+    kept = keep_codes(outline, read if packed else {})
+    rest = kept.rest if packed else read
+    plain = _orient(outline, rest, stored)
+    if any(tensor is not tensors.get(name) for name, tensor in rest.items()):
+        warnings.warn(
+            f"The model '{source}' is quantized by '{method}': its codes are turned into numbers, and saved as such.",
+            CheckpointNotice,
+            stacklevel=2,
+        )
     model = load_checked(
         type(outline),
-        config,
+        kept.describe_in(config),
         source,
         external_names=external_names,
         pretrained_model_name_or_path=None,
-        state_dict=plain,
+        state_dict={**plain, **kept.tensors},
     )
     if model.can_generate() and (weights.folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(weights.folder))
@@ -262,14 +199,16 @@ def _metadata(weights: Weights) -> dict[str, str]:
     return metadata
 
 
-def _orient(outline: PreTrainedModel, plain: dict[str, Tensor], stored: StoredTensors) -> dict[str, Tensor]:
-    """The matrices in the orientation of the class: a Conv1D of GPT-2 holds (in, out), and readers return (out, in)."""
+def _orient(outline: PreTrainedModel, plain: PlainTensors, stored: StoredTensors) -> dict[str, Tensor]:
+    """The matrices as numbers, in the orientation of the class: a Conv1D of GPT-2 holds (in, out), not (out, in)."""
     conv1d = {f"{name}.weight" for name, module in outline.named_modules() if isinstance(module, Conv1D)}
     conv1d |= {name.removeprefix(f"{outline.base_model_prefix}.") for name in conv1d}
-    return {
-        name: tensor.T.contiguous() if name in conv1d and tensor is not stored.tensors.get(name) else tensor
-        for name, tensor in plain.items()
-    }
+    oriented = {}
+    for name, tensor in plain.items():
+        dense = tensor.dense() if isinstance(tensor, CodedMatrix) else tensor
+        is_turned = name in conv1d and dense is not stored.tensors.get(name)
+        oriented[name] = dense.T.contiguous() if is_turned else dense
+    return oriented
 
 
 def _unreadable_error(source: str, method: str | None, error: UnreadableError) -> UserError:

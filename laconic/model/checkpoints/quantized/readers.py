@@ -1,15 +1,12 @@
-"""Readers of quantized checkpoints: FP8 with block scales, MXFP4, GPTQ and AWQ.
+"""The contract of readers of quantized checkpoints, and those of FP8 with block scales and MXFP4.
 
 - FP8 (DeepSeek-V3, Qwen3-FP8): W[i, j] = W8[i, j] · S[i // b, j // c] for blocks of b × c (DeepSeek-V3 technical
   report, arXiv:2412.19437, section 3.3).
 - MXFP4 (gpt-oss): floats with 1 sign bit, 2 exponent bits and 1 mantissa bit. A byte contains two of them, the first in
   its low half. Every 32 floats share a scale 2^e, stored as e + 127 (OCP Microscaling Formats 1.0, section 5).
-- GPTQ and AWQ: W[o, i] = s[g(i), o] · (q[i, o] − z[g(i), o]), several integers in one int32. AutoGPTQ and GPT-QModel
-  pack q along the inputs and z − 1 along the outputs, and list the group of each input in g_idx. AutoAWQ's
-  GEMM layout packs both along the outputs in the order 0, 2, 4, 6, 1, 3, 5, 7; its groups are neighbouring inputs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +14,10 @@ import torch
 from torch import Tensor
 
 from laconic.errors import quote
+from laconic.model.checkpoints.quantized.coded_matrix import CodedMatrix
+
+PlainTensors = dict[str, Tensor | CodedMatrix]
+"""The tensors of the plain model by name; matrices may still be codes."""
 
 
 class UnreadableError(Exception):
@@ -42,17 +43,19 @@ class Dequantizer:
 
     Args:
         dequantize: takes the stored tensors and the `quantization_config`. Returns the tensors of the plain model: each
-            matrix as `<module>.weight` (out, in) in float32, everything else as stored. It is run on the meta device
-            first, to check names, dtypes and shapes.
+            matrix as `<module>.weight` (out, in), in float32 or as codes, everything else as stored. It is run on the
+            meta device first, to check names, dtypes and shapes.
         check: raises UnreadableError for a `quantization_config` that `dequantize` cannot read.
         package: the package that it needs; None for none.
         min_version: its oldest supported version.
+        needs_package: whether a `quantization_config` can only be read with the package.
     """
 
-    dequantize: Callable[[StoredTensors, Mapping[str, Any]], dict[str, Tensor]]
+    dequantize: Callable[[StoredTensors, Mapping[str, Any]], "PlainTensors"]
     check: Callable[[Mapping[str, Any]], None] = lambda _: None
     package: str | None = None
     min_version: str | None = None
+    needs_package: Callable[[Mapping[str, Any]], bool] = lambda _: True
 
 
 SCALE = "weight_scale_inv"
@@ -68,9 +71,9 @@ def _check_float8(config: Mapping[str, Any]) -> None:
         raise UnreadableError(f"its weight_block_size is {quote(block)}, and known are two whole numbers above 0")
 
 
-def _float8(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def _float8(stored: StoredTensors, config: Mapping[str, Any]) -> PlainTensors:
     block = config.get("weight_block_size", DEFAULT_BLOCK)
-    plain = {}
+    plain: PlainTensors = {}
     for name, tensor in stored.tensors.items():
         module, _, last = name.rpartition(".")
         if last == SCALE or last in _ACTIVATION_SCALES:
@@ -123,8 +126,8 @@ VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _CODES, _SCALES = "_blocks", "_scales"
 
 
-def _mxfp4(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    plain = {}
+def _mxfp4(stored: StoredTensors, config: Mapping[str, Any]) -> PlainTensors:
+    plain: PlainTensors = {}
     for name, tensor in stored.tensors.items():
         if name.endswith(_CODES):
             stem = name.removesuffix(_CODES)
@@ -159,116 +162,3 @@ def decode_mxfp4(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 MXFP4 = Dequantizer(dequantize=_mxfp4)
-
-
-WORD = 32
-ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""The position of each output in a word of AutoAWQ."""
-_PARTS = ("qweight", "qzeros", "scales", "g_idx")
-
-
-def unpack_integers(words: Tensor, bits: int, axis: int) -> Tensor:
-    """Unpack integers from int32, the lowest bits first.
-
-    Args:
-        words: a matrix of int32.
-        bits: bits of one integer.
-        axis: the axis (0 or 1) along which they are unpacked.
-
-    Example:
-        >>> unpack_integers(torch.tensor([[0x21]], dtype=torch.int32), 4, 1)
-        tensor([[1, 2, 0, 0, 0, 0, 0, 0]], dtype=torch.int32)
-    """
-    shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
-    spread = (words.unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return spread.flatten(1) if axis == 1 else spread.transpose(1, 2).flatten(0, 1)
-
-
-def _check_gptq(config: Mapping[str, Any]) -> None:
-    layout = config.get("checkpoint_format", "gptq")
-    if layout not in ("gptq", "gptq_v2"):
-        raise UnreadableError(f"its checkpoint_format is '{layout}', and known are gptq and gptq_v2")
-    if config.get("bits") not in (2, 4, 8):
-        raise UnreadableError(f"its bits are {quote(config.get('bits'))}, and known are 2, 4 and 8")
-
-
-def _gptq(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    bits = int(config["bits"])
-    offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
-    plain = _unquantized(stored)
-    for module, parts in _modules(stored):
-        codes = unpack_integers(parts["qweight"], bits, 0)
-        zeros = (unpack_integers(parts["qzeros"], bits, 1) + offset) & (2**bits - 1)
-        plain[f"{module}.weight"] = _dequantize(module, codes, zeros, parts["scales"].float(), parts.get("g_idx"))
-    return plain
-
-
-def _check_awq(config: Mapping[str, Any]) -> None:
-    layout = str(config.get("version", "gemm")).lower()
-    if layout != "gemm":
-        raise UnreadableError(f"its version is '{layout}', and known is gemm")
-    if config.get("bits", config.get("w_bit", 4)) != 4:
-        raise UnreadableError(f"its bits are {quote(config.get('bits', config.get('w_bit')))}, and known are 4")
-
-
-def _awq(stored: StoredTensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    plain = _unquantized(stored)
-    for module, parts in _modules(stored):
-        codes, zeros = (
-            unpack_integers(parts[name], 4, 1).unflatten(1, (-1, len(ORDER)))[:, :, list(ORDER)].flatten(1)
-            for name in ("qweight", "qzeros")
-        )
-        plain[f"{module}.weight"] = _dequantize(module, codes, zeros, parts["scales"].float())
-    return plain
-
-
-def _dequantize(module: str, codes: Tensor, zeros: Tensor, scales: Tensor, g_idx: Tensor | None = None) -> Tensor:
-    """The weight (out, in) of codes (in, out), with scales and zero points (groups, out).
-
-    `g_idx` (in,) is the group of each input; by default, groups are equally many neighbouring inputs.
-    """
-    fits = zeros.shape == scales.shape and codes.shape[1:] == scales.shape[1:]
-    if not fits or not 0 < len(scales) <= len(codes) or len(codes) % len(scales):
-        raise UnreadableError(
-            f"'{module}' has codes of the shape {tuple(codes.shape)} and scales of {tuple(scales.shape)}"
-        )
-    if g_idx is None:
-        group = torch.arange(len(codes)) // (len(codes) // len(scales))
-    else:
-        group = _check_groups(g_idx, module, scales, codes)
-    return (scales[group] * (codes - zeros[group])).T.contiguous()
-
-
-def _check_groups(g_idx: Tensor, module: str, scales: Tensor, codes: Tensor) -> Tensor:
-    """The group of each input from `g_idx`, after a check of its shape and values."""
-    if g_idx.shape != codes.shape[:1] or g_idx.is_floating_point():
-        raise UnreadableError(
-            f"'{module}' has a g_idx of the shape {tuple(g_idx.shape)} and type {g_idx.dtype} for {len(codes)} inputs"
-        )
-    if not g_idx.is_meta and (g_idx.min() < 0 or g_idx.max() >= len(scales)):
-        raise UnreadableError(
-            f"'{module}' has the groups {g_idx.min()} to {g_idx.max()} in its g_idx, and {len(scales)} scales"
-        )
-    return g_idx.long()
-
-
-def _modules(stored: StoredTensors) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Each quantized module with its tensors by name."""
-    for name in stored.tensors:
-        module, _, last = name.rpartition(".")
-        if last == "qweight":
-            parts = {part: stored.tensors[path] for part in _PARTS if (path := f"{module}.{part}") in stored.tensors}
-            if missing := {"qzeros", "scales"} - set(parts):
-                raise UnreadableError(f"'{module}' is without {' and '.join(sorted(missing))}")
-            for part in ("qweight", "qzeros"):
-                if parts[part].dtype != torch.int32 or parts[part].dim() != 2:
-                    raise UnreadableError(f"'{module}.{part}' is no matrix of int32")
-            yield module, parts
-
-
-def _unquantized(stored: StoredTensors) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in stored.tensors.items() if name.rpartition(".")[2] not in _PARTS}
-
-
-GPTQ = Dequantizer(dequantize=_gptq, check=_check_gptq)
-AWQ = Dequantizer(dequantize=_awq, check=_check_awq)
