@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from laconic.imports import TABLES, installed_version, lazy, when_imported
 
 if TYPE_CHECKING:
+    from laconic.api.advise import AdviseResult, advise
     from laconic.api.compress import compress, run
     from laconic.api.compressed import CompressResult
     from laconic.api.estimated import CompressEstimate
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     """The version of the installed package."""
 
 __all__ = [
+    "AdviseResult",
     "CompressEstimate",
     "CompressResult",
     "EvaluateResult",
@@ -40,6 +42,7 @@ __all__ = [
     "StudyResult",
     "UserError",
     "__version__",
+    "advise",
     "compress",
     "evaluate",
     "export",
@@ -52,6 +55,7 @@ __all__ = [
 
 _HOMES = {
     "UserError": "laconic.errors",
+    "AdviseResult": "laconic.api.advise",
     "CompressEstimate": "laconic.api.estimated",
     "CompressResult": "laconic.api.compressed",
     "EvaluateResult": "laconic.api.evaluate",
@@ -60,6 +64,7 @@ _HOMES = {
     "LoadResult": "laconic.api.load",
     "StudyPlan": "laconic.api.study",
     "StudyResult": "laconic.api.study",
+    "advise": "laconic.api.advise",
     "compress": "laconic.api.compress",
     "evaluate": "laconic.api.evaluate",
     "export": "laconic.api.export",

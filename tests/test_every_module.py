@@ -11,6 +11,7 @@ TESTS = ROOT / "tests"
 
 TESTED_BY = {
     "laconic.api.estimated": "recipe/test_estimate.py",
+    "laconic.cli.advise": "api/test_advise.py",
     "laconic.api.export": "api/test_results.py",
     "laconic.api.load": "api/test_results.py",
     "laconic.api.study": "api/test_results.py",

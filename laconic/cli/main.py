@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from laconic.cli import INTERRUPTED, INTERRUPTED_MESSAGE
+from laconic.cli.advise import advise
 from laconic.cli.compress import compress, run
 from laconic.cli.demo import demo
 from laconic.cli.evaluate import evaluate
@@ -63,6 +64,7 @@ for verb in (
     on_rank_zero(export),
     on_rank_zero(serve),
     on_rank_zero(inspect),
+    on_rank_zero(advise),
     on_rank_zero(study),
     on_rank_zero(report),
     on_rank_zero(methods),

@@ -18,6 +18,7 @@ VERBS = {
     },
     "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--label-order", "--json"},
     "serve": {"MODEL", "--runtime", "--port", "--context", "--json"},
+    "advise": {"MODEL", "--runtime", "--batch", "--length", "--json"},
     "inspect": {"MODEL", "--output", "-o", "--data", "--json"},
     "study": {
         "STUDY", "[KEY=VALUE]…", "--output", "-o", "--executor", "--workers", "--address", "--retry-failed",
