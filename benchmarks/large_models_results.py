@@ -12,7 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from laconic.cli.terminal import silence_libraries
-from laconic.model.loading import load_streamed
+from laconic.errors import UserError
+from laconic.model import LanguageModel
+from laconic.model.loading import check_parts, load, load_streamed
 from laconic.model.predictions import run_model
 
 ROWS, TOKENS = 24, 128
@@ -42,14 +44,23 @@ def main() -> None:
 def log_probabilities(source: str, texts: list[str]) -> Tensor:
     """The logarithms of the predicted probabilities of every word, at the first tokens of some texts.
 
-    One block of the model is in memory at a time.
+    One block of the model is in memory at a time, where its format allows that.
     """
-    lm = load_streamed(source)
+    lm = _load(source)
     assert lm.tokenizer is not None
     rows = [lm.tokenizer(text, return_tensors="pt")["input_ids"][:, :TOKENS] for text in texts]
     batch = {"input_ids": torch.cat(rows), "attention_mask": torch.ones(len(rows), TOKENS, dtype=torch.long)}
     with lm.loaned_on_call():
         return run_model(lm, batch)["logits"].log_softmax(-1)
+
+
+def _load(source: str) -> LanguageModel:
+    try:
+        check_parts(source)
+    except UserError:
+        # Codes of another library.
+        return load(source)
+    return load_streamed(source)
 
 
 def kl(reference: Tensor, other: Tensor) -> float:
