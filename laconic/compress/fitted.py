@@ -12,6 +12,7 @@ solves for W (vocabulary, width) instead. The loss is the same, with F and C in 
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from laconic.allocate import Plan
 from laconic.calibrate import GradCovariance, InputCovariance, LayerStats
 from laconic.compress.solve_groups import SolveGroup
 from laconic.errors import Notice
-from laconic.methods import Method
+from laconic.methods import Candidates, Method
 from laconic.methods.quantize.blocks import BlockQuantization
 
 
@@ -89,6 +90,17 @@ def as_solved(
     if not is_by_tokens(group, method):
         return weight, stats
     return weight.T.contiguous(), transpose_stats(stats, weight.shape[0])
+
+
+def layer_candidates(
+    group: SolveGroup, method: Method, weight: Float[Tensor, "out in"], stats: LayerStats
+) -> Candidates:
+    """The candidates of a matrix of a group; arguments as of `as_solved`."""
+    offered = method.candidates(*as_solved(group, method, weight, stats))
+    if not is_by_tokens(group, method):
+        return offered
+    # The rows of a word embedding are looked up, not multiplied.
+    return Candidates(tuple(replace(candidate, products=()) for candidate in offered.all))
 
 
 def transpose_stats(stats: LayerStats, width: int) -> LayerStats:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from laconic.allocate import Plan, allocate_uniform
 from laconic.calibrate import Calibration, Problem, Statistic
 from laconic.compress.checks import SizeSpec, check_size, check_unused
+from laconic.compress.fitted import solved_shape
 from laconic.compress.shared_budget import split_budget
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, stored_fractions
 from laconic.compress.solving import choose_planning, iterate_problems, problems_by_matrix
@@ -155,7 +156,7 @@ def uniform_plan(request: AllocationRequest) -> Plan:
     plan: Plan = {}
     for budget in split_budget(keep, request.layer_sets):
         groups = [group for layer_set in budget.layer_sets for group in layer_set.joint]
-        shapes = {group.name: group.shape for group in groups}
+        shapes = {group.name: solved_shape(group, method) for group in groups}
         counts = {group.name: group.count for group in groups}
         stored = stored_fractions(budget.layer_sets)
         with budget.in_errors():

@@ -6,6 +6,7 @@ Without it, a budget that is too small would be found only after calibration and
 import torch
 
 from laconic.compress.allocators.allocator import AllocationRequest
+from laconic.compress.fitted import solved_shape
 from laconic.compress.pricing import CountedPricing
 from laconic.compress.shared_budget import split_budget
 from laconic.compress.solve_groups import SolveGroup, all_groups
@@ -49,8 +50,9 @@ def check_smallest_sizes(request: AllocationRequest) -> None:
 def _smallest_candidates(method: Method, group: SolveGroup, dtype: torch.dtype) -> Candidates:
     """The smallest candidate of a group, whose loss is unknown, and the unchanged matrices."""
     is_lookup = group.sites[0].is_lookup
-    smallest = method.smallest_size(group.shape, dtype)
-    whole = smallest.meta_format(group.shape).to(dtype)
+    shape = solved_shape(group, method)
+    smallest = method.smallest_size(shape, dtype)
+    whole = smallest.meta_format(shape).to(dtype)
     return Candidates(
         (
             Candidate(

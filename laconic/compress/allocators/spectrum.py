@@ -15,6 +15,7 @@ from laconic.compress.allocators.experts import add_candidates, check_currency
 from laconic.compress.allocators.smallest_sizes import check_smallest_sizes
 from laconic.compress.allocators.streamed_copies import compress_first_copy, compress_second_copy
 from laconic.compress.checks import SizeSpec, check_size, check_workload
+from laconic.compress.fitted import layer_candidates
 from laconic.compress.pricing import CandidatesByGroup, CountedPricing, LatencyPricing, Pricing
 from laconic.compress.shared_budget import split_budget
 from laconic.compress.solve_groups import SolveGroup, all_groups, part_of
@@ -94,7 +95,7 @@ def find_candidates(
         problem = problems[matrix.name]
         # A streamed model is on loan in float32, and sizes are those of the dtype that it is stored in.
         weight = problem.weight.to(request.lm.dtype)
-        own[matrix.name] = request.size_spec.method.candidates(weight, problem.stats)
+        own[matrix.name] = layer_candidates(group, request.size_spec.method, weight, problem.stats)
         del problem
     return {**own, group.name: add_candidates(list(own.values()))}
 

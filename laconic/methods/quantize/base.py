@@ -77,6 +77,10 @@ class QuantizationMethod(Method):
         """A copy for each size that the method offers, smallest first."""
         return [self.with_bits(bits) for bits in range(MIN_BITS, MAX_BITS + 1)]
 
+    def sizes_for(self, shape: tuple[int, int]) -> "Sequence[QuantizationMethod]":
+        """Those of `sizes` that a matrix of `shape` (out, in) can have, smallest first."""
+        return self.sizes
+
     def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:
         """Bytes on disk of an unpruned matrix of `shape` (out, in) after this method, whose size is set."""
         return self.meta_format(shape).nbytes()
@@ -102,8 +106,9 @@ class QuantizationMethod(Method):
         self, keep: float, shape: tuple[int, int], dtype: torch.dtype = torch.float32
     ) -> "QuantizationMethod":
         budget = keep * shape[0] * shape[1] * dtype.itemsize
-        fitting = [method for method in self.sizes if method.nbytes_for(shape, dtype) <= budget]
-        return fitting[-1] if fitting else self.sizes[0]
+        sizes = self.sizes_for(shape)
+        fitting = [method for method in sizes if method.nbytes_for(shape, dtype) <= budget]
+        return fitting[-1] if fitting else sizes[0]
 
     def without_size(self) -> "QuantizationMethod":
         return self.with_bits(None)

@@ -5,18 +5,29 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from laconic.calibrate import LayerStats
 from laconic.errors import UserError
 from laconic.formats import GgmlBlocks, PackedCodes
+from laconic.methods.base import Candidates
 from laconic.methods.quantize.base import AffineQuantization, QuantizationMethod
+from laconic.methods.quantize.sampled_rows import sampled_candidates
 from laconic.numerics.ggml_blocks import BLOCK_TYPES
 from laconic.numerics.grid import QuantizedWeight
 from laconic.numerics.quantizer import QuantizerSpec
 
 BlockGridName = Literal["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl"]
 """The types of blocks."""
+ANY = "any"
+"""The grid of a method whose type is chosen for each matrix."""
+SIZES: tuple[BlockGridName, ...] = (
+    "q2_k", "q3_k", "q4_0", "iq4_nl", "q4_k", "q4_1", "q5_0", "q5_k", "q5_1", "q6_k", "q8_0",
+)  # fmt: skip
+"""Every type from the smallest to the largest; of types of one size, that with the smallest error is the last."""
+LEAST_COLUMNS = 32
+"""The columns of the smallest blocks."""
 NARROWER: dict[str, BlockGridName] = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 """The type with blocks of 32 columns that llama.cpp's quantizer takes where blocks of 256 do not fit.
 
@@ -35,13 +46,14 @@ class BlockQuantization(AffineQuantization):
             fitted and rounded to the numbers that llama.cpp computes with, scales of 4 to 8 bits included. Rows must
             have a multiple of 32 columns. For a type that ends in `_k` they need a multiple of 256; a step gives
             other matrices the type that llama.cpp's own quantizer takes there (q4_0 for q2_k and q3_k, q5_0 for q4_k,
-            q5_1 for q5_k, q8_0 for q6_k).
+            q5_1 for q5_k, q8_0 for q6_k). `any` leaves the type of each matrix to `keep`; with `allocate: spectrum`,
+            the types are those of the least predicted loss.
 
     Raises:
         UserError: a parameter is given that follows from the grid.
     """
 
-    grid: BlockGridName | None = None
+    grid: BlockGridName | Literal["any"] | None = None
 
     def __post_init__(self) -> None:
         if self.grid is None:
@@ -55,11 +67,31 @@ class BlockQuantization(AffineQuantization):
 
     @property
     def code_bits(self) -> int | None:
-        return self.bits if self.grid is None else BLOCK_TYPES[self.grid].bits
+        if self.grid is None:
+            return self.bits
+        return None if self.grid == ANY else BLOCK_TYPES[self.grid].bits
 
     @property
     def sizes(self) -> Sequence[QuantizationMethod]:
-        return super().sizes if self.grid is None else [self]
+        if self.grid is None:
+            return super().sizes
+        return self._types if self.grid == ANY else [self]
+
+    @property
+    def _types(self) -> "list[BlockQuantization]":
+        """A copy for each type of blocks."""
+        return [replace(self, grid=name) for name in SIZES]
+
+    def sizes_for(self, shape: tuple[int, int]) -> Sequence[QuantizationMethod]:
+        if self.grid != ANY:
+            return super().sizes_for(shape)
+        self._check_width(shape[1])
+        return [method for method in self._types if method.shape_error(shape, "a matrix") is None]
+
+    def candidates(self, weight: Float[Tensor, "out in"], stats: LayerStats) -> Candidates:
+        if self.grid != ANY:
+            return super().candidates(weight, stats)
+        return sampled_candidates(weight, stats, self.sizes_for((weight.shape[0], weight.shape[1])))
 
     def without_size(self) -> QuantizationMethod:
         return super().without_size() if self.grid is None else self
@@ -80,20 +112,30 @@ class BlockQuantization(AffineQuantization):
         return self if other.shape_error(shape, "") else other
 
     def shape_error(self, shape: tuple[int, int], matrix: str) -> UserError | None:
-        if self.grid is None or shape[1] % BLOCK_TYPES[self.grid].columns == 0:
+        columns = self._columns
+        if columns is None or shape[1] % columns == 0:
             return None
-        other = NARROWER.get(self.grid)
+        other = NARROWER.get(self.grid or "")
         remedy = "give bits and group_size in place of grid there"
         if other is not None and shape[1] % BLOCK_TYPES[other].columns == 0:
             remedy = f"give grid={other} there"
         return UserError(
-            f"{self.name}:grid={self.grid} needs rows of a multiple of {BLOCK_TYPES[self.grid].columns} columns; "
+            f"{self.name}:grid={self.grid} needs rows of a multiple of {columns} columns; "
             f"{matrix} has {shape[1]}: {remedy}, or choose other targets."
         )
+
+    @property
+    def _columns(self) -> int | None:
+        """The number of columns that rows have a multiple of; None for any number."""
+        if self.grid is None:
+            return None
+        return LEAST_COLUMNS if self.grid == ANY else BLOCK_TYPES[self.grid].columns
 
     def empty_codes(self, bits: int, shape: tuple[int, int], kept: int | None) -> PackedCodes:
         if self.grid is None:
             return super().empty_codes(bits, shape, kept)
+        if self.grid == ANY:
+            return self.sizes_for(shape)[0].empty_codes(bits, shape, kept)
         self._check_width(shape[1])
         return GgmlBlocks(shape, self.grid)
 
@@ -105,6 +147,7 @@ class BlockQuantization(AffineQuantization):
         """
         if self.grid is None:
             return self.grid_spec(bits, width)
+        assert self.grid != ANY, "a size was chosen"
         self._check_width(width)
         if mask is not None:
             raise UserError(
@@ -122,5 +165,5 @@ class BlockQuantization(AffineQuantization):
     ) -> PackedCodes:
         if self.grid is None:
             return super().to_quantized(result, dtype, support)
-        assert result.blocks is not None
+        assert result.blocks is not None and self.grid != ANY
         return GgmlBlocks.from_codes(result.codes, result.blocks, self.grid, dtype)
