@@ -1,8 +1,10 @@
 // Runs one GGUF file in llama.cpp on the CPU. Reads a question as JSON from the standard input and prints the answer as JSON.
 //
-// Question: {"model": FILE, "prompts": [[TOKEN, …], …], "texts": [TEXT, …], "count": N, "context": N}
+// Question: {"model": FILE, "prompts": [[TOKEN, …], …], "texts": [TEXT, …], "embedded": [[TOKEN, …], …], "count": N,
+//            "context": N}
 // Answer: {"probabilities": for each prompt and each of its positions, that of every token (if count is 0),
-//          "generated": the `count` greedy tokens after each prompt, "tokens": those of each text}
+//          "generated": the `count` greedy tokens after each prompt, "tokens": those of each text,
+//          "vectors": those of `embedded` by an encoder}
 // Without a question it prints the release of llama.cpp.
 import fs from "node:fs";
 import {getLlama} from "node-llama-cpp";
@@ -15,9 +17,14 @@ process.stdout.write(JSON.stringify(answer) + "\n", () => process.exit(0));
 
 async function run(question) {
     const model = await llama.loadModel({modelPath: question.model, gpuLayers: 0, checkTensors: true});
+    const found = {probabilities: [], generated: [], vectors: [], tokens: (question.texts ?? []).map((text) => model.tokenize(text))};
+    if (question.embedded) {
+        const encoder = await model.createEmbeddingContext({contextSize: question.context, threads: 1});
+        for (const tokens of question.embedded) found.vectors.push((await encoder.getEmbeddingFor(tokens)).vector);
+        return found;
+    }
     const context = await model.createContext({contextSize: question.context, sequences: 1, flashAttention: false, threads: 1});
     const sequence = context.getSequence();
-    const found = {probabilities: [], generated: [], tokens: (question.texts ?? []).map((text) => model.tokenize(text))};
     for (const prompt of question.prompts ?? []) {
         await sequence.clearHistory();
         if (question.count) found.generated.push(await generate(sequence, prompt, question.count));

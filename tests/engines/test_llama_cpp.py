@@ -14,7 +14,10 @@ from laconic.methods.quantize.blocks import BlockGridName
 from laconic.model import LanguageModel
 from laconic.numerics.ggml_blocks import BLOCK_TYPES
 from tests.engines.llama_cpp import ask
+from tests.export.gguf.encoders import ENCODERS, encoder
+from tests.export.gguf.encoders import TEXTS as ENCODED
 from tests.export.gguf.models import CONTEXT, MODELS, ROWS, TEXTS, byte_level, exported, model, sentence_piece
+from tests.export.gguf.test_encoders import pooled
 from tests.export.gguf.test_export import compressed, in_blocks, narrowed, wide
 
 pytestmark = pytest.mark.engines
@@ -93,6 +96,22 @@ def test_tokens_of_bytes(split: str, tmp_path: Path) -> None:
     lm = LanguageModel.of(model("llama").model, tokenizer)
     expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     assert ask(exported(lm, tmp_path), texts=TEXTS)["tokens"] == expected
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("modes", ["mean", "cls"])
+def test_vectors_of_texts(name: str, modes: str, tmp_path: Path) -> None:
+    lm = pooled(encoder(name), modes)
+    assert lm.tokenizer is not None and lm.pipeline is not None
+    ids = [lm.tokenizer(text)["input_ids"] for text in ENCODED]
+    answer = ask(exported(lm, tmp_path), texts=ENCODED, embedded=ids)
+    assert answer["tokens"] == [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ENCODED]
+    for tokens, vector in zip(ids, answer["vectors"], strict=True):
+        with torch.no_grad():
+            states = lm.model(torch.tensor([tokens])).last_hidden_state
+            expected = lm.pipeline(states, torch.ones(1, len(tokens)))[0]
+        found = torch.tensor(vector)
+        assert (found / found.norm() - expected).norm() < 2e-2
 
 
 def test_tokens_of_pieces(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ class Architecture:
         windows: whether the graph has sliding windows; otherwise the context ends where the window does.
         narrowed: the architecture that takes other numbers of heads and channels in each block; None if there is none.
         readable: whether transformers reads such a file.
+        embeds: whether it is an encoder, of which the file gives a vector for each text.
+        skips_padding: whether positions are counted from the one after the number of the padding token.
     """
 
     name: str
@@ -65,8 +67,11 @@ class Architecture:
     windows: bool = False
     narrowed: "Architecture | None" = None
     readable: bool = True
+    embeds: bool = False
+    skips_padding: bool = False
 
 
+_BERT = {"is_decoder": (False, None), "add_cross_attention": (False, None)}
 _LLAMA_ROTARY = ("default", "linear", "llama3", "yarn", "longrope")
 _PAIRS = {"attn_q": RowOrder.PAIRS, "attn_k": RowOrder.PAIRS}
 _GROUPED = {"attn_qkv": RowOrder.QUERIES_KEYS_VALUES}
@@ -174,6 +179,25 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         rows=_GROUPED,
         required={"bias": (False,), "alibi": (False,), "parallel_attn": (True,)},
         readable=False,
+    ),
+    Architecture(
+        name="bert",
+        model_type="bert",
+        activations=GELU,
+        rms_norm=False,
+        required=_BERT,
+        readable=False,
+        embeds=True,
+    ),
+    Architecture(
+        name="bert",
+        model_type="roberta",
+        activations=GELU,
+        rms_norm=False,
+        required=_BERT,
+        readable=False,
+        embeds=True,
+        skips_padding=True,
     ),
 )
 """Every architecture that can be written, in the order in which errors list them."""

@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig
 
 from laconic.errors import UserError, quote
 from laconic.export.gguf.architectures import ARCHITECTURES, Architecture
+from laconic.export.gguf.encoders import pooling_type
 from laconic.export.gguf.metadata import sliding_window, window_period
 from laconic.export.gguf.rope import check_rope, rope_parameters
 from laconic.export.gguf.shape import head_size
@@ -33,11 +34,15 @@ def check_gguf(lm: LanguageModel) -> Architecture:
     kinds = {entry.model_type: entry for entry in ARCHITECTURES}
     config = lm.model.config
     architecture = kinds.get(config.model_type)
-    if architecture is None or lm.task is not ModelTask.CAUSAL:
+    task = ModelTask.EMBEDDING if architecture is not None and architecture.embeds else ModelTask.CAUSAL
+    if architecture is None or lm.task is not task:
+        causal, encoders = ([kind for kind in kinds if kinds[kind].embeds is embeds] for embeds in (False, True))
         raise UserError(
-            f"A GGUF file is written of causal models of the kinds {', '.join(kinds)}, and {type(lm.model).__name__} "
-            f"is none; {INSTEAD}."
+            f"A GGUF file is written of causal models of the kinds {', '.join(causal)}, and of encoders without a head "
+            f"of the kinds {', '.join(encoders)}; {type(lm.model).__name__} is none; {INSTEAD}."
         )
+    if architecture.embeds:
+        pooling_type(lm)
     _check_config(config, architecture)
     for path, module in lm.model.named_modules():
         inner = module.coded if isinstance(module, PackedEmbedding) else module

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig
 
 from laconic.export.gguf.architectures import Architecture
+from laconic.export.gguf.encoders import first_position
 from laconic.export.gguf.rope import rope_metadata
 from laconic.export.gguf.shape import Shape
 
@@ -46,7 +47,8 @@ def model_metadata(config: PreTrainedConfig, architecture: Architecture, shape: 
 def context_length(config: PreTrainedConfig, architecture: Architecture) -> int:
     """The longest context: it ends at the sliding window if the graph of llama.cpp has none."""
     window = None if architecture.windows else sliding_window(config)
-    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+    longest = config.max_position_embeddings - first_position(config, architecture)
+    return min(longest, window or longest)
 
 
 def sliding_window(config: PreTrainedConfig) -> int | None:

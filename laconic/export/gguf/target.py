@@ -1,4 +1,4 @@
-"""Export a causal model to a GGUF file; it is read again and compared before it appears."""
+"""Export a causal model or an encoder to a GGUF file; it is read again and compared before it appears."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from laconic.errors import UserError
 from laconic.export.gguf.architectures import Architecture
 from laconic.export.gguf.checks import INSTEAD, check_gguf, check_gguf_library
+from laconic.export.gguf.encoders import pooling_type, with_kinds
 from laconic.export.gguf.encoding import Encoded, Encoder
 from laconic.export.gguf.file import FILE, check_numbers, library, write_file
 from laconic.export.gguf.metadata import model_metadata
@@ -43,7 +44,7 @@ class GgufTarget(Target):
             runtime=GGUF,
             library=library(),
             inputs=("input_ids",),
-            outputs=("logits",),
+            outputs=("embedding",) if architecture.embeds else ("logits",),
             bytes=file.stat().st_size,
             layers=layers,
             agreement=check_logits(served, architecture, file, library(), track),
@@ -62,7 +63,7 @@ class GgufTarget(Target):
         yield from layers_table(model, "compressed layers")
         yield ""
         yield "```sh"
-        yield f'llama-cli -m {model.file} -p "A text."'
+        yield f'{"llama-embedding" if "embedding" in model.outputs else "llama-cli"} -m {model.file} -p "A text."'
         yield "```"
 
 
@@ -84,6 +85,9 @@ def _write(
         ordered[name] = expected[name] = Encoder(lm.dtype).floats(factors)
     metadata = model_metadata(config, architecture, shape)
     vocabulary = read_vocabulary(lm.tokenizer, config.vocab_size)
+    if architecture.embeds:
+        metadata |= {"attention.causal": False, "pooling_type": pooling_type(lm)}
+        vocabulary = with_kinds(vocabulary, config)
     write_file(file, architecture.name, metadata, vocabulary, ordered)
     check_numbers(file, ordered, expected)
     return architecture, _summary(ordered)

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
 from laconic.export.gguf.architectures import Architecture, RowOrder
+from laconic.export.gguf.encoders import HEADS, from_first_position
 from laconic.export.gguf.encoding import Encoded, Encoder, stack
 from laconic.export.gguf.rows import file_rows
 from laconic.export.gguf.shape import Shape
@@ -33,14 +34,15 @@ def file_tensors(lm: LanguageModel, architecture: Architecture, *, decoded: bool
     """
     names = FileNames(architecture, lm.model.config.num_hidden_layers)
     tensors: dict[str, Encoded] = {}
-    is_tied, head = _is_tied(lm.model), _head_path(lm.model)
+    is_tied, head = (False, None) if architecture.embeds else (_is_tied(lm.model), _head_path(lm.model))
     if architecture.head_is_tied and not is_tied:
         raise UserError(
             f"llama.cpp reads the word embeddings of {architecture.name} as its head, and those of this model are two "
             "matrices; export it to onnx or openvino."
         )
     for path, encoded in _model_tensors(lm, Encoder(torch.float32 if decoded else lm.dtype, blocks=not decoded)):
-        if not (is_tied and path == f"{head}.weight"):
+        is_head = path.startswith(HEADS) if architecture.embeds else is_tied and path == f"{head}.weight"
+        if not is_head:
             tensors[names(path)] = encoded
     if is_tied and architecture.head_is_required:
         tensors[HEAD] = tensors[EMBEDDING]
@@ -48,7 +50,7 @@ def file_tensors(lm: LanguageModel, architecture: Architecture, *, decoded: bool
         for name in [name for name in tensors if name.endswith("norm.weight")]:
             values = tensors[name].data.view(torch.float32) + architecture.norm_offset
             tensors[name] = Encoder(torch.float32).floats(values)
-    return tensors
+    return from_first_position(tensors, lm.model.config, architecture)
 
 
 def to_file_order(tensors: dict[str, Encoded], architecture: Architecture, shape: Shape) -> dict[str, Encoded]:

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file: byte-level BPE with merges, or SentencePiece with scores and tokens of bytes."""
+"""The tokenizer of a GGUF file: byte-level BPE with merges, SentencePiece with scores and bytes, or WordPiece."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from laconic.errors import UserError
 from laconic.export.gguf.pretokenizers import find_name
+from laconic.export.gguf.wordpiece import rename_pieces, wordpiece_values
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -26,7 +27,7 @@ class Vocabulary:
     """A tokenizer as a GGUF file has it.
 
     Args:
-        model: `gpt2` for byte-level BPE, `llama` for SentencePiece.
+        model: `gpt2` for byte-level BPE, `llama` for SentencePiece, `bert` for WordPiece.
         tokens: all tokens, in the order of their numbers.
         types: the type of each token.
         merges: the merges of byte-level BPE, each two tokens with a space between them.
@@ -55,6 +56,10 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int) -> Voc
     fast, description = _describe(tokenizer, size)
     model = description["model"]
     tokens, types = _tokens(description, size)
+    if model["type"] == "WordPiece":
+        values = wordpiece_values(fast, description)
+        tokens = rename_pieces(tokens, [kind == TokenType.CONTROL for kind in types])
+        return Vocabulary(model="bert", tokens=tokens, types=types, values=values)
     values = {**_added_around(fast), **_special_numbers(fast)}
     if isinstance(fast.chat_template, str):
         values["chat_template"] = fast.chat_template
@@ -74,7 +79,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int) -> Voc
 def _describe(
     tokenizer: PreTrainedTokenizerBase | None, size: int
 ) -> tuple[PreTrainedTokenizerFast, Mapping[str, Any]]:
-    """The tokenizer and its tokenizer.json, after a check that it is a BPE of at most `size` tokens."""
+    """The tokenizer and its tokenizer.json, after a check of its kind, and that it has at most `size` tokens."""
     if tokenizer is None:
         raise UserError(
             "A GGUF file holds the tokenizer, and the model has none; pass one, or save it beside the model."
@@ -85,10 +90,10 @@ def _describe(
             "tokenizer of the model."
         )
     description = json.loads(tokenizer.backend_tokenizer.to_str())
-    if (kind := description["model"]["type"]) != "BPE":
+    if (kind := description["model"]["type"]) not in ("BPE", "WordPiece"):
         raise UserError(
-            f"A GGUF file of a causal model holds a BPE tokenizer, and that of the model is a {kind}; export it to "
-            "onnx or openvino."
+            f"A GGUF file holds a BPE or WordPiece tokenizer, and that of the model is a {kind}; export it to onnx or "
+            "openvino."
         )
     if len(tokenizer) > size:
         raise UserError(
