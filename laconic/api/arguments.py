@@ -235,6 +235,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
         ("True or False", lambda value: isinstance(value, bool)),
     ),
     "stream": ("True, False or None", lambda value: value is None or isinstance(value, bool)),
+    "cache": ("True or False", lambda value: isinstance(value, bool)),
     "keep": ("a number in (0, 1], or a mapping of groups to such numbers", _is_keep),
     "allocate": ("the name of an allocation", _is_text),
     "targets": ("a group or glob, or a list of those", lambda value: _is_text(value) or _are_texts(value)),

@@ -95,6 +95,7 @@ def export(
     tasks: str | Sequence[str] = (),
     limit: int | None = None,
     label_order: Sequence[str | int] | None = None,
+    cache: bool = True,
     tokenizer: PreTrainedTokenizerBase | None = None,
     track: Track = silent,
 ) -> ExportResult:
@@ -109,6 +110,8 @@ def export(
         limit: maximum rows of each task; None for all.
         label_order: class names in the order of the model's outputs, as the tasks spell them. None for the order in the
             model's configuration.
+        cache: whether a causal model or an encoder-decoder gets a cache of keys and values in ONNX Runtime and
+            OpenVINO, so that it writes text. Without, its graph reads a whole prompt at every call.
         tokenizer: tokenizer of the model. None for the one in the folder that the model was loaded from.
         track: reports progress.
 
@@ -124,8 +127,8 @@ def export(
         Traceback (most recent call last):
         laconic.errors.UserError: A model is exported to onnx, ... 'eager' is torch's, and runs ...
     """
-    check_kinds(to=to, tasks=tasks, limit=limit, label_order=label_order, track=track)
-    target = check_target(to)
+    check_kinds(to=to, tasks=tasks, limit=limit, label_order=label_order, cache=cache, track=track)
+    target = check_target(to, cache=cache)
     names = to_tasks(tasks, limit)
     model_input = to_model_input(model, tokenizer, label_order)
     folder = to_folder(output)
@@ -137,5 +140,6 @@ def export(
         tokenizer_of(structure)
     check_tasks(names, structure, compared=True, load=partial(load_corpus, limit=limit))
     with model_input.open_model(restore=False) as lm:
-        outcome = export_model(lm, to, folder, tasks=names, limit=limit, track=track)
+        target.check_installed(lm.device.type)
+        outcome = export_model(lm, target, folder, tasks=names, limit=limit, track=track)
     return ExportResult(outcome.output, outcome.model.bytes, outcome.model.agreement.error, outcome)

@@ -24,6 +24,14 @@ def export(
     ] = None,
     limit: LimitOption = None,
     label_order: LabelOrderOption = None,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="For onnx and openvino: write a graph that reads a whole prompt at every call. By default models that "
+            "write text get a cache of keys and values.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Export MODEL to another runtime in the folder OUT, if its outputs there equal those of torch."""
@@ -32,5 +40,7 @@ def export(
     from laconic.api.export import export as export_model
 
     with progress_bars() as track:
-        result = export_model(model, to, output, tasks=names, limit=limit, label_order=order, track=track)
+        result = export_model(
+            model, to, output, tasks=names, limit=limit, label_order=order, cache=not no_cache, track=track
+        )
     show_result(result, json)

@@ -31,6 +31,7 @@ from laconic.evaluate.token_classification import TokenClassification
 from laconic.model import LanguageModel
 from laconic.registry import Registry
 from laconic.runtime import EAGER, ONNX, OPENVINO
+from laconic.runtime.cache_layout import IN_TORCH, check_cache
 
 SPLIT = "dev"
 """The split that models are evaluated on."""
@@ -273,8 +274,9 @@ def check_tasks(
 
     Raises:
         UserError: as `select_tasks`; a source does not exist; a task has its rows in a file that was calibrated on;
-            a task generates text and `runtime` cannot; `lm` is not a model for a task, has fewer positions than
-            `context`, or cannot read its rows; or `context` or `dtype` is given and no task is a perplexity.
+            a task generates text, for which the model has no cache in `runtime`; `lm` is not a model for a task, has
+            fewer positions than `context`, or cannot read its rows; or `context` or `dtype` is given and no task is a
+            perplexity.
     """
     selection = select_tasks(names, compared, context, dtype)
     check_disjoint(selection.sources, calibration)
@@ -282,13 +284,10 @@ def check_tasks(
         check_source(selection.fidelity, SPLIT)
     for task in selection.tasks.values():
         task.check_data()
-        if runtime in (ONNX, OPENVINO) and task.generates:
-            raise UserError(
-                f"The task '{task.name}' lets the model generate text, which it cannot in the runtime '{runtime}'; "
-                "evaluate it in the runtime eager."
-            )
         if lm is not None:
             task.check_model(lm)
+            if runtime in (ONNX, OPENVINO) and task.generates:
+                check_cache(lm, IN_TORCH)
     if lm is None:
         return
     for task in selection.tasks.values():

@@ -17,7 +17,9 @@ from laconic.model.embedding_modules import SENTENCE
 from laconic.progress import Track
 from laconic.runtime.engines import ONNX, OPENVINO, Program
 from laconic.runtime.portable import to_exact
+from laconic.runtime.sessions import LOGITS, CachedProgram, read_in_parts
 from laconic.runtime.signature import TARGETS, Signature
+from laconic.runtime.written import Seq2SeqProgram
 
 SHAPES = ((1, 5), (3, 16), (2, 33), (5, 2), (1, 520))
 """Batch sizes and lengths of the random tokens. State spaces and linear attentions compute chunks of 64 to 256 tokens;
@@ -55,6 +57,8 @@ class Agreement:
 def check_agreement(lm: LanguageModel, program: Program, signature: Signature, runtime: str, track: Track) -> Agreement:
     """Compare all outputs of an exported model with the model in torch. Padding is left out.
 
+    A model with a cache reads each text in three calls; see `read_in_parts`.
+
     Args:
         lm: the model in torch.
         program: the exported model.
@@ -68,7 +72,17 @@ def check_agreement(lm: LanguageModel, program: Program, signature: Signature, r
     reference = to_exact(lm, runtime)
     rounds_inputs = runtime == ONNX and any(isinstance(module, DynamicInt8) for module in lm.model.modules())
     references = References(reference, to_exact(lm, OPENVINO) if rounds_inputs else None)
-    return compare(references, lambda batch: program(signature.feeds(lm, batch)), signature, runtime, track)
+
+    def run(batch: Batch) -> Mapping[str, Tensor]:
+        feeds = signature.feeds(lm, batch)
+        if isinstance(program, CachedProgram):
+            return {LOGITS: read_in_parts(program.start(), feeds)}
+        if isinstance(program, Seq2SeqProgram):
+            targets = {**program.read_source(feeds), "input_ids": feeds[TARGETS]}
+            return {LOGITS: read_in_parts(program.start(), targets)}
+        return program(feeds)
+
+    return compare(references, run, signature, runtime, track)
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ def compare(
     """
     reference = references.rounded
     data = list(_batches(reference))
-    errors = {name: _Error(references.tolerance) for name in signature.outputs}
+    errors = {name: _Error(references.tolerance) for name in signature.predictions}
     with evaluating(reference), torch.inference_mode():
         for batch in track(data, "agreement"):
             # First, so that inputs that the model itself cannot read are its own error.
@@ -176,7 +190,7 @@ def model_outputs(lm: LanguageModel, batch: Batch, signature: Signature) -> dict
     """The outputs of the model in torch, by the names of the signature."""
     output = run_model(lm, batch)
     vectors = {SENTENCE: gather_predictions(lm, output, batch).values} if SENTENCE in signature.outputs else {}
-    return {name: vectors[name] if name in vectors else output[name] for name in signature.outputs}
+    return {name: vectors[name] if name in vectors else output[name] for name in signature.predictions}
 
 
 def _batches(lm: LanguageModel) -> Iterator[Batch]:

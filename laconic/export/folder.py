@@ -5,18 +5,20 @@ The exported model is loaded again and compared with the model in torch. Without
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from laconic.errors import UserError, unknown
 from laconic.evaluate import Evaluation, evaluate
 from laconic.evaluate.paired import SIGNIFICANT
+from laconic.export.graph_target import GraphTarget
 from laconic.export.target import ExportOutcome, Target, Written
 from laconic.export.targets import NAMES, TARGETS
 from laconic.files import expand_user
 from laconic.markdown import plain
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
-from laconic.runtime.engines import COMPILE, EAGER
+from laconic.runtime.engines import COMPILE, EAGER, ONNX, OPENVINO
 from laconic.store.atomic import new_folder
 from laconic.store.folder import CARD, save_tokenizers
 
@@ -24,15 +26,16 @@ LARGEST_LOSS = 0.01
 """The largest accepted significant change of a metric, relative to the metric."""
 
 
-def check_target(name: str, device: str = "cpu") -> Target:
+def check_target(name: str, device: str = "cpu", *, cache: bool = True) -> Target:
     """The target of a name, after a check that models can be exported to it on this machine.
 
     Args:
         name: the value of `--to`.
         device: the type of the device that the model is on.
+        cache: whether models that write text get a cache of keys and values.
 
     Raises:
-        UserError: the name is unknown or a runtime of torch, or libraries are missing.
+        UserError: the name is unknown or a runtime of torch, libraries are missing, or the target always has a cache.
 
     Example:
         >>> check_target("eager")
@@ -45,13 +48,20 @@ def check_target(name: str, device: str = "cpu") -> Target:
     if name not in NAMES:
         raise unknown("target", name, NAMES, "`laconic export` has")
     target = TARGETS[NAMES.index(name)]
+    if not cache:
+        if not isinstance(target, GraphTarget):
+            raise UserError(
+                f"The engines that read '{name}' always keep a cache; leave out --no-cache (cache=False), which is for "
+                f"{ONNX} and {OPENVINO}."
+            )
+        target = replace(target, cache=False)
     target.check_installed(device)
     return target
 
 
 def export(
     lm: LanguageModel,
-    to: str,
+    to: str | Target,
     output: Path,
     *,
     tasks: Sequence[str] = (),
@@ -62,7 +72,7 @@ def export(
 
     Args:
         lm: the model; it is not changed.
-        to: the name of the target, such as `onnx`.
+        to: the target, such as `onnx`: its name, or what `check_target` returns.
         output: the new folder; for a target that needs only one file, it may be that file, named by its suffix.
         tasks: names of tasks on which the exported model must not be worse than the model in torch.
         limit: the largest number of rows of each task; None for all.
@@ -73,7 +83,7 @@ def export(
             different outputs or is worse on a task. No folder is left then.
     """
     start = time.perf_counter()
-    target = check_target(to, lm.device.type)
+    target = check_target(to, lm.device.type) if isinstance(to, str) else to
     target.check_model(lm)
     only = target.single_file if is_single_file(target, output) else None
     with new_folder(output, only) as partial:

@@ -1,18 +1,24 @@
 """Export to ONNX Runtime and OpenVINO: a graph that is loaded again and compared with the model in torch."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from laconic.export.agreement import check_agreement
+from laconic.export.cached_card import cached_lines
 from laconic.export.target import ExportedModel, Target, Written, card_opening
+from laconic.export.text_files import write_text_files
 from laconic.markdown import code, plain
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.embedding_modules import POOLING_MASK, SENTENCE
 from laconic.progress import Track
 from laconic.runtime import LoadedExport, check_runtime, serve
-from laconic.runtime.engines import ONNX, OPENVINO, load_program
-from laconic.runtime.graph import build_graph, exported_bytes, write_model
+from laconic.runtime.cache_layout import check_cache, writes_text
+from laconic.runtime.engines import ONNX, OPENVINO
+from laconic.runtime.graph import exported_bytes
 from laconic.runtime.signature import TARGETS
+from laconic.runtime.tracing import check_traceable
+from laconic.runtime.written import write_graphs
 
 SNIPPETS = {
     ONNX: ("import onnxruntime", 'model = onnxruntime.InferenceSession("{file}")', "model.run(None, inputs)"),
@@ -34,32 +40,46 @@ TOKENIZED = {
 """Lines of code for the card that make the inputs, by the task of the model; other tasks read a text."""
 
 
+@dataclass(frozen=True)
 class GraphTarget(Target):
-    """ONNX Runtime or OpenVINO."""
+    """ONNX Runtime or OpenVINO.
+
+    Args:
+        cache: whether models that write text get a cache of keys and values.
+    """
+
+    cache: bool = True
 
     def check_installed(self, device: str) -> None:
         check_runtime(self.name, device)
 
     def check_model(self, lm: LanguageModel) -> None:
-        """Nothing is refused: what torch cannot trace is known only when it is traced."""
+        """What torch cannot trace is known only when it is traced; what has no cache is refused here."""
+        if self._is_cached(lm):
+            check_traceable(lm)
+            check_cache(lm)
 
     def write(self, lm: LanguageModel, folder: Path, track: Track) -> Written:
-        graph = build_graph(lm, self.name)
-        file = write_model(lm, graph, self.name, folder)
-        agreement = check_agreement(lm, load_program(self.name, file, exact=True), graph.signature, self.name, track)
-        program = load_program(self.name, file)
-        loaded = LoadedExport(program, graph.signature, exported_bytes(folder), graph.layers)
+        cached = self._is_cached(lm)
+        written = write_graphs(lm, self.name, folder, cached=cached)
+        signature = written.signature
+        agreement = check_agreement(lm, written.load(exact=True), signature, self.name, track)
+        loaded = LoadedExport(written.load(), signature, exported_bytes(folder), written.layers, cached)
         model = ExportedModel(
-            file=file.name,
+            file=written.file,
             runtime=self.name,
-            library=program.version,
-            inputs=graph.signature.inputs,
-            outputs=graph.signature.outputs,
+            library=loaded.program.version,
+            inputs=written.inputs,
+            outputs=written.outputs,
             bytes=loaded.bytes,
-            layers=graph.layers,
+            layers=written.layers,
             agreement=agreement,
+            remarks=write_text_files(lm, folder, self.name, signature) if cached else (),
         )
         return Written(model, serve(lm, self.name, loaded).lm)
+
+    def _is_cached(self, lm: LanguageModel) -> bool:
+        return self.cache and writes_text(lm)
 
     def card(self, lm: LanguageModel, model: ExportedModel) -> Iterator[str]:
         yield card_opening(lm, model.library, model.bytes)
@@ -88,6 +108,9 @@ class GraphTarget(Target):
             for label, layers in model.layers.items():
                 yield f"| {layers.count} | {label} | {layers.bytes:,} | {layers.stored_bytes:,} |"
             yield ""
+        if self._is_cached(lm):
+            yield from cached_lines(lm, self.name)
+            return
         import_line, load_line, call = SNIPPETS[model.runtime]
         yield "```python"
         yield import_line

@@ -29,6 +29,7 @@ class ExportedModel:
         agreement: how close its outputs are to those of the model in torch; without rows if only numbers were compared.
         scale_rounding: the norm of the change of a matrix's scales because they are rounded in the file, as a fraction
             of their norm; the largest of all matrices; None if the target rounds no scales.
+        remarks: a sentence for each file that the folder lacks.
     """
 
     file: str
@@ -40,6 +41,7 @@ class ExportedModel:
     layers: Mapping[str, ExportedLayers]
     agreement: Agreement
     scale_rounding: float | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ def export_lines(outcome: dict[str, Any]) -> tuple[str, ...]:
             if outcome["scale_rounding"] is None
             else (f"Rounding changes the scales of a matrix by at most {outcome['scale_rounding']:.1e} of their norm",)
         ),
+        *outcome["remarks"],
     )
 
 

@@ -5,6 +5,8 @@ The libraries are optional. They are checked before any model is loaded, and imp
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,9 +103,11 @@ class OnnxProgram(Program):
         except errors as error:
             raise UserError(f"ONNX Runtime cannot load '{file.name}': {reason_of(error)}.") from error
         self._outputs: list[str] = [output.name for output in self._session.get_outputs()]
+        self.inputs: dict[str, list[int | str]] = {each.name: each.shape for each in self._session.get_inputs()}
+        """The names of the inputs with their sizes; an axis of any size has its name."""
 
     def __call__(self, feeds: Batch) -> dict[str, Tensor]:
-        arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in feeds.items()}
         try:
             outputs = self._session.run(None, arrays)
         except self._errors as error:
@@ -134,10 +138,19 @@ class OpenVinoProgram(Program):
             raise UserError(f"OpenVINO cannot load '{file.name}': {reason_of(error)}.") from error
         # An output has several names if its operator, such as adding a bias of zeros, was removed by folding.
         self._names: list[set[str]] = [output.get_names() for output in self._compiled.outputs]
+        self.inputs: tuple[str, ...] = tuple(each.get_any_name() for each in self._compiled.inputs)
+        """The names of the inputs."""
 
     def __call__(self, feeds: Batch) -> dict[str, Tensor]:
+        return self._run(self._compiled, feeds)
+
+    def new_request(self) -> Callable[[Batch], dict[str, Tensor]]:
+        """A function that runs the model, with states of its own, which it keeps from one call to the next."""
+        return partial(self._run, self._compiled.create_infer_request().infer)
+
+    def _run(self, infer: Callable[[dict[str, Any]], Any], feeds: Batch) -> dict[str, Tensor]:
         try:
-            outputs = self._compiled({name: tensor.numpy() for name, tensor in feeds.items()})
+            outputs = infer({name: tensor.contiguous().numpy() for name, tensor in feeds.items()})
         except RuntimeError as error:
             raise _cannot_run("OpenVINO", feeds, error) from error
         # Outputs are in OpenVINO's own memory, which the next call overwrites.

@@ -3,34 +3,30 @@
 Weights take as many bytes as in laconic. Attention is exported as matrix products and a softmax (the `eager`
 implementation of transformers), which runtimes recognise and fuse. The fused attention of torch would add operators for
 rows in which all keys are masked.
-
-In an OpenVINO model, the constant matrix of each matrix product is stored as (out, in), with `transpose_b`, as in
-OpenVINO's own conversion from torch. Its tools expect this layout: NNCF compresses a matrix in groups along its inputs,
-and kernels expect integer weights in that order. In a model converted from ONNX, such a matrix is (in, out) or is
-followed by a `Transpose` operator.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from laconic.errors import UserError, reason_of
 from laconic.formats import DynamicInt8
-from laconic.model import LanguageModel, ModelTask
+from laconic.model import Batch, LanguageModel, ModelTask
+from laconic.runtime.axes import CHOICES, ROWS, TARGET_LENGTH, axis_names
+from laconic.runtime.cache_layout import DIMS
 from laconic.runtime.engines import EXACT, ONNX, OPENVINO
+from laconic.runtime.openvino_layout import transpose_weights
 from laconic.runtime.portable import ExportedLayers, to_portable
 from laconic.runtime.portable_layers import Portable
-from laconic.runtime.signature import TARGETS, Signature
-from laconic.runtime.tracing import quiet, trace
+from laconic.runtime.signature import TARGETS, Signature, TracedModel, sentence_pipeline
+from laconic.runtime.stateful import make_stateful
+from laconic.runtime.tracing import check_traceable, quiet, trace
 
-ROWS, CHOICES = ("batch", "length"), ("batch", "choices", "length")
-"""Names of the axes of inputs, also for multiple choice."""
-AXES = {TARGETS: ("batch", "target_length")}
-"""Names of the axes of other inputs."""
 SMALL = 2**10
 """Tensors with fewer elements stay in float32, as a cast operator would take more bytes than it saves."""
 LARGEST_FILE = 2**30
@@ -62,21 +58,49 @@ class Graph:
             self.program.save(file, external_data=weights > LARGEST_FILE)
 
 
-def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False) -> Graph:
+def build_graph(lm: LanguageModel, runtime: str, hidden: bool = False, cached: bool = False) -> Graph:
     """Export a model as an ONNX graph.
 
     Args:
         lm: the model; it is not changed.
         runtime: `ONNX` or `OPENVINO`, which have different operators for quantized layers.
         hidden: whether the last hidden states are an additional output.
+        cached: whether a causal model reads and gives its cache.
+
+    Raises:
+        UserError: torch cannot trace this architecture, the model does not run, or it has no cache.
+    """
+    check_traceable(lm)
+    signature = Signature.of(lm, hidden, cached)
+
+    def traced(model: nn.Module) -> nn.Module:
+        return TracedModel(model, signature, lm.task, sentence_pipeline(lm))
+
+    return trace_graph(lm, runtime, signature, traced, signature.example(lm))
+
+
+def trace_graph(
+    lm: LanguageModel,
+    runtime: str,
+    signature: Signature,
+    traced: Callable[[nn.Module], nn.Module],
+    example: Batch,
+) -> Graph:
+    """Export a model, or a part of it, as an ONNX graph.
+
+    Args:
+        lm: the model; it is not changed.
+        runtime: `ONNX` or `OPENVINO`.
+        signature: the inputs and outputs.
+        traced: makes what is traced of a copy of the model, which must be its submodule `model`.
+        example: inputs of the sizes to trace with.
 
     Raises:
         UserError: torch cannot trace this architecture, or the model does not run.
     """
-    signature = Signature.of(lm, hidden)
     twin, layers = to_portable(lm, runtime)
     twin.model.set_attn_implementation("eager")
-    program = trace(lm, twin, signature)
+    program = trace(lm, traced(twin.model), example, signature.outputs)
     _remove_metadata(program.model)
     _round_to_bfloat16(program.model.graph)
     _name_axes(program.model.graph, signature)
@@ -125,21 +149,31 @@ def _round_to_bfloat16(graph: Any) -> None:
 
 
 def _name_axes(graph: Any, signature: Signature) -> None:
-    """Name the dynamic axes "batch", "choices" and "length"; the tracer numbers them."""
+    """Name the dynamic axes, such as "batch" and "length"; the tracer numbers them."""
     ir: Any = import_module("onnx_ir")
     inputs = {value.name: value for value in graph.inputs}
     has_choices = len(inputs["input_ids"].shape) == len(CHOICES)
-    for name, value in inputs.items():
-        value.shape = ir.Shape(AXES.get(name, CHOICES if has_choices else ROWS))
+    cached = signature.cache is not None
+    for value in inputs.values():
+        _name_value(value, cached)
     # The hidden states of all choices of all rows are in one axis.
-    rows = ("sequences", "length") if has_choices else AXES[TARGETS] if TARGETS in signature.inputs else ROWS
+    targets = ("batch", TARGET_LENGTH) if TARGETS in signature.inputs else ROWS
+    rows = ("sequences", "length") if has_choices else targets
     for value in graph.outputs:
-        if value.shape is not None and len(value.shape) == 3:
+        if value.shape is not None and len(value.shape) == DIMS:
+            _name_value(value, cached)
+        elif value.shape is not None and len(value.shape) == 3:
             value.shape = ir.Shape([*rows, value.shape[2]])
         elif value.shape is not None and len(value.shape) == 2:
             by_token = value.name in ModelTask.QUESTION_ANSWERING.output_names
             last = "length" if by_token else "choices" if has_choices else value.shape[1]
             value.shape = ir.Shape(["batch", last])
+
+
+def _name_value(value: Any, cached: bool) -> None:
+    ir: Any = import_module("onnx_ir")
+    names = axis_names(value.name, len(value.shape), cached)
+    value.shape = ir.Shape([size if name is None else name for name, size in zip(names, value.shape, strict=True)])
 
 
 def _shrink(graph: Any, four_bit: set[str], dtype: str) -> None:
@@ -177,7 +211,7 @@ def _store_half(graph: Any, value: Any, half: Any) -> None:
     graph.insert_before(graph[0], cast)
 
 
-def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> Path:
+def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path, name: str | None = None) -> Path:
     """Write an exported model.
 
     Args:
@@ -185,6 +219,7 @@ def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> 
         graph: the result of `build_graph` for the same runtime.
         runtime: `ONNX` or `OPENVINO`.
         folder: an existing folder.
+        name: the name of the file; None for that of a whole model.
 
     Returns:
         The file that the runtime loads.
@@ -192,7 +227,7 @@ def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> 
     Raises:
         UserError: OpenVINO cannot read the graph.
     """
-    file = folder / FILE_NAMES[runtime]
+    file = folder / (name or FILE_NAMES[runtime])
     if runtime == ONNX:
         graph.save(file)
         return file
@@ -205,10 +240,12 @@ def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path) -> 
     except RuntimeError as error:
         raise UserError(f"OpenVINO cannot read the exported model: {reason_of(error)}.") from error
     transpose_weights(model)
+    if graph.signature.cache is not None:
+        make_stateful(model)
     if not any(isinstance(module, DynamicInt8) for module in lm.model.modules()):
         # OpenVINO would round the inputs of layers with integer weights to 8 bits; only one format of laconic does.
-        for name, value in EXACT.items():
-            model.set_rt_info(value, ["runtime_options", name])
+        for setting, value in EXACT.items():
+            model.set_rt_info(value, ["runtime_options", setting])
     openvino.save_model(model, file, compress_to_fp16=False)
     for leftover in folder.glob(f"{INTERMEDIATE}*"):
         leftover.unlink()
@@ -219,58 +256,3 @@ def exported_bytes(folder: Path) -> int:
     """Bytes of the graph and the weights of the exported model in `folder`."""
     endings = (".onnx", ".onnx.data", ".xml", ".bin")
     return sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(endings))
-
-
-def transpose_weights(model: Any) -> None:
-    """Store the constant matrix of every product of the OpenVINO `model` as (out, in), in place."""
-    opset: Any = import_module("openvino.opset13")
-    # A matrix that several products read is transposed once.
-    transposed: dict[str, Any] = {}
-    for product in list(_products(model)):
-        weight = product.input_value(1)
-        name = f"{weight.get_node().get_name()}:{weight.get_index()}"
-        if name not in transposed:
-            transposed[name] = _transpose(weight, opset)
-        transpose_input = bool(product.get_attributes()["transpose_a"])
-        replacement = opset.matmul(product.input_value(0), transposed[name], transpose_input, True)
-        replacement.set_friendly_name(product.get_friendly_name())
-        replacement.output(0).set_names(product.output(0).get_names())
-        product.output(0).replace(replacement.output(0))
-    model.validate_nodes_and_infer_types()
-
-
-def _products(model: Any) -> Iterator[Any]:
-    """All matrix products whose second operand is a constant two-dimensional (in, out) matrix."""
-    constant: set[str] = set()
-    for node in model.get_ordered_ops():
-        sources = [value.get_node() for value in node.input_values()]
-        if node.get_type_name() == "Constant" or (sources and all(each.get_name() in constant for each in sources)):
-            constant.add(node.get_name())
-        elif node.get_type_name() == "MatMul" and not node.get_attributes()["transpose_b"]:
-            weight = node.input_value(1)
-            if sources[1].get_name() in constant and len(weight.get_partial_shape()) == 2:
-                yield node
-
-
-def _transpose(value: Any, opset: Any) -> Any:
-    """The transposed matrix: transpose the constant itself, or remove or add a `Transpose` operator."""
-    node = value.get_node()
-    match node.get_type_name():
-        case "Constant" if node.get_element_type().bitwidth >= 8:
-            return _transpose_constant(node)
-        case "Transpose":
-            return node.input_value(0)
-        case "Convert" if node.input_value(0).get_node().get_type_name() == "Constant":
-            inner = _transpose(node.input_value(0), opset)
-            return opset.convert(inner, value.get_element_type().get_type_name()).output(0)
-    return opset.transpose(value, np.array([1, 0])).output(0)
-
-
-def _transpose_constant(node: Any) -> Any:
-    openvino: Any = import_module("openvino")
-    # The constant must own its memory, as a NumPy array would be freed. bfloat16 is copied bitwise as float16.
-    tensor = openvino.Tensor(node.get_element_type(), openvino.Shape(list(node.data.T.shape)))
-    tensor.data[:] = node.data.T
-    constant = openvino.op.Constant(tensor)
-    constant.set_friendly_name(node.get_friendly_name())
-    return constant.output(0)

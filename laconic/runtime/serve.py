@@ -1,8 +1,8 @@
 """Run the forward pass of a model in another runtime, so that evaluations and timings measure that runtime.
 
 Only `forward` is replaced: it returns the logits or the last hidden states of the exported model. Configuration,
-tokenizer, weights and anatomy stay those of the model. Inputs that the exported model does not have, such as a cache,
-raise a UserError.
+tokenizer, weights and anatomy stay those of the model. Inputs that the exported model does not have raise a UserError.
+`generate` works as with torch: a call with a cache runs an exported model that has one.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,21 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+from transformers import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
 from laconic.errors import UserError, reason_of
-from laconic.model import LanguageModel, ModelTask
+from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.model.predictions import report_run_errors
-from laconic.runtime.engines import COMPILE, EAGER, Program, check_runtime, load_program
-from laconic.runtime.graph import build_graph, exported_bytes, write_model
+from laconic.runtime.axes import SOURCE_MASK, STATES_READ
+from laconic.runtime.engines import COMPILE, EAGER, Program, check_runtime
+from laconic.runtime.graph import exported_bytes
 from laconic.runtime.portable import ExportedLayers
-from laconic.runtime.signature import STATES, Signature
+from laconic.runtime.session_cache import session_of
+from laconic.runtime.sessions import LOGITS, CachedProgram
+from laconic.runtime.signature import POSITION_IDS, STATES, TARGETS, Signature
+from laconic.runtime.written import Seq2SeqProgram, write_graphs
 
 
 @dataclass
@@ -35,6 +41,7 @@ class Output(ModelOutput):
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     """Only the last of them."""
+    past_key_values: Any = None
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,14 @@ class LoadedExport:
         signature: its inputs and outputs.
         bytes: the size of its files.
         layers: how its quantized layers were exported, by label.
+        cached: whether it has a cache.
     """
 
     program: Program
     signature: Signature
     bytes: int
     layers: dict[str, ExportedLayers]
+    cached: bool = False
 
 
 class ExportedForward:
@@ -65,31 +74,60 @@ class ExportedForward:
 
     def __init__(self, lm: LanguageModel, runtime: str, loaded: LoadedExport | None = None) -> None:
         self._lm, self.runtime = lm, runtime
-        self._loaded: dict[bool, LoadedExport] = {} if loaded is None else {False: loaded}
+        self._loaded: dict[tuple[bool, bool], LoadedExport] = {}
+        if loaded is not None:
+            self._loaded[False, loaded.cached] = loaded
 
-    def load(self, hidden: bool = False) -> LoadedExport:
+    def load(self, hidden: bool = False, cached: bool = False) -> LoadedExport:
         """Export and load the model, unless that is done already.
 
         Args:
             hidden: whether the last hidden states are an additional output.
+            cached: whether the model needs a cache. Without, one with a cache is taken if it is loaded.
 
         Raises:
             UserError: the model cannot be exported, or the runtime cannot load it.
         """
-        if hidden not in self._loaded:
-            with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-                folder = Path(temporary)
-                graph = build_graph(self._lm, self.runtime, hidden)
-                program = load_program(self.runtime, write_model(self._lm, graph, self.runtime, folder))
-                self._loaded[hidden] = LoadedExport(program, graph.signature, exported_bytes(folder), graph.layers)
-        return self._loaded[hidden]
+        known = [self._loaded[key] for key in ((hidden, cached), (hidden, True)) if key in self._loaded]
+        if known:
+            return known[0]
+        with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            folder = Path(temporary)
+            written = write_graphs(self._lm, self.runtime, folder, hidden=hidden, cached=cached)
+            nbytes = exported_bytes(folder)
+            loaded = LoadedExport(written.load(), written.signature, nbytes, written.layers, cached)
+        self._loaded[hidden, cached] = loaded
+        return loaded
 
+    # The names are those that `generate` looks for in a signature.
     def __call__(
-        self, input_ids: Tensor, *, output_hidden_states: bool = False, use_cache: bool = False, **inputs: Tensor
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        output_hidden_states: bool = False,
+        **inputs: Any,
     ) -> Output:
+        inputs.pop("return_dict", None)
+        encoded = inputs.pop("encoder_outputs", None)
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            POSITION_IDS: position_ids,
+            **inputs,
+        }
+        batch = {name: tensor for name, tensor in given.items() if tensor is not None}
+        if use_cache or past_key_values is not None:
+            cache = DynamicCache() if past_key_values is None else past_key_values
+            if self._lm.task is ModelTask.SEQ2SEQ:
+                return self._read_targets(batch, encoded, cache)
+            return self._read_on(batch, cache)
         is_encoder = self._lm.task is ModelTask.EMBEDDING
         loaded = self.load(output_hidden_states and not is_encoder)
-        outputs = loaded.program(loaded.signature.feeds(self._lm, {"input_ids": input_ids, **inputs}))
+        outputs = loaded.program(loaded.signature.feeds(self._lm, batch))
         states = outputs.get(STATES)
         heads = {} if is_encoder else {name: outputs[name] for name in self._lm.task.output_names}
         return Output(
@@ -97,6 +135,41 @@ class ExportedForward:
             last_hidden_state=states,
             hidden_states=None if states is None or is_encoder else (states,),
         )
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> BaseModelOutput:
+        """Run the encoder of an encoder-decoder: a replacement for its `forward`."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        source = self._seq2seq.read_source({"input_ids": input_ids, "attention_mask": mask})
+        return BaseModelOutput(last_hidden_state=source[STATES_READ])
+
+    def _read_targets(self, batch: Batch, encoded: Any, cache: Cache) -> Output:
+        """Read the tokens of the decoder that follow those in a cache."""
+        program, mask = self._seq2seq, batch.get("attention_mask")
+        states = self.encode(batch["input_ids"], mask)[0] if encoded is None else encoded[0]
+        feeds = {
+            "input_ids": batch[TARGETS],
+            STATES_READ: states,
+            SOURCE_MASK: torch.ones(states.shape[:2], dtype=torch.long) if mask is None else mask,
+        }
+        return Output(logits=session_of(cache, program.decoder).read(feeds)[LOGITS], past_key_values=cache)
+
+    @property
+    def _seq2seq(self) -> Seq2SeqProgram:
+        program = self.load(cached=True).program
+        assert isinstance(program, Seq2SeqProgram), "an encoder-decoder has encoder and decoder apart"
+        return program
+
+    def _read_on(self, batch: Batch, cache: Cache) -> Output:
+        """Read the tokens that follow those in a cache."""
+        loaded = self.load(cached=True)
+        assert isinstance(loaded.program, CachedProgram), "it was loaded for its cache"
+        session = session_of(cache, loaded.program)
+        ids = batch["input_ids"]
+        batch.setdefault("attention_mask", torch.ones(len(ids), session.length + ids.shape[1], dtype=torch.long))
+        if (positions := batch.pop(POSITION_IDS, None)) is not None and POSITION_IDS in loaded.signature.inputs:
+            batch[POSITION_IDS] = positions.expand_as(ids)
+        logits = session.read(loaded.signature.feeds(self._lm, batch))[LOGITS]
+        return Output(logits=logits, past_key_values=cache)
 
 
 class CompiledForward:
@@ -173,6 +246,9 @@ def serve(lm: LanguageModel, runtime: str = EAGER, loaded: LoadedExport | None =
         return Service(twin, runtime)
     exported = ExportedForward(lm, runtime, loaded)
     twin.model.forward = exported
+    if lm.task is ModelTask.SEQ2SEQ:
+        encoder: Any = twin.model.get_encoder()
+        encoder.forward = exported.encode
     return Service(twin, runtime, exported)
 
 

@@ -3,20 +3,20 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from io import StringIO
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from laconic.calibrate.passes import check_runs, evaluating
+from laconic.calibrate.passes import check_runs
 from laconic.errors import UserError
-from laconic.model import LanguageModel
+from laconic.model import Batch, LanguageModel
 from laconic.model.stock import SWITCHING_TYPES, text_config
-from laconic.runtime.signature import Signature, TracedModel, sentence_pipeline
+from laconic.runtime.axes import axis_names
 
 OPSET = 21
 """The first ONNX opset with integers of 4 bits."""
@@ -34,13 +34,14 @@ Qwen3-Next."""
 _LOOP = "its state spaces or linear attentions compute one token or chunk after another, whose number a graph fixes"
 
 
-def trace(lm: LanguageModel, twin: LanguageModel, signature: Signature) -> Any:
+def trace(lm: LanguageModel, traced: nn.Module, example: Batch, outputs: Sequence[str]) -> Any:
     """Trace a model.
 
     Args:
         lm: the model.
-        twin: a copy of it with operators that the runtime supports.
-        signature: the inputs and outputs.
+        traced: a copy of it, or of a part of it, with operators that the runtime supports. It takes inputs by place.
+        example: inputs of the sizes to trace with, by name.
+        outputs: the names of the outputs.
 
     Returns:
         The ONNX program of torch, which contains an `onnx_ir` model.
@@ -49,15 +50,16 @@ def trace(lm: LanguageModel, twin: LanguageModel, signature: Signature) -> Any:
         UserError: torch cannot trace this architecture, or the model does not run.
     """
     check_traceable(lm)
-    inputs = signature.example(lm)
-    with evaluating(twin), torch.inference_mode(False), torch.no_grad(), quiet():
+    tensors = tuple(example.values())
+    traced.eval()
+    with torch.inference_mode(False), torch.no_grad(), quiet():
         try:
             program = torch.onnx.export(
-                TracedModel(twin.model, signature, lm.task, sentence_pipeline(lm)),
-                tuple(inputs.values()),
-                input_names=signature.inputs,
-                output_names=signature.outputs,
-                dynamic_shapes=(tuple(map(_dynamic_axes, inputs.values())),),
+                traced,
+                tensors,
+                input_names=tuple(example),
+                output_names=tuple(outputs),
+                dynamic_shapes=(tuple(map(_dynamic_axes, example, tensors)),),
                 custom_translation_table=_translations(),
                 opset_version=OPSET,
                 dynamo=True,
@@ -90,8 +92,9 @@ def check_traceable(lm: LanguageModel) -> None:
         raise _cannot_export(lm, _LOOP)
 
 
-def _dynamic_axes(tensor: Tensor) -> dict[int, Any]:
-    return dict.fromkeys(range(tensor.dim()), torch.export.Dim.DYNAMIC)
+def _dynamic_axes(name: str, tensor: Tensor) -> dict[int, Any]:
+    names = axis_names(name, tensor.dim())
+    return {axis: torch.export.Dim.DYNAMIC for axis, name in enumerate(names) if name is not None}
 
 
 def explain(message: str) -> str:

@@ -16,7 +16,7 @@ VERBS = {
         "MODEL", "--tasks", "--against", "--limit", "--batch", "--length", "--runtime", "--context", "--dtype",
         "--stream", "--label-order", "--device", "--json",
     },
-    "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--label-order", "--json"},
+    "export": {"MODEL", "--to", "--output", "-o", "--tasks", "--limit", "--label-order", "--no-cache", "--json"},
     "serve": {"MODEL", "--runtime", "--port", "--context", "--json"},
     "advise": {"MODEL", "--runtime", "--batch", "--length", "--json"},
     "inspect": {"MODEL", "--output", "-o", "--data", "--json"},

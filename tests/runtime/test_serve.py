@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BartConfig, BartModel
+from transformers import BartConfig, BartModel, MambaConfig, MambaForCausalLM
 
 from laconic.calibrate.passes import random_batch
 from laconic.cli.main import status
@@ -13,6 +13,7 @@ from laconic.errors import UserError
 from laconic.evaluate import Conditions, evaluate
 from laconic.model import LanguageModel, predict, run_model
 from laconic.runtime import COMPILE, EAGER, ONNX, OPENVINO, serve
+from laconic.runtime.cache_layout import IN_TORCH, check_cache
 from laconic.runtime.signature import Signature
 from laconic.store import save
 from tests.architectures import BART, BY_NAME, SMALL
@@ -72,8 +73,8 @@ def test_the_decoder_of_a_model_without_a_head_reads_the_text_where_nothing_is_s
 def test_what_an_exported_model_cannot_do_is_refused() -> None:
     lm = BY_NAME["llama"].lm()
     served = serve(lm, ONNX).lm
-    with pytest.raises(UserError, match="which it does not take"):
-        served.model.generate(**random_batch(lm, 1, 4), max_new_tokens=2)
+    with pytest.raises(UserError, match="got 'inputs_embeds', which it does not take"):
+        served.model(**random_batch(lm, 1, 4), inputs_embeds=torch.zeros(1, 4, 8))
     with pytest.raises(UserError, match="no runtime 'onnxx': did you mean 'onnx'"):
         serve(lm, "onnxx")
 
@@ -121,14 +122,25 @@ def test_mistakes_are_one_sentence(capsys: Output, tiny_model: Path, words: list
     assert sentence in said and len(said.splitlines()) == 1
 
 
-def test_a_task_that_lets_the_model_write_needs_torch(capsys: Output, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_model_writes_text_in_a_runtime(capsys: Output, tmp_path: Path) -> None:
     save(with_tokenizer("t5"), tmp_path / "model")
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"text": "a cat", "target": "a dog"}\n')
     capsys.readouterr()
     asked = ["evaluate", str(tmp_path / "model"), "--tasks", f"seq2seq:{pairs}"]
-    assert status([*asked, "--runtime", "openvino"]) == 2
-    assert "lets the model generate text" in capsys.readouterr().err
+    results = []
+    for runtime in ("openvino", "eager"):
+        assert status([*asked, "--runtime", runtime, "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out)["results"])
+    assert results[0] == results[1]
+
+
+@pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
+def test_a_model_without_a_cache_writes_in_torch_only() -> None:
+    lm = LanguageModel.of(MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1)))
+    with pytest.raises(UserError, match=r"does not keep keys and values .* evaluate it in the runtime eager"):
+        check_cache(lm, IN_TORCH)
 
 
 def test_eager_is_the_model_itself() -> None:
