@@ -43,7 +43,8 @@ def written(engine: str, folder: Path, prompts: list[Any], scratch: Path) -> lis
 @torch.no_grad()
 def expected(lm: LanguageModel, prompt: list[int]) -> list[int]:
     """What torch writes, without an end."""
-    ids, generate = torch.tensor([prompt]), lm.model.generate
+    ids = torch.tensor([prompt])
+    generate: Any = lm.model.generate
     options: dict[str, Any] = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "num_beams": 1}
     found = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()
     return found[1:] if lm.task is ModelTask.SEQ2SEQ else found[len(prompt) :]

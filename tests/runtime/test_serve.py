@@ -126,7 +126,7 @@ def test_mistakes_are_one_sentence(capsys: Output, tiny_model: Path, words: list
 def test_a_model_writes_text_in_a_runtime(capsys: Output, tmp_path: Path) -> None:
     save(with_tokenizer("t5"), tmp_path / "model")
     pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text('{"text": "a cat", "target": "a dog"}\n')
+    pairs.write_text('{"source": "a cat", "target": "a dog"}\n')
     capsys.readouterr()
     asked = ["evaluate", str(tmp_path / "model"), "--tasks", f"seq2seq:{pairs}"]
     results = []
