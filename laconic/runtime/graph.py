@@ -253,6 +253,7 @@ def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path, nam
 
 
 def exported_bytes(folder: Path) -> int:
-    """Bytes of the graph and the weights of the exported model in `folder`."""
+    """Bytes of the graphs and the weights of the exported model in `folder`, without tokenizers for OpenVINO."""
     endings = (".onnx", ".onnx.data", ".xml", ".bin")
-    return sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith(endings))
+    graphs = (file for file in folder.iterdir() if file.name.endswith(endings) and "tokenizer" not in file.stem)
+    return sum(file.stat().st_size for file in graphs)

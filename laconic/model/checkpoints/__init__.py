@@ -37,7 +37,9 @@ from laconic.model.task import find_auto_class, text_encoder_class_name
 
 __all__ = ["TARGET_TOKENIZER", "Checkpoint", "Stored", "find_checkpoint"]
 
-EXPORTED = ("model.onnx", "openvino_model.xml")
+EXPORTED = (
+    "model.onnx", "decoder_model.onnx", "openvino_model.xml", "openvino_decoder_model.xml",
+)  # fmt: skip
 """Files of models for other runtimes, as `laconic export` writes them."""
 NO_ADAPTER = "no-adapter-is-meant"
 """A subfolder that no model has: transformers looks for an adapter there, and so applies none."""
@@ -185,7 +187,8 @@ def find_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         raise UserError(
             f"The folder '{source}' holds {len(files)} GGUF files; give one of them: {', '.join(map(str, files[:5]))}."
         )
-    if not has_config:
+    # An exported model that writes text has its configuration.
+    if not has_config or _exported_file(location) is not None:
         raise UserError(_explain_folder(location, source))
     return stored
 
@@ -228,6 +231,11 @@ def _explain_file(path: Path, source: str) -> str:
     return f"'{source}' is a file, and a model is a folder with a config.json or a hub name; {remedy}."
 
 
+def _exported_file(location: Location) -> str | None:
+    """The graph of a model for another runtime; None if the folder has none."""
+    return next((name for name in EXPORTED if location.file(name) is not None), None)
+
+
 def _explain_folder(location: Location, source: str) -> str:
     """The reason why the folder at `location`, which has no config.json, is no model."""
     if location.file("model_index.json") is not None:
@@ -235,8 +243,7 @@ def _explain_folder(location: Location, source: str) -> str:
             f"The folder '{source}' holds a diffusers pipeline and no language model; "
             "give a folder saved by save_pretrained of a transformers model."
         )
-    exported = next((name for name in EXPORTED if location.file(name) is not None), None)
-    if exported is not None:
+    if (exported := _exported_file(location)) is not None:
         return (
             f"The folder '{source}' holds an exported model ({exported}) for another runtime, which is not read here; "
             "give the folder that it was exported from."

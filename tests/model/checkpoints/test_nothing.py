@@ -90,6 +90,14 @@ def test_a_folder_for_another_runtime(name: str, tmp_path: Path, capsys: pytest.
     refused(tmp_path, rf"holds an exported model \({name}\) for another runtime.*; give the folder that it was", capsys)
 
 
+def test_a_graph_beside_a_configuration(folder: Path) -> None:
+    """As `laconic export` writes a model with a cache."""
+    (folder / "model.safetensors").unlink()
+    (folder / "decoder_model.onnx").write_bytes(b"graph")
+    with pytest.raises(UserError, match=r"holds an exported model \(decoder_model.onnx\) for another runtime"):
+        check_model(str(folder))
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "model.gguf")
     refused(tmp_path / "model.gguf", "is neither a folder nor a file; give a folder with a config.json", capsys)
