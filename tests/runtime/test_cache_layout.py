@@ -97,7 +97,7 @@ def test_a_cache_stands_for_one_session(make: type[DynamicCache]) -> None:
     assert session_of(cache, Counting()) is session and isinstance(session, Counted)
     session.read({"input_ids": torch.ones(2, 4), "attention_mask": torch.ones(2, 4)})
     assert cache.get_seq_length() == 4
-    cache.reorder_cache(torch.tensor([1, 0]))
+    cache.reorder_cache(torch.LongTensor([1, 0]))
     assert session.rows is not None and session.rows.tolist() == [1, 0]
 
 
