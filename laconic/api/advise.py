@@ -12,11 +12,12 @@ from laconic.api.arguments import check_kinds
 from laconic.api.compress import compress
 from laconic.api.evaluate import evaluate
 from laconic.api.results import Part, Result
-from laconic.errors import UserError, unknown
+from laconic.errors import UserError, must_be, unknown
 from laconic.progress import Track, silent
 from laconic.recipe.stored import STORED, Stored
 from laconic.report.advice import Measured, advice_lines, advice_table
 from laconic.report.tables import Table
+from laconic.runtime.engines import RUNTIMES
 
 ORIGINAL = "as it is"
 """The name of the original in tables."""
@@ -102,7 +103,7 @@ def advise(
     Args:
         model: a loaded model, or a folder or hub name.
         runtime: the runtime, as in `laconic.evaluate`.
-        batch: the number of rows of a batch; the engines llama.cpp and vLLM read one.
+        batch: the number of rows of a batch; 1 in llama.cpp and vLLM.
         length: the number of tokens of a row.
         tokenizer: the tokenizer of the model. None for the one in the folder that it was loaded from.
         track: reports progress.
@@ -111,7 +112,7 @@ def advise(
         Bytes and tokens per second for each way, beside the original, and the fastest.
 
     Raises:
-        UserError: there is no such runtime or model, the runtime is not installed, or it cannot run the model.
+        UserError: there is no such runtime or model, the runtime is not installed, or it cannot run the model or batch.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -123,6 +124,8 @@ def advise(
     check_kinds(runtime=runtime, batch=batch, length=length, track=track)
     if runtime not in STORED:
         raise unknown("runtime", runtime, STORED)
+    if runtime not in RUNTIMES and batch != 1:
+        raise must_be("batch", f"1 in the runtime '{runtime}', which is measured with one row", batch)
     conditions: dict[str, Any] = {"batch": batch, "length": length, "runtime": runtime, "track": track}
     cost = evaluate(model, tokenizer=tokenizer, **conditions).to_dict()["cost"]
     ways = [Measured.of(ORIGINAL, None, cost)]

@@ -228,7 +228,7 @@ def _are_whole(value: object) -> bool:
 
 _COUNTS = ("whole numbers above 0, like (1, 8)", lambda value: _is_whole(value) or _are_whole(value))
 _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
-    **dict.fromkeys(("samples", "seed", "batch_size", "workers"), ("a whole number", _is_whole)),
+    **dict.fromkeys(("samples", "seed", "batch_size", "workers", "port"), ("a whole number", _is_whole)),
     "max_length": ("a whole number", _or_none(_is_whole)),
     **dict.fromkeys(
         ("sequential", "anchored", "allow_dense", "retry_failed", "dry_run"),

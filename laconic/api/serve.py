@@ -7,6 +7,7 @@ from os import PathLike, fsdecode
 from shutil import which
 from typing import Any
 
+from laconic.api.arguments import check_kinds
 from laconic.api.results import Result
 from laconic.errors import UserError, must_be, unknown
 from laconic.files import expand_user
@@ -53,7 +54,7 @@ class ServeResult(Result):
         return None
 
     def _notes(self) -> Sequence[str]:
-        """How the server is asked, and whether its program is missing."""
+        """An example of a question, and a sentence if the program is missing."""
         body = '{"prompt": "Once upon a time", "max_tokens": 32}'
         missing = f"This machine has no program '{self.command[0]}'."
         asked = f"Ask it: curl {self.url}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
@@ -79,6 +80,7 @@ def serve_command(
         Traceback (most recent call last):
         laconic.errors.UserError: There is no file or folder 'nowhere.gguf'; give ...
     """
+    check_kinds(runtime=runtime, port=port, context=context)
     engine = ENGINES.get(runtime)
     if engine is None:
         raise unknown("runtime", runtime, ENGINES, "`laconic serve` has")

@@ -229,8 +229,7 @@ class LanguageModel:
         # The matrices of experts are parameters of one module until the first of them is replaced.
         if site.stack is None:
             return {name: self.model.get_submodule(name) for name in site.replaced_names}
-        parent = site.unit.rpartition(".")[0]
-        path = site.unit if has_module(self.model, site.unit) else parent
+        path = site.unit if has_module(self.model, site.unit) else site.unit.rpartition(".")[0]
         return {path: self.model.get_submodule(path)}
 
     def stored_nbytes(self, sites: Sequence[Site]) -> dict[str, int]:
@@ -240,8 +239,7 @@ class LanguageModel:
         shares it, as replacing it frees nothing.
         """
         names = {name for site in sites for name in site.replaced_names}
-        counted: set[Hashable] = set()
-        nbytes: dict[str, int] = {}
+        counted, nbytes = set[Hashable](), dict[str, int]()
         for site in sites:
             if site.stack is not None:
                 nbytes[site.unit] = site.stack.nbytes_in(self.dtype)
@@ -261,7 +259,7 @@ class LanguageModel:
 
     def sites_to_untie(self, sites: Sequence[Site]) -> list[str]:
         """Names of the sites whose matrix is tied to a module that is not replaced with them."""
-        alone = (site for site in sites if site.stack is None)
+        alone = [site for site in sites if site.stack is None]
         return [site.name for site in alone if not self._tied_modules(site) <= {*site.replaced_names}]
 
     def _tied_modules(self, site: Site) -> set[str]:
@@ -274,7 +272,8 @@ class LanguageModel:
         """
         parameters, nbytes = module_size(self.model, self.dtype)
         extra = (0, 0) if self.pipeline is None else self.pipeline.size
-        return parameters + extra[0], nbytes + extra[1] if self.file_sizes is None else self.file_sizes.total
+        own = nbytes if self.file_sizes is None else self.file_sizes.total
+        return parameters + extra[0], own + extra[1]
 
     def shallow_copy(self) -> "LanguageModel":
         """A copy with its own modules and configuration on the same tensors: replacing a module changes only one."""

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,17 @@ from laconic.report.advice import Measured, advice_lines, advice_table
 from laconic.runtime.engine import ENGINES
 from laconic.runtime.engines import RUNTIMES
 
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64
+}  # fmt: skip
+
 
 def encoder() -> BertModel:
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    return BertModel(BertConfig(vocab_size=50, **shape)).eval()
+    return BertModel(BertConfig(vocab_size=50, **SHAPE)).eval()
 
 
 def decoder() -> LlamaForCausalLM:
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=50, max_position_embeddings=64, **shape)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=50, max_position_embeddings=64, **SHAPE)).eval()
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnx"])
@@ -81,6 +84,10 @@ def test_the_command_prints_json_and_a_table(tmp_path: Path, capsys: pytest.Capt
         (["--runtime", "onyx"], "There is no runtime 'onyx': did you mean 'onnx'?"),
         (["--batch", "0"], "--batch"),
         (["--length", "0"], "--length"),
+        (
+            ["--runtime", "vllm", "--batch", "2"],
+            "--batch must be 1 in the runtime 'vllm', which is",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(

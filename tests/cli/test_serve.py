@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from laconic.api.serve import CONTEXT, serve_command
 from laconic.cli.main import status
+from laconic.errors import UserError
 
 LENGTH = ("--max-model-len", "64")
 Output = pytest.CaptureFixture[str]
@@ -61,6 +63,12 @@ def test_a_model_that_does_not_say_its_context(folder: Path) -> None:
 def test_what_cannot_be_served(folder: Path, options: list[str], sentence: str, capsys: Output) -> None:
     assert status(["serve", str(folder), *options]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_port_that_is_no_number(folder: Path) -> None:
+    port: Any = "80"
+    with pytest.raises(UserError, match="port must be a whole number; got '80'"):
+        serve_command(folder, "vllm", port=port)
 
 
 def test_nothing_at_the_path(tmp_path: Path, capsys: Output) -> None:

@@ -75,7 +75,7 @@ def test_llama_cpp(tmp_path: Path) -> None:
 
 
 def test_vllm(tmp_path: Path) -> None:
-    """The greedy tokens are those of torch."""
+    """It writes as many tokens as were asked for, after a prompt of tokens."""
     if VARIABLE not in os.environ:
         pytest.skip(f"{VARIABLE} does not name the Python of vLLM's environment")
     lm = compressed("llama", dtype=torch.bfloat16)

@@ -41,7 +41,7 @@ EIGHT_EXPERTS = 8
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a matrix lies.
+    """The block of a matrix, and the sizes of its model on which its type depends.
 
     Args:
         block: the number of its block.

@@ -1,4 +1,4 @@
-"""What differs for encoders, of which a GGUF file gives a vector for each text: pooling, and the first position."""
+"""Encoders in a GGUF file, which give a vector for each text: their pooling, and their first position."""
 
 from collections.abc import Mapping
 from dataclasses import replace

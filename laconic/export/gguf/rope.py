@@ -20,7 +20,7 @@ FACTORS = "rope_freqs.weight"
 LONG_FACTORS = {"long_factor": "rope_factors_long.weight", "short_factor": "rope_factors_short.weight"}
 """The tensors for contexts that are longer than the original one, and for others, by the keys of the configuration."""
 YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
-"""What llama.cpp takes for granted of yarn, in nearly all architectures."""
+"""The parameters of yarn that llama.cpp assumes in nearly all architectures."""
 YARN_GROWTH = 0.1
 """By yarn, attention grows with the logarithm of the factor, times this."""
 

@@ -15,7 +15,7 @@ from laconic.errors import UserError
 
 INSIDE, BEGINNING = "##", "▁"
 NORMALIZER = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
-"""What llama.cpp takes for granted; lower case and accents are options."""
+"""The normalizer that llama.cpp assumes; lower case and accents are options."""
 _NAMES = {"cls": "bos", "sep": "seperator", "unk": "unknown", "pad": "padding", "mask": "mask"}
 """The special tokens by llama.cpp's names, which are spelled so."""
 

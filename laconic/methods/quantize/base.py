@@ -78,7 +78,7 @@ class QuantizationMethod(Method):
         return [self.with_bits(bits) for bits in range(MIN_BITS, MAX_BITS + 1)]
 
     def sizes_for(self, shape: tuple[int, int]) -> "Sequence[QuantizationMethod]":
-        """Those of `sizes` that a matrix of `shape` (out, in) can have, smallest first."""
+        """The members of `sizes` that fit a matrix of `shape` (out, in), smallest first."""
         return self.sizes
 
     def nbytes_for(self, shape: tuple[int, int], dtype: torch.dtype) -> int:

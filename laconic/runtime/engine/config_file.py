@@ -1,4 +1,4 @@
-"""What the configuration in a folder says about a model, without loading it."""
+"""The context of a model by the configuration in its folder, without loading the model."""
 
 from pathlib import Path
 

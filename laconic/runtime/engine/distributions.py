@@ -1,6 +1,6 @@
-"""What an engine says about the next token at some positions: all logits, or the likeliest tokens only.
+"""Predictions of the next token by an engine: all logits, or the likeliest tokens only.
 
-Of the likeliest tokens only, the KL divergence is that of a coarser question. Let S be the tokens that both models
+If only the likeliest tokens are known, the KL divergence is bounded from below. Let S be the tokens that both models
 list at a position, and "other" stand for all tokens outside of S:
 
     KL_S = Σ_{t ∈ S} p(t) log(p(t) / q(t)) + p(other) log(p(other) / q(other)),  p(other) = 1 − Σ_{t ∈ S} p(t)

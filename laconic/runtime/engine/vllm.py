@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -104,7 +104,9 @@ class Vllm(Engine):
         return self._resident
 
     def close(self) -> None:
-        self._open.close()
+        # A question that the process did not read is still in the buffer of the pipe.
+        with suppress(BrokenPipeError):
+            self._open.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None, "the process was started with a pipe"

@@ -12,7 +12,7 @@ TARGETS = torch.randint(40, (6,), generator=GENERATOR)
 
 
 def likeliest(logits: Tensor, listed: int) -> LikeliestTokens:
-    """What an engine says that lists only some tokens."""
+    """The predictions of an engine that lists only some tokens."""
     log_p = logits.log_softmax(-1)
     values, tokens = log_p.topk(listed)
     target = log_p.gather(1, TARGETS[:, None])
