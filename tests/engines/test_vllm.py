@@ -24,13 +24,13 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "peers" / "vllm_gr
 TOKENS = 12
 PROMPTS = [[1, 2, 3, 4, 5], [7, 8, 9, 40]]
 GAP = 0.25
-"""vLLM computes in bfloat16, and torch here in float32 with the same weights: the gap between the logits of two tokens
-may change by this much, and tokens that are closer may change places. Logits are about 6, so it is 4 %."""
+"""vLLM computes in bfloat16, and torch here in float32 with the same weights: gaps between the logits of two tokens may
+change by this much on average, and tokens that are closer may change places. Logits are about 6, so it is 4 %."""
 ROUNDED_GAP = 0.5
 """The same where inputs are rounded to 8 bits, which torch does not do here."""
 
 Case = tuple[str, str, tuple[tuple[Any, str], ...], float]
-"""A model, the target, the methods with the layers that they compress, and the largest change of a gap."""
+"""A model, the target, the methods with the layers that they compress, and the largest mean change of a gap."""
 CASES: dict[str, Case] = {
     **{
         f"{model}, {scheme}": (model, COMPRESSED, ((SCHEMES[scheme], "blocks"),), GAP)
@@ -58,11 +58,16 @@ pytest.importorskip("compressed_tensors", reason="the package compressed-tensors
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The folders of all models, and what vLLM wrote with them in one process."""
+def served(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The folders of the models of all selected tests, and what vLLM wrote with them in one process."""
     root = tmp_path_factory.mktemp("served")
     folders = {}
+    selected = {item.name for item in request.session.items}
     for number, (name, (model, target, methods, _)) in enumerate(CASES.items()):
+        if not any(f"[{name}]" in item for item in selected):
+            continue
         folders[name] = root / str(number)
         export(compressed(model, *methods, dtype=torch.bfloat16), target, folders[name])
     (root / "prompts.json").write_text(json.dumps(PROMPTS))
@@ -97,8 +102,9 @@ def test_the_engine_writes_the_same_tokens(served: tuple[Path, list[dict[str, An
     for line, prompt in zip(lines, PROMPTS, strict=True):
         expected, gaps = written(model, prompt)
         largest = CASES[name][3]
-        for token, other, gap, theirs in zip(expected, line["tokens"], gaps, line["gaps"], strict=True):
-            assert abs(gap - theirs) < largest
-            if token != other:
-                assert gap < largest
-                break
+        first = next((place for place, token in enumerate(expected) if token != line["tokens"][place]), None)
+        assert first is None or gaps[first] < largest
+        # Up to there the two read the same tokens.
+        same = TOKENS if first is None else first + 1
+        changes = torch.tensor(gaps[:same]) - torch.tensor(line["gaps"][:same])
+        assert changes.abs().mean() < largest

@@ -83,7 +83,7 @@ def test_an_export_that_computes_something_else_is_no_export(
     ("words", "sentence"),
     [
         (["--to", "onx"], "`laconic export` has no target 'onx': did you mean 'onnx'?"),
-        (["--to", "vllm"], "`laconic export` has no target 'vllm': known are compressed-tensors, gguf, onnx"),
+        (["--to", "vllm"], "`laconic export` has no target 'vllm': known are compressed-tensors, gguf, gptq, onnx"),
         (["--to", "compile"], "'compile' is torch's, and runs the model as it is saved"),
         (["--to", "onnx", "--tasks", "glue/sst3"], "did you mean"),
         (["--to", "onnx", "--tasks", "perplexity:builtin:pydoc"], "needs a causal model"),
