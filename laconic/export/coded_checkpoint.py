@@ -22,7 +22,17 @@ from transformers import PreTrainedModel
 from laconic.calibrate.passes import evaluating
 from laconic.errors import CheckpointNotice, UserError
 from laconic.export.agreement import TOLERANCE, Agreement, References, compare, model_outputs
-from laconic.formats import Constant, Dense, DynamicInt8, Format, LowRank, PackedEmbedding, Quantized
+from laconic.formats import (
+    Constant,
+    Dense,
+    DenseExpertStack,
+    DynamicInt8,
+    ExpertStack,
+    Format,
+    LowRank,
+    PackedEmbedding,
+    Quantized,
+)
 from laconic.model import LanguageModel
 from laconic.model.loading import load
 from laconic.progress import Track
@@ -30,6 +40,7 @@ from laconic.runtime.portable import DENSE, ExportedLayers
 from laconic.runtime.signature import Signature
 from laconic.store.densify import densify, detach_quantizer, enable_biases
 from laconic.store.folder import to_dtype
+from laconic.store.shapes import changed_shapes
 from laconic.store.structure import outermost_formats
 
 ROUNDINGS = 4
@@ -91,10 +102,42 @@ def quantized_layers(model: PreTrainedModel, plain: PreTrainedModel) -> Iterator
     Args:
         model: the model, with or without weights.
         plain: its stock model.
+
+    Raises:
+        UserError: experts are compressed, or a layer is no `nn.Linear` in the stock model.
     """
+    for path, module in model.named_modules():
+        if isinstance(module, ExpertStack) and not isinstance(module, DenseExpertStack):
+            raise UserError(
+                f"The experts '{path}' are compressed, and this export writes no experts: leave them out with targets, "
+                "or export to onnx or openvino."
+            )
     for layer, paths in outermost_formats(model).items():
-        if not isinstance(layer, WRITTEN_OUT) and not _is_tied(plain, paths):
-            yield paths[0], layer
+        if isinstance(layer, WRITTEN_OUT) or _is_tied(plain, paths):
+            continue
+        if not isinstance(module := plain.get_submodule(paths[0]), nn.Linear):
+            raise UserError(
+                f"The layer '{paths[0]}' is a {type(module).__name__} in {type(model).__name__}, and this export "
+                "writes only linear layers: export to onnx or openvino."
+            )
+        yield paths[0], layer
+
+
+def check_widths(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+    """Check that every module has the shape that engines give it, which build modules from the configuration alone.
+
+    Args:
+        model: the model, with or without weights.
+        plain: its stock model.
+
+    Raises:
+        UserError: a module has another shape.
+    """
+    for name in changed_shapes(model, plain):
+        raise UserError(
+            f"The module '{name}' has another shape than the configuration gives it, and engines build modules from "
+            "the configuration alone: narrow all blocks alike, or export to onnx or openvino."
+        )
 
 
 def _is_tied(plain: PreTrainedModel, paths: Sequence[str]) -> bool:

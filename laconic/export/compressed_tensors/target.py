@@ -8,12 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from laconic.errors import Notice, UserError, install
 from laconic.export.coded_checkpoint import (
     check_equal,
+    check_widths,
     coded_layers,
     compare_outputs,
     open_tensors,
@@ -25,7 +26,7 @@ from laconic.export.coded_checkpoint import (
 from laconic.export.compressed_tensors.layers import CompressedLinear
 from laconic.export.compressed_tensors.schemes import Scheme, check_fused, quantization_config, scheme_of
 from laconic.export.target import ExportedModel, Target, Written, card_opening, layers_table
-from laconic.formats import DenseExpertStack, DynamicInt8, ExpertStack, Quantized
+from laconic.formats import DynamicInt8, Quantized
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.checkpoints.quantized.compressed import read_by_package
 from laconic.model.checkpoints.quantized.readers import StoredTensors
@@ -33,7 +34,6 @@ from laconic.model.stock import build_stock
 from laconic.progress import Track
 from laconic.runtime.signature import Signature
 from laconic.store.folder import file_bytes, to_dtype
-from laconic.store.shapes import changed_shapes
 
 NAME, PACKAGE = "compressed-tensors", "compressed_tensors"
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -54,11 +54,7 @@ class CompressedTensorsTarget(Target):
     def check_model(self, lm: LanguageModel) -> None:
         plain = build_stock(lm.model)
         schemes = _schemes(lm.model, plain)
-        for name in changed_shapes(lm.model, plain):
-            raise UserError(
-                f"The module '{name}' has another shape than the configuration gives it, and vLLM builds modules from "
-                "the configuration alone: narrow all blocks alike, or export to onnx or openvino."
-            )
+        check_widths(lm.model, plain)
         if not schemes:
             raise UserError(
                 "The model has no quantized layer that compressed-tensors holds, so its dense form is a plain "
@@ -133,24 +129,12 @@ def _schemes(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, Scheme
     Raises:
         UserError: compressed-tensors or vLLM cannot hold a layer.
     """
-    for path, module in model.named_modules():
-        if isinstance(module, ExpertStack) and not isinstance(module, DenseExpertStack):
-            raise UserError(
-                f"The experts '{path}' are compressed, and this export writes no experts: leave them out with targets, "
-                "or export to onnx or openvino."
-            )
     schemes: dict[str, Scheme] = {}
     for path, layer in quantized_layers(model, plain):
         if not isinstance(layer, (Quantized, DynamicInt8)):
             raise UserError(
                 f"The layer '{path}' is stored as {layer.kind}, which compressed-tensors does not have: quantize "
                 "it on an even grid of 4 bits, as rtn and gptq do, or export to onnx or openvino."
-            )
-        module = plain.get_submodule(path)
-        if not isinstance(module, nn.Linear):
-            raise UserError(
-                f"The layer '{path}' is a {type(module).__name__} in {type(model).__name__}, and "
-                "compressed-tensors quantizes only linear layers: export to onnx or openvino."
             )
         schemes[path] = scheme_of(path, layer)
     return schemes

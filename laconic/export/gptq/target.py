@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from laconic.errors import UserError
 from laconic.export.coded_checkpoint import (
+    check_widths,
     compare_outputs,
     quantized_layers,
     read_folder,
@@ -19,7 +20,7 @@ from laconic.export.coded_checkpoint import (
 )
 from laconic.export.gptq.layers import GptqLinear, GptqScheme
 from laconic.export.target import ExportedModel, Target, Written, card_opening, layers_table
-from laconic.formats import DenseExpertStack, ExpertStack, Format, Quantized
+from laconic.formats import Format, Quantized
 from laconic.imports import installed_version
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.checkpoints.quantized.integers import BITS, V1, V2, WORD
@@ -27,7 +28,6 @@ from laconic.model.stock import build_stock
 from laconic.progress import Track
 from laconic.runtime.signature import Signature
 from laconic.store.folder import file_bytes, to_dtype
-from laconic.store.shapes import changed_shapes
 
 NAME = "gptq"
 MULTIPLE = 32
@@ -46,11 +46,7 @@ class GptqTarget(Target):
     def check_model(self, lm: LanguageModel) -> None:
         plain = build_stock(lm.model)
         _scheme(lm, _layers(lm.model, plain))
-        for name in changed_shapes(lm.model, plain):
-            raise UserError(
-                f"The module '{name}' has another shape than the configuration gives it, and engines build modules "
-                "from the configuration alone: narrow all blocks alike, or export to onnx or openvino."
-            )
+        check_widths(lm.model, plain)
 
     def write(self, lm: LanguageModel, folder: Path, track: Track) -> Written:
         stored = to_dtype(lm.model, lm.dtype)
@@ -116,24 +112,12 @@ def _layers(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, Quantiz
     Raises:
         UserError: the format cannot hold a layer.
     """
-    for path, module in model.named_modules():
-        if isinstance(module, ExpertStack) and not isinstance(module, DenseExpertStack):
-            raise UserError(
-                f"The experts '{path}' are compressed, and this export writes no experts: leave them out with targets, "
-                "or export to onnx or openvino."
-            )
     layers: dict[str, Quantized] = {}
     for path, layer in quantized_layers(model, plain):
         if not isinstance(layer, Quantized):
             raise UserError(
                 f"The layer '{path}' is stored as {layer.kind}, which the GPTQ format does not have: quantize it on an "
                 f"even grid of 4 bits, as rtn and gptq do, or {INSTEAD}."
-            )
-        module = plain.get_submodule(path)
-        if not isinstance(module, nn.Linear):
-            raise UserError(
-                f"The layer '{path}' is a {type(module).__name__} in {type(model).__name__}, and this export writes "
-                "only linear layers: export to onnx or openvino."
             )
         _check_layer(path, layer)
         layers[path] = layer
@@ -159,7 +143,7 @@ def _check_layer(path: str, layer: Quantized) -> None:
             "method that scales no columns, such as gptq."
         )
     rows, columns = layer.shape
-    group = columns if layer.group is None or layer.group > columns else layer.group
+    group = _group(layer)
     whole = WORD // gcd(layer.bits, WORD)
     if rows % whole or columns % MULTIPLE:
         raise UserError(
@@ -207,12 +191,15 @@ def _scheme(lm: LanguageModel, layers: Mapping[str, Quantized]) -> GptqScheme:
                 f"'{first}' has codes of {layer.bits} bits and '{path}' of {other.bits}, and a GPTQ checkpoint has one "
                 f"number of bits: compress all layers alike, or {INSTEAD}."
             )
-    groups = {
-        layer.shape[1] if layer.group is None or layer.group > layer.shape[1] else layer.group
-        for layer in layers.values()
-    }
-    whole = all(layer.group is None or layer.group >= layer.shape[1] for layer in layers.values())
-    return GptqScheme(layer.bits, None if whole else gcd(*groups), all(each.symmetric for each in layers.values()))
+    whole = all(_group(each) == each.shape[1] for each in layers.values())
+    group = None if whole else gcd(*(_group(each) for each in layers.values()))
+    return GptqScheme(layer.bits, group, all(each.symmetric for each in layers.values()))
+
+
+def _group(layer: Quantized) -> int:
+    """The columns of a row that share a scale."""
+    columns = layer.shape[1]
+    return columns if layer.group is None else min(layer.group, columns)
 
 
 def _maker(stored: PreTrainedModel, layer: Quantized, scheme: GptqScheme) -> tuple[str, Callable[[], GptqLinear]]:
