@@ -136,6 +136,12 @@ def test_a_plan_repeats_it() -> None:
     assert other.model.get_input_embeddings().coded is other.model.get_output_embeddings()
 
 
+def test_only_an_untied_head_is_streamed() -> None:
+    step = Compress(method=Gptq(), allocate="Q4_K_M", targets=("all",))
+    assert step.stream_obstacle(model(tied=False)) is None
+    assert "the head and the word embedding are one matrix" in str(step.stream_obstacle(model()))
+
+
 def test_what_a_file_type_needs_is_told() -> None:
     for method, keep, message in (
         (Awq(), None, "Q4_K_M chooses the grid of each matrix; give one of rtn, gptq and yaqa without grid"),
