@@ -189,15 +189,18 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         readable=False,
         embeds=True,
     ),
-    Architecture(
-        name="bert",
-        model_type="roberta",
-        activations=GELU,
-        rms_norm=False,
-        required=_BERT,
-        readable=False,
-        embeds=True,
-        skips_padding=True,
+    *(
+        Architecture(
+            name="bert",
+            model_type=model_type,
+            activations=GELU,
+            rms_norm=False,
+            required=_BERT,
+            readable=False,
+            embeds=True,
+            skips_padding=True,
+        )
+        for model_type in ("roberta", "xlm-roberta")
     ),
 )
 """Every architecture that can be written, in the order in which errors list them."""

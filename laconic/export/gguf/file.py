@@ -85,7 +85,7 @@ def library() -> str:
     return f"gguf {version('gguf')}"
 
 
-def _add(writer: Any, key: str, value: Value) -> None:
+def _add(writer: Any, key: str, value: Value | bytes) -> None:
     """Add one value in the type of llama.cpp for it."""
     match value:
         case bool():
@@ -96,5 +96,7 @@ def _add(writer: Any, key: str, value: Value) -> None:
             writer.add_float32(key, value)
         case str():
             writer.add_string(key, value)
+        case bytes():
+            writer.add_array(key, value)
         case Sequence():
             writer.add_array(key, list(value))

@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from laconic.errors import UserError
 from laconic.export.gguf.pretokenizers import find_name
+from laconic.export.gguf.unigram import piece_scores, unigram_values
 from laconic.export.gguf.wordpiece import rename_pieces, wordpiece_values
 
+Value = int | bool | str | bytes
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -27,11 +29,11 @@ class Vocabulary:
     """A tokenizer as a GGUF file has it.
 
     Args:
-        model: `gpt2` for byte-level BPE, `llama` for SentencePiece, `bert` for WordPiece.
+        model: `gpt2` for byte-level BPE, `llama` for BPE of SentencePiece, `t5` for Unigram, `bert` for WordPiece.
         tokens: all tokens, in the order of their numbers.
         types: the type of each token.
         merges: the merges of byte-level BPE, each two tokens with a space between them.
-        scores: the scores of SentencePiece; higher ones are merged first.
+        scores: the scores of SentencePiece; pairs of higher ones are merged first, and those of Unigram are added.
         values: further metadata, by key without `tokenizer.`.
     """
 
@@ -40,7 +42,7 @@ class Vocabulary:
     types: Sequence[int]
     merges: Sequence[str] = ()
     scores: Sequence[float] = ()
-    values: Mapping[str, int | bool | str]
+    values: Mapping[str, Value]
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int) -> Vocabulary:
@@ -60,7 +62,11 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase | None, size: int) -> Voc
         values = wordpiece_values(fast, description)
         tokens = rename_pieces(tokens, [kind == TokenType.CONTROL for kind in types])
         return Vocabulary(model="bert", tokens=tokens, types=types, values=values)
-    values = {**_added_around(fast), **_special_numbers(fast)}
+    values = _added_around(fast) | _special_numbers(fast)
+    if model["type"] == "Unigram":
+        types[model["unk_id"]] = TokenType.UNKNOWN
+        values |= unigram_values(description)
+        return Vocabulary(model="t5", tokens=tokens, types=types, scores=piece_scores(description, size), values=values)
     if isinstance(fast.chat_template, str):
         values["chat_template"] = fast.chat_template
     pairs = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
@@ -90,10 +96,10 @@ def _describe(
             "tokenizer of the model."
         )
     description = json.loads(tokenizer.backend_tokenizer.to_str())
-    if (kind := description["model"]["type"]) not in ("BPE", "WordPiece"):
+    if (kind := description["model"]["type"]) not in ("BPE", "WordPiece", "Unigram"):
         raise UserError(
-            f"A GGUF file holds a BPE or WordPiece tokenizer, and that of the model is a {kind}; export it to onnx or "
-            "openvino."
+            f"A GGUF file holds a BPE, WordPiece or Unigram tokenizer, and that of the model is a {kind}; export it to "
+            "onnx or openvino."
         )
     if len(tokenizer) > size:
         raise UserError(
@@ -107,7 +113,9 @@ def _tokens(description: Mapping[str, Any], size: int) -> tuple[list[str], list[
     """The tokens in the order of their numbers, and their types."""
     tokens = [f"[PAD{index}]" for index in range(size)]
     types = [TokenType.UNUSED] * size
-    for token, index in description["model"]["vocab"].items():
+    vocabulary = description["model"]["vocab"]
+    numbers = vocabulary if isinstance(vocabulary, dict) else {piece: k for k, (piece, _) in enumerate(vocabulary)}
+    for token, index in numbers.items():
         tokens[index], types[index] = token, TokenType.NORMAL
     for added in description["added_tokens"]:
         tokens[added["id"]] = added["content"]
@@ -143,14 +151,14 @@ def merge_scores(pairs: Sequence[tuple[str, ...]], tokens: Sequence[str]) -> lis
     return [float(-ranks.get(token, 0)) for token in tokens]
 
 
-def _special_numbers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | bool | str]:
+def _special_numbers(tokenizer: PreTrainedTokenizerBase) -> dict[str, Value]:
     """The numbers of the special tokens, for llama.cpp's names."""
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     numbers = {name: getattr(tokenizer, f"{own}_token_id") for own, name in names.items()}
     return {f"ggml.{name}_token_id": number for name, number in numbers.items() if number is not None}
 
 
-def _added_around(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | bool | str]:
+def _added_around(tokenizer: PreTrainedTokenizerBase) -> dict[str, Value]:
     """The special tokens at the start and the end of a text.
 
     Raises:

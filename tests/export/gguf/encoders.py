@@ -41,7 +41,24 @@ def byte_level_between() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-ENCODERS = ("bert", "roberta")
+@cache
+def unigram() -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer with the rules of XLM-RoBERTa."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False, max_piece_length=6
+    )
+    tokenizer.train_from_iterator(TEXTS[:3] * 4, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+ENCODERS = ("bert", "roberta", "xlm-roberta")
 
 
 def encoder(name: str, **settings: Any) -> LanguageModel:
@@ -50,6 +67,9 @@ def encoder(name: str, **settings: Any) -> LanguageModel:
     sizes: dict[str, Any] = {**SIZES, **settings}
     if name == "bert":
         built = hf.BertModel(hf.BertConfig(**sizes)).eval()
+    elif name == "xlm-roberta":
+        sizes |= {"eos_token_id": 2, "max_position_embeddings": CONTEXT + 2}
+        built = hf.XLMRobertaModel(hf.XLMRobertaConfig(**sizes)).eval()
     else:
         # A token of the texts that were the padding token would have no position.
         sizes |= {"pad_token_id": UNSEEN, "max_position_embeddings": CONTEXT + UNSEEN + 1}
@@ -58,4 +78,5 @@ def encoder(name: str, **settings: Any) -> LanguageModel:
         torch.nn.init.normal_(parameter, std=0.1)
         if parameter.dim() == 1 and path.endswith("weight"):
             parameter.data += 0.8
-    return LanguageModel.of(built, word_piece() if name == "bert" else byte_level_between())
+    tokenizers = {"bert": word_piece, "roberta": byte_level_between, "xlm-roberta": unigram}
+    return LanguageModel.of(built, tokenizers[name]())

@@ -1,5 +1,6 @@
 """Encoders in GGUF files: their tensors, their pooling and their tokenizers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from tokenizers import normalizers
 
 from laconic.errors import UserError
 from laconic.export.gguf.encoders import pooling_type
+from laconic.export.gguf.unigram import UNUSED_SCORE, unigram_values
 from laconic.export.gguf.vocabulary import TokenType, read_vocabulary
 from laconic.export.gguf.wordpiece import rename_pieces
 from laconic.model import LanguageModel
 from laconic.model.embedding import Files, Pipeline, TextSettings
 from laconic.model.embedding_modules import Normalize, Pooling
-from tests.export.gguf.encoders import ENCODERS, encoder, word_piece
+from tests.export.gguf.encoders import ENCODERS, encoder, unigram, word_piece
 from tests.export.gguf.models import CONTEXT, ROWS, exported
 
 gguf: Any = pytest.importorskip("gguf", reason="GGUF files are written by the package gguf")
@@ -60,12 +62,23 @@ def test_other_encoders_are_refused(tmp_path: Path) -> None:
             pooling_type(pooled(lm, *modes))
     classifier = hf.BertForSequenceClassification(lm.model.config)
     with pytest.raises(
-        UserError, match=r"encoders without a head of the kinds bert, roberta; BertForSequence.* is none"
+        UserError, match=r"encoders without a head of the kinds bert, roberta, xlm-roberta; BertForSequence.* is none"
     ):
         exported(LanguageModel.of(classifier, word_piece()), tmp_path)
     mpnet = hf.MPNetModel(hf.MPNetConfig(vocab_size=ROWS, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(UserError, match="MPNetModel is none"):
         exported(LanguageModel.of(mpnet, word_piece()), tmp_path)
+
+
+def test_unigram_has_scores_and_the_map_of_characters() -> None:
+    found = read_vocabulary(unigram(), ROWS)
+    assert found.model == "t5" and found.types[3] == TokenType.UNKNOWN and found.scores[-1] == UNUSED_SCORE
+    assert found.values["ggml.add_bos_token"] is found.values["ggml.remove_extra_whitespaces"] is True
+    description = json.loads(unigram().backend_tokenizer.to_str())
+    mapped = {**description, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAECAw=="}}
+    assert unigram_values(mapped)["ggml.precompiled_charsmap"] == bytes([0, 1, 2, 3])
+    with pytest.raises(UserError, match="or changes them before"):
+        unigram_values({**description, "normalizer": {"type": "Lowercase"}})
 
 
 def test_other_word_pieces_are_refused() -> None:

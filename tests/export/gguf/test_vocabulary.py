@@ -33,7 +33,9 @@ def test_an_order_that_scores_cannot_give_is_refused() -> None:
 
 
 def test_other_tokenizers_are_refused() -> None:
-    with pytest.raises(UserError, match="holds a BPE or WordPiece tokenizer, and that of the model is a WordLevel"):
+    with pytest.raises(
+        UserError, match="holds a BPE, WordPiece or Unigram tokenizer, and that of the model is a WordLevel"
+    ):
         read_vocabulary(letters(), ROWS)
     with pytest.raises(UserError, match=r"3\d\d tokens and the model 300 word embeddings"):
         read_vocabulary(byte_level(), 300)
