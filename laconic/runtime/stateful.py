@@ -16,7 +16,7 @@ from laconic.runtime.cache_layout import PAST, PRESENT
 BEAM = "beam_idx"
 """The input with the row of the states for each row of the batch, int32."""
 KEEP_PRECISION = {"KV_CACHE_PRECISION": "f32"}
-"""The OpenVINO setting that keeps it from rounding the cache to 8 bits, as it does by default on most processors."""
+"""The OpenVINO setting against its default, which rounds the cache to 8 bits where attention is fused with it."""
 
 
 def make_stateful(model: Any) -> None:

@@ -17,6 +17,7 @@ from laconic.errors import UserError
 from laconic.model import Batch, LanguageModel
 from laconic.model.stock import SWITCHING_TYPES, text_config
 from laconic.runtime.axes import axis_names
+from laconic.runtime.cache_layout import AS_PROMPT, PRESENT
 
 OPSET = 21
 """The first ONNX opset with integers of 4 bits."""
@@ -68,7 +69,8 @@ def trace(lm: LanguageModel, traced: nn.Module, example: Batch, outputs: Sequenc
         except torch.onnx.OnnxExporterError as error:
             # If the model itself cannot run, raise that error instead.
             check_runs(lm)
-            raise _cannot_export(lm, explain(str(error.__cause__ or error))) from error
+            cached = any(name.startswith(PRESENT) for name in outputs)
+            raise _cannot_export(lm, explain(str(error.__cause__ or error)), cached) from error
     assert program is not None
     return program
 
@@ -111,7 +113,12 @@ def explain(message: str) -> str:
     )
 
 
-def _cannot_export(lm: LanguageModel, reason: str) -> UserError:
+def _cannot_export(lm: LanguageModel, reason: str, cached: bool = False) -> UserError:
+    if cached:
+        return UserError(
+            f"The architecture '{lm.model.config.model_type}' cannot be exported with a cache: torch makes no graph "
+            f"that holds for every text, as {reason}; {AS_PROMPT}."
+        )
     return UserError(
         f"The architecture '{lm.model.config.model_type}' cannot be exported: torch makes no graph that holds for "
         f"every text, as {reason}; use it in torch, with the runtime eager or compile."

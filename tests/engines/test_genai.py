@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +52,38 @@ def expected(lm: LanguageModel, prompt: list[int]) -> list[int]:
     return found[1:] if lm.task is ModelTask.SEQ2SEQ else found[len(prompt) :]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gpt2"])
-def test_a_causal_model_writes_the_same_tokens(tmp_path: Path, name: str, engine: str) -> None:
-    lm = BY_NAME[name].lm()
-    export(lm, ENGINES[engine], tmp_path / "out")
-    assert written(engine, tmp_path / "out", PROMPTS, tmp_path) == [expected(lm, prompt) for prompt in PROMPTS]
+MODELS: dict[str, Callable[[], LanguageModel]] = {
+    **{name: BY_NAME[name].lm for name in ("llama", "qwen3", "gemma2", "gpt2", "t5", "bart")},
+    "compressed": lambda: mixed(BY_NAME["llama"].lm(), EXACT),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The folder of an exported model for a runtime, written when it is first needed."""
+
+    @cache
+    def folder(name: str, runtime: str) -> Path:
+        place = tmp_path_factory.mktemp("exported") / f"{name}-{runtime}"
+        export(MODELS[name](), runtime, place)
+        return place
+
+    return folder
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_compressed_model_writes_the_same_tokens(tmp_path: Path, engine: str) -> None:
-    lm = mixed(BY_NAME["llama"].lm(), EXACT)
-    export(lm, ENGINES[engine], tmp_path / "out")
-    assert written(engine, tmp_path / "out", PROMPTS, tmp_path) == [expected(lm, prompt) for prompt in PROMPTS]
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gpt2", "compressed"])
+def test_a_causal_model_writes_the_same_tokens(
+    tmp_path: Path, folders: Callable[[str, str], Path], name: str, engine: str
+) -> None:
+    lm, folder = MODELS[name](), folders(name, ENGINES[engine])
+    assert written(engine, folder, PROMPTS, tmp_path) == [expected(lm, prompt) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_optimum_reads_an_encoder_decoder(tmp_path: Path, name: str) -> None:
-    lm = BY_NAME[name].lm()
-    export(lm, OPENVINO, tmp_path / "out")
-    assert written("optimum", tmp_path / "out", PROMPTS, tmp_path) == [expected(lm, prompt) for prompt in PROMPTS]
+def test_optimum_reads_an_encoder_decoder(tmp_path: Path, folders: Callable[[str, str], Path], name: str) -> None:
+    lm, folder = MODELS[name](), folders(name, OPENVINO)
+    assert written("optimum", folder, PROMPTS, tmp_path) == [expected(lm, prompt) for prompt in PROMPTS]
 
 
 def test_a_converted_tokenizer_reads_and_writes_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,13 @@ def test_blocks_may_have_other_numbers_of_heads(tmp_path: Path) -> None:
         check_steps(lm, Generator.open(model.folder))
 
 
+@pytest.mark.slow
+def test_what_can_be_traced_without_a_cache_only_says_so(tmp_path: Path) -> None:
+    """The positions of MPT depend on lengths in a way that torch does not follow."""
+    with pytest.raises(UserError, match=r"'mpt' cannot be exported with a cache: .*, with --no-cache"):
+        write_graphs(BY_NAME["mpt"].lm(), ONNX, tmp_path, cached=True)
+
+
 @pytest.mark.filterwarnings("ignore::laconic.errors.StructureNotice")
 def test_what_keeps_no_keys_is_refused_by_its_name() -> None:
     lm = LanguageModel.of(hf.MambaForCausalLM(hf.MambaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1)))
