@@ -120,6 +120,7 @@ class _Prepared:
                 f"The runtime '{engine.name}' is measured with causal language models; '{model.name}' is "
                 f"{with_article(structure.task.value)} model."
             )
+        engine.check_config(structure.model.config.to_dict(), model.name)
         target.check_model(structure)
         return cls(engine, model, None, structure.tokenizer)
 

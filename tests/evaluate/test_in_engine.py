@@ -1,8 +1,9 @@
 """Figures of an engine are those of torch where the engine is torch, and where it lists only some tokens."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,9 @@ class Torch(Engine):
     @classmethod
     def find(cls, source: Path) -> Path | None:
         return source
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any], source: str) -> None: ...
 
     @classmethod
     def positions(cls, path: Path) -> int | None:

@@ -32,12 +32,11 @@ from laconic.model.checkpoints.quantized.compressed import read_by_package
 from laconic.model.checkpoints.quantized.readers import StoredTensors
 from laconic.model.stock import build_stock
 from laconic.progress import Track
+from laconic.runtime.engine.vllm_heads import cpu_heads_reason
 from laconic.runtime.signature import Signature
 from laconic.store.folder import file_bytes, to_dtype
 
 NAME, PACKAGE = "compressed-tensors", "compressed_tensors"
-CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""The sizes of heads that vLLM's attention on a CPU computes; it fails at the first request with others."""
 
 
 class CompressedTensorsTarget(Target):
@@ -61,7 +60,8 @@ class CompressedTensorsTarget(Target):
                 "checkpoint, which vLLM reads: save laconic.materialize(model), or compress with rtn or gptq first."
             )
         check_fused(schemes, lm.model.named_modules())
-        if (reason := cpu_heads_reason(lm)) is not None:
+        reason = cpu_heads_reason(lm.model.config.to_dict()) if lm.task is ModelTask.CAUSAL else None
+        if reason is not None:
             warnings.warn(f"{reason}; other devices and transformers may read the folder.", Notice, stacklevel=2)
 
     def write(self, lm: LanguageModel, folder: Path, track: Track) -> Written:
@@ -104,23 +104,6 @@ class CompressedTensorsTarget(Target):
             yield "```sh"
             yield "vllm serve path/to/this/folder"
             yield "```"
-
-
-def cpu_heads_reason(lm: LanguageModel) -> str | None:
-    """Why vLLM cannot run the attention of a model on a CPU, with the nearest size of heads that works; None if it can.
-
-    Args:
-        lm: the model, with or without weights.
-    """
-    config = lm.model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if lm.task is not ModelTask.CAUSAL or size in CPU_HEADS:
-        return None
-    nearest = min(CPU_HEADS, key=lambda known: abs(known - size))
-    return (
-        f"vLLM on a CPU has no attention with heads of {size} channels, and fails at the first request (the nearest "
-        f"size that works is {nearest})"
-    )
 
 
 def _schemes(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, Scheme]:

@@ -5,10 +5,10 @@ it loads a model, predicts tokens and writes text. `laconic.evaluate.in_engine` 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from laconic.runtime.engine.distributions import Distributions
 
@@ -76,6 +76,19 @@ class Engine(ABC):
 
         Raises:
             UserError: the folder has several such files.
+        """
+
+    @classmethod
+    @abstractmethod
+    def check_config(cls, config: Mapping[str, Any], source: str) -> None:
+        """Check that the engine can run a model on this machine, as far as its configuration says.
+
+        Args:
+            config: the configuration, as in config.json.
+            source: the model, as errors name it.
+
+        Raises:
+            UserError: it cannot.
         """
 
     @classmethod

@@ -6,7 +6,7 @@ positions into one array as long as the context.
 
 import ctypes
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -76,6 +76,10 @@ class LlamaCpp(Engine):
             names = " and ".join(file.name for file in found)
             raise UserError(f"The folder '{source}' has several GGUF files, {names}; name one of them.")
         return found[0] if found else None
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any], source: str) -> None:
+        """llama.cpp runs every model that a GGUF file holds."""
 
     @classmethod
     def positions(cls, path: Path) -> int | None:

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,7 @@ from laconic.model.checkpoints.location import read_json
 from laconic.runtime.engine.config_file import CONFIG, positions_in
 from laconic.runtime.engine.distributions import LikeliestTokens
 from laconic.runtime.engine.engine import Engine, Written
+from laconic.runtime.engine.vllm_heads import cpu_heads_reason
 from laconic.store import file_bytes
 
 VARIABLE = "LACONIC_VLLM"
@@ -53,8 +54,16 @@ class Vllm(Engine):
             return None
         config = read_json(source / CONFIG, f"The file '{source / CONFIG}'", dict)
         quantization = config.get("quantization_config")
-        is_own = isinstance(quantization, dict) and quantization.get("quant_method") == "laconic"
-        return None if is_own else source
+        if isinstance(quantization, dict) and quantization.get("quant_method") == "laconic":
+            return None
+        cls.check_config(config, str(source))
+        return source
+
+    @classmethod
+    def check_config(cls, config: Mapping[str, Any], source: str) -> None:
+        reason = None if torch.cuda.is_available() else cpu_heads_reason(config)
+        if reason is not None:
+            raise UserError(f"The model '{source}' cannot be run: {reason}; use the runtime llama.cpp or eager.")
 
     @classmethod
     def positions(cls, path: Path) -> int | None:
