@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from laconic.cli.main import status
@@ -157,8 +158,6 @@ def test_bytes_are_those_of_the_files(tmp_path: Path, layout: str) -> None:
     file = tmp_path / "model.safetensors"
     assert lm.size()[1] == file.stat().st_size
     site = next(site for site in lm.sites() if site.name.endswith("down_proj"))
-    from safetensors.torch import load_file
-
     own = [tensor.nbytes for name, tensor in load_file(file).items() if name.startswith(f"{site.name}.")]
     assert lm.site_nbytes(site) == sum(own)
 
@@ -181,7 +180,8 @@ def test_a_peer_and_its_original_in_one_table(tmp_path: Path, texts: Path, capsy
         found, changed[module] = gptq_codes(matrix, 4, 16, generator, less=1, shuffled=False)
         parts |= {f"{module}.{part}": tensor for part, tensor in found.items()}
     save_with_codes(lm.model, tmp_path / "peer", parts, FORMATS["gptq"][1])
-    lm.tokenizer.save_pretrained(tmp_path / "peer")  # pyright: ignore[reportOptionalMemberAccess]
+    assert lm.tokenizer is not None
+    lm.tokenizer.save_pretrained(tmp_path / "peer")
     named = ["evaluate", str(tmp_path / "peer"), "--against", str(tmp_path / "original"), "--length", "8"]
     assert status([*named, "--batch", "1", "--tasks", f"perplexity:{texts}", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
