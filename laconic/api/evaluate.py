@@ -142,8 +142,9 @@ def evaluate(
         batch: one or several batch sizes to time.
         length: one or several sequence lengths to time, each with every batch size.
         runtime: the runtime of the models: `eager`, `compile`, `onnx` or `openvino`; or the engine that measures them
-            itself, `llama.cpp` or `vllm`. An engine measures perplexity, the distance in its windows, and the speed of
-            one row. Models that are not in its format are exported into a temporary folder first.
+            itself, `llama.cpp` or `vllm`, or `onnx` and `openvino` for folders that were exported for them. An engine
+            measures perplexity, the distance in its windows, and the speed of one row. Models that are not in its
+            format are exported into a temporary folder first.
         context: number of tokens in a window of perplexity; None for the context of the model, up to 2048.
         dtype: dtype of the matrix products of perplexity and of the comparison in its windows: `float32`, or
             `bfloat16`, which is faster on processors that have it and changes figures by about a thousandth of a nat.

@@ -30,6 +30,8 @@ from laconic.runtime.engines import RUNTIMES
 def runs_in_engine(runtime: str, models: Sequence[ModelInput]) -> bool:
     """Whether an engine evaluates these models, and not torch or a graph that is made of them.
 
+    ONNX Runtime and OpenVINO are engines for models that were exported for them.
+
     Args:
         runtime: the value of `--runtime`.
         models: the model, and the original if there is one.

@@ -43,7 +43,8 @@ def test_vllm(folder: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["command"] == ["vllm", "serve", str(folder), "--port", "8000", *LENGTH, "--enforce-eager"]
     assert found["url"] == "http://127.0.0.1:8000" and not found["is_installed"]
     monkeypatch.setenv("LACONIC_VLLM", "/opt/engine/bin/python")
-    assert serve_command(folder, "vllm", context=16).command[0] == "/opt/engine/bin/vllm"
+    named = serve_command(folder, "vllm", context=16).command
+    assert named[:3] == ["/opt/engine/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
 
 
 def test_a_model_that_does_not_say_its_context(folder: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from laconic.api.serve import ServeResult, serve_command
 from laconic.export import export
 from laconic.runtime.engine.vllm import VARIABLE
-from laconic.store.folder import save_tokenizers
+from laconic.store import save
 from tests.export.gguf.models import byte_level, model
 from tests.export.served_models import compressed
 
@@ -79,8 +79,7 @@ def test_vllm(tmp_path: Path) -> None:
     if VARIABLE not in os.environ:
         pytest.skip(f"{VARIABLE} does not name the Python of vLLM's environment")
     lm = compressed("llama", dtype=torch.bfloat16)
-    export(lm, "compressed-tensors", tmp_path / "out")
-    save_tokenizers(lm, tmp_path / "out")
+    save(lm, tmp_path / "out")
     served = serve_command(tmp_path / "out", "vllm", port=free_port(), context=32)
     found = answer_of(
         served, {"prompt": [5, 6, 7], "return_tokens_as_token_ids": True, "logprobs": 0}, tmp_path / "log"

