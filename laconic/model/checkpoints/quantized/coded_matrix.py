@@ -105,4 +105,4 @@ def unpack_rows(rows: UInt8[Tensor, "rows bytes"], bits: int) -> UInt8[Tensor, "
     """
     # As many bytes as bits hold eight codes.
     filled = pad(rows, (0, -rows.shape[1] % bits))
-    return unpack(filled.reshape(-1), bits, filled.numel() * 8 // bits).view(len(rows), -1)
+    return unpack(filled.reshape(-1), bits, filled.numel() * 8 // bits).view(len(rows), filled.shape[1] * 8 // bits)
