@@ -105,4 +105,5 @@ def unpack_rows(rows: UInt8[Tensor, "rows bytes"], bits: int) -> UInt8[Tensor, "
     """
     # As many bytes as bits hold eight codes.
     filled = pad(rows, (0, -rows.shape[1] % bits))
-    return unpack(filled.reshape(-1), bits, filled.numel() * 8 // bits).view(len(rows), filled.shape[1] * 8 // bits)
+    codes = unpack(filled.reshape(-1), bits, filled.numel() * 8 // bits)
+    return codes.view(len(rows), filled.shape[1] * 8 // bits)[:, : rows.shape[1] * 8 // bits]
