@@ -44,12 +44,16 @@ def written(engine: str, folder: Path, prompts: list[Any], scratch: Path) -> lis
 
 @torch.no_grad()
 def expected(lm: LanguageModel, prompt: list[int]) -> list[int]:
-    """What torch writes, without an end."""
-    ids = torch.tensor([prompt])
-    generate: Any = lm.model.generate
-    options: dict[str, Any] = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "num_beams": 1}
-    found = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0].tolist()
-    return found[1:] if lm.task is ModelTask.SEQ2SEQ else found[len(prompt) :]
+    """What torch writes: the most likely tokens, without an end. Encoder-decoders write by `generate`, as optimum."""
+    model: Any = lm.model
+    if lm.task is ModelTask.SEQ2SEQ:
+        ids = torch.tensor([prompt])
+        options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, "num_beams": 1}
+        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0, 1:].tolist()
+    tokens = list(prompt)
+    for _ in range(TOKENS):
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
 
 
 MODELS: dict[str, Callable[[], LanguageModel]] = {
