@@ -30,7 +30,7 @@ ONNX_GENAI = (
 
 
 def cached_lines(lm: LanguageModel, runtime: str) -> Iterator[str]:
-    """How the model is used.
+    """A description of the files, with an example of their use.
 
     Args:
         lm: the model.

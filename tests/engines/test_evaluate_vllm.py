@@ -42,6 +42,17 @@ def test_quality_is_that_of_torch(tmp_path: Path, texts: Path) -> None:
     assert cost["memory_bytes"] > 1e8 and cost["generation"][0]["decode_tokens_per_second"] > 0
 
 
+def test_a_text_may_be_as_long_as_the_context(tmp_path: Path) -> None:
+    original = compressed("llama", dtype=torch.bfloat16)
+    save(original, tmp_path / "model")
+    longest = original.model.config.max_position_embeddings
+    tokens = torch.randint(3, 50, (longest,), generator=torch.Generator().manual_seed(0))
+    engine = Vllm(tmp_path / "model", longest)
+    (found,) = engine.predict(tokens.tolist(), 1)
+    assert len(found) == longest - 1 and found.nats(tokens[1:]).isfinite().all()
+    engine.close()
+
+
 def test_a_model_that_vllm_lacks_is_named(tmp_path: Path) -> None:
     assert WORKER.name == "vllm_worker.py" and WORKER.is_file()
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "llama"}')

@@ -1,4 +1,4 @@
-"""What lies beside an exported model that writes text: configurations, and what GenAI reads."""
+"""The files beside an exported model that writes text: configurations, and those that GenAI reads."""
 
 import json
 from pathlib import Path

@@ -140,7 +140,8 @@ class Vllm(Engine):
         """The error of a process that has ended."""
         lines = self._messages.read_text(errors="replace").splitlines()
         self.close()
-        reasons = [line.strip() for line in lines if "Error" in line]
+        # A validation error has its reason in the line after it.
+        reasons = [line.strip() for line in lines if "Error" in line or line.startswith("  Value error")]
         reason = reasons[-1] if reasons else "it says no reason"
         return UserError(f"vLLM cannot run '{self._path}': {reason.rstrip('.')}.")
 

@@ -8,7 +8,7 @@ CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def cpu_heads_reason(config: Mapping[str, Any]) -> str | None:
-    """Why vLLM cannot run the attention of a model on a CPU, with the nearest size of heads that works.
+    """The reason why vLLM cannot run the attention of a model on a CPU, with the nearest size of heads that works.
 
     Args:
         config: the configuration of the model, as in its config.json.

@@ -42,3 +42,9 @@ def test_a_process_that_ended_between_two_questions_is_one_sentence(
 def test_a_process_that_cannot_load_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^vLLM cannot run '.*': ValueError: no such architecture\.$"):
         engine(tmp_path, monkeypatch, "raise ValueError('no such architecture')")
+
+
+def test_the_reason_of_a_validation_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "pydantic.ValidationError: 1 validation error for ModelConfig\n  Value error, no such quantization."
+    with pytest.raises(UserError, match=r"^vLLM cannot run '.*': Value error, no such quantization\.$"):
+        engine(tmp_path, monkeypatch, f"raise SystemExit({message!r})")

@@ -23,6 +23,8 @@ SETTINGS = {
     # The engine in this process: no second copy of Python and torch in memory, and no time between processes.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    # A scored prompt as long as the context is followed by one more token, which the model does not read.
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
 }
 
 
