@@ -32,7 +32,7 @@ pytestmark = [
 
 
 def written(engine: str, folder: Path, prompts: list[Any], scratch: Path) -> list[Any]:
-    """What an engine writes after each prompt."""
+    """The tokens that an engine writes after each prompt."""
     (scratch / "prompts.json").write_text(json.dumps(prompts))
     command = [str(PYTHON), str(SCRIPT), engine, str(folder), str(scratch / "prompts.json"), str(TOKENS)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -44,7 +44,7 @@ def written(engine: str, folder: Path, prompts: list[Any], scratch: Path) -> lis
 
 @torch.no_grad()
 def expected(lm: LanguageModel, prompt: list[int]) -> list[int]:
-    """What torch writes: the most likely tokens, without an end. Encoder-decoders write by `generate`, as optimum."""
+    """The most likely tokens by torch, also after an end token. Encoder-decoders write by `generate`, as optimum."""
     model: Any = lm.model
     if lm.task is ModelTask.SEQ2SEQ:
         ids = torch.tensor([prompt])
