@@ -60,7 +60,7 @@ from tests.cli.printed import SVD, Output, complaint
         (("MODEL", *SVD, "--targets", "fnn"), "no target 'fnn': did you mean 'ffn'?"),
         (
             ("MODEL", *SVD, "--allocate", "fair"),
-            "allocate must be one of uniform, spectrum, threshold, global; got 'fair'.",
+            "allocate must be one of uniform, spectrum, threshold, global, Q2_K, ",
         ),
         (("MODEL", "--method", "drone", "--keep", "0.5"), "--data is missing"),
         (("MODEL", *SVD, "--data", "./nowhere.txt"), "nowhere.txt"),

@@ -157,5 +157,8 @@ def _head(model: PreTrainedModel) -> nn.Module:
 
 def _head_path(model: PreTrainedModel) -> str:
     """The path of the head."""
-    head = _head(model)
-    return next(path for path, module in model.named_modules(remove_duplicate=False) if module is head)
+    head, modules = _head(model), dict(model.named_modules(remove_duplicate=False))
+    # The rows of a tied embedding are the head as well.
+    formats = [path for path, module in modules.items() if isinstance(module, Format)]
+    inside = {path for path in modules for outer in formats if path.startswith(f"{outer}.")}
+    return next(path for path, module in modules.items() if module is head and path not in inside)

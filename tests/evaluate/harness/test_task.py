@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from laconic.calibrate.corpus import Corpus, Example
 from laconic.errors import UserError
@@ -213,8 +214,28 @@ def test_real_models_on_real_rows(
     )
 
 
-def test_a_task_that_lets_the_model_write_needs_torch(data: Path):
-    check_tasks(["harness/boolq"], None, compared=False, runtime="onnx")
-    check_tasks(["harness/boolq-seq2seq"], None, compared=False)
-    with pytest.raises(UserError, match="lets the model generate text, which it cannot in the runtime 'onnx'"):
-        check_tasks(["harness/boolq-seq2seq"], None, compared=False, runtime="onnx")
+@pytest.mark.parametrize("runtime", ["eager", "onnx"])
+def test_a_task_that_lets_the_model_write_runs_where_the_model_has_a_cache(
+    runtime: str, data: Path, shared_models: Path
+):
+    tokenizer = AutoTokenizer.from_pretrained(str(shared_models / "mico-tinyllama-1m"))
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1}
+    llama = LlamaConfig(**sizes, intermediate_size=8, num_attention_heads=1, max_position_embeddings=1024)
+    check_tasks(
+        ["harness/boolq-seq2seq"],
+        LanguageModel.of(LlamaForCausalLM(llama), tokenizer),
+        compared=False,
+        runtime=runtime,
+        load=lambda task: task.load_corpus(1),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The architecture 'mamba'")
+def test_a_model_without_keys_and_values_writes_only_in_torch(data: Path, shared_models: Path):
+    tokenizer = AutoTokenizer.from_pretrained(str(shared_models / "mico-tinyllama-1m"))
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1))
+    with pytest.raises(UserError, match="cache"):
+        check_tasks(
+            ["harness/boolq-seq2seq"], LanguageModel.of(mamba, tokenizer), compared=False, runtime="onnx",
+            load=lambda task: task.load_corpus(1),
+        )  # fmt: skip
