@@ -137,6 +137,7 @@ def shortened(step: Step) -> Step:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore:.*needs rows of a multiple of 256 columns:laconic.errors.Notice")
 @pytest.mark.slow
 def test_every_shipped_recipe_runs(path: Path, deep_model: Path, tmp_path: Path) -> None:
     """On a tiny model and in a moment, but with the steps as they stand."""
