@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 
 def reading(symmetric):
-    """What comes of reading a model that the package compressed."""
+    """'read', or the reason why transformers refuses a model that the package compressed."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
                                          num_key_value_heads=4))

@@ -121,7 +121,11 @@ def advise(
         >>> result.ways[1].bytes < result.ways[0].bytes
         True
     """
-    check_kinds(runtime=runtime, batch=batch, length=length, track=track)
+    check_kinds(runtime=runtime, track=track)
+    for name, count in (("batch", batch), ("length", length)):
+        # `evaluate` also takes several.
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise must_be(name, "a whole number above 0", count)
     if runtime not in STORED:
         raise unknown("runtime", runtime, STORED)
     if runtime not in RUNTIMES and batch != 1:

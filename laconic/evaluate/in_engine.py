@@ -62,7 +62,7 @@ class EngineModel:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How to measure; the fields are arguments of `laconic.evaluate`.
+    """Settings of an evaluation in an engine, by the names of arguments of `laconic.evaluate`.
 
     Args:
         limit: the largest number of rows of each task; None for all.

@@ -7,7 +7,7 @@ the written model, both with decoded weights: no layer is decoded more than once
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +23,7 @@ from laconic.calibrate.passes import evaluating
 from laconic.errors import CheckpointNotice, UserError
 from laconic.export.agreement import TOLERANCE, Agreement, References, compare, model_outputs
 from laconic.formats import (
-    Constant,
-    Dense,
-    DenseExpertStack,
     DynamicInt8,
-    ExpertStack,
-    Format,
-    LowRank,
-    PackedEmbedding,
     Quantized,
 )
 from laconic.model import LanguageModel
@@ -40,13 +33,10 @@ from laconic.runtime.portable import DENSE, ExportedLayers
 from laconic.runtime.signature import Signature
 from laconic.store.densify import densify, detach_quantizer, enable_biases
 from laconic.store.folder import to_dtype
-from laconic.store.shapes import changed_shapes
 from laconic.store.structure import outermost_formats
 
 ROUNDINGS = 4
 """The tolerance of outputs in units of the machine epsilon of the dtype, if that is larger."""
-WRITTEN_OUT = (LowRank, Dense, Constant, PackedEmbedding)
-"""Formats that are written as a dense matrix."""
 
 
 class CodedLinear(nn.Module, ABC):
@@ -94,56 +84,6 @@ def repeat_groups(numbers: Float[Tensor, "m k"], rows: int, columns: int, group:
     """
     groups = 1 if group is None else columns // group
     return numbers.expand(rows, -1).repeat_interleave(groups // numbers.shape[1], dim=1).contiguous()
-
-
-def quantized_layers(model: PreTrainedModel, plain: PreTrainedModel) -> Iterator[tuple[str, Format]]:
-    """The layers that are to be stored as codes, by path: those that are neither written out nor tied.
-
-    Args:
-        model: the model, with or without weights.
-        plain: its stock model.
-
-    Raises:
-        UserError: experts are compressed, or a layer is no `nn.Linear` in the stock model.
-    """
-    for path, module in model.named_modules():
-        if isinstance(module, ExpertStack) and not isinstance(module, DenseExpertStack):
-            raise UserError(
-                f"The experts '{path}' are compressed, and this export writes no experts: leave them out with targets, "
-                "or export to onnx or openvino."
-            )
-    for layer, paths in outermost_formats(model).items():
-        if isinstance(layer, WRITTEN_OUT) or _is_tied(plain, paths):
-            continue
-        if not isinstance(module := plain.get_submodule(paths[0]), nn.Linear):
-            raise UserError(
-                f"The layer '{paths[0]}' is a {type(module).__name__} in {type(model).__name__}, and this export "
-                "writes only linear layers: export to onnx or openvino."
-            )
-        yield paths[0], layer
-
-
-def check_widths(model: PreTrainedModel, plain: PreTrainedModel) -> None:
-    """Check that every module has the shape that engines give it, which build modules from the configuration alone.
-
-    Args:
-        model: the model, with or without weights.
-        plain: its stock model.
-
-    Raises:
-        UserError: a module has another shape.
-    """
-    for name in changed_shapes(model, plain):
-        raise UserError(
-            f"The module '{name}' has another shape than the configuration gives it, and engines build modules from "
-            "the configuration alone: narrow all blocks alike, or export to onnx or openvino."
-        )
-
-
-def _is_tied(plain: PreTrainedModel, paths: Sequence[str]) -> bool:
-    """Whether a matrix is at several places, such as a word embedding that is also the head. It is written out."""
-    tied = plain.all_tied_weights_keys
-    return len(paths) > 1 or any(f"{path}.weight" in (*tied.keys(), *tied.values()) for path in paths)
 
 
 def replace_layers(

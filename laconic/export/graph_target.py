@@ -54,7 +54,7 @@ class GraphTarget(Target):
         check_runtime(self.name, device)
 
     def check_model(self, lm: LanguageModel) -> None:
-        """What torch cannot trace is known only when it is traced; what has no cache is refused here."""
+        """Refuse a model without the cache that it should get; others are refused when torch traces them."""
         if self._is_cached(lm):
             check_traceable(lm)
             check_cache(lm)

@@ -18,8 +18,6 @@ from laconic.runtime.signature import Signature
 
 TOKENIZERS = "openvino_tokenizers"
 TOKENIZER_FILES = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
-CANNOT_CONVERT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
-"""Exceptions of openvino_tokenizers for a tokenizer that it does not know."""
 
 
 def write_text_files(lm: LanguageModel, folder: Path, runtime: str, signature: Signature | None) -> tuple[str, ...]:
@@ -64,9 +62,11 @@ def _openvino(lm: LanguageModel, folder: Path) -> Iterator[str]:
         return
     openvino: Any = import_module("openvino")
     tokenizers: Any = import_module(TOKENIZERS)
+    unsupported: type[Exception] = import_module("openvino.exceptions").OVError
     try:
         models = tokenizers.convert_tokenizer(lm.tokenizer, with_detokenizer=True)
-    except CANNOT_CONVERT as error:
+    # Apart from its own error, the converter looks up parts of a tokenizer that not all have.
+    except (unsupported, RuntimeError, ValueError, LookupError) as error:
         yield f"The tokenizer was not converted for OpenVINO GenAI: {reason_of(error)}; use that of transformers."
         return
     for model, name in zip(models, TOKENIZER_FILES, strict=True):

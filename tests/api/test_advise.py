@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import laconic
 from laconic.cli.main import status
+from laconic.errors import UserError
 from laconic.recipe.stored import STORED
 from laconic.report.advice import Measured, advice_lines, advice_table
 from laconic.runtime.engine import ENGINES
@@ -82,8 +83,8 @@ def test_the_command_prints_json_and_a_table(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "sentence"),
     [
         (["--runtime", "onyx"], "There is no runtime 'onyx': did you mean 'onnx'?"),
-        (["--batch", "0"], "--batch"),
-        (["--length", "0"], "--length"),
+        (["--batch", "0"], "--batch must be a whole number above 0; got 0."),
+        (["--length", "0"], "--length must be a whole number above 0; got 0."),
         (
             ["--runtime", "vllm", "--batch", "2"],
             "--batch must be 1 in the runtime 'vllm', which is",
@@ -96,3 +97,9 @@ def test_mistakes_are_one_sentence(
     encoder().save_pretrained(tmp_path / "model")
     assert status(["advise", str(tmp_path / "model"), *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("counts", [{"length": (8, 16)}, {"batch": True}])
+def test_one_batch_and_one_length(counts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="must be a whole number above 0"):
+        laconic.advise(encoder(), **counts)

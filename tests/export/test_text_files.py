@@ -1,7 +1,9 @@
 """The files beside an exported model that writes text: configurations, and those that GenAI reads."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,3 +77,17 @@ def test_only_graphs_go_without_a_cache() -> None:
     assert isinstance(target, GraphTarget) and not target.cache
     with pytest.raises(UserError, match="engines that read 'gguf' always keep a cache; leave out --no-cache"):
         check_target("gguf", cache=False)
+
+
+def test_a_tokenizer_that_cannot_be_converted_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openvino.exceptions import OVTypeError
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OVTypeError("Pre-tokenizer type 'Odd' is not supported")
+
+    monkeypatch.setattr(text_files, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, text_files.TOKENIZERS, SimpleNamespace(convert_tokenizer=refuse))
+    lm = with_tokenizer("llama")
+    [sentence] = write_text_files(lm, tmp_path, OPENVINO, Signature.of(lm, cached=True))
+    assert "Pre-tokenizer type 'Odd' is not supported" in sentence
+    assert not list(tmp_path.glob("openvino_*"))

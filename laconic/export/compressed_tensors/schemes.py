@@ -101,11 +101,6 @@ def scheme_of(name: str, layer: Quantized | DynamicInt8) -> Scheme:
         Traceback (most recent call last):
         laconic.errors.UserError: The layer 'proj' has codes of 3 bits, and vLLM reads codes of 4 or 8 bits: ...
     """
-    if layer.kept is not None:
-        raise UserError(
-            f"The layer '{name}' is pruned and quantized, and compressed-tensors has no mask of pruned weights: "
-            "quantize without pruning, or export to onnx or openvino."
-        )
     if isinstance(layer, DynamicInt8):
         return Scheme(bits=8, rounds_inputs=True)
     if layer.bits not in BITS:
@@ -113,11 +108,6 @@ def scheme_of(name: str, layer: Quantized | DynamicInt8) -> Scheme:
         raise UserError(
             f"The layer '{name}' has codes of {layer.bits} bits, and vLLM reads codes of 4 or 8 bits: compress with "
             f"bits={nearest}."
-        )
-    if layer.column_scales is not None:
-        raise UserError(
-            f"The layer '{name}' has a scale for each column, which compressed-tensors does not store: compress with a "
-            "method that scales no columns, such as gptq."
         )
     rows, columns = layer.shape
     if rows % MULTIPLE or columns % MULTIPLE:

@@ -12,13 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from laconic.errors import Notice, UserError, install
+from laconic.export.code_checks import check_widths, quantized_layers
 from laconic.export.coded_checkpoint import (
     check_equal,
-    check_widths,
     coded_layers,
     compare_outputs,
     open_tensors,
-    quantized_layers,
     read_folder,
     replace_layers,
     write_folder,

@@ -10,10 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from laconic.errors import UserError
+from laconic.export.code_checks import check_widths, quantized_layers
 from laconic.export.coded_checkpoint import (
-    check_widths,
     compare_outputs,
-    quantized_layers,
     read_folder,
     replace_layers,
     write_folder,
@@ -126,21 +125,11 @@ def _layers(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, Quantiz
 
 def _check_layer(path: str, layer: Quantized) -> None:
     """Raise UserError if the format cannot hold a layer."""
-    if layer.kept is not None:
-        raise UserError(
-            f"The layer '{path}' is pruned and quantized, and the GPTQ format has no mask of pruned weights: quantize "
-            "without pruning, or export to onnx or openvino."
-        )
     if layer.bits not in BITS:
         nearest = min(BITS, key=lambda bits: abs(bits - layer.bits))
         raise UserError(
             f"The layer '{path}' has codes of {layer.bits} bits, and the GPTQ format has 2, 3, 4 and 8: compress with "
             f"bits={nearest}."
-        )
-    if layer.column_scales is not None:
-        raise UserError(
-            f"The layer '{path}' has a scale for each column, which the GPTQ format does not store: compress with a "
-            "method that scales no columns, such as gptq."
         )
     rows, columns = layer.shape
     group = _group(layer)

@@ -53,7 +53,7 @@ class BlockQuantization(AffineQuantization):
         UserError: a parameter is given that follows from the grid.
     """
 
-    grid: BlockGridName | Literal["any"] | None = None
+    grid: Literal[BlockGridName, "any"] | None = None
 
     def __post_init__(self) -> None:
         if self.grid is None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from laconic.runtime.engine.distributions import Distributions
 
 GROWTH = "growth of this process's resident memory, from before loading until after writing text"
-"""How memory is measured for an engine that runs in this process."""
+"""The memory of an engine that runs in this process, as `Engine.memory` describes it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Engine(ABC):
     has_cache: bool
     """Whether the model keeps keys and values of earlier tokens, so that writing text can be timed."""
     memory: str
-    """How `memory_bytes` is measured."""
+    """The measure of `memory_bytes`, in words."""
     listed: int | None = None
     """The number of likeliest tokens in a distribution; None if a distribution has all logits."""
 
