@@ -54,6 +54,7 @@ def trace(lm: LanguageModel, traced: nn.Module, example: Batch, outputs: Sequenc
     tensors = tuple(example.values())
     traced.eval()
     with torch.inference_mode(False), torch.no_grad(), quiet():
+        _copy_inference_tensors(traced)
         try:
             program = torch.onnx.export(
                 traced,
@@ -73,6 +74,17 @@ def trace(lm: LanguageModel, traced: nn.Module, example: Batch, outputs: Sequenc
             raise _cannot_export(lm, explain(str(error.__cause__ or error)), cached) from error
     assert program is not None
     return program
+
+
+def _copy_inference_tensors(model: nn.Module) -> None:
+    """Replace parameters that were made in inference mode by copies: torch cannot trace them."""
+    copies: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_inference():
+                if parameter not in copies:
+                    copies[parameter] = nn.Parameter(parameter.clone(), requires_grad=False)
+                setattr(module, name, copies[parameter])
 
 
 def check_traceable(lm: LanguageModel) -> None:

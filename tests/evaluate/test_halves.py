@@ -47,15 +47,15 @@ def test_a_head_does_not_keep_the_blocks():
     assert {name for name, _ in head.lm.model.named_parameters()} == {"lm_head.weight"}
 
 
+@torch.inference_mode()
 def test_a_model_in_another_runtime_runs_whole():
     lm = BY_NAME["gpt2"].lm()
     batch = batch_for(lm.model)
-    with torch.inference_mode():
-        halves = divide(serve(lm, "onnx").lm)
-        assert halves.head is None and isinstance(halves.body, WholeBody)
-        [logits] = halves.body.last_hidden_states([batch])
-        mask = batch["attention_mask"].bool()
-        assert torch.allclose(halves.logits(logits[mask]), run_model(lm, batch)["logits"][mask], rtol=1e-3, atol=1e-4)
+    halves = divide(serve(lm, "onnx").lm)
+    assert halves.head is None and isinstance(halves.body, WholeBody)
+    [logits] = halves.body.last_hidden_states([batch])
+    mask = batch["attention_mask"].bool()
+    assert torch.allclose(halves.logits(logits[mask]), run_model(lm, batch)["logits"][mask], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="the processor has no bfloat16")
