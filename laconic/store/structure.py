@@ -126,6 +126,7 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
     Raises:
         UserError: the kind of an entry is unknown, or an entry does not fit its kind or its module.
     """
+    inserted = list[list[str]]()
     # Sorted by depth: a format is inserted before the formats inside it.
     for name in sorted(structure, key=lambda path: path.count(".")):
         entry = structure[name]
@@ -142,7 +143,13 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
         elif first is not None and entry.get("kind") == EXPERTS:
             insert_expert_layer(model, first, name)
         elif first is not None:
-            _insert(model, _empty_format(name, entry), first, others)
+            format = _empty_format(name, entry)
+            inserted.append([first, *others])
+            for path in inserted[-1]:
+                model.set_submodule(path, format)
+    untie(model, {path for paths in inserted for path in paths})
+    for paths in inserted:
+        tie(model, paths[0], paths[1:])
     for name, entry in structure.items():
         if "source" in entry:
             _connect(model, name, entry["source"])
@@ -157,10 +164,11 @@ def unpack_formats(model: PreTrainedModel) -> None:
     Raises:
         UserError: the tensors of a layer are inconsistent.
     """
-    for layer, paths in _packed_layers(model).items():
+    layers = _packed_layers(model)
+    untie(model, {path for paths in layers.values() for path in paths})
+    for layer, paths in layers.items():
         layer.unpack()
         # Unpacking renames tensors. The tensors of a layer stay shared between its paths.
-        untie(model, set(paths))
         tie(model, paths[0], paths[1:])
 
 
@@ -206,14 +214,6 @@ def _connect(model: PreTrainedModel, name: str, source: str) -> None:
         if not isinstance(owner, Format):
             raise UserError(f"The layer '{name}' reads from '{source}', which is not stored as a factored layer.")
         reader.set_source(owner)
-
-
-def _insert(model: PreTrainedModel, format: Replacement, first: str, others: list[str]) -> None:
-    paths = [first, *others]
-    untie(model, set(paths))
-    for path in paths:
-        model.set_submodule(path, format)
-    tie(model, first, others)
 
 
 def _empty_format(name: str, entry: Mapping[str, Any]) -> Replacement:
