@@ -1,4 +1,4 @@
-"""Write a causal model as a GGUF file, the format of llama.cpp, with its tokenizer."""
+"""Write a model as a GGUF file, the format of llama.cpp, with its tokenizer."""
 
 from laconic.export.gguf.target import GgufTarget
 

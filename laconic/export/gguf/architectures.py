@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from laconic.model import ModelTask
+
 
 class RowOrder(Enum):
     """An order of the rows of a matrix in the file that differs from that in transformers."""
@@ -26,6 +28,23 @@ GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 """llama.cpp computes every GELU by the tanh formula, from a table of 16-bit numbers."""
 
 
+@dataclass(frozen=True)
+class FileBlocks:
+    """The names of the blocks of one stack in the file.
+
+    Args:
+        prefix: the part before the number of the block.
+        count: the key of the configuration for the number of blocks.
+        attentions: the attentions of a block.
+        output: the output projection of an attention.
+    """
+
+    prefix: str = "blk"
+    count: str = "num_hidden_layers"
+    attentions: tuple[str, ...] = ("attn",)
+    output: str = "output"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """An architecture of llama.cpp.
@@ -33,6 +52,8 @@ class Architecture:
     Args:
         name: the value of `general.architecture`.
         model_type: the `model_type` of transformers.
+        task: what the model predicts; of an encoder (`EMBEDDING`), the file gives a vector for each text.
+        stacks: the blocks of each stack.
         activations: the activations, as the configuration names them, that its graph computes.
         rms_norm: whether its norms have no mean; otherwise they are layer norms.
         norm_offset: what transformers adds to the weights of norms, and llama.cpp does not.
@@ -47,12 +68,15 @@ class Architecture:
         windows: whether the graph has sliding windows; otherwise the context ends where the window does.
         narrowed: the architecture that takes other numbers of heads and channels in each block; None if there is none.
         readable: whether transformers reads such a file.
-        embeds: whether it is an encoder, of which the file gives a vector for each text.
         skips_padding: whether positions are counted from the one after the number of the padding token.
+        output_scale: the key of the configuration by which transformers divides what the head reads by the root of its
+            width; llama.cpp never does.
     """
 
     name: str
     model_type: str
+    task: ModelTask = ModelTask.CAUSAL
+    stacks: tuple[FileBlocks, ...] = (FileBlocks(),)
     activations: tuple[str, ...] = SILU
     rms_norm: bool = True
     norm_offset: float = 0.0
@@ -67,8 +91,13 @@ class Architecture:
     windows: bool = False
     narrowed: "Architecture | None" = None
     readable: bool = True
-    embeds: bool = False
     skips_padding: bool = False
+    output_scale: str | None = None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it is an encoder, of which the file gives a vector for each text."""
+        return self.task is ModelTask.EMBEDDING
 
 
 _BERT = {"is_decoder": (False, None), "add_cross_attention": (False, None)}
@@ -76,6 +105,20 @@ _LLAMA_ROTARY = ("default", "linear", "llama3", "yarn", "longrope")
 _PAIRS = {"attn_q": RowOrder.PAIRS, "attn_k": RowOrder.PAIRS}
 _GROUPED = {"attn_qkv": RowOrder.QUERIES_KEYS_VALUES}
 _EXPERTS = {"expert_used_count": "num_experts_per_tok"}
+_T5_ENCODER = FileBlocks("enc.blk", "num_layers", output="o")
+_T5_DECODER = FileBlocks("dec.blk", "num_decoder_layers", ("attn", "cross_attn"), output="o")
+_T5_ACTIVATIONS = ("relu", *GELU[1:])
+# transformers reads the first key, and llama.cpp the epsilon of norms without a mean.
+_T5_VALUES = {
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+    "attention.relative_buckets_count": "relative_attention_num_buckets",
+}
+# llama.cpp takes ReLU without a gate and GELU with one.
+_T5_REQUIRED = {
+    "feed_forward_proj": ("relu", "gated-gelu", *(f"gated-{name}" for name in GELU[1:])),
+    "relative_attention_max_distance": (128,),
+}
+_T5_OUTPUT_SCALES = {"t5": "scale_decoder_outputs", "mt5": None, "umt5": "tie_word_embeddings"}
 _GEMMA = {"final_logit_softcapping": "final_logit_softcapping"}
 
 DECI = Architecture(name="deci", model_type="llama", rows=_PAIRS, square=False, rotary=_LLAMA_ROTARY, readable=False)
@@ -187,7 +230,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         rms_norm=False,
         required=_BERT,
         readable=False,
-        embeds=True,
+        task=ModelTask.EMBEDDING,
     ),
     *(
         Architecture(
@@ -197,10 +240,43 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             rms_norm=False,
             required=_BERT,
             readable=False,
-            embeds=True,
+            task=ModelTask.EMBEDDING,
             skips_padding=True,
         )
         for model_type in ("roberta", "xlm-roberta")
+    ),
+    *(
+        Architecture(
+            name="t5",
+            model_type=model_type,
+            task=ModelTask.SEQ2SEQ,
+            stacks=(_T5_ENCODER, _T5_DECODER),
+            activations=_T5_ACTIVATIONS,
+            values={
+                **_T5_VALUES,
+                "decoder_block_count": "num_decoder_layers",
+                "decoder_start_token_id": "decoder_start_token_id",
+            },
+            required=_T5_REQUIRED,
+            square=False,
+            readable=False,
+            output_scale=output_scale,
+        )
+        for model_type, output_scale in _T5_OUTPUT_SCALES.items()
+    ),
+    *(
+        Architecture(
+            name="t5encoder",
+            model_type=model_type,
+            task=ModelTask.EMBEDDING,
+            stacks=(_T5_ENCODER,),
+            activations=_T5_ACTIVATIONS,
+            values=_T5_VALUES,
+            required=_T5_REQUIRED,
+            square=False,
+            readable=False,
+        )
+        for model_type in _T5_OUTPUT_SCALES
     ),
 )
 """Every architecture that can be written, in the order in which errors list them."""

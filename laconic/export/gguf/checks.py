@@ -12,9 +12,10 @@ from laconic.export.gguf.vocabulary import read_vocabulary
 from laconic.formats import Codebook, PackedEmbedding
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.checkpoints.checkpoint import require_package
+from laconic.model.tokens import check_decoder_start
 
 INSTEAD = "export it to onnx or openvino"
-_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation")
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
 LARGEST_GEMMA = (46, 62)
 """Numbers of blocks by which llama.cpp recognises the Gemmas of 27B, which scale attention otherwise."""
 
@@ -31,18 +32,11 @@ def check_gguf(lm: LanguageModel) -> Architecture:
     Raises:
         UserError: it cannot; the error names the reason.
     """
-    kinds = {entry.model_type: entry for entry in ARCHITECTURES}
     config = lm.model.config
-    architecture = kinds.get(config.model_type)
-    task = ModelTask.EMBEDDING if architecture is not None and architecture.embeds else ModelTask.CAUSAL
-    if architecture is None or lm.task is not task:
-        causal, encoders = ([kind for kind in kinds if kinds[kind].embeds is embeds] for embeds in (False, True))
-        raise UserError(
-            f"A GGUF file is written of causal models of the kinds {', '.join(causal)}, and of encoders without a head "
-            f"of the kinds {', '.join(encoders)}; {type(lm.model).__name__} is none; {INSTEAD}."
-        )
+    architecture = _find_architecture(lm)
     if architecture.embeds:
         pooling_type(lm)
+    check_decoder_start(lm)
     _check_config(config, architecture)
     for path, module in lm.model.named_modules():
         inner = module.coded if isinstance(module, PackedEmbedding) else module
@@ -54,6 +48,27 @@ def check_gguf(lm: LanguageModel) -> Architecture:
             )
     read_vocabulary(lm.tokenizer, config.vocab_size)
     return architecture
+
+
+def _find_architecture(lm: LanguageModel) -> Architecture:
+    """The entry of a model.
+
+    Raises:
+        UserError: there is none.
+    """
+    for entry in ARCHITECTURES:
+        is_kind = entry.model_type == lm.model.config.model_type and entry.task is lm.task
+        # The base model of an encoder-decoder gives vectors as well.
+        if is_kind and len(entry.stacks) == len(list(lm.stacks())):
+            return entry
+    causal, both, encoders = (
+        ", ".join(entry.model_type for entry in ARCHITECTURES if entry.task is task)
+        for task in (ModelTask.CAUSAL, ModelTask.SEQ2SEQ, ModelTask.EMBEDDING)
+    )
+    raise UserError(
+        f"A GGUF file is written of causal models of the kinds {causal}, of encoder-decoders of the kinds {both}, and "
+        f"of encoders without a head of the kinds {encoders}; {type(lm.model).__name__} is none; {INSTEAD}."
+    )
 
 
 def _check_config(config: PreTrainedConfig, architecture: Architecture) -> None:
@@ -80,6 +95,11 @@ def _check_config(config: PreTrainedConfig, architecture: Architecture) -> None:
                 f"llama.cpp computes {architecture.name} with {name} {' or '.join(map(quote, accepted[name]))}, and "
                 f"the model has {quote(value)}; {INSTEAD}."
             )
+    if architecture.task is ModelTask.SEQ2SEQ and config.num_decoder_layers > config.num_layers:
+        raise UserError(
+            "llama.cpp runs no decoder that has more blocks than its encoder, and the model has "
+            f"{config.num_decoder_layers} and {config.num_layers}; shorten the decoder, or {INSTEAD}."
+        )
     if architecture.windows and sliding_window(config) is not None and window_period(config) is None:
         raise UserError(
             f"llama.cpp computes {architecture.name} with a window in all blocks but every p-th, and layer_types of "

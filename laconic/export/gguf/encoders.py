@@ -17,6 +17,7 @@ from laconic.model.embedding_modules import Normalize, Pooling
 POOLINGS: Mapping[tuple[str, ...], int] = {("mean",): 1, ("cls",): 2, ("lasttoken",): 3}
 """llama.cpp's numbers for ways to pool."""
 POSITIONS = "position_embd.weight"
+KINDS = "ggml.token_type_count"
 HEADS = ("pooler.",)
 """Parts that the vector of a text does not read."""
 
@@ -65,5 +66,6 @@ def from_first_position(
 
 
 def with_kinds(vocabulary: Vocabulary, config: PreTrainedConfig) -> Vocabulary:
-    """The tokenizer with the number of the kinds of tokens; llama.cpp takes the first one for all tokens."""
-    return replace(vocabulary, values={**vocabulary.values, "ggml.token_type_count": config.type_vocab_size})
+    """The tokenizer with the number of the kinds of tokens, if any; llama.cpp takes the first one for all tokens."""
+    kinds = getattr(config, "type_vocab_size", None)
+    return vocabulary if kinds is None else replace(vocabulary, values={**vocabulary.values, KINDS: kinds})

@@ -10,6 +10,8 @@ from laconic.export.gguf.rope import rope_metadata
 from laconic.export.gguf.shape import Shape
 
 Value = int | float | bool | str | Sequence[int]
+UNBOUNDED = 512
+"""The context of a model whose positions have no end, as llama.cpp's converter writes it."""
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
 
 
@@ -47,7 +49,8 @@ def model_metadata(config: PreTrainedConfig, architecture: Architecture, shape: 
 def context_length(config: PreTrainedConfig, architecture: Architecture) -> int:
     """The longest context: it ends at the sliding window if the graph of llama.cpp has none."""
     window = None if architecture.windows else sliding_window(config)
-    longest = config.max_position_embeddings - first_position(config, architecture)
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", UNBOUNDED)
+    longest -= first_position(config, architecture)
     return min(longest, window or longest)
 
 

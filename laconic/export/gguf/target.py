@@ -1,4 +1,4 @@
-"""Export a causal model or an encoder to a GGUF file; it is read again and compared before it appears."""
+"""Export a model to a GGUF file; it is read again and compared before it appears."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +16,14 @@ from laconic.export.gguf.tensors import file_tensors, to_file_order
 from laconic.export.gguf.verify import GGUF, check_logits, rounded_copy
 from laconic.export.gguf.vocabulary import read_vocabulary
 from laconic.export.target import ExportedModel, Target, Written, card_opening, layers_table
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, ModelTask
 from laconic.numerics.ggml_blocks import BLOCK_TYPES
 from laconic.progress import Track
 from laconic.runtime.portable import ExportedLayers
+from laconic.runtime.signature import TARGETS
+
+PROGRAMS = {ModelTask.EMBEDDING: "llama-embedding", ModelTask.SEQ2SEQ: "llama-completion"}
+"""The programs of llama.cpp for other models than causal ones; `llama-cli` runs no encoder."""
 
 
 class GgufTarget(Target):
@@ -43,7 +47,7 @@ class GgufTarget(Target):
             file=file.name,
             runtime=GGUF,
             library=library(),
-            inputs=("input_ids",),
+            inputs=("input_ids", TARGETS) if architecture.task is ModelTask.SEQ2SEQ else ("input_ids",),
             outputs=("embedding",) if architecture.embeds else ("logits",),
             bytes=file.stat().st_size,
             layers=layers,
@@ -63,7 +67,7 @@ class GgufTarget(Target):
         yield from layers_table(model, "compressed layers")
         yield ""
         yield "```sh"
-        yield f'{"llama-embedding" if "embedding" in model.outputs else "llama-cli"} -m {model.file} -p "A text."'
+        yield f'{PROGRAMS.get(lm.task, "llama-cli")} -m {model.file} -p "A text."'
         yield "```"
 
 
@@ -77,7 +81,7 @@ def _write(
     """
     config = lm.model.config
     tensors = file_tensors(lm, architecture)
-    shape = _measure(tensors, lm)
+    shape = _measure(tensors, lm, architecture)
     architecture = _fit(architecture, shape)
     ordered = to_file_order(tensors, architecture, shape)
     expected = to_file_order(file_tensors(lm, architecture, decoded=True), architecture, shape)
@@ -93,9 +97,9 @@ def _write(
     return architecture, _summary(ordered)
 
 
-def _measure(tensors: Mapping[str, Encoded], lm: LanguageModel) -> Shape:
+def _measure(tensors: Mapping[str, Encoded], lm: LanguageModel, architecture: Architecture) -> Shape:
     try:
-        return measure(tensors, lm.model.config)
+        return measure(tensors, lm.model.config, architecture)
     except KeyError as error:
         raise UserError(
             f"A block of the model has no tensor {error}, as its attention or feed-forward was removed; a GGUF file "

@@ -1,10 +1,10 @@
 """All tensors of a model under the names of llama.cpp, with rows in its order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from laconic.errors import UserError
@@ -19,6 +19,10 @@ from laconic.model import LanguageModel
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 """The names of the head and of the word embeddings."""
+OUTPUT_NORM = "dec.output_norm.weight"
+"""The name of the last norm of a decoder that reads an encoder."""
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+"""The word embeddings of the two stacks in transformers, for which a file has one matrix."""
 
 
 def file_tensors(lm: LanguageModel, architecture: Architecture, *, decoded: bool = False) -> dict[str, Encoded]:
@@ -32,7 +36,7 @@ def file_tensors(lm: LanguageModel, architecture: Architecture, *, decoded: bool
     Raises:
         UserError: llama.cpp has no tensor for a part of the model.
     """
-    names = FileNames(architecture, lm.model.config.num_hidden_layers)
+    names = FileNames(architecture, lm.model.config)
     tensors: dict[str, Encoded] = {}
     is_tied, head = (False, None) if architecture.embeds else (_is_tied(lm.model), _head_path(lm.model))
     if architecture.head_is_tied and not is_tied:
@@ -42,15 +46,35 @@ def file_tensors(lm: LanguageModel, architecture: Architecture, *, decoded: bool
         )
     for path, encoded in _model_tensors(lm, Encoder(torch.float32 if decoded else lm.dtype, blocks=not decoded)):
         is_head = path.startswith(HEADS) if architecture.embeds else is_tied and path == f"{head}.weight"
-        if not is_head:
+        if path in COPIES:
+            _check_copy(encoded, tensors[EMBEDDING], path)
+        elif not is_head:
             tensors[names(path)] = encoded
     if is_tied and architecture.head_is_required:
         tensors[HEAD] = tensors[EMBEDDING]
+    return from_first_position(_with_norms(tensors, lm.model.config, architecture), lm.model.config, architecture)
+
+
+def _with_norms(
+    tensors: Mapping[str, Encoded], config: PreTrainedConfig, architecture: Architecture
+) -> dict[str, Encoded]:
+    """The tensors with the norms that make llama.cpp's graph compute what transformers does."""
+    norms = {name: tensor.data.view(torch.float32) for name, tensor in tensors.items() if name.endswith("norm.weight")}
     if architecture.norm_offset:
-        for name in [name for name in tensors if name.endswith("norm.weight")]:
-            values = tensors[name].data.view(torch.float32) + architecture.norm_offset
-            tensors[name] = Encoder(torch.float32).floats(values)
-    return from_first_position(tensors, lm.model.config, architecture)
+        norms = {name: values + architecture.norm_offset for name, values in norms.items()}
+    if architecture.output_scale is not None and getattr(config, architecture.output_scale):
+        # The last norm is the only input of the head.
+        norms[OUTPUT_NORM] = norms[OUTPUT_NORM] * config.hidden_size**-0.5
+    return {**tensors, **{name: Encoder(torch.float32).floats(values) for name, values in norms.items()}}
+
+
+def _check_copy(copy: Encoded, shared: Encoded, path: str) -> None:
+    """Check that the word embedding of a stack is the shared one."""
+    if copy.kind != shared.kind or not torch.equal(copy.data, shared.data):
+        raise UserError(
+            f"A GGUF file has one word embedding for encoder and decoder, and '{path}' is another matrix than "
+            "'shared.weight'; export the model to onnx or openvino."
+        )
 
 
 def to_file_order(tensors: dict[str, Encoded], architecture: Architecture, shape: Shape) -> dict[str, Encoded]:
@@ -84,15 +108,16 @@ class FileNames:
 
     Args:
         architecture: the architecture to write.
-        blocks: the number of blocks.
+        config: the configuration of the model.
     """
 
-    def __init__(self, architecture: Architecture, blocks: int) -> None:
+    def __init__(self, architecture: Architecture, config: PreTrainedConfig) -> None:
         import gguf  # noqa: PLC0415 (an extra, whose presence is checked before)
 
         kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
         # Its table for Llama has the names of the narrowed architecture, too.
         self._kind = architecture.name
+        blocks = max(getattr(config, stack.count) for stack in architecture.stacks)
         self._names = gguf.get_tensor_name_map(kinds[architecture.name], blocks)
 
     def __call__(self, path: str) -> str:

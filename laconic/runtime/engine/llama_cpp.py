@@ -24,6 +24,7 @@ from laconic.errors import UserError, install
 from laconic.memory import resident_memory
 from laconic.runtime.engine.distributions import Logits
 from laconic.runtime.engine.engine import GROWTH, Engine, Written
+from laconic.runtime.engine.gguf_header import read_architecture
 
 BATCH = 512
 """The largest number of tokens that are computed together; llama.cpp's own default."""
@@ -33,6 +34,8 @@ SERVER = "llama-server"
 ERROR_LEVEL = 3
 """The level of errors in llama.cpp's messages."""
 SUFFIX = ".gguf"
+ENCODER_DECODER = "t5"
+"""The only architecture of llama.cpp with an encoder and a decoder."""
 
 
 @cache
@@ -69,12 +72,16 @@ class LlamaCpp(Engine):
 
     @classmethod
     def find(cls, source: Path) -> Path | None:
-        if source.is_file():
-            return source if source.suffix == SUFFIX else None
-        found = sorted(source.glob(f"*{SUFFIX}"))
+        files = [source] if source.is_file() else sorted(source.glob(f"*{SUFFIX}"))
+        found = [file for file in files if file.suffix == SUFFIX]
         if len(found) > 1:
             names = " and ".join(file.name for file in found)
             raise UserError(f"The folder '{source}' has several GGUF files, {names}; name one of them.")
+        if found and read_architecture(found[0]) == ENCODER_DECODER:
+            raise UserError(
+                f"'{found[0]}' holds an encoder-decoder, whose encoder neither {SERVER} nor the runtime '{cls.name}' "
+                "runs; run it with llama-completion -m, or evaluate the model that it was made from in torch."
+            )
         return found[0] if found else None
 
     @classmethod

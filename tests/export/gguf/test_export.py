@@ -25,9 +25,11 @@ from laconic.export.gguf.shape import Shape
 from laconic.formats import Quantized
 from laconic.methods import Rtn
 from laconic.methods.quantize.blocks import BlockGridName
-from laconic.model import LanguageModel, load
+from laconic.model import LanguageModel, ModelTask, load
 from laconic.numerics.grid import GridSpec, fit_grid, quantize
 from laconic.store import save
+from tests.export.gguf import encoder_decoders
+from tests.export.gguf.encoder_decoders import encoder_decoder
 from tests.export.gguf.encoders import ENCODERS
 from tests.export.gguf.models import GROUPED, LLAMA3, MODELS, YARN, byte_level, exported, model
 from tests.runtime.mixed import codebook, int8, lowrank, quantized
@@ -91,8 +93,14 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
 
 
 def test_every_entry_has_a_model() -> None:
-    models = {model(name).model.config.model_type for name in MODELS} | {*ENCODERS}
-    assert {entry.model_type for entry in ARCHITECTURES} == models
+    causal = {model(name).model.config.model_type for name in MODELS}
+    both = {encoder_decoder(name).model.config.model_type for name in encoder_decoders.MODELS}
+    for task, kinds in {
+        ModelTask.CAUSAL: causal,
+        ModelTask.SEQ2SEQ: both,
+        ModelTask.EMBEDDING: {*ENCODERS, *encoder_decoders.ENCODERS},
+    }.items():
+        assert {entry.model_type for entry in ARCHITECTURES if entry.task is task} == kinds
 
 
 @pytest.mark.parametrize(
