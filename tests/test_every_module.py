@@ -35,6 +35,8 @@ TESTED_BY = {
     "laconic.evaluate.in_turn": "evaluate/test_perplexity.py",
     "laconic.evaluate.labelled_task": "evaluate/test_multi_label.py",
     "laconic.export.coded_checkpoint": "export/test_gptq.py",
+    "laconic.export.coded_linear": "export/test_gptq.py",
+    "laconic.export.compressed_tensors.experts": "export/test_coded_experts.py",
     "laconic.export.compressed_tensors.schemes": "export/test_compressed_tensors.py",
     "laconic.export.gguf.target": "export/gguf/test_export.py",
     "laconic.export.gguf.tensors": "export/gguf/test_export.py",

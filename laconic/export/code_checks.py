@@ -10,18 +10,22 @@ from laconic.formats import (
     Constant,
     Dense,
     DenseExpertStack,
-    ExpertStack,
+    ExpertLayer,
     Format,
     LowRank,
     PackedCodes,
     PackedEmbedding,
     Quantized,
 )
+from laconic.formats.expert_stacks import LowRankStack
+from laconic.store.expert_layers import find_expert_layers
 from laconic.store.shapes import changed_shapes
 from laconic.store.structure import outermost_formats
 
 WRITTEN_OUT = (LowRank, Dense, Constant, PackedEmbedding)
 """Formats that are written as a dense matrix."""
+WRITTEN_OUT_STACKS = (LowRankStack, DenseExpertStack)
+"""The same for matrices of experts."""
 
 
 def quantized_layers(model: PreTrainedModel, plain: PreTrainedModel) -> Iterator[tuple[str, Format]]:
@@ -32,15 +36,9 @@ def quantized_layers(model: PreTrainedModel, plain: PreTrainedModel) -> Iterator
         plain: its stock model.
 
     Raises:
-        UserError: experts are compressed, a layer is no `nn.Linear` in the stock model, or it has a mask or scales of
-            columns, for which no such file has a place.
+        UserError: a layer is no `nn.Linear` in the stock model, or it has a mask or scales of columns, for which no
+            such file has a place.
     """
-    for path, module in model.named_modules():
-        if isinstance(module, ExpertStack) and not isinstance(module, DenseExpertStack):
-            raise UserError(
-                f"The experts '{path}' are compressed, and this export writes no experts: leave them out with targets, "
-                "or export to onnx or openvino."
-            )
     for layer, paths in outermost_formats(model).items():
         if isinstance(layer, WRITTEN_OUT) or _is_tied(plain, paths):
             continue
@@ -52,6 +50,37 @@ def quantized_layers(model: PreTrainedModel, plain: PreTrainedModel) -> Iterator
         if isinstance(layer, PackedCodes):
             _check_codes(paths[0], layer)
         yield paths[0], layer
+
+
+def quantized_experts(model: PreTrainedModel) -> Iterator[tuple[str, ExpertLayer]]:
+    """The layers of experts that are to be stored as codes, by path: those that are not written out.
+
+    Args:
+        model: the model, with or without weights.
+
+    Raises:
+        UserError: only one of the two matrices of an expert is compressed; or an expert has a bias, a mask or scales of
+            columns, for which no such file has a place.
+    """
+    for path, layer in find_expert_layers(model).items():
+        stacks = layer.stacks()
+        coded = {name: stack for name, stack in stacks.items() if not isinstance(stack, WRITTEN_OUT_STACKS)}
+        if not coded:
+            continue
+        for name in stacks.keys() - coded.keys():
+            raise UserError(
+                f"The experts '{path}' are quantized in '{next(iter(coded))}' and not in '{name}', and engines read "
+                "experts of one kind: compress both or neither."
+            )
+        for name, stack in coded.items():
+            if stack.bias is not None:
+                raise UserError(
+                    f"The experts '{path}.{name}' have biases, and this export writes experts without: leave them out "
+                    "with targets, or export to onnx or openvino."
+                )
+            if isinstance(matrix := stack.slice(0), PackedCodes):
+                _check_codes(f"{path}.{name}", matrix)
+        yield path, layer
 
 
 def check_widths(model: PreTrainedModel, plain: PreTrainedModel) -> None:

@@ -6,7 +6,6 @@ the written model, both with decoded weights: no layer is decoded more than once
 
 import shutil
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -22,16 +20,17 @@ from transformers import PreTrainedModel
 from laconic.calibrate.passes import evaluating
 from laconic.errors import CheckpointNotice, UserError
 from laconic.export.agreement import TOLERANCE, Agreement, References, compare, model_outputs
-from laconic.formats import (
-    DynamicInt8,
-    Quantized,
-)
+from laconic.export.coded_experts import CodedExperts
+from laconic.export.coded_linear import CodedLinear
+from laconic.formats.expert_layer import ExpertLayer
 from laconic.model import LanguageModel
+from laconic.model.enumeration import is_below
 from laconic.model.loading import load
 from laconic.progress import Track
 from laconic.runtime.portable import DENSE, ExportedLayers
 from laconic.runtime.signature import Signature
 from laconic.store.densify import densify, detach_quantizer, enable_biases
+from laconic.store.expert_layers import store_experts_one_by_one
 from laconic.store.folder import to_dtype
 from laconic.store.structure import outermost_formats
 
@@ -39,61 +38,17 @@ ROUNDINGS = 4
 """The tolerance of outputs in units of the machine epsilon of the dtype, if that is larger."""
 
 
-class CodedLinear(nn.Module, ABC):
-    """A linear layer whose buffers are the tensors of the exported file.
-
-    Args:
-        layer: the quantized layer.
-        dtype: the dtype of the model.
-
-    Attributes:
-        scale_rounding: the norm of the change of the scales due to rounding, as a fraction of their norm.
-    """
-
-    bias: nn.Parameter | None
-
-    def __init__(self, layer: Quantized | DynamicInt8, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype, self.shape = dtype, layer.shape
-        self.scale_rounding = 0.0
-        bias = layer.bias
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
-
-    @abstractmethod
-    def dense(self) -> Float[Tensor, "out in"]:
-        """The matrix in the dtype of the model, decoded from the stored tensors."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its tensors in the file, without the bias."""
-        return sum(buffer.nbytes for buffer in self.buffers())
-
-
-def repeat_groups(numbers: Float[Tensor, "m k"], rows: int, columns: int, group: int | None) -> Tensor:
-    """The scale or zero point of each stored group: one for all rows is repeated, and so is that of a larger group.
-
-    Args:
-        numbers: of each group of laconic.
-        rows: the rows of the matrix.
-        columns: its columns.
-        group: columns of a stored group; None for whole rows.
-
-    Example:
-        >>> repeat_groups(torch.tensor([[1.0, 2.0]]), rows=1, columns=8, group=2).tolist()
-        [[1.0, 1.0, 2.0, 2.0]]
-    """
-    groups = 1 if group is None else columns // group
-    return numbers.expand(rows, -1).repeat_interleave(groups // numbers.shape[1], dim=1).contiguous()
-
-
 def replace_layers(
-    stored: PreTrainedModel, made: Mapping[str, tuple[str, Callable[[], CodedLinear]]]
+    stored: PreTrainedModel,
+    made: Mapping[str, tuple[str, Callable[[], CodedLinear]]],
+    made_experts: Mapping[str, tuple[str, Callable[[ExpertLayer], CodedExperts]]] | None = None,
 ) -> dict[str, ExportedLayers]:
     """Replace layers by those that hold the tensors of the file, and write out the others.
 
     Args:
         stored: a model in its stored dtype; it is changed in place.
         made: for each layer that is stored as codes, its label in reports and what makes it, by path.
+        made_experts: the same for each layer of experts; None for no experts.
 
     Returns:
         A summary of the compressed layers by label.
@@ -117,16 +72,50 @@ def replace_layers(
             nbytes = replacement.nbytes
         else:
             label, nbytes = DENSE, layer.shape[0] * layer.shape[1] * stored.dtype.itemsize
-        total = layers.get(label, ExportedLayers(0, 0, 0))
-        layers[label] = ExportedLayers(total.count + 1, total.stored_bytes + layer.nbytes(), total.bytes + nbytes)
+        _count(layers, label, ExportedLayers(1, layer.nbytes(), nbytes))
+    for path, (label, make_experts) in (made_experts or {}).items():
+        layer = stored.get_submodule(path)
+        assert isinstance(layer, ExpertLayer)
+        experts = make_experts(layer)
+        stored.set_submodule(path, experts)
+        written = experts.matrices.values()
+        nbytes = sum(matrix.nbytes for matrix in written)
+        _count(layers, label, ExportedLayers(len(written), experts.stored_bytes, nbytes))
+    if made_experts:
+        store_experts_one_by_one(stored)
     densify(stored)
     detach_quantizer(stored)
     return layers
 
 
+def _count(layers: dict[str, ExportedLayers], label: str, more: ExportedLayers) -> None:
+    total = layers.get(label, ExportedLayers(0, 0, 0))
+    layers[label] = ExportedLayers(
+        total.count + more.count, total.stored_bytes + more.stored_bytes, total.bytes + more.bytes
+    )
+
+
 def coded_layers(model: nn.Module) -> dict[str, CodedLinear]:
-    """The layers of a model that hold the tensors of the file, by path."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, CodedLinear)}
+    """The layers of a model that hold the tensors of the file, by path; those of experts are left out."""
+    experts = coded_experts(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, CodedLinear) and not any(is_below(name, path) for path in experts)
+    }
+
+
+def coded_experts(model: nn.Module) -> dict[str, CodedExperts]:
+    """The layers of experts that hold the tensors of the file, by path."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, CodedExperts)}
+
+
+def coded_matrices(model: nn.Module) -> dict[str, CodedLinear]:
+    """Every matrix of a model that is stored as codes, by its path in the file."""
+    found = coded_layers(model)
+    for experts in coded_experts(model).values():
+        found |= experts.matrices
+    return found
 
 
 def write_folder(stored: PreTrainedModel, folder: Path, config: Mapping[str, Any]) -> None:
@@ -161,9 +150,12 @@ def read_folder(stored: PreTrainedModel, folder: Path, target: str) -> PreTraine
         # That a quantized checkpoint becomes dense is what is asked for.
         warnings.simplefilter("ignore", CheckpointNotice)
         loaded = to_dtype(load(str(folder)).model, stored.dtype).eval()
-    coded, found = coded_layers(stored), loaded.state_dict()
-    inner = tuple(f"{name}." for name in coded)
+    coded, experts, found = coded_layers(stored), coded_experts(stored), loaded.state_dict()
+    inner = tuple(f"{name}." for name in (*coded, *experts))
     expected = {name: tensor for name, tensor in stored.state_dict().items() if not name.startswith(inner)}
+    for path, layer in experts.items():
+        for name in layer.shapes:
+            check_equal(f"{path}.{name}", found[f"{path}.{name}"], layer.dense(name), target)
     for name, layer in coded.items():
         check_equal(f"{name}.weight", found[f"{name}.weight"], layer.dense(), target)
         if layer.bias is not None:
@@ -212,10 +204,12 @@ def compare_outputs(
         UserError: the outputs differ.
     """
     decoded = replace(lm, model=stored, original=None).shallow_copy()
+    # Equal bit for bit to what the layers decode, so no second copy is needed.
+    for path in coded_experts(decoded.model):
+        decoded.model.set_submodule(path, loaded.get_submodule(path))
     for path, layer in coded_layers(decoded.model).items():
         rows, columns = layer.shape
         plain = nn.Linear(columns, rows, bias=layer.bias is not None, device="meta")
-        # Equal bit for bit to what the layer decodes, so no second copy is needed.
         plain.weight = nn.Parameter(loaded.get_submodule(path).get_parameter("weight").detach(), requires_grad=False)
         plain.register_parameter("bias", layer.bias)
         decoded.model.set_submodule(path, plain)

@@ -69,6 +69,11 @@ def store_stacks_as_they_are(model: PreTrainedModel) -> None:
         vars(model)[CONVERSIONS] = []
 
 
+def store_experts_one_by_one(model: PreTrainedModel) -> None:
+    """Make `save_pretrained` write experts as the class of the model does: undo `store_stacks_as_they_are`."""
+    vars(model).pop(CONVERSIONS, None)
+
+
 @torch.no_grad()
 def densify_experts(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     """Replace each layer of experts by the module of its class, with dense matrices, in place.
@@ -81,7 +86,7 @@ def densify_experts(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     for path, layer in layers.items():
         model.set_submodule(path, _dense_experts(layer, plain.get_submodule(path)))
     if layers:
-        vars(model).pop(CONVERSIONS, None)
+        store_experts_one_by_one(model)
 
 
 def _dense_experts(layer: ExpertLayer, experts: nn.Module) -> nn.Module:

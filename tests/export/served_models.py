@@ -10,13 +10,21 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from laconic.compress.matrices import Compress
@@ -36,6 +44,17 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32)),
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SIZES)),
 }
+EXPERTS = 4
+CHANNELS = 256
+"""Channels of an expert, where they have a number of their own."""
+_FEW: dict[str, Any] = {"num_experts": EXPERTS, "num_experts_per_tok": 2}
+_OWN: dict[str, Any] = {**_FEW, "moe_intermediate_size": CHANNELS}
+MIXTURES: dict[str, Callable[[], PreTrainedModel]] = {
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=EXPERTS, num_experts_per_tok=2)),
+    "qwen2-moe": lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **_OWN, shared_expert_intermediate_size=CHANNELS)),
+    "qwen3-moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **_OWN)),
+    "olmoe": lambda: OlmoeForCausalLM(OlmoeConfig(**SIZES, **_FEW)),
+}
 SCHEMES = {
     "4 bits, groups of 32": Rtn(bits=4, group_size=32),
     "4 bits, groups of 64, symmetric": Rtn(bits=4, group_size=64, symmetric=True),
@@ -54,15 +73,15 @@ def compressed(
     """A random model, compressed by each method at its targets.
 
     Args:
-        model: a key of `MODELS`.
+        model: a key of `MODELS` or `MIXTURES`.
         methods: pairs of a method and the layers that it compresses.
         dtype: the dtype of the model.
         spread: the standard deviation of its weights, large enough that the tokens that it writes vary.
     """
     torch.manual_seed(0)
-    network = MODELS[model]().eval()
+    network = (MODELS | MIXTURES)[model]().eval()
     for parameter in network.parameters():
-        if parameter.dim() == 2:
+        if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=spread)
     # As a checkpoint is loaded: rotary frequencies stay in float32.
     lm = replace(LanguageModel.of(to_dtype(network, dtype)), tokenizer=letters("start"), dtype=dtype)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.export.coded_checkpoint import CodedLinear, repeat_groups
+from laconic.export.coded_linear import CodedLinear, repeat_groups
 from laconic.export.compressed_tensors.schemes import Scheme
 from laconic.formats import DynamicInt8, Quantized
 from laconic.numerics.packing import from_bytes, pack, unpack

@@ -5,6 +5,7 @@ rounded to 8 bits for each token (W8A8; `int-quantized`). A scale is for a group
 for a whole row (a channel).
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,19 +155,27 @@ def _label(scheme: Scheme | None) -> str:
     return "not quantized" if scheme is None else scheme.label
 
 
-def quantization_config(schemes: Mapping[str, Scheme], modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
+def quantization_config(
+    schemes: Mapping[str, Scheme],
+    modules: Iterable[tuple[str, nn.Module]],
+    experts: Mapping[str, Scheme | None] | None = None,
+) -> dict[str, Any]:
     """The `quantization_config` of a model.
 
     Args:
         schemes: the scheme of each quantized layer, by path.
         modules: the modules of the model by path; linears without a scheme are listed under `ignore`.
+        experts: the scheme of each layer of experts, by its path in the file; None for one that is not quantized.
     """
-    kinds = list(dict.fromkeys(schemes.values()))
+    # Engines look for the names of single experts.
+    of_experts = {f"re:{re.escape(path)}[.].*": scheme for path, scheme in (experts or {}).items()}
+    targets = {**schemes, **{pattern: scheme for pattern, scheme in of_experts.items() if scheme is not None}}
+    kinds = list(dict.fromkeys(targets.values()))
     linears = [name for name, module in modules if isinstance(module, nn.Linear)]
     groups = {
         # Names of single layers only where one scheme is not enough.
         f"group_{number}": kind.to_json(
-            ["Linear"] if len(kinds) == 1 else [name for name, scheme in schemes.items() if scheme == kind]
+            ["Linear"] if len(kinds) == 1 else [name for name, scheme in targets.items() if scheme == kind]
         )
         for number, kind in enumerate(kinds)
     }
@@ -176,6 +185,9 @@ def quantization_config(schemes: Mapping[str, Scheme], modules: Iterable[tuple[s
         "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": [name for name in linears if name not in schemes],
+        "ignore": [
+            *(name for name in linears if name not in schemes),
+            *(pattern for pattern, scheme in of_experts.items() if scheme is None),
+        ],
         "kv_cache_scheme": None,
     }

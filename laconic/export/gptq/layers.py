@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.export.coded_checkpoint import CodedLinear, repeat_groups
+from laconic.export.coded_linear import CodedLinear, repeat_groups
 from laconic.formats import Quantized
 from laconic.model.checkpoints.quantized.coded_matrix import CodedMatrix, unpack_rows
 from laconic.model.checkpoints.quantized.integers import row_bytes

@@ -23,6 +23,7 @@ from laconic.formats import Format, Quantized
 from laconic.imports import installed_version
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.checkpoints.quantized.integers import BITS, V1, V2, WORD
+from laconic.model.mixture import experts_paths
 from laconic.model.stock import build_stock
 from laconic.progress import Track
 from laconic.runtime.signature import Signature
@@ -111,6 +112,11 @@ def _layers(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str, Quantiz
     Raises:
         UserError: the format cannot hold a layer.
     """
+    for path in experts_paths(model):
+        raise UserError(
+            f"The model has experts in '{path}', and laconic writes none in the GPTQ format, which has one scheme for "
+            f"all layers of the blocks: {INSTEAD}."
+        )
     layers: dict[str, Quantized] = {}
     for path, layer in quantized_layers(model, plain):
         if not isinstance(layer, Quantized):

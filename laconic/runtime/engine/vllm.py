@@ -23,6 +23,7 @@ from laconic.model.checkpoints.location import read_json
 from laconic.runtime.engine.config_file import CONFIG, positions_in
 from laconic.runtime.engine.distributions import LikeliestTokens
 from laconic.runtime.engine.engine import Engine, Written
+from laconic.runtime.engine.vllm_experts import cpu_experts_reason
 from laconic.runtime.engine.vllm_heads import cpu_heads_reason
 from laconic.store import file_bytes
 
@@ -61,9 +62,9 @@ class Vllm(Engine):
 
     @classmethod
     def check_config(cls, config: Mapping[str, Any], source: str) -> None:
-        reason = None if torch.cuda.is_available() else cpu_heads_reason(config)
-        if reason is not None:
-            raise UserError(f"The model '{source}' cannot be run: {reason}; use the runtime llama.cpp or eager.")
+        for find_reason in () if torch.cuda.is_available() else (cpu_heads_reason, cpu_experts_reason):
+            if (reason := find_reason(config)) is not None:
+                raise UserError(f"The model '{source}' cannot be run: {reason}; use the runtime llama.cpp or eager.")
 
     @classmethod
     def positions(cls, path: Path) -> int | None:
