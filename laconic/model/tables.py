@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedModel
 
-from laconic.formats import Format
+from laconic.formats import Format, PackedEmbedding
 from laconic.model.enumeration import tie, untie
 from laconic.model.site import Group, Site
 
@@ -67,6 +67,20 @@ def put_tables(model: PreTrainedModel, site: Site, format: Format) -> None:
     order = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     first, *others = sorted((*site.names, *inside), key=order.__getitem__)
     tie(model, first, others)
+
+
+def has_tied_head(model: PreTrainedModel) -> bool:
+    """Whether the head of a model and its word embeddings are one matrix.
+
+    Args:
+        model: a model, with or without a head, and with or without weights.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None:
+        return False
+    if isinstance(embedding, PackedEmbedding):
+        return embedding.coded is head
+    return head is embedding or head.weight is embedding.weight
 
 
 def _is_plain(site: Site) -> bool:

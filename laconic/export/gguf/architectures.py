@@ -259,7 +259,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             },
             required=_T5_REQUIRED,
             square=False,
-            readable=False,
+            # transformers reads a table of positions for the first block only.
+            readable=model_type != "umt5",
             output_scale=output_scale,
         )
         for model_type, output_scale in _T5_OUTPUT_SCALES.items()

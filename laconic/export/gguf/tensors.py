@@ -13,9 +13,10 @@ from laconic.export.gguf.encoders import HEADS, from_first_position
 from laconic.export.gguf.encoding import Encoded, Encoder, stack
 from laconic.export.gguf.rows import file_rows
 from laconic.export.gguf.shape import Shape
-from laconic.formats import Format, PackedEmbedding
+from laconic.formats import Format
 from laconic.formats.expert_layer import find_expert_stacks, is_experts
 from laconic.model import LanguageModel
+from laconic.model.tables import has_tied_head
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 """The names of the head and of the word embeddings."""
@@ -38,7 +39,7 @@ def file_tensors(lm: LanguageModel, architecture: Architecture, *, decoded: bool
     """
     names = FileNames(architecture, lm.model.config)
     tensors: dict[str, Encoded] = {}
-    is_tied, head = (False, None) if architecture.embeds else (_is_tied(lm.model), _head_path(lm.model))
+    is_tied, head = (False, None) if architecture.embeds else (has_tied_head(lm.model), _head_path(lm.model))
     if architecture.head_is_tied and not is_tied:
         raise UserError(
             f"llama.cpp reads the word embeddings of {architecture.name} as its head, and those of this model are two "
@@ -164,14 +165,6 @@ def _experts(path: str, module: nn.Module, encoder: Encoder) -> Iterator[tuple[s
         rows = torch.arange(matrices.shape[-2]).chunk(2)
         for part, own in zip(("gate_proj", "up_proj"), rows, strict=True):
             yield f"{path}.{part}", matrices.take(own)
-
-
-def _is_tied(model: PreTrainedModel) -> bool:
-    """Whether the head and the word embeddings are one matrix."""
-    embedding, head = model.get_input_embeddings(), _head(model)
-    if isinstance(embedding, PackedEmbedding):
-        return embedding.coded is head
-    return head is embedding or head.weight is embedding.weight
 
 
 def _head(model: PreTrainedModel) -> nn.Module:

@@ -21,6 +21,7 @@ from laconic.model.checkpoints.checkpoint import Checkpoint, Tokenizers, load_ch
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.gguf_blocks import file_names, keep_blocks
 from laconic.model.checkpoints.gguf_checks import FACTORS, check_count, check_metadata, check_tensors, set_rope_scaling
+from laconic.model.checkpoints.gguf_t5 import complete_t5
 from laconic.model.file_sizes import FileSizes
 from laconic.model.stock import MODEL_ERRORS
 from laconic.model.task import as_classes, find_auto_class
@@ -65,6 +66,7 @@ class Gguf(Checkpoint):
                 f"{reason_of(error)}; use the folder that it was made from."
             ) from error
         _name_class(config)
+        complete_t5(config, metadata, [tensor.name for tensor in self._reader.tensors])
         for tensor in self._reader.tensors:
             if tensor.name == FACTORS:
                 set_rope_scaling(config, torch.tensor(tensor.data), self.source)

@@ -16,7 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from laconic.errors import UserError
 from laconic.model.checkpoints.fit import check_report
+from laconic.model.checkpoints.gguf_t5 import HEAD
 from laconic.model.stock import MODEL_ERRORS
+from laconic.model.tables import has_tied_head
 
 FACTORS = "rope_freqs.weight"
 """The tensor by which llama.cpp divides the frequencies of rotary positions."""
@@ -201,6 +203,9 @@ def check_count(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]], s
     """
     count = sum(math.prod(shape) for name, shape in stored.items() if not name.startswith(NOT_WEIGHTS))
     expected = sum(parameter.numel() for parameter in model.parameters())
+    if HEAD in stored and has_tied_head(model):
+        # The class ties the head until it reads another one, as that of T5 does.
+        expected += math.prod(stored[HEAD])
     if count != expected:
         raise UserError(
             f"The GGUF file '{source}' holds {count:,} numbers, and transformers' {type(model).__name__} takes "

@@ -14,7 +14,8 @@ from laconic.export.gguf.checks import check_gguf
 from laconic.export.gguf.unigram import UNUSED_SCORE
 from laconic.export.gguf.vocabulary import TokenType
 from laconic.methods import Rtn
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, load
+from laconic.store import save
 from tests.export.gguf.encoder_decoders import (
     ENCODERS,
     MODELS,
@@ -25,7 +26,7 @@ from tests.export.gguf.encoder_decoders import (
     unigram,
     with_numbers,
 )
-from tests.export.gguf.models import ROWS, WIDTH, exported
+from tests.export.gguf.models import ROWS, TEXTS, WIDTH, exported
 
 gguf: Any = pytest.importorskip("gguf", reason="GGUF files are written by the package gguf")
 
@@ -69,6 +70,34 @@ def test_what_transformers_divides_before_the_head_is_in_the_last_norm(name: str
     own = lm.model.state_dict()["decoder.final_layer_norm.weight"]
     assert torch.equal(tensors["dec.output_norm.weight"], own * scale)
     assert torch.equal(tensors["enc.output_norm.weight"], lm.model.state_dict()["encoder.final_layer_norm.weight"])
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "umt5"])
+def test_a_file_is_read_back(name: str, tmp_path: Path) -> None:
+    lm = encoder_decoder(name)
+    outcome = export(lm, "gguf", tmp_path / "out")
+    assert outcome.model.agreement.rows > 10 and outcome.model.agreement.error < 1e-5
+    back = load(str(tmp_path / "out" / "model.gguf"))
+    save(back, tmp_path / "saved")
+    again = load(str(tmp_path / "saved"))
+    inputs = {"input_ids": torch.arange(3, 30)[None], "decoder_input_ids": torch.arange(3, 9)[None]}
+    with torch.no_grad():
+        expected, *found = (each.model(**inputs).logits for each in (lm, back, again))
+    assert all(torch.allclose(logits, expected, atol=1e-5) for logits in found)
+    assert back.tokenizer is not None and back.tokenizer(TEXTS[0])["input_ids"] == unigram()(TEXTS[0])["input_ids"]
+
+
+def test_a_table_of_positions_in_each_block_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds [\d,]+ numbers, and transformers' T5ForConditionalGeneration takes"):
+        load(str(exported(encoder_decoder("umt5"), tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["t5", "mt5"])
+def test_an_encoder_is_read_back(name: str, tmp_path: Path) -> None:
+    lm = t5_encoder(name)
+    back, ids = load(str(exported(lm, tmp_path))), torch.arange(3, 30)[None]
+    with torch.no_grad():
+        assert torch.equal(back.model(ids).last_hidden_state, lm.model(ids).last_hidden_state)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
