@@ -35,7 +35,9 @@ def round_steps_(u: Float[Tensor, "*some"], bits: int, uneven: bool = False) -> 
     if not uneven:
         return u.round_().clamp_(0, 2**bits - 1)
     halves = u.mul_(2).floor_().add_(2 * SIDE).clamp_(0, 4 * SIDE - 1)
-    return u.copy_(_nearest(u.device).to(u.dtype)[halves.long()])
+    # Indices of 32 bits take half the memory traffic.
+    places = halves.to(torch.int32).view(-1)
+    return u.copy_(_nearest(u.device).to(u.dtype).index_select(0, places).view(u.shape))
 
 
 def step_codes(q: Float[Tensor, "*some"], uneven: bool = False) -> UInt8[Tensor, "*some"]:

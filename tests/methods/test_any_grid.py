@@ -16,7 +16,9 @@ from laconic.methods import Gptq, Rtn, Yaqa
 from laconic.methods.quantize import sampled_rows
 from laconic.methods.quantize.blocks import SIZES, BlockQuantization
 from laconic.methods.quantize.sampled_rows import rows_by_weight
+from laconic.methods.registry import parse_method, to_config
 from laconic.model import LanguageModel
+from laconic.numerics.factors import UnitFactor
 from laconic.numerics.ggml_blocks import BLOCK_TYPES
 from laconic.numerics.moments import quadratic_loss
 from laconic.testing.matrices import random_matrix
@@ -55,6 +57,49 @@ def test_candidates_are_the_types_that_fit_the_width(kind: type[BlockQuantizatio
     losses = [option.loss for option in offered]
     assert losses[0] > losses[3] > losses[5] > losses[6] == 0
     assert offered[0].nbytes == 24 * 36
+
+
+@every_method
+def test_a_list_names_the_types_to_choose_from(kind: type[BlockQuantization]) -> None:
+    method = parse_method(f"{kind.name}:grid=[q8_0,q4_0]", "--method")
+    assert method == kind(grid=("q8_0", "q4_0")) and not method.has_size
+    assert parse_method(to_config(method), "--method") == method
+    assert [method.with_keep(keep, (8, 64)) for keep in (5.5 / 32, 8.5 / 32)] == [kind(grid="q4_0"), kind(grid="q8_0")]
+    matrix = random_matrix("narrow", (24, 64))
+    offered = method.candidates(matrix.weight, matrix.stats).all
+    assert [option.method for option in offered] == [kind(grid="q4_0"), kind(grid="q8_0"), None]
+
+
+def test_types_of_a_list_that_do_not_fit_are_replaced() -> None:
+    method = Gptq(grid=("q6_k", "q2_k", "q4_0"))
+    assert method.sizes_for((8, 256)) == [Gptq(grid="q2_k"), Gptq(grid="q4_0"), Gptq(grid="q6_k")]
+    assert method.sizes_for((8, 64)) == [Gptq(grid="q4_0"), Gptq(grid="q8_0")]
+
+
+def test_wrong_lists_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"rtn:grid=\[\] names no type of blocks; give one or more, such as \[q4_0,q8_0\]"
+    ):
+        Rtn(grid=())
+    with pytest.raises(UserError, match=r"rtn\.grid\[1\] must be 'q4_0'.*; got 'q9'"):
+        parse_method("rtn:grid=[q4_0,q9]", "--method")
+    with pytest.raises(UserError, match=r"grid=\[q4_0,q8_0\] sets bits, groups .*; leave out bits, or grid"):
+        Rtn(grid=("q4_0", "q8_0"), bits=4)
+
+
+def test_all_types_share_one_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, made = random_matrix("narrow", (24, 64)), list[int]()
+    factor = UnitFactor.from_moment.__func__
+
+    def count(cls: type[UnitFactor], H: torch.Tensor, *others: Any) -> UnitFactor:
+        made.append(len(H))
+        return factor(cls, H, *others)
+
+    monkeypatch.setattr(UnitFactor, "from_moment", classmethod(count))
+    matrix.stats[InputCovariance].readers = 2
+    for _ in range(2):
+        assert len(Gptq(grid="any").candidates(matrix.weight, matrix.stats).all) == 7
+    assert made == [64]
 
 
 def test_few_rows_predict_the_loss_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,13 @@ from gguf.quants import dequantize as read_by_gguf
 from gguf.quants import quantize as quantize_by_gguf
 from torch import Tensor
 
+from laconic.numerics import ggml_uneven
 from laconic.numerics.ggml_blocks import BLOCK_TYPES, BlockType, decode_blocks, pack_blocks
 from laconic.numerics.ggml_fit import fit_blocks
 from laconic.numerics.ggml_uneven import fit_uneven
 from laconic.numerics.gptq import ColumnOrder, gptq
 from laconic.numerics.grid import GridSpec, dequantize, fit_grid, quantize
-from laconic.numerics.grid_search import Groups
+from laconic.numerics.grid_search import CLIPS, Groups
 from laconic.numerics.obs import damp
 from laconic.numerics.quantizer import nearest
 from laconic.numerics.rounding import UNEVEN_STEPS
@@ -129,6 +130,17 @@ def test_uneven_steps_are_rounded_to_the_nearest_and_cost_less_than_even_ones() 
     assert error(W, through_bytes(W, BLOCK_TYPES["iq4_nl"], h), h) < 0.95 * error(
         W, through_bytes(W, BLOCK_TYPES["q4_0"], h), h
     )
+
+
+@pytest.mark.parametrize("along", [1.0, 2.0])
+def test_groups_that_leave_the_search_for_uneven_steps_have_their_best_scale(
+    along: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    W = matrix().view(-1, 32)
+    h = importance().view(-1, 32).repeat(ROWS, 1) if along == 1 else torch.ones_like(W)
+    found = fit_uneven(Groups.of(W, h, along))
+    monkeypatch.setattr(ggml_uneven, "BOUNDED_FROM", len(CLIPS))
+    assert torch.equal(found, fit_uneven(Groups.of(W, h, along)))
 
 
 def test_scales_of_uneven_steps_have_either_sign() -> None:

@@ -46,7 +46,8 @@ def sampled_candidates(
         [36, 68, 256]
     """
     shape = (weight.shape[0], weight.shape[1])
-    F, C = stats[GradCovariance], stats[InputCovariance]
+    F = stats[GradCovariance]
+    C = _for_methods(stats[InputCovariance], len(methods))
     diagonal = (F.total if F.total.ndim == 1 else F.total.diagonal()).double()
     rows = rows_by_weight(diagonal, min(shape[0], ROWS))
     own = GradCovariance.from_total(F.total[rows] if F.total.ndim == 1 else F.total[rows][:, rows], F.count)
@@ -63,6 +64,20 @@ def sampled_candidates(
             Candidate(method=method, nbytes=nbytes, parameters=weight.numel(), products=dense.products, loss=loss)
         )
     return Candidates((*offered, dense))
+
+
+def _for_methods(C: InputCovariance, methods: int) -> InputCovariance:
+    """The same moment, which keeps a factor for every method and for every matrix with these inputs.
+
+    The factor of a wide matrix takes longer than to round some of its rows.
+    """
+
+    def copy() -> InputCovariance:
+        own = InputCovariance.from_total(C.total, C.count)
+        own.readers = C.readers * methods
+        return own
+
+    return C.share(f"moment for {methods} methods", copy)
 
 
 def rows_by_weight(weights: Float[Tensor, " rows"], count: int) -> Int[Tensor, " count"]:
