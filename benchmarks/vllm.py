@@ -42,7 +42,7 @@ from laconic.system import processor
 CELLS = Cells("vllm", ("model", "step", "way"))
 ROWS, TOKENS, BATCH = 16, 128, 16
 """Calibration rows, the tokens of each, and rows in a batch."""
-ORIGINAL, EAGER = "original", "original, eager transformers"
+EAGER = "original, eager transformers"
 MAKE, EXACT, ENGINE, SPEED = "make", "exact", "engine", "speed"
 STEPS = (MAKE, EXACT, ENGINE, SPEED)
 FOUR_BITS = {"compress": {"method": {"gptq": {"bits": 4, "group_size": 128, "symmetric": True}}}}
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     bench = Bench(options.model.resolve(), options.work.resolve(), options.peer)
     if options.again:
-        chosen = (ORIGINAL, EAGER, *options.ways)
+        chosen = (EAGER, *options.ways)
         CELLS.remove([(bench.model.name, step, way) for step in options.steps for way in chosen])
     bench.write_texts()
     if MAKE in options.steps:
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
     if ENGINE in options.steps and (missing := bench.missing(ENGINE, made)):
         bench.add(ENGINE, bench.judge(vllm_quality.ENGINE, missing))
     if SPEED in options.steps and bench.missing(SPEED, made):
-        folders = {EAGER: bench.model, ORIGINAL: bench.model, **{way: bench.folder(way) for way in made}}
+        folders = {EAGER: bench.model, **{way: bench.folder(way) for way in made}}
         found = vllm_speed.measure_in_turns(folders, EAGER)
         CELLS.remove([(bench.model.name, SPEED, way) for way in found])
         bench.add(SPEED, found)

@@ -27,7 +27,7 @@ from laconic.numerics.softmax_kl import softmax_kl
 from laconic.runtime.engine import Distributions
 from laconic.runtime.engine.vllm import Vllm
 
-ROWS, TOKENS = 24, 128
+ROWS, TOKENS = 12, 128
 """The texts, the last of the file, and the tokens of each."""
 EXACT, ENGINE = "exact", "engine"
 LEVELS = 127

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from laconic.runtime.engine import Written
 from laconic.runtime.engine.vllm import Vllm
 
-PROMPT, WRITTEN, TURNS = 128, 33, 5
+PROMPT, WRITTEN, TURNS = 128, 33, 4
 """Tokens of the prompt, tokens that are written (the first belongs to the prompt), and turns after one to warm up."""
 WORDS = 1000
 """The prompt has random tokens below this."""

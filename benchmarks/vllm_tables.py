@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import greedy
 from benchmarks.tables import ROOT, replace_between
-from benchmarks.vllm import CELLS, EAGER, ENGINE, EXACT, MAKE, ORIGINAL, SPEED, WAYS
+from benchmarks.vllm import CELLS, EAGER, ENGINE, EXACT, MAKE, SPEED, WAYS
 
 BEGIN = "<!-- made by `python -m benchmarks vllm_tables` -->"
 PAGE = ROOT / "docs/figures/vllm.md"
@@ -44,16 +44,20 @@ class Results:
         return self.cells.get((step, way))
 
     def ways(self, scheme: str, peer: bool) -> list[str]:
-        """The ways of a scheme that were judged: llm-compressor's, or laconic's."""
+        """The ways of a scheme that were made: llm-compressor's, or laconic's."""
         return [
             way
             for way, spec in WAYS.items()
-            if spec.scheme == scheme and bool(spec.peer) == peer and (EXACT, way) in self.cells
+            if spec.scheme == scheme and bool(spec.peer) == peer and (MAKE, way) in self.cells
         ]
+
+    def kl(self, way: str | None) -> float | None:
+        """The exact KL of a way; None if it was not measured."""
+        return self.cells[EXACT, way]["kl"] if way is not None and (EXACT, way) in self.cells else None
 
     def best(self, scheme: str, peer: bool) -> str | None:
         """The way with the lowest exact KL."""
-        ways = self.ways(scheme, peer)
+        ways = [way for way in self.ways(scheme, peer) if (EXACT, way) in self.cells]
         return min(ways, key=lambda way: self.cells[EXACT, way]["kl"]) if ways else None
 
 
@@ -87,10 +91,11 @@ def peer_ahead(results: Results) -> Iterator[str]:
             first, second = float(theirs[name]), float(mine[name])
             if (first < second) if lower else (second < ALIKE * first):
                 lines.append(f"- {scheme}, {quantity}: {number(first)} (`{peer}`) beside {number(second)} (`{ours}`).")
-    yield f"### {results.model}: where llm-compressor is ahead"
-    yield ""
-    yield from lines or ["- In none of the quantities below, between the ways of least KL of each scheme."]
-    yield ""
+    if any(results.best(scheme, peer=True) and results.best(scheme, peer=False) for scheme in schemes()):
+        yield f"### {results.model}: where llm-compressor is ahead"
+        yield ""
+        yield from lines or ["- In none of the quantities below, between the ways of least KL of each scheme."]
+        yield ""
 
 
 def quality(results: Results) -> Iterator[str]:
@@ -103,17 +108,17 @@ def quality(results: Results) -> Iterator[str]:
     )
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for scheme in schemes():
-        peer = results.best(scheme, peer=True)
+        best = results.kl(results.best(scheme, peer=True))
         for way in [*results.ways(scheme, peer=True), *results.ways(scheme, peer=False)]:
             exact, engine, made = (results.get(step, way) for step in (EXACT, ENGINE, MAKE))
-            assert exact is not None
-            ratio = "" if peer is None else f"{exact['kl'] / results.cells[EXACT, peer]['kl']:.2f}"
-            bound = "" if engine is None else f"{engine['kl']:.4f} ± {engine['error']:.4f}"
-            yield (
-                f"| {scheme} | {way} | {exact['kl']:.4f} ± {exact['error']:.4f} | {ratio} | {bound} "
-                f"| {exact['same_token']:.1%} | {_made(made)} |"
-            )
+            ratio = "" if exact is None or best is None else f"{exact['kl'] / best:.2f}"
+            same = "" if exact is None else f"{exact['same_token']:.1%}"
+            yield f"| {scheme} | {way} | {_kl(exact)} | {ratio} | {_kl(engine)} | {same} | {_made(made)} |"
     yield ""
+
+
+def _kl(cell: Cell | None) -> str:
+    return "not measured" if cell is None else f"{cell['kl']:.4f} ± {cell['error']:.4f}"
 
 
 def _made(cell: Cell | None) -> str:
@@ -133,7 +138,7 @@ def speed(results: Results) -> Iterator[str]:
     yield ""
     yield "| way | prefill, tokens/s | quartiles | beside eager | decode, tokens/s | quartiles | beside eager |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
-    for way in (EAGER, ORIGINAL, *WAYS):
+    for way in (EAGER, *WAYS):
         cell = results.get(SPEED, way)
         if cell is not None:
             numbers = (
@@ -156,11 +161,13 @@ def targets(results: Results) -> Iterator[str]:
     yield "|---|---|---:|---|"
     for scheme in schemes():
         peer = results.best(scheme, peer=True)
+        least = results.kl(peer)
         for way in results.ways(scheme, peer=False):
-            if peer is not None:
-                ratio = results.cells[EXACT, way]["kl"] / results.cells[EXACT, peer]["kl"]
-                said = f"{scheme}: KL at most {KL_BESIDE_PEER} × that of `{peer}`"
-                yield f"| {said} | {way} | {ratio:.2f} | {_verdict(ratio <= KL_BESIDE_PEER)} |"
+            said, kl = f"{scheme}: KL at most {KL_BESIDE_PEER} × llm-compressor's", results.kl(way)
+            if kl is None or least is None:
+                yield f"| {said} | {way} | | not measured |"
+            else:
+                yield f"| {said} (`{peer}`) | {way} | {kl / least:.2f} | {_verdict(kl <= KL_BESIDE_PEER * least)} |"
             yield from _same_speed(results, scheme, way)
     eager = results.get(SPEED, EAGER)
     if eager is not None:
@@ -182,7 +189,8 @@ def _same_speed(results: Results, scheme: str, way: str) -> Iterator[str]:
 def _fastest(results: Results, eager: Cell) -> Iterator[str]:
     """The rows of the target for the fastest folder of laconic that is close enough to the original."""
     close = [way for scheme in schemes() for way in results.ways(scheme, peer=False)]
-    close = [way for way in close if results.cells[EXACT, way]["kl"] <= NATS and results.get(SPEED, way)]
+    kls = {way: results.kl(way) for way in close if results.get(SPEED, way)}
+    close = [way for way, kl in kls.items() if kl is not None and kl <= NATS]
     if not close:
         yield f"| the best folder at most {NATS} nats away | none | | missed |"
         return
@@ -203,16 +211,17 @@ def texts(cells: Sequence[Cell]) -> list[str]:
     if not cells:
         return []
     head = (
-        "| engine | model | computed in | equal texts | gaps where they first differ, median / largest "
+        "| engine | model | equal texts | gaps where they first differ, median / largest "
         f"| texts that are equal or differ by less than {greedy.GAP:g} | |"
     )
-    lines = ["### Greedy text", "", head, "|---|---|---|---:|---:|---:|---|"]
+    lines = ["### Greedy text", "", head, "|---|---|---:|---:|---:|---|"]
     for cell in cells:
         gaps = sorted(cell["gaps"])
         shown = f"{gaps[len(gaps) // 2]:.2g} / {gaps[-1]:.2g}" if gaps else "none"
         good = cell["equal"] + cell["within"]
+        dtype = f", computed in {cell['dtype']}" if cell["dtype"] else ""
         lines.append(
-            f"| {cell['library']} | {cell['model']} | {cell['dtype'] or 'its own'} | {cell['equal']} of "
+            f"| {cell['library']} | {cell['model']}{dtype} | {cell['equal']} of "
             f"{cell['prompts']} | {shown} | {good} | {_verdict(good == cell['prompts'])} |"
         )
     return [*lines, ""]
@@ -223,11 +232,10 @@ def circumstances(results: Results) -> str:
     made = [cell for (step, _), cell in results.cells.items() if step == MAKE]
     theirs, ours = ([cell for cell in made if ("commit" in cell) == mine] for mine in (False, True))
     commits = ", ".join(dict.fromkeys(cell["commit"] for cell in ours))
-    original = results.get(SPEED, ORIGINAL)
-    engine = "" if original is None else f" {original['library']}."
+    libraries = ["", *dict.fromkeys(cell["library"] for (step, _), cell in results.cells.items() if step == SPEED)]
     return (
-        f"llm-compressor: {_versions(theirs)}. laconic {commits}: {_versions(ours)}.{engine} {made[0]['processor']}, "
-        "one thread.\n"
+        f"llm-compressor: {_versions(theirs)}. laconic {commits}: {_versions(ours)}{', '.join(libraries)}. "
+        f"{made[0]['processor']}, one thread.\n"
     )
 
 
