@@ -19,6 +19,7 @@ ALIKE = 0.95
 COMPARED = {
     "KL": (EXACT, "kl", True),
     "CPU seconds": (MAKE, "cpu_seconds", True),
+    "peak memory, bytes": (MAKE, "peak", True),
     "bytes of the matrices": (MAKE, "matrix_bytes", True),
     "prefill": (SPEED, "prefill", False),
     "decode": (SPEED, "decode", False),
