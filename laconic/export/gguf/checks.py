@@ -9,6 +9,7 @@ from laconic.export.gguf.metadata import sliding_window, window_period
 from laconic.export.gguf.rope import check_rope, rope_parameters
 from laconic.export.gguf.shape import head_size
 from laconic.export.gguf.vocabulary import read_vocabulary
+from laconic.export.gguf.widths import find_shape, fit
 from laconic.formats import Codebook, PackedEmbedding
 from laconic.model import LanguageModel, ModelTask
 from laconic.model.checkpoints.checkpoint import require_package
@@ -47,6 +48,7 @@ def check_gguf(lm: LanguageModel) -> Architecture:
                 "openvino."
             )
     read_vocabulary(lm.tokenizer, config.vocab_size)
+    fit(architecture, find_shape(lm, architecture))
     return architecture
 
 

@@ -1,4 +1,4 @@
-"""The numbers of heads and channels of each block, as the tensors of a file have them."""
+"""The numbers of heads and channels of each block, as the matrices of a model have them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from laconic.export.gguf.architectures import Architecture, FileBlocks
-from laconic.export.gguf.encoding import Encoded
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,11 @@ def head_size(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def measure(tensors: Mapping[str, Encoded], config: PreTrainedConfig, architecture: Architecture) -> Shape:
+def measure(shapes: Mapping[str, tuple[int, ...]], config: PreTrainedConfig, architecture: Architecture) -> Shape:
     """The widths of the blocks; a decoder that reads an encoder has two attentions in each block.
 
     Args:
-        tensors: the tensors by their names in the file.
+        shapes: the shapes of the matrices, by their names in the file.
         config: the configuration of the model.
         architecture: the architecture to write.
 
@@ -57,14 +56,14 @@ def measure(tensors: Mapping[str, Encoded], config: PreTrainedConfig, architectu
     size, heads, groups, channels = head_size(config), [], [], []
     for stack, block in _blocks(config, architecture):
         for attention in (f"{block}.{name}" for name in stack.attentions):
-            queries = tensors[f"{attention}_{stack.output}.weight"].columns
+            queries = shapes[f"{attention}_{stack.output}.weight"][-1]
             heads.append(queries // size)
-            if f"{attention}_k.weight" in tensors:
-                groups.append(tensors[f"{attention}_k.weight"].shape[0] // size)
+            if f"{attention}_k.weight" in shapes:
+                groups.append(shapes[f"{attention}_k.weight"][0] // size)
             else:
-                groups.append((tensors[f"{attention}_qkv.weight"].shape[0] - queries) // 2 // size)
+                groups.append((shapes[f"{attention}_qkv.weight"][0] - queries) // 2 // size)
         experts = f"{block}.ffn_down_exps.weight"
-        channels.append(tensors[experts if experts in tensors else f"{block}.ffn_down.weight"].columns)
+        channels.append(shapes[experts if experts in shapes else f"{block}.ffn_down.weight"][-1])
     return Shape(tuple(heads), tuple(groups), tuple(channels), size, config.hidden_size)
 
 

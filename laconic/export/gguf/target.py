@@ -3,18 +3,17 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from laconic.errors import UserError
 from laconic.export.gguf.architectures import Architecture
-from laconic.export.gguf.checks import INSTEAD, check_gguf, check_gguf_library
+from laconic.export.gguf.checks import check_gguf, check_gguf_library
 from laconic.export.gguf.encoders import pooling_type, with_kinds
 from laconic.export.gguf.encoding import Encoded, Encoder
 from laconic.export.gguf.file import FILE, check_numbers, library, write_file
 from laconic.export.gguf.metadata import model_metadata
 from laconic.export.gguf.rope import rope_tensors
-from laconic.export.gguf.shape import Shape, measure
 from laconic.export.gguf.tensors import file_tensors, to_file_order
 from laconic.export.gguf.verify import GGUF, check_logits, rounded_copy
 from laconic.export.gguf.vocabulary import read_vocabulary
+from laconic.export.gguf.widths import find_shape, fit
 from laconic.export.target import ExportedModel, Target, Written, card_opening, layers_table
 from laconic.model import LanguageModel, ModelTask
 from laconic.numerics.ggml_blocks import BLOCK_TYPES
@@ -81,8 +80,8 @@ def _write(
     """
     config = lm.model.config
     tensors = file_tensors(lm, architecture)
-    shape = _measure(tensors, lm, architecture)
-    architecture = _fit(architecture, shape)
+    shape = find_shape(lm, architecture)
+    architecture = fit(architecture, shape)
     ordered = to_file_order(tensors, architecture, shape)
     expected = to_file_order(file_tensors(lm, architecture, decoded=True), architecture, shape)
     for name, factors in rope_tensors(config).items():
@@ -95,33 +94,6 @@ def _write(
     write_file(file, architecture.name, metadata, vocabulary, ordered)
     check_numbers(file, ordered, expected)
     return architecture, _summary(ordered)
-
-
-def _measure(tensors: Mapping[str, Encoded], lm: LanguageModel, architecture: Architecture) -> Shape:
-    try:
-        return measure(tensors, lm.model.config, architecture)
-    except KeyError as error:
-        raise UserError(
-            f"A block of the model has no tensor {error}, as its attention or feed-forward was removed; a GGUF file "
-            f"needs both; {INSTEAD}."
-        ) from error
-
-
-def _fit(architecture: Architecture, shape: Shape) -> Architecture:
-    """The architecture that takes these widths.
-
-    Raises:
-        UserError: llama.cpp takes them in no architecture that computes the model.
-    """
-    if shape.is_uniform and (shape.is_square or not architecture.square):
-        return architecture
-    if architecture.narrowed is None:
-        reason = "heads that together are as wide as the model" if shape.is_uniform else "the same widths in all blocks"
-        raise UserError(
-            f"llama.cpp takes {architecture.name} with {reason}, and this model was narrowed otherwise; narrow its "
-            "feed-forwards to one width (narrow:channels=…), or export it to onnx or openvino."
-        )
-    return architecture.narrowed
 
 
 def _summary(tensors: Mapping[str, Encoded]) -> dict[str, ExportedLayers]:

@@ -127,12 +127,17 @@ class FileNames:
         Raises:
             UserError: llama.cpp has no such tensor.
         """
-        name = self._names.get_name(path, (".weight", ".bias"))
+        name = self.find(path)
         if name is None:
             raise UserError(
                 f"llama.cpp's {self._kind} has no tensor for '{path}'; export the model to onnx or openvino."
             )
-        return name if name.endswith((".weight", ".bias")) else f"{name}.weight"
+        return name
+
+    def find(self, path: str) -> str | None:
+        """The name in the file of the tensor at `path`; None if llama.cpp has no such tensor."""
+        name = self._names.get_name(path, (".weight", ".bias"))
+        return name if name is None or name.endswith((".weight", ".bias")) else f"{name}.weight"
 
 
 def _model_tensors(lm: LanguageModel, encoder: Encoder) -> Iterator[tuple[str, Encoded]]:
