@@ -74,6 +74,7 @@ TESTED_BY = {
     "laconic.model.forward": "model/test_loans_on_call.py",
     "laconic.model.loans_stored": "model/test_loans_parts.py",
     "laconic.report.exports": "api/test_results.py",
+    "laconic.runtime.exported": "evaluate/test_exported.py",
     "laconic.runtime.engine.workers.vllm_worker": "engines/test_evaluate_vllm.py",
     "laconic.store.verify_streamed": "store/test_streamed.py",
     "laconic.study.axes": "study/test_grid.py",

@@ -17,7 +17,6 @@ from laconic.progress import Track, silent
 from laconic.recipe.stored import STORED, Stored
 from laconic.report.advice import Measured, advice_lines, advice_table
 from laconic.report.tables import Table
-from laconic.runtime.engines import RUNTIMES
 
 ORIGINAL = "as it is"
 """The name of the original in tables."""
@@ -128,8 +127,6 @@ def advise(
             raise must_be(name, "a whole number above 0", count)
     if runtime not in STORED:
         raise unknown("runtime", runtime, STORED)
-    if runtime not in RUNTIMES and batch != 1:
-        raise must_be("batch", f"1 in the runtime '{runtime}', which is measured with one row", batch)
     conditions: dict[str, Any] = {"batch": batch, "length": length, "runtime": runtime, "track": track}
     cost = evaluate(model, tokenizer=tokenizer, **conditions).to_dict()["cost"]
     ways = [Measured.of(ORIGINAL, None, cost)]

@@ -163,15 +163,28 @@ def to_corpus(data: object) -> Corpus:
     return Corpus(IN_MEMORY, "train", tuple(map(Example, texts)))
 
 
-def to_tasks(tasks: str | Sequence[str], limit: int | None) -> tuple[str, ...]:
-    """Convert one or several tasks to a tuple, and check the limit of rows.
+def to_tasks(
+    tasks: str | Sequence[str], limit: int | None, label_order: Sequence[str | int] | None = None
+) -> tuple[str, ...]:
+    """Convert one or several tasks to a tuple, and check the settings of tasks.
+
+    Args:
+        tasks: names of tasks.
+        limit: the maximum rows of each task; None for all.
+        label_order: class names as the tasks spell them; None for those of the model.
 
     Raises:
-        UserError: `limit` is not above 0.
+        UserError: `limit` is not above 0; or a setting is given, and no task.
     """
     if limit is not None and limit < 1:
         raise must_be("limit", "at least 1 row", limit)
-    return (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    for setting, value in (("limit", limit), ("label_order", label_order)):
+        if value is not None and not names:
+            raise UserError(
+                f"{setting} is a setting of tasks, and none is named; name one, like glue/sst2, or leave it out."
+            )
+    return names
 
 
 def to_counts(name: str, counts: int | Sequence[int]) -> tuple[int, ...]:
@@ -243,7 +256,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "tasks": ("the name of a task, or a list of those", lambda value: _is_text(value) or _are_texts(value)),
     "limit": ("a whole number, or None for all rows", _or_none(_is_whole)),
     "context": ("a whole number, or None for the default", _or_none(_is_whole)),
-    **dict.fromkeys(("batch", "length"), _COUNTS),
+    **dict.fromkeys(("batch", "length"), (_COUNTS[0], _or_none(_COUNTS[1]))),
     **dict.fromkeys(("runtime", "to", "executor", "dtype"), ("a name", _is_text)),
     "address": ("a text, or None", _or_none(_is_text)),
     "track": ("a function like laconic.progress.silent", callable),

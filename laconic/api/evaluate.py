@@ -16,10 +16,12 @@ from laconic.calibrate.classes import share_label_order
 from laconic.calibrate.row import tokenizer_of
 from laconic.errors import UserError
 from laconic.evaluate import Conditions, Cost, Evaluation, Fidelity, calibration_sources, check_comparable, check_tasks
+from laconic.evaluate.cost import BATCHES, LENGTHS
 from laconic.evaluate.engine_cost import EngineCost
 from laconic.evaluate.in_engine import EngineSettings
 from laconic.evaluate.metrics import Interval
 from laconic.evaluate.paired import Difference
+from laconic.evaluate.products import FLOAT32
 from laconic.evaluate.run import EvaluationSettings, evaluate_in_turn
 from laconic.evaluate.tasks import check_window_tasks, load_corpus
 from laconic.model import LanguageModel
@@ -113,8 +115,8 @@ def evaluate(
     against: PreTrainedModel | str | PathLike[str] | None = None,
     limit: int | None = None,
     label_order: Sequence[str | int] | None = None,
-    batch: int | Sequence[int] = (1, 8),
-    length: int | Sequence[int] = (128,),
+    batch: int | Sequence[int] | None = None,
+    length: int | Sequence[int] | None = None,
     runtime: str = "eager",
     context: int | None = None,
     dtype: str = "float32",
@@ -139,8 +141,8 @@ def evaluate(
         limit: maximum rows of each task; None for all.
         label_order: class names in the order of the model's outputs, as the task spells them. None for the order in the
             model's configuration.
-        batch: one or several batch sizes to time.
-        length: one or several sequence lengths to time, each with every batch size.
+        batch: one or several batch sizes to time; None for 1 and 8. An engine is timed with one row.
+        length: one or several sequence lengths to time, each with every batch size; None for 128.
         runtime: the runtime of the models: `eager`, `compile`, `onnx` or `openvino`; or the engine that measures them
             itself, `llama.cpp` or `vllm`, or `onnx` and `openvino` for folders that were exported for them. An engine
             measures perplexity, the distance in its windows, and the speed of one row. Models that are not in its
@@ -171,17 +173,24 @@ def evaluate(
     check_kinds(tasks=tasks, limit=limit, label_order=label_order, batch=batch, length=length)
     check_kinds(runtime=runtime, context=context, dtype=dtype, track=track)
     check_kinds(stream=stream)
-    names = to_tasks(tasks, limit)
+    names = to_tasks(tasks, limit, label_order)
+    batches = None if batch is None else to_counts("batch", batch)
+    lengths = None if length is None else to_counts("length", length)
+    for name, counts in (("batch", batches), ("length", lengths)):
+        if stream and counts is not None:
+            raise UserError(f"{name} is a condition of timing, and with stream nothing is timed; leave it out.")
     model_input = to_model_input(model, tokenizer, label_order, device)
     original = None if against is None else to_model_input(against, tokenizer, None, device, place="against")
     models = [model_input, *([] if original is None else [original])]
     if runs_in_engine(runtime, models):
-        arguments = TorchArguments(dtype, stream, label_order)
-        settings = EngineSettings(limit=limit, lengths=to_counts("length", length), context=context, track=track)
+        arguments = TorchArguments(dtype, stream, label_order, batches)
+        settings = EngineSettings(limit=limit, lengths=lengths or LENGTHS, context=context, track=track)
         found = evaluate_engine_models(models, runtime, names, arguments, settings)
         return EvaluateResult(found.results, found.cost, found.fidelity, found.difference, found)
     check_runtime(runtime, model_input.device)
-    conditions = Conditions(batch=to_counts("batch", batch), length=to_counts("length", length), runtime=runtime)
+    conditions = Conditions(batch=batches or BATCHES, length=lengths or LENGTHS, runtime=runtime)
+    if dtype != FLOAT32 and runtime != EAGER:
+        raise UserError(f"dtype is a setting of the runtime '{EAGER}', and the runtime is '{runtime}'; leave it out.")
     # The structure of both models is checked before the tokenizer or the weights of either are loaded.
     structure, other = model_input.structure(), None if original is None else original.structure()
     structure = model_input.with_inputs(structure)
@@ -201,7 +210,7 @@ def evaluate(
         load=partial(load_corpus, limit=limit),
     )
     if stream:
-        _check_streamed(names, model_input, original, runtime)
+        _check_streamed(names, models, runtime)
     settings = EvaluationSettings(
         limit=limit,
         cost=False if stream else conditions,
@@ -236,16 +245,21 @@ def _open_model(model_input: ModelInput, structure: LanguageModel, stream: bool)
             yield share_label_order(lm, structure)
 
 
-def _check_streamed(names: Sequence[str], model: ModelInput, original: ModelInput | None, runtime: str) -> None:
+def _check_streamed(names: Sequence[str], models: Sequence[ModelInput], runtime: str) -> None:
     """Check that an evaluation can read its models block by block.
+
+    Args:
+        names: the names of the tasks.
+        models: the model, and the original if there is one.
+        runtime: the runtime.
 
     Raises:
         UserError: a task is no perplexity, a model is loaded already, or the runtime reads whole models.
     """
     if runtime != EAGER:
         raise UserError(f"With stream, models run in torch block by block; got the runtime '{runtime}'; use '{EAGER}'.")
-    check_window_tasks(names, compared=original is not None)
-    if any(one is not None and one.loaded is not None for one in (model, original)):
+    check_window_tasks(names, compared=len(models) > 1)
+    if any(model.loaded is not None for model in models):
         raise UserError("stream reads models from their files; give their folders or hub names.")
 
 

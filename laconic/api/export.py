@@ -129,7 +129,7 @@ def export(
     """
     check_kinds(to=to, tasks=tasks, limit=limit, label_order=label_order, cache=cache, track=track)
     target = check_target(to, cache=cache)
-    names = to_tasks(tasks, limit)
+    names = to_tasks(tasks, limit, label_order)
     model_input = to_model_input(model, tokenizer, label_order)
     folder = to_folder(output)
     check_output(folder, model_input.name)

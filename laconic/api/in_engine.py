@@ -9,21 +9,24 @@ from tempfile import TemporaryDirectory
 
 from transformers import PreTrainedTokenizerBase
 
-from laconic.errors import UserError, unknown
-from laconic.evaluate import Evaluation
+from laconic.calibrate.row import tokenizer_of
+from laconic.errors import UserError, must_be, unknown
+from laconic.evaluate import Evaluation, calibration_sources, check_comparable
 from laconic.evaluate.eval_task import with_article
+from laconic.evaluate.exported import evaluate_exported
 from laconic.evaluate.in_engine import EngineModel, EngineSettings, evaluate_in_engine
 from laconic.evaluate.products import FLOAT32
-from laconic.evaluate.tasks import check_tasks, check_window_tasks
+from laconic.evaluate.tasks import check_tasks, check_window_tasks, load_corpus
 from laconic.export import check_target, export
 from laconic.files import expand_user
-from laconic.model import ModelTask
+from laconic.model import LanguageModel, ModelTask
 from laconic.model.checkpoints.checkpoint import read_tokenizer
 from laconic.model.checkpoints.location import Location
-from laconic.model.loading import load_tokenizers
+from laconic.model.loading import load_outline, load_tokenizers
 from laconic.progress import Track
 from laconic.recipe.entry import ModelInput
 from laconic.runtime.engine import ENGINES, Engine
+from laconic.runtime.engine.graphs import GraphEngine
 from laconic.runtime.engines import RUNTIMES
 
 
@@ -53,9 +56,10 @@ class TorchArguments:
     dtype: str
     stream: bool
     label_order: Sequence[str | int] | None
+    batch: Sequence[int] | None
 
     def check(self, engine: str, models: Sequence[ModelInput]) -> None:
-        """Raise UserError if an argument does not have its default."""
+        """Raise UserError if an argument does not have its default, or more than one row is to be timed."""
         given = {
             "dtype": self.dtype != FLOAT32,
             "stream": self.stream,
@@ -64,6 +68,9 @@ class TorchArguments:
         }
         if name := next((name for name, is_given in given.items() if is_given), None):
             raise UserError(f"{name} is a setting of torch, and the runtime is '{engine}'; leave it out.")
+        if self.batch is not None and any(rows != 1 for rows in self.batch):
+            given = self.batch[0] if len(self.batch) == 1 else list(self.batch)
+            raise must_be("batch", f"1 in the runtime '{engine}', which is measured with one row", given)
 
 
 def evaluate_engine_models(
@@ -88,15 +95,42 @@ def evaluate_engine_models(
     """
     engine = ENGINES[runtime]
     arguments.check(runtime, models)
-    remedy = "evaluate in the runtime eager"
-    if tasks:
-        check_window_tasks(tasks, len(models) > 1, f"In the runtime '{runtime}'", remedy)
+    kind = ModelTask.SEQ2SEQ if any(_reads_source(engine, model) for model in models) else ModelTask.CAUSAL
+    if tasks and kind is ModelTask.CAUSAL:
+        check_window_tasks(tasks, len(models) > 1, f"In the runtime '{runtime}'", "evaluate in the runtime eager")
     check_tasks(tasks, None, compared=len(models) > 1, context=settings.context)
     engine.check_installed()
-    prepared = [_Prepared.of(engine, model, reads_text=bool(tasks)) for model in models]
+    prepared = [_Prepared.of(engine, model, kind, reads_text=bool(tasks)) for model in models]
+    if tasks and kind is ModelTask.SEQ2SEQ:
+        _check_encoder_decoders(prepared, tasks, settings)
     with ExitStack() as stack:
         loadable = [stack.enter_context(each.open_model(settings.track)) for each in prepared]
+        if kind is ModelTask.SEQ2SEQ:
+            return evaluate_exported(loadable, tasks, settings)
         return evaluate_in_engine(loadable[0], loadable[1] if len(loadable) > 1 else None, tasks, settings)
+
+
+def _reads_source(engine: type[Engine], model: ModelInput) -> bool:
+    """Whether a model is an encoder-decoder in the files of an engine."""
+    path = _find(engine, model)
+    return path is not None and issubclass(engine, GraphEngine) and engine.reads_source(path)
+
+
+def _check_encoder_decoders(prepared: Sequence["_Prepared"], tasks: Sequence[str], settings: EngineSettings) -> None:
+    """Raise UserError if tasks cannot be measured with encoder-decoders, or two of them cannot be compared."""
+    structures = [each.structure() for each in prepared]
+    first = structures[0]
+    if len(structures) > 1:
+        check_comparable(first, structures[1])
+    tokenizer_of(first)
+    check_tasks(
+        tasks,
+        first,
+        compared=len(structures) > 1,
+        calibration=calibration_sources(*(each.model.name for each in prepared)),
+        context=settings.context,
+        load=partial(load_corpus, limit=settings.limit),
+    )
 
 
 @dataclass(frozen=True)
@@ -109,22 +143,35 @@ class _Prepared:
     tokenizer: PreTrainedTokenizerBase | None
 
     @classmethod
-    def of(cls, engine: type[Engine], model: ModelInput, *, reads_text: bool) -> "_Prepared":
-        """Find the model in the files of an engine, or check that it can be exported for it."""
+    def of(cls, engine: type[Engine], model: ModelInput, kind: ModelTask, *, reads_text: bool) -> "_Prepared":
+        """Find the model in the files of an engine, or check that it can be exported for it.
+
+        Args:
+            engine: the engine.
+            model: the model.
+            kind: the kind of models that are measured together.
+            reads_text: whether there are tasks.
+        """
         path = _find(engine, model)
         if path is not None:
             tokenizer = model.tokenizer or (_tokenizer_beside(path) if reads_text else None)
             return cls(engine, model, path, tokenizer)
         target = check_target(engine.target)
         structure = model.skeleton()
-        if structure.task is not ModelTask.CAUSAL:
+        if structure.task is not kind:
             raise UserError(
-                f"The runtime '{engine.name}' is measured with causal language models; '{model.name}' is "
+                f"The runtime '{engine.name}' is measured with {kind.value} models; '{model.name}' is "
                 f"{with_article(structure.task.value)} model."
             )
         engine.check_config(structure.model.config.to_dict(), model.name)
         target.check_model(structure)
         return cls(engine, model, None, structure.tokenizer)
+
+    def structure(self) -> LanguageModel:
+        """The model without weights, with its tokenizers; of an exported one what its folder says."""
+        if self.path is None:
+            return self.model.skeleton()
+        return load_outline(self.path.parent, self.model.name, self.tokenizer)
 
     @contextmanager
     def open_model(self, track: Track) -> Iterator[EngineModel]:

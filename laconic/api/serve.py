@@ -88,6 +88,8 @@ def serve_command(
         raise must_be("port", f"from 1 to {LARGEST_PORT}", port)
     name = fsdecode(model)
     source = expand_user(name)
+    # First, so that nobody exports a model for an engine that has no server.
+    engine.server(source, port, CONTEXT)
     if not source.exists():
         raise UserError(f"There is no file or folder '{name}'; give {engine.files}.")
     path = engine.find(source)

@@ -35,10 +35,17 @@ def evaluate(
     ] = None,
     limit: LimitOption = None,
     label_order: LabelOrderOption = None,
-    batch: Annotated[str, typer.Option(metavar="N,…", help="Batch sizes to time.")] = "1,8",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,…",
+            help="Batch sizes to time. The default is 1,8; llama.cpp, vllm and exported folders are timed with 1.",
+        ),
+    ] = None,
     length: Annotated[
-        str, typer.Option(metavar="N,…", help="Sequence lengths to time, each with every batch size.")
-    ] = "128",
+        str | None,
+        typer.Option(metavar="N,…", help="Sequence lengths to time, each with every batch size. The default is 128."),
+    ] = None,
     runtime: Annotated[
         str,
         typer.Option(
@@ -74,7 +81,8 @@ def evaluate(
 ) -> None:
     """Measure the quality and the cost of MODEL. An interrupted run continues with the first missing task."""
     check_device(device)
-    batches, lengths = numbers_from("--batch", batch), numbers_from("--length", length)
+    batches = None if batch is None else numbers_from("--batch", batch)
+    lengths = None if length is None else numbers_from("--length", length)
     names, order = names_from(tasks or []), None if label_order is None else names_from([label_order])
     if tasks and not names:
         raise UserError("--tasks names no task; give one, like glue/sst2 or perplexity:builtin:pydoc.")

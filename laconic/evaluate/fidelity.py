@@ -106,7 +106,7 @@ class Fidelity:
             rows whose scores all round to the same multiple of 0.2. For an encoder without a head: the share of rows
             whose most similar other row is the same.
         cosine: cosine similarity of the mean last hidden states, or of the embeddings of an encoder without a head,
-            averaged over rows; None if their widths differ.
+            averaged over rows; None if their widths differ, or if exported models do not give them.
         predictions: the number of predictions.
         rows: the number of rows.
         source: the data source of the rows.
@@ -229,7 +229,7 @@ def _compare_batch(
         p, q = theirs._replace(values=before), ours._replace(values=after)
         same = theirs.distribution.same_decision(before, after).double()
         sums.index_add_(0, rows, torch.stack((divergence(p, q).double(), same, torch.ones_like(same)), dim=1))
-    if their_hidden.shape == hidden.shape:
+    if their_hidden.shape == hidden.shape and hidden.shape[1]:
         cosine = functional.cosine_similarity(their_hidden.double(), hidden.double(), dim=-1)
     else:
         cosine = torch.full((len(hidden),), torch.nan, dtype=torch.float64, device=hidden.device)

@@ -3,6 +3,7 @@
 `config.json` and `generation_config.json` are those of transformers, without weights.
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from importlib import import_module
@@ -32,7 +33,10 @@ def write_text_files(lm: LanguageModel, folder: Path, runtime: str, signature: S
     Returns:
         A sentence for each file that could not be written.
     """
-    lm.model.config.save_pretrained(folder)
+    config = copy.deepcopy(lm.model.config)
+    # A model that was made in memory does not name its class.
+    config.architectures = [type(lm.model).__name__]
+    config.save_pretrained(folder)
     if lm.model.generation_config is not None:
         lm.model.generation_config.save_pretrained(folder)
     return tuple(_onnx(lm, folder, signature) if runtime == ONNX else _openvino(lm, folder))

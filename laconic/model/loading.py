@@ -10,7 +10,7 @@ from laconic.errors import UserError
 from laconic.model.anatomy import find_entry
 from laconic.model.anatomy.infer import find_anatomy, infer_anatomy
 from laconic.model.anatomy.text_stack import find_text_anatomy
-from laconic.model.checkpoints import Checkpoint, find_checkpoint
+from laconic.model.checkpoints import Checkpoint, Stored, find_checkpoint
 from laconic.model.checkpoints.checkpoint import Tokenizers
 from laconic.model.checkpoints.fit import build_outline
 from laconic.model.checkpoints.location import Location, find_location
@@ -161,6 +161,26 @@ def load_config(source: str) -> PreTrainedConfig:
         UserError: as `check_model`, except for weights.
     """
     return _read_config(find_checkpoint(source))
+
+
+def load_outline(folder: Path, source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> LanguageModel:
+    """A model without weights from a folder that has a configuration and tokenizers, such as an exported one.
+
+    Args:
+        folder: the folder.
+        source: the name that the user gave it.
+        tokenizer: a tokenizer to use instead of the first one in the folder.
+
+    Returns:
+        The model as its class builds it, on the meta device.
+
+    Raises:
+        UserError: the configuration or a tokenizer cannot be read, or the architecture is not supported.
+    """
+    checkpoint = Stored(location=Location(source, folder), embedding_config=None)
+    lm = LanguageModel.of(build_outline(checkpoint.config(), source))
+    own, target_tokenizer = checkpoint.tokenizers(tokenizer)
+    return replace(lm, source=source, tokenizer=own, target_tokenizer=target_tokenizer)
 
 
 def load_pipeline(source: str) -> Pipeline | None:

@@ -148,7 +148,8 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
 
     Returns:
         The predictions, and for each row the mean of the last hidden states over its tokens, without gradient. The
-        second has zero rows if `hidden` is False; for a plain encoder it contains the vectors themselves.
+        second has zero rows if `hidden` is False, and zero columns if an exported model does not give them; for a plain
+        encoder it contains the vectors themselves.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -167,10 +168,13 @@ def predict(lm: LanguageModel, batch: Batch, hidden: bool = False) -> tuple[Pred
     if not hidden:
         return predictions, predictions.values.new_zeros(0, 1)
     # The predictions of an encoder-decoder come from its decoder.
-    states = (output.get("decoder_hidden_states") or output["hidden_states"])[-1]
+    given = output.get("decoder_hidden_states") or output.get("hidden_states")
+    rows = len(batch["input_ids"])
+    if given is None:
+        return predictions, predictions.values.new_zeros(rows, 0)
+    states = given[-1]
     _, mask = token_masks(lm.task, batch)
     # The tokens of all choices of a row count together; a class may have padded them further.
-    rows = len(batch["input_ids"])
     weights = mask[..., None].to(states.dtype).reshape(rows, -1, 1)
     states = states[:, : mask.shape[1]].reshape(rows, -1, states.shape[-1])
     return predictions, ((states * weights).sum(1) / weights.sum(1).clamp(min=1)).detach()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from laconic.errors import UserError
 from laconic.model import Batch
@@ -67,6 +68,20 @@ class Generator:
         """Name and version of the library that runs the model."""
         return self.program.version
 
+    @property
+    def reads_source(self) -> bool:
+        """Whether it is an encoder-decoder, which writes after a source, and no causal model."""
+        return isinstance(self.program, Seq2SeqProgram)
+
+    def begin(self, rows: int = 1) -> None:
+        """Start a new batch of texts of a causal model, of which nothing is read yet.
+
+        Args:
+            rows: the number of texts.
+        """
+        self._session = self.program.start()
+        self._inputs = {MASK: torch.ones(rows, 0, dtype=torch.long)}
+
     def prefill(
         self, input_ids: Int[Tensor, "batch tokens"], attention_mask: Int[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch vocabulary"]:
@@ -80,12 +95,12 @@ class Generator:
             The logits of the first new token of each row.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        self._session = self.program.start()
+        self.begin()
         if isinstance(self.program, Seq2SeqProgram):
             self._inputs = self.program.read_source({"input_ids": input_ids, MASK: mask})
-            return self._read(torch.full_like(input_ids[:, :1], self._start or 0))
+            return self.read(torch.full_like(input_ids[:, :1], self._start or 0))[:, -1]
         self._inputs = {MASK: mask}
-        return self._read(input_ids)
+        return self.read(input_ids)[:, -1]
 
     def step(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocabulary"]:
         """Read one more token of each row.
@@ -96,9 +111,7 @@ class Generator:
         Returns:
             The logits of the token after them.
         """
-        if MASK in self._inputs:
-            self._inputs[MASK] = torch.cat((self._inputs[MASK], torch.ones_like(tokens)[:, None]), dim=1)
-        return self._read(tokens[:, None])
+        return self.read(tokens[:, None])[:, -1]
 
     def write(
         self,
@@ -119,12 +132,25 @@ class Generator:
             written.append(self.step(written[-1]).argmax(-1))
         return torch.stack(written, dim=1)
 
-    def _read(self, ids: Tensor) -> Tensor:
-        assert self._session is not None, "prefill comes before step"
+    def read(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens vocabulary"]:
+        """Read the next tokens of each row.
+
+        Args:
+            ids: the tokens, which follow those that were read.
+
+        Returns:
+            The logits after each of them.
+        """
+        session = self._session
+        assert session is not None, "begin or prefill comes first"
         feeds = {**self._inputs, "input_ids": ids}
         if MASK in feeds:
+            length = session.length + ids.shape[1]
+            # A prompt has its mask; there is no padding after it.
+            feeds[MASK] = pad(feeds[MASK], (0, length - feeds[MASK].shape[1]), value=1)
             feeds[POSITIONS] = (feeds[MASK].cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        return self._session.read(feeds)[LOGITS][:, -1]
+            self._inputs[MASK] = feeds[MASK]
+        return session.read(feeds)[LOGITS]
 
 
 def runtime_of(folder: Path) -> str:

@@ -54,6 +54,7 @@ class LoadedExport:
         bytes: the size of its files.
         layers: how its quantized layers were exported, by label.
         cached: whether it has a cache.
+        is_only: whether no other graph can be made, as the model in torch has no weights. It gives no hidden states.
     """
 
     program: Program
@@ -61,6 +62,7 @@ class LoadedExport:
     bytes: int
     layers: dict[str, ExportedLayers]
     cached: bool = False
+    is_only: bool = False
 
 
 class ExportedForward:
@@ -88,7 +90,8 @@ class ExportedForward:
         Raises:
             UserError: the model cannot be exported, or the runtime cannot load it.
         """
-        known = [self._loaded[key] for key in ((hidden, cached), (hidden, True)) if key in self._loaded]
+        known = [loaded for loaded in self._loaded.values() if loaded.is_only]
+        known += [self._loaded[key] for key in ((hidden, cached), (hidden, True)) if key in self._loaded]
         if known:
             return known[0]
         with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:

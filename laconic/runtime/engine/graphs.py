@@ -1,7 +1,7 @@
-"""Causal models that were exported to ONNX Runtime or OpenVINO, with the cache of keys and values if they have one.
+"""Models that write text, exported to ONNX Runtime or OpenVINO, with the cache of keys and values if they have one.
 
 A model without a cache reads a whole text at every call. It predicts tokens, and only the time of the prompt is
-measured.
+measured. An encoder-decoder writes after a source; its tasks run on `laconic.runtime.exported`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +19,10 @@ from laconic.runtime.engine.config_file import positions_in
 from laconic.runtime.engine.distributions import Logits
 from laconic.runtime.engine.engine import GROWTH, Engine, Written
 from laconic.runtime.engines import ONNX, OPENVINO, check_runtime
-from laconic.runtime.generator import has_cache
+from laconic.runtime.generator import Generator, has_cache
 from laconic.runtime.graph import FILE_NAMES, exported_bytes
-from laconic.runtime.sessions import LOGITS, Session, load_cached
+from laconic.runtime.sessions import load_cached
+from laconic.runtime.written import DECODER_FILES
 
 PREDICTED = 128
 """The largest number of positions whose logits are in memory at a time, with a cache."""
@@ -38,9 +39,19 @@ class GraphEngine(Engine):
 
     @classmethod
     def find(cls, source: Path) -> Path | None:
-        name = FILE_NAMES[cls.name]
-        file = source / name if source.is_dir() else source
-        return file if file.is_file() and file.suffix == Path(name).suffix else None
+        name, decoder = FILE_NAMES[cls.name], DECODER_FILES[cls.name]
+        if source.is_dir():
+            return next((source / file for file in (name, decoder) if (source / file).is_file()), None)
+        return source if source.is_file() and source.suffix == Path(name).suffix else None
+
+    @classmethod
+    def reads_source(cls, path: Path) -> bool:
+        """Whether a model is an encoder-decoder.
+
+        Args:
+            path: the result of `find`.
+        """
+        return path.name == DECODER_FILES[cls.name]
 
     @classmethod
     def check_config(cls, config: Mapping[str, Any], source: str) -> None:
@@ -62,26 +73,40 @@ class GraphEngine(Engine):
             UserError: always.
         """
         raise UserError(
-            f"laconic knows no server for the runtime '{cls.name}'; load '{path.parent}' with its package GenAI, or "
-            "serve the model with llama.cpp or vllm."
+            f"laconic knows no server for the runtime '{cls.name}', whose package GenAI loads an exported folder in "
+            "Python; for HTTP export the model to gguf and serve it with --runtime llama.cpp, or to compressed-tensors "
+            "and serve it with --runtime vllm."
         )
 
     def __init__(self, path: Path, context: int) -> None:
-        self._before = resident_memory()
-        self._path, self._program = path, load_cached(self.name, path)
-        self.library, self.has_cache = self._program.version, has_cache(self._program)
-        # Nothing of a causal model's answer depends on what comes later.
-        first, other = (self._read(self._program.start(), [0, token])[0] for token in (0, 1))
+        self._before, self._path = resident_memory(), path
+        if self.reads_source(path):
+            self.generator, self.has_cache = Generator.open(path.parent), True
+            self.vocabulary = self.generator.prefill(torch.zeros(1, 2, dtype=torch.long)).shape[-1]
+        else:
+            program = load_cached(self.name, path)
+            self.generator, self.has_cache = Generator(program), has_cache(program)
+            self.vocabulary = self._check_causal()
+        self.library = self.generator.version
+
+    def _check_causal(self) -> int:
+        """The size of the vocabulary, after a check that nothing of an answer depends on what comes later."""
+        answers: list[Tensor] = []
+        for token in (0, 1):
+            self.generator.begin()
+            answers.append(self._read([0, token])[0])
+        first, other = answers
         if not torch.allclose(first, other, rtol=1e-3, atol=1e-3):
             raise self._no_causal_model()
-        self.vocabulary = len(first)
+        return len(first)
 
     def predict(self, tokens: Sequence[int], start: int) -> Iterator[Logits]:
         # The last token is only predicted.
-        end, session = len(tokens) - 1, self._program.start()
+        end = len(tokens) - 1
         step = PREDICTED if self.has_cache else end
+        self.generator.begin()
         for first in range(0, end, step):
-            logits = self._read(session, tokens[first : min(first + step, end)])
+            logits = self._read(tokens[first : min(first + step, end)])
             context = max(0, start - 1 - first)
             if context < len(logits):
                 yield Logits(logits[context:])
@@ -90,12 +115,14 @@ class GraphEngine(Engine):
         assert self.has_cache or count == 1, "a model without a cache writes one token"
         tokens: list[int] = []
         seconds: list[float] = []
-        part, session = list(prompt), self._program.start()
         for _ in range(count):
             begun = perf_counter()
-            part = [int(self._read(session, part)[-1].argmax())]
+            if not tokens:
+                logits = self.generator.prefill(torch.tensor([list(prompt)]))
+            else:
+                logits = self.generator.step(torch.tensor(tokens[-1:]))
+            tokens.append(int(logits[0].argmax()))
             seconds.append(perf_counter() - begun)
-            tokens += part
         return Written(tokens, seconds)
 
     def memory_bytes(self) -> int | None:
@@ -103,18 +130,12 @@ class GraphEngine(Engine):
         return None if now is None or self._before is None else now - self._before
 
     def close(self) -> None:
-        del self._program
+        del self.generator
 
-    def _read(self, session: Session, tokens: Sequence[int]) -> Float[Tensor, "n vocabulary"]:
-        """The logits after some tokens, which follow those that the session has read."""
-        end = session.length + len(tokens)
-        feeds = {
-            "input_ids": torch.tensor([list(tokens)]),
-            "attention_mask": torch.ones(1, end, dtype=torch.long),
-            "position_ids": torch.arange(session.length, end)[None],
-        }
+    def _read(self, tokens: Sequence[int]) -> Float[Tensor, "n vocabulary"]:
+        """The logits after some tokens, which follow those that were read."""
         try:
-            logits = session.read(feeds)[LOGITS]
+            logits = self.generator.read(torch.tensor([list(tokens)]))
         except KeyError as error:
             # It has an input or an output that causal models do not have.
             raise self._no_causal_model() from error
@@ -133,11 +154,11 @@ class OnnxEngine(GraphEngine):
     """A model in ONNX Runtime."""
 
     name = target = ONNX
-    files = f"a folder with {FILE_NAMES[ONNX]}"
+    files = f"a folder with {FILE_NAMES[ONNX]} or {DECODER_FILES[ONNX]}"
 
 
 class OpenVinoEngine(GraphEngine):
     """A model in OpenVINO."""
 
     name = target = OPENVINO
-    files = f"a folder with {FILE_NAMES[OPENVINO]}"
+    files = f"a folder with {FILE_NAMES[OPENVINO]} or {DECODER_FILES[OPENVINO]}"
