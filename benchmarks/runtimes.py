@@ -4,26 +4,38 @@ Each cell takes turns with the dense model in eager torch, on the same tokens an
 the machine's speed affects both. A turn is several passes after a pause, because threads of one runtime that still wait
 for work would slow the other. The dense model's matrix products alone are timed in torch as well: they are a lower
 bound for a runtime whose products are not faster. Everything is in float32, except inputs and weights of
-`dynamic-int8`. Each finished cell is one line of benchmarks/results/runtimes.jsonl. An interrupted run continues;
-another machine measures everything again.
+`dynamic-int8`. The recipe `sst2-openvino` is compared in accuracy as well, on the whole development split.
+
+Each finished cell is one line of benchmarks/results/runtimes.jsonl. An interrupted run continues; another machine
+measures everything again. `--clock cpu` counts the time of the processor, for one thread on a machine with other work.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import quantiles
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.common import Cells, calibration, clone, development, kl, load_model, predictions
 from benchmarks.tables import ROOT, replace_between
+from laconic.builtin_recipes import find_file
 from laconic.calibrate.passes import forward, random_batch
+from laconic.calibrate.sources import read
 from laconic.compress import Compress, Narrow
+from laconic.evaluate.metrics import Share
+from laconic.evaluate.paired import difference
 from laconic.formats.autotune import machine
 from laconic.methods import Int8, KfacSvd
-from laconic.model import LanguageModel
+from laconic.model import LanguageModel, Predictions, load
+from laconic.progress import silent
+from laconic.recipe import read_recipe
+from laconic.recipe.sampling import Sampling
 from laconic.runtime import RUNTIMES, Service, serve
 
 MODEL, DATA, CALIBRATION_ROWS, DEVELOPMENT_ROWS = "minilm-sst2", "glue/sst2", 128, 200
@@ -32,6 +44,8 @@ THREADS = (1, 2)
 TURN, PAUSE = 5, 0.3
 """Timed passes of a turn, after an untimed one, and the seconds of pause before it."""
 PRODUCTS = "dense: matrix products alone"
+RECIPE = "sst2-openvino"
+CLOCKS = {"wall": perf_counter, "cpu": process_time}
 CELLS = Cells("runtimes", ("processor", "threads", "way", "runtime"))
 PLACE = "<!-- runtimes, made by `python -m benchmarks runtimes_tables` -->"
 VARIANTS: dict[str, Callable[[LanguageModel], LanguageModel]] = {
@@ -39,7 +53,20 @@ VARIANTS: dict[str, Callable[[LanguageModel], LanguageModel]] = {
     "low rank, keep 0.35": lambda lm: _compressed(lm, Compress(method=KfacSvd(), keep=0.35)),
     "half the heads and channels": lambda lm: _compressed(lm, Narrow(heads=0.5, channels=0.5)),
     "dynamic-int8": lambda lm: _compressed(lm, Compress(method=Int8())),
+    RECIPE: lambda lm: _made_by(lm, RECIPE),
 }
+
+
+class Timing(NamedTuple):
+    """How passes are timed.
+
+    Args:
+        runs: the number of timed passes of each model.
+        clock: one of `CLOCKS`.
+    """
+
+    runs: int
+    clock: str
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,35 +75,63 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--runs", type=int, default=30, help="timed runs of each; at least 2")
     parser.add_argument("--threads", type=int, nargs="*", default=THREADS)
     parser.add_argument("--like", default="", help="only variants with this in their name")
+    parser.add_argument("--runtimes", nargs="*", default=RUNTIMES, choices=RUNTIMES)
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
+    parser.add_argument("--made", help=f"the folder that `laconic run {RECIPE}` wrote, so that it does not run again")
     options = parser.parse_args(argv)
-    here = machine()["processor"]
+    here = f"{machine()['processor']}, {machine()['instructions']}"
     kinds = [(PRODUCTS, "eager"), *((variant, runtime) for variant in VARIANTS for runtime in RUNTIMES)]
+    kinds = [(variant, runtime) for variant, runtime in kinds if runtime in options.runtimes]
     wanted = [(here, threads, *kind) for threads in options.threads for kind in kinds]
     missing = [key for key in CELLS.missing(wanted) if options.like in key[2]]
     dense = load_model(MODEL)
-    small = {
-        variant: VARIANTS[variant](dense) for variant in dict.fromkeys(key[2] for key in missing) if variant != PRODUCTS
+    given = {RECIPE: load(options.made)} if options.made else {}
+    small = given | {
+        variant: VARIANTS[variant](dense)
+        for variant in dict.fromkeys(key[2] for key in missing)
+        if variant not in (PRODUCTS, *given)
     }
+    timing = Timing(options.runs, options.clock)
     for key in missing:
         _, threads, variant, runtime = key
         torch.set_num_threads(threads)
         alone = variant == PRODUCTS
-        cell = (
-            multiplied(dense, options.runs) if alone else measure(dense, serve(small[variant], runtime), options.runs)
-        )
-        CELLS.add(key, {**cell, "runs": options.runs, "machine": machine()})
+        cell = multiplied(dense, timing) if alone else measure(dense, serve(small[variant], runtime), timing)
+        if variant == RECIPE:
+            cell["accuracy"] = accuracy(dense, serve(small[variant], runtime).lm)
+        CELLS.add(key, {**cell, **timing._asdict(), "machine": machine()})
         print(f"{variant:28} {runtime:9} {threads} threads  {describe(cell)}", flush=True)
     print(CELLS)
 
 
-def measure(dense: LanguageModel, service: Service, runs: int) -> dict:
+def measure(dense: LanguageModel, service: Service, timing: Timing) -> dict:
     """KL to the dense model in torch, and the quartiles of the milliseconds of both for each shape."""
     data = development(dense, DATA, DEVELOPMENT_ROWS)
     cell = {"kl": kl(predictions(dense, data), predictions(service.lm, data)), "about": service.describe()}
-    return cell | timed(dense, lambda inputs: _pass(service.lm, inputs), runs)
+    return cell | timed(dense, lambda inputs: _pass(service.lm, inputs), timing)
 
 
-def multiplied(dense: LanguageModel, runs: int) -> dict:
+def accuracy(dense: LanguageModel, small: LanguageModel) -> dict[str, float]:
+    """The accuracy on the whole development split, that of the dense model, and the difference with its interval."""
+    data = development(dense, DATA)
+    theirs, ours = (_right(predictions(lm, data)) for lm in (dense, small))
+    share = Share(lambda table: table[:, 0] == 1)
+    change = difference(share, ours, theirs)
+    return {
+        "value": share(ours),
+        "dense": share(theirs),
+        "change": change.value,
+        "low": change.low,
+        "high": change.high,
+    }
+
+
+def _right(found: Predictions) -> np.ndarray:
+    assert found.labels is not None, "rows of GLUE have labels"
+    return (found.values.argmax(-1) == found.labels).double().numpy()[:, None]
+
+
+def multiplied(dense: LanguageModel, timing: Timing) -> dict:
     """The same for the matrix products of the blocks alone, one after another."""
     weights = [site.weight() for site in dense.sites()]
 
@@ -84,15 +139,15 @@ def multiplied(dense: LanguageModel, runs: int) -> dict:
         rows = {width: torch.randn(inputs["input_ids"].numel(), width) for width in {w.shape[1] for w in weights}}
         return lambda: [linear(rows[weight.shape[1]], weight) for weight in weights]
 
-    return timed(dense, products, runs)
+    return timed(dense, products, timing)
 
 
-def timed(dense: LanguageModel, other: Callable[[dict[str, Tensor]], Callable[[], object]], runs: int) -> dict:
+def timed(dense: LanguageModel, other: Callable[[dict[str, Tensor]], Callable[[], object]], timing: Timing) -> dict:
     """Quartiles of the milliseconds of the dense model and of `other` on the same inputs, for each shape."""
     cell = {}
     for batch, length in SHAPES:
         inputs = random_batch(dense, batch, length)
-        cell[f"{batch}x{length}"] = alternating({"dense_ms": _pass(dense, inputs), "ms": other(inputs)}, runs)
+        cell[f"{batch}x{length}"] = alternating({"dense_ms": _pass(dense, inputs), "ms": other(inputs)}, timing)
     return cell
 
 
@@ -102,18 +157,19 @@ def _pass(lm: LanguageModel, inputs: dict[str, Tensor]) -> Callable[[], object]:
 
 
 @torch.inference_mode()
-def alternating(passes: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+def alternating(passes: dict[str, Callable[[], object]], timing: Timing) -> dict[str, list[float]]:
     """Quartiles of the milliseconds of each model; they take turns, and the first turn warms up."""
     times: dict[str, list[float]] = {name: [] for name in passes}
-    for turn in range(1 + runs // TURN):
+    now = CLOCKS[timing.clock]
+    for turn in range(1 + timing.runs // TURN):
         for name, run in passes.items():
             sleep(PAUSE)
             run()
             for _ in range(TURN):
-                start = perf_counter()
+                start = now()
                 run()
                 if turn:
-                    times[name].append(1e3 * (perf_counter() - start))
+                    times[name].append(1e3 * (now() - start))
     return {name: quantiles(values, n=4, method="inclusive") for name, values in times.items()}
 
 
@@ -129,18 +185,19 @@ def speedup(times: dict) -> float:
 
 
 def write_tables(argv: Sequence[str]) -> None:
-    """Write the tables of the machine that was measured last into docs/runtimes.md."""
+    """Write the tables of all machines into docs/runtimes.md."""
     argparse.ArgumentParser(description=write_tables.__doc__).parse_args(argv)
-    if cells := list(CELLS):
-        mine = [cell for cell in cells if cell["processor"] == cells[-1]["processor"]]
-        replace_between(ROOT / "docs/runtimes.md", "\n".join(table(mine)), PLACE)
+    processors = dict.fromkeys(cell["processor"] for cell in CELLS)
+    lines = [line for processor in processors for line in table(CELLS.where(processor=processor))]
+    if lines:
+        replace_between(ROOT / "docs/runtimes.md", "\n".join(lines), PLACE)
 
 
 def table(cells: list[dict]) -> list[str]:
     """A table for each number of threads: how many times as fast as dense eager torch, and milliseconds."""
-    of = cells[-1]["machine"]
     libraries = sorted({cell["about"]["library"] for cell in cells if "about" in cell})
-    lines = [f"{of['processor']}, {of['instructions']}; {', '.join(libraries)}.", ""]
+    clock = ", CPU time" if cells[-1].get("clock") == "cpu" else ""
+    lines = [f"{cells[-1]['processor']}{clock}; {', '.join(libraries)}.", ""]
     shapes = [f"{batch}x{length}" for batch, length in SHAPES]
     for threads in sorted({cell["threads"] for cell in cells}):
         spoken = "one thread" if threads == 1 else f"{threads} threads"
@@ -152,7 +209,26 @@ def table(cells: list[dict]) -> list[str]:
             ran, far = ("torch", "–") if cell["way"] == PRODUCTS else (cell["runtime"], f"{cell['kl']:.5f}")
             lines.append(f"| {cell['way']} | {ran} | {times} | {size} | {far} |")
         lines.append("")
-    return lines
+    judged = [cell for cell in cells if "accuracy" in cell]
+    return [*lines, *(line for cell in judged for line in (_accuracy_line(cell), ""))]
+
+
+def _accuracy_line(cell: dict) -> str:
+    of = cell["accuracy"]
+    return (
+        f"Accuracy of {cell['way']} in {cell['runtime']}: {of['value']:.4f}, dense {of['dense']:.4f}; the difference "
+        f"is {100 * of['change']:+.2f} points (95 % interval {100 * of['low']:+.2f} to {100 * of['high']:+.2f})."
+    )
+
+
+def _made_by(lm: LanguageModel, name: str) -> LanguageModel:
+    """The model that a built-in recipe makes of `lm`."""
+    recipe = read_recipe(find_file(name, "recipe"))
+    data = Sampling(samples=recipe.samples, seed=recipe.seed).of(lm, read(DATA, "train"), silent)
+    small = replace(clone(lm), original=lm)
+    for step in recipe.steps:
+        step.apply(small, data)
+    return small
 
 
 def _compressed(lm: LanguageModel, step: Compress | Narrow) -> LanguageModel:

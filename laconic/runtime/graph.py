@@ -19,7 +19,7 @@ from laconic.formats import DynamicInt8
 from laconic.model import Batch, LanguageModel, ModelTask
 from laconic.runtime.axes import CHOICES, ROWS, TARGET_LENGTH, axis_names
 from laconic.runtime.cache_layout import DIMS
-from laconic.runtime.engines import EXACT, ONNX, OPENVINO
+from laconic.runtime.engines import EXACT, ONNX, OPENVINO, ROUNDED
 from laconic.runtime.openvino_layout import transpose_weights
 from laconic.runtime.portable import ExportedLayers, to_portable
 from laconic.runtime.portable_layers import Portable
@@ -242,10 +242,10 @@ def write_model(lm: LanguageModel, graph: Graph, runtime: str, folder: Path, nam
     transpose_weights(model)
     if graph.signature.cache is not None:
         make_stateful(model)
-    if not any(isinstance(module, DynamicInt8) for module in lm.model.modules()):
-        # OpenVINO would round the inputs of layers with integer weights to 8 bits; only one format of laconic does.
-        for setting, value in EXACT.items():
-            model.set_rt_info(value, ["runtime_options", setting])
+    # OpenVINO would round the inputs of all layers with integer weights to 8 bits; only one format of laconic does.
+    rounds_inputs = any(isinstance(module, DynamicInt8) for module in lm.model.modules())
+    for setting, value in (ROUNDED if rounds_inputs else EXACT).items():
+        model.set_rt_info(value, ["runtime_options", setting])
     openvino.save_model(model, file, compress_to_fp16=False)
     for leftover in folder.glob(f"{INTERMEDIATE}*"):
         leftover.unlink()

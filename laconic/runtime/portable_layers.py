@@ -133,7 +133,7 @@ class MatMulInteger(Portable):
 class DequantizeLinear(Portable):
     """ONNX's DequantizeLinear on int8 weights with a scale for each output. OpenVINO computes it as an integer product.
 
-    OpenVINO quantizes inputs in groups of DYNAMIC_QUANTIZATION_GROUP_SIZE.
+    OpenVINO quantizes inputs in groups of DYNAMIC_QUANTIZATION_GROUP_SIZE, which the file sets.
 
     Args:
         matrix: the codes, and a scale for each row.
