@@ -197,22 +197,25 @@ class Bench:
 
 def stored_bytes(folder: Path, original: Path) -> dict[str, int]:
     """Bytes of all tensors, and of the matrices that are not stored as in the original, with their scales."""
-    same = sizes_of(original)
-    sizes = sizes_of(folder)
-    changed = {name for name in same if name not in sizes or sizes[name] != same[name]}
+    before, after = tensors_of(original), tensors_of(folder)
+    changed = {name for name, tensor in before.items() if after.get(name) != tensor}
     modules = {name.removesuffix(".weight") for name in changed}
-    inside = {name: size for name, size in sizes.items() if name.rpartition(".")[0] in modules}
-    kept = sum(size for name, size in inside.items() if not name.endswith((".bias", "weight_shape")))
-    return {"bytes": sum(sizes.values()), "matrix_bytes": kept, "matrix_weights": sum(same[n] // 2 for n in changed)}
+    inside = {name: nbytes for name, (_, nbytes) in after.items() if name.rpartition(".")[0] in modules}
+    return {
+        "bytes": sum(nbytes for _, nbytes in after.values()),
+        "matrix_bytes": sum(size for name, size in inside.items() if not name.endswith((".bias", "weight_shape"))),
+        "matrix_weights": sum(before[name][0] for name in changed),
+    }
 
 
-def sizes_of(folder: Path) -> dict[str, int]:
-    """The bytes of each tensor in a folder, from the headers of its files."""
+def tensors_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """The numbers and the bytes of each tensor in a folder, from the headers of its files."""
     widths = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
-    sizes = {}
+    found = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (the file is no mapping)
                 part = tensors.get_slice(name)
-                sizes[name] = prod(part.get_shape()) * widths[part.get_dtype()]
-    return sizes
+                count = prod(part.get_shape())
+                found[name] = (count, count * widths[part.get_dtype()])
+    return found

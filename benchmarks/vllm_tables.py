@@ -57,9 +57,10 @@ class Results:
         return self.cells[EXACT, way]["kl"] if way is not None and (EXACT, way) in self.cells else None
 
     def best(self, scheme: str, peer: bool) -> str | None:
-        """The way with the lowest exact KL."""
-        ways = [way for way in self.ways(scheme, peer) if (EXACT, way) in self.cells]
-        return min(ways, key=lambda way: self.cells[EXACT, way]["kl"]) if ways else None
+        """The way with the lowest exact KL, or one of which nothing is known but its cost; None if there is no way."""
+        ways = self.ways(scheme, peer)
+        ways = [way for way in ways if (EXACT, way) in self.cells] or ways[:1]
+        return min(ways, key=lambda way: self.kl(way) or 0.0, default=None)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -101,7 +102,7 @@ def peer_ahead(results: Results) -> Iterator[str]:
 
 def quality(results: Results) -> Iterator[str]:
     """KL, bytes and CPU seconds of every way."""
-    yield "### Distance from the original"
+    yield f"### {results.model}: distance from the original"
     yield ""
     yield (
         "| scheme | way | KL, exact | beside the best llm-compressor | KL in vLLM, at least | same token "
@@ -135,7 +136,7 @@ def speed(results: Results) -> Iterator[str]:
     eager = results.get(SPEED, EAGER)
     if eager is None:
         return
-    yield "### Speed"
+    yield f"### {results.model}: speed"
     yield ""
     yield "| way | prefill, tokens/s | quartiles | beside eager | decode, tokens/s | quartiles | beside eager |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
@@ -156,7 +157,7 @@ def _quartiles(values: Sequence[float]) -> str:
 
 def targets(results: Results) -> Iterator[str]:
     """The targets, and whether they are met."""
-    yield "### Targets"
+    yield f"### {results.model}: targets"
     yield ""
     yield "| target | way | measured | |"
     yield "|---|---|---:|---|"
