@@ -30,9 +30,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "now": {},
     "now, original kept": {},
     "now, bfloat16": {"dtype": "bfloat16"},
+    "now, bfloat16, original kept": {"dtype": "bfloat16"},
     "now, streamed": {"stream": True},
 }
-"""Every way with its options. The states of the original are those of `now` for the way after it; others start anew."""
+"""Every way with its options. A way whose name ends in "original kept" has the states of the original from the way
+before it; others start anew."""
 
 
 def main(argv: Sequence[str]) -> None:
