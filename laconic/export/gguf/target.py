@@ -39,7 +39,7 @@ class GgufTarget(Target):
 
     def write(self, lm: LanguageModel, folder: Path, track: Track) -> Written:
         file = folder / FILE
-        architecture, layers = _write(lm, check_gguf(lm), file)
+        architecture, layers = write_numbers(lm, check_gguf(lm), file)
         # The numbers in the file are those of this model, so that tasks judge them in torch.
         served = rounded_copy(lm)
         model = ExportedModel(
@@ -70,10 +70,15 @@ class GgufTarget(Target):
         yield "```"
 
 
-def _write(
+def write_numbers(
     lm: LanguageModel, architecture: Architecture, file: Path
 ) -> tuple[Architecture, Mapping[str, ExportedLayers]]:
     """Write the file and compare its numbers.
+
+    Args:
+        lm: the model.
+        architecture: the architecture of the model, from `check_gguf`.
+        file: the file.
 
     Returns:
         The architecture that was written, and what became of the compressed layers.
