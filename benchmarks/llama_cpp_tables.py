@@ -11,7 +11,8 @@ from benchmarks.tables import ROOT, replace_between
 
 PAGE = ROOT / "docs/figures/llama-cpp.md"
 BEGIN = "<!-- made by `python -m benchmarks llama_cpp_tables` -->"
-HEADS = ("", "MB", "KL, nats", "of the matrix's", "perplexity", "same token, %", "decode", "prefill", "minutes", "GB")
+RELATIVE = "KL, relative to the importance matrix"
+HEADS = ("", "MB", "KL, nats", RELATIVE, "perplexity", "same token, %", "decode", "prefill", "minutes", "GB")
 
 Cell = Mapping[str, Any]
 
@@ -58,7 +59,7 @@ def speed(way: str, cells: Mapping[str, Cell], name: str) -> str:
 
 
 def types(cell: Cell) -> str:
-    """How many tensors of a file have which type."""
+    """The number of tensors of each type in a file, without those in float32."""
     counts = sorted(cell["types"].items(), key=lambda item: -item[1])
     return ", ".join(f"{count} × {kind}" for kind, count in counts if kind != "f32")
 
