@@ -37,7 +37,7 @@ class Tools:
         return (str(self.folder / f"llama-{tool}"), *map(str, arguments))
 
     def run(self, tool: str, *arguments: object) -> str:
-        """What a tool writes.
+        """Run a tool and return its output.
 
         Raises:
             RuntimeError: it fails.

@@ -58,7 +58,7 @@ VARIANTS: dict[str, Callable[[LanguageModel], LanguageModel]] = {
 
 
 class Timing(NamedTuple):
-    """How passes are timed.
+    """The settings of a timing.
 
     Args:
         runs: the number of timed passes of each model.

@@ -57,7 +57,7 @@ def token_rows(model: str, texts: Path, tokens: int = TOKENS) -> list[list[int]]
 @torch.inference_mode()
 def exact_distances(original: str, folders: dict[str, str], rows: list[list[int]]) -> dict[str, Any]:
     """KL from all logits, its standard error over the texts, and how often the likeliest token is the same."""
-    reference = [logits for logits in all_logits(original, rows)]
+    reference = list(all_logits(original, rows))
     found = {}
     for name, folder in folders.items():
         kls, same = [], []
@@ -116,7 +116,7 @@ def engine_distances(original: str, folders: dict[str, str], rows: list[list[int
 
 
 def engine_predictions(folder: str, rows: list[list[int]]) -> Iterator[Distributions]:
-    """What vLLM predicts after each token of a row but the last, one row at a time."""
+    """vLLM's predictions after each token of a row but the last, one row at a time."""
     with closing(Vllm(Path(folder), max(map(len, rows)))) as engine:
         for row in rows:
             yield from engine.predict(row, 1)

@@ -209,7 +209,7 @@ def _verdict(met: bool) -> str:
 
 
 def texts(cells: Sequence[Cell]) -> list[str]:
-    """How many greedy texts of engines are torch's; empty if none was measured."""
+    """The table of greedy texts that engines write as torch does; empty if none was measured."""
     if not cells:
         return []
     head = (

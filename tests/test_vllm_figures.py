@@ -1,4 +1,4 @@
-"""What `python -m benchmarks vllm` and `greedy` compute from folders and times."""
+"""The figures that `python -m benchmarks vllm` and `greedy` compute from folders and times."""
 
 from pathlib import Path
 
@@ -40,8 +40,9 @@ def test_bytes_are_those_of_changed_matrices(folders: tuple[Path, Path]) -> None
 def test_inputs_are_rounded_where_the_folder_says_so(folders: tuple[Path, Path]) -> None:
     _, served = folders
     assert all("self_attn" in name for name in int8_layers(served)) and len(int8_layers(served)) == 8
-    model = torch.nn.ModuleDict({"proj": torch.nn.Linear(2, 2, bias=False)})
-    torch.nn.init.eye_(model.get_submodule("proj").weight)
+    layer = torch.nn.Linear(2, 2, bias=False)
+    torch.nn.init.eye_(layer.weight)
+    model = torch.nn.ModuleDict({"proj": layer})
     x = torch.tensor([[127.0, 1.4]])
     path = served.parent / "one"
     path.mkdir()

@@ -13,6 +13,7 @@ from laconic.evaluate.in_engine import EngineModel, EngineSettings
 from laconic.evaluate.run import Evaluation, evaluate
 from laconic.model import LanguageModel
 from laconic.model.loading import load_outline
+from laconic.runtime.engine import Engine
 from laconic.runtime.engine.graphs import GraphEngine
 from laconic.runtime.exported import exported_model
 from laconic.runtime.written import Seq2SeqProgram
@@ -53,7 +54,7 @@ def evaluate_exported(models: Sequence[EngineModel], tasks: Sequence[str], setti
     return replace(found, settings=recorded, cost=cost, original_cost=original_cost)
 
 
-def _language_model(model: EngineModel, engine: object) -> LanguageModel:
+def _language_model(model: EngineModel, engine: Engine) -> LanguageModel:
     """The model of a folder, run by the graphs that an engine has loaded."""
     assert isinstance(engine, GraphEngine) and isinstance(engine.generator.program, Seq2SeqProgram)
     folder = model.path.parent

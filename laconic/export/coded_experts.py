@@ -100,7 +100,9 @@ def row_part(layer: Quantized | DynamicInt8, rows: slice) -> Quantized | Dynamic
 
 
 class CodedExperts(nn.Module):
-    """The experts of a layer as linear layers, whose buffers are the tensors of the exported file. It is not computed.
+    """The experts of a layer as linear layers, whose buffers are the tensors of the exported file.
+
+    It has no forward pass.
 
     Args:
         layer: the experts; their matrices are quantized, without biases.

@@ -147,6 +147,7 @@ def rebuild(model: PreTrainedModel, structure: Structure) -> None:
             inserted.append([first, *others])
             for path in inserted[-1]:
                 model.set_submodule(path, format)
+    # All at once, because each call looks at every tie of the model.
     untie(model, {path for paths in inserted for path in paths})
     for paths in inserted:
         tie(model, paths[0], paths[1:])

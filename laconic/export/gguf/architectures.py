@@ -34,13 +34,13 @@ class FileBlocks:
 
     Args:
         prefix: the part before the number of the block.
-        count: the key of the configuration for the number of blocks.
+        count_key: the key of the configuration for the number of blocks.
         attentions: the attentions of a block.
         output: the output projection of an attention.
     """
 
     prefix: str = "blk"
-    count: str = "num_hidden_layers"
+    count_key: str = "num_hidden_layers"
     attentions: tuple[str, ...] = ("attn",)
     output: str = "output"
 

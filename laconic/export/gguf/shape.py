@@ -70,5 +70,5 @@ def measure(shapes: Mapping[str, tuple[int, ...]], config: PreTrainedConfig, arc
 def _blocks(config: PreTrainedConfig, architecture: Architecture) -> Iterator[tuple[FileBlocks, str]]:
     """The stack and the name in the file of every block."""
     for stack in architecture.stacks:
-        for block in range(getattr(config, stack.count)):
+        for block in range(getattr(config, stack.count_key)):
             yield stack, f"{stack.prefix}.{block}"

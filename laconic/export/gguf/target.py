@@ -81,7 +81,11 @@ def write_numbers(
         file: the file.
 
     Returns:
-        The architecture that was written, and what became of the compressed layers.
+        The architecture that was written, and the count and bytes of the compressed layers by type.
+
+    Raises:
+        UserError: llama.cpp has no tensor for a part of the model or does not take its widths, or a number in the
+            file differs.
     """
     config = lm.model.config
     tensors = file_tensors(lm, architecture)

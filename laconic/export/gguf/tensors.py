@@ -118,7 +118,7 @@ class FileNames:
         kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
         # Its table for Llama has the names of the narrowed architecture, too.
         self._kind = architecture.name
-        blocks = max(getattr(config, stack.count) for stack in architecture.stacks)
+        blocks = max(getattr(config, stack.count_key) for stack in architecture.stacks)
         self._names = gguf.get_tensor_name_map(kinds[architecture.name], blocks)
 
     def __call__(self, path: str) -> str:

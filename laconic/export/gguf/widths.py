@@ -25,7 +25,7 @@ def find_shape(lm: LanguageModel, architecture: Architecture) -> Shape:
         UserError: a block has no attention or no feed-forward.
     """
     try:
-        return measure(layer_shapes(lm, architecture), lm.model.config, architecture)
+        return measure(_layer_shapes(lm, architecture), lm.model.config, architecture)
     except KeyError as error:
         raise UserError(
             f"A block of the model has no tensor {error}, as its attention or feed-forward was removed; a GGUF file "
@@ -54,7 +54,7 @@ def fit(architecture: Architecture, shape: Shape) -> Architecture:
     return architecture.narrowed
 
 
-def layer_shapes(lm: LanguageModel, architecture: Architecture) -> Mapping[str, tuple[int, ...]]:
+def _layer_shapes(lm: LanguageModel, architecture: Architecture) -> Mapping[str, tuple[int, ...]]:
     """The shapes (out, in) of all matrices for which llama.cpp has a tensor, by its name; of experts, that of one."""
     names = FileNames(architecture, lm.model.config)
     found = ((names.find(f"{path}.weight"), shape) for path, shape in _shapes(lm))

@@ -9,7 +9,7 @@ from laconic.model.mixture import COUNT_KEYS
 from laconic.system import short_numbers
 
 EXPERTS = re.compile(r"\bexperts\b")
-"""In the name of a layer: experts that a router chooses, and none that every token reads."""
+"""Matches the names of experts that a router chooses, but not `shared_experts`, which every token reads."""
 AMX = "amx_int8"
 KINDS = (QuantizedStack.kind, Int8Stack.kind)
 """The kinds of experts that are exported as codes."""
