@@ -67,7 +67,7 @@ def test_without_tasks_the_cost_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--tasks", "perplexity:builtin:pydoc"], "needs a causal model; the model"),
+        (["--tasks", "perplexity:builtin:pydoc"], "needs a causal model; 'served' is a seq2seq model"),
         (["--batch", "4"], "--batch must be 1 in the runtime 'onnx'"),
         (["--against", "llama"], "'onnx' is measured with seq2seq models; "),
     ],
