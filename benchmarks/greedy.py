@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     reference = options.reference or options.folder
     prompts = prompts_for(reference)
     with in_dtype(options.folder, options.dtype) as folder:
-        texts, library = write_all(options.engine, folder, prompts)
+        texts, version = write_all(options.engine, folder, prompts)
     gaps = first_gaps(reference, prompts, texts)
     different = [gap for gap in gaps if gap is not None]
     cell = {
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         "gaps": different,
         "within": sum(gap < GAP for gap in different),
         "dtype": options.dtype,
-        "library": library,
+        "library": version,
         "processor": processor(),
     }
     key = (options.engine, options.name)
@@ -102,12 +102,12 @@ def write_all(engine: str, folder: Path, prompts: Sequence[Sequence[int]]) -> tu
     """The tokens that an engine writes after each prompt, and its name and version."""
     if engine == TRANSFORMERS:
         model = EagerModel(folder)
-        return _write(model, prompts), model.library
+        return _write(model, prompts), model.version
     kind = ENGINES[engine]
     path = kind.find(folder)
     assert path is not None, f"{engine} reads {kind.files}"
     with closing(kind(path, PROMPT + WRITTEN)) as loaded:
-        return _write(loaded, prompts), loaded.library
+        return _write(loaded, prompts), loaded.version
 
 
 def _write(model: Writer, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -10,10 +10,10 @@ of bfloat16.
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,9 @@ from laconic.runtime.engine.vllm import Vllm
 ROWS, TOKENS = 12, 128
 """The texts, the last of the file, and the tokens of each."""
 EXACT, ENGINE = "exact", "engine"
+Predicted = TypeVar("Predicted")
+Compared = tuple[Tensor, Tensor]
+"""The KL at each place of a text, and whether the likeliest token is the same."""
 LEVELS = 127
 """The largest code of an input that is rounded to 8 bits without a zero point."""
 
@@ -44,8 +47,8 @@ def main() -> None:
     options = parser.parse_args()
     silence_libraries()
     rows = token_rows(options.original, options.texts)
-    distances = exact_distances if options.kind == EXACT else engine_distances
-    print(json.dumps(distances(options.original, options.folders, rows)))
+    measure = exact_distances if options.kind == EXACT else engine_distances
+    print(json.dumps(measure(options.original, options.folders, rows)))
 
 
 def token_rows(model: str, texts: Path, tokens: int = TOKENS) -> list[list[int]]:
@@ -57,14 +60,33 @@ def token_rows(model: str, texts: Path, tokens: int = TOKENS) -> list[list[int]]
 @torch.inference_mode()
 def exact_distances(original: str, folders: dict[str, str], rows: list[list[int]]) -> dict[str, Any]:
     """KL from all logits, its standard error over the texts, and how often the likeliest token is the same."""
-    reference = list(all_logits(original, rows))
+
+    def compare(expected: Tensor, logits: Tensor) -> Compared:
+        return softmax_kl(expected, logits), expected.argmax(-1) == logits.argmax(-1)
+
+    return distances(original, folders, lambda folder: all_logits(folder, rows), compare)
+
+
+def distances(
+    original: str,
+    folders: dict[str, str],
+    read: Callable[[str], Iterator[Predicted]],
+    compare: Callable[[Predicted, Predicted], Compared],
+) -> dict[str, Any]:
+    """The summary of each folder beside the original.
+
+    Args:
+        original: the model before compression.
+        folders: the folders by name.
+        read: the predictions of a folder, one text at a time.
+        compare: KL and agreement at each place of a text.
+    """
+    reference = list(read(original))
     found = {}
     for name, folder in folders.items():
-        kls, same = [], []
-        for expected, logits in zip(reference, all_logits(folder, rows), strict=True):
-            kls.append(softmax_kl(expected, logits).mean())
-            same.append((expected.argmax(-1) == logits.argmax(-1)).double().mean())
-        found[name] = summary(torch.stack(kls), torch.stack(same))
+        texts = [compare(expected, own) for expected, own in zip(reference, read(folder), strict=True)]
+        kls, same = (torch.stack([part.double().mean() for part in parts]) for parts in zip(*texts, strict=True))
+        found[name] = summary(kls, same)
     return found
 
 
@@ -79,10 +101,10 @@ def all_logits(folder: str, rows: list[list[int]]) -> Iterator[Float[Tensor, "n 
 @contextmanager
 def rounding_inputs(model: nn.Module, folder: Path) -> Iterator[None]:
     """Within the context, layers whose weights are stored as int8 with rounded inputs round their inputs."""
-    hooks = [model.get_submodule(name).register_forward_pre_hook(_round_inputs) for name in int8_layers(folder)]
-    yield
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as hooks:
+        for name in int8_layers(folder):
+            hooks.callback(model.get_submodule(name).register_forward_pre_hook(_round_inputs).remove)
+        yield
 
 
 def int8_layers(folder: Path) -> list[str]:
@@ -104,15 +126,11 @@ def _round_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor
 
 def engine_distances(original: str, folders: dict[str, str], rows: list[list[int]]) -> dict[str, Any]:
     """The lower bound of KL from vLLM's likeliest tokens, and how often the likeliest one is the same."""
-    reference = list(engine_predictions(original, rows))
-    found = {}
-    for name, folder in folders.items():
-        kls, same = [], []
-        for expected, predicted in zip(reference, engine_predictions(folder, rows), strict=True):
-            kls.append(predicted.kl_from(expected).mean())
-            same.append((expected.best() == predicted.best()).double().mean())
-        found[name] = summary(torch.stack(kls), torch.stack(same))
-    return found
+
+    def compare(expected: Distributions, predicted: Distributions) -> Compared:
+        return predicted.kl_from(expected), expected.best() == predicted.best()
+
+    return distances(original, folders, lambda folder: engine_predictions(folder, rows), compare)
 
 
 def engine_predictions(folder: str, rows: list[list[int]]) -> Iterator[Distributions]:

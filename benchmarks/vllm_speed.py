@@ -42,7 +42,7 @@ class EagerModel:
 
     def __init__(self, folder: Path) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-        self.library = f"transformers {version('transformers')}"
+        self.version = f"transformers {version('transformers')}"
 
     @torch.inference_mode()
     def write(self, prompt: Sequence[int], count: int) -> Written:
@@ -77,7 +77,7 @@ def measure_in_turns(folders: Mapping[str, Path], eager: str) -> dict[str, dict[
             model = (
                 EagerModel(folder) if name == eager else stack.enter_context(closing(Vllm(folder, PROMPT + WRITTEN)))
             )
-            models[name], libraries[name] = model, model.library
+            models[name], libraries[name] = model, model.version
         for turn in range(1 + TURNS):
             for name, model in models.items():
                 written = model.write(prompt, WRITTEN)

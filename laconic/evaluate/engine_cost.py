@@ -98,7 +98,7 @@ def measure_engine(engine: Engine, nbytes: int, lengths: Sequence[int], new: int
         memory=engine.memory,
         generations=generations,
         missing=() if engine.has_cache else (NO_CACHE,),
-        runtime={"name": engine.name, "library": engine.library},
+        runtime={"name": engine.name, "library": engine.version},
         machine=describe_machine(torch.device("cpu")),
     )
 

@@ -167,7 +167,7 @@ class _Windowed:
         """The result of a model. It depends on the engine in place of a dtype."""
         found = self.task.result(self.tokenizer, self.corpus, self.windows, nats, tokens)
         settings = {name: value for name, value in found.settings.items() if name != "dtype"}
-        return replace(found, settings={**settings, "runtime": engine.name, "library": engine.library})
+        return replace(found, settings={**settings, "runtime": engine.name, "library": engine.version})
 
     def fidelity(self, engine: Engine, scores: Float[Tensor, "documents 5"]) -> Fidelity:
         """The distance of the model from the original."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from laconic.errors import UserError
 from laconic.export.coded_linear import CodedLinear
 from laconic.formats import DynamicInt8, ExpertStack, Quantized
 from laconic.formats.expert_layer import ExpertLayer, find_expert_stacks
@@ -38,16 +37,13 @@ class ExpertPart:
     rows: slice
 
 
-def expert_parts(plain: PreTrainedModel, path: str, name: str) -> tuple[ExpertPart, ...]:
-    """The matrices that a file has for a matrix of every expert.
+def expert_parts(plain: PreTrainedModel, path: str, name: str) -> tuple[ExpertPart, ...] | None:
+    """The matrices that a file has for a matrix of every expert; None if it has all experts in one tensor.
 
     Args:
         plain: a model as its class builds it, with or without weights.
         path: the path of a module of experts.
         name: the parameter with the matrix of every expert.
-
-    Raises:
-        UserError: files have all experts in one tensor.
 
     Example:
         >>> from transformers import MixtralConfig, MixtralForCausalLM
@@ -68,10 +64,7 @@ def expert_parts(plain: PreTrainedModel, path: str, name: str) -> tuple[ExpertPa
         first = int(part.flatten()[0])
         expert, start = divmod(first, rows)
         if part.dim() != 2 or owner.rpartition(".")[2] != str(expert):
-            raise UserError(
-                f"The files of {type(plain).__name__} have the experts '{path}' in one tensor, and this export writes "
-                "only experts that have a matrix each: leave them out with targets, or export to onnx or openvino."
-            )
+            return None
         assert torch.equal(part.flatten(), torch.arange(first, first + len(part))), "a matrix has neighbouring rows"
         parts.append(ExpertPart(f"{owner}.{last}", expert, last, slice(start, start + len(part))))
     return tuple(sorted(parts, key=lambda part: (part.expert, part.rows.start)))

@@ -33,7 +33,7 @@ LISTED = 7
 class Torch(Engine):
     """A folder in torch, which says all logits, five positions at a time."""
 
-    name, target, files, library, memory = "torch", "folder", "a folder", "torch", "memory of torch"
+    name, target, files, version, memory = "torch", "folder", "a folder", "torch", "memory of torch"
     has_cache = True
 
     @classmethod

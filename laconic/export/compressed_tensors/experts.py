@@ -56,11 +56,15 @@ def experts_in_file(model: PreTrainedModel, plain: PreTrainedModel) -> dict[str,
     found: dict[str, ExpertsInFile] = {}
     for path in experts_paths(model):
         layer = coded.get(path)
-        try:
-            parts = {name: expert_parts(plain, path, name) for name in stack_names(plain.get_submodule(path))}
-        except UserError:
+        read = {name: expert_parts(plain, path, name) for name in stack_names(plain.get_submodule(path))}
+        parts = {name: part for name, part in read.items() if part is not None}
+        if len(parts) < len(read):
             if layer is not None:
-                raise
+                raise UserError(
+                    f"The files of {type(plain).__name__} have the experts '{path}' in one tensor, and this export "
+                    "writes only experts that have a matrix each: leave them out with targets, or export to onnx or "
+                    "openvino."
+                )
             continue
         owner = next(iter(parts.values()))[0].path.rsplit(".", 2)[0]
         found[path] = ExpertsInFile(owner, parts, None if layer is None else _scheme(path, layer, parts))

@@ -43,7 +43,7 @@ class Engine(ABC):
     files: ClassVar[str]
     """The files that the engine reads, for errors."""
 
-    library: str
+    version: str
     """Name and version of the engine."""
     vocabulary: int
     """The number of tokens that the model predicts."""

@@ -87,7 +87,7 @@ class GraphEngine(Engine):
             program = load_cached(self.name, path)
             self.generator, self.has_cache = Generator(program), has_cache(program)
             self.vocabulary = self._check_causal()
-        self.library = self.generator.version
+        self.version = self.generator.version
 
     def _check_causal(self) -> int:
         """The size of the vocabulary, after a check that nothing of an answer depends on what comes later."""

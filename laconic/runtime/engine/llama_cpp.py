@@ -118,7 +118,7 @@ class LlamaCpp(Engine):
     def __init__(self, path: Path, context: int) -> None:
         self._llama, errors, _ = _library()
         llama = self._llama
-        self.library = f"llama-cpp-python {llama.__version__}"
+        self.version = f"llama-cpp-python {llama.__version__}"
         self._before = resident_memory()
         settings = llama.llama_model_default_params()
         settings.n_gpu_layers = 0

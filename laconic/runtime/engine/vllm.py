@@ -101,7 +101,7 @@ class Vllm(Engine):
         # On leaving, a process is waited for.
         self._open.callback(self._process.terminate)
         loaded = self._answer()
-        self.library, self.vocabulary = f"{loaded['library']}, enforce_eager", int(loaded["vocabulary"])
+        self.version, self.vocabulary = f"{loaded['library']}, enforce_eager", int(loaded["vocabulary"])
 
     def predict(self, tokens: Sequence[int], start: int) -> Iterator[LikeliestTokens]:
         found = self._ask({"predict": list(tokens), "start": start})

@@ -23,7 +23,7 @@ def engine(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Vllm:
 
 def test_the_process_ends_with_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = engine(tmp_path, monkeypatch, "import sys", LOADED, "for line in sys.stdin: pass")
-    assert loaded.library == "vllm 0, enforce_eager" and loaded.vocabulary == 5
+    assert loaded.version == "vllm 0, enforce_eager" and loaded.vocabulary == 5
     assert loaded._process.poll() is None
     loaded.close()
     assert loaded._process.returncode is not None
