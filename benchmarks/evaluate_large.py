@@ -32,6 +32,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "now, bfloat16": {"dtype": "bfloat16"},
     "now, bfloat16, original kept": {"dtype": "bfloat16"},
     "now, streamed": {"stream": True},
+    "now, bfloat16, streamed": {"dtype": "bfloat16", "stream": True},
+    "now, bfloat16, streamed, original kept": {"dtype": "bfloat16", "stream": True},
 }
 """Every way with its options. A way whose name ends in "original kept" has the states of the original from the way
 before it; others start anew."""

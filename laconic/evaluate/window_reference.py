@@ -29,6 +29,7 @@ from laconic.evaluate.windows import Windows
 from laconic.fingerprint import hash_classes, hash_packages
 from laconic.model import LanguageModel
 from laconic.progress import Track
+from laconic.system import keeping_large_blocks
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def run_original(
     states = None if key is None else ENTRIES.read(key, StateFile.load)
     if states is None:
         batches = windows.batches(original)
-        states = keep_states(scored_states(halves.body, windows, batches, track, f"{task.name}, original"), key)
+        with keeping_large_blocks():
+            states = keep_states(scored_states(halves.body, windows, batches, track, f"{task.name}, original"), key)
     return WindowReference(halves.head, task, corpus, windows, states)
 
 

@@ -23,6 +23,7 @@ from laconic.model.tokens import vocabulary_size
 from laconic.numerics.distributions import CATEGORICAL
 from laconic.numerics.softmax_kl import negative_log_likelihood, softmax_kl
 from laconic.progress import Track
+from laconic.system import keeping_large_blocks
 
 
 class States(Protocol):
@@ -85,7 +86,8 @@ def score_windows(
     others = repeat(None) if reference is None else reference.read()
     rows = max(1, COMPARED_LOGITS // vocabulary_size(lm.model))
     totals: list[Tensor] = []
-    with halves.on_loan(), nullcontext() if reference is None else reference.on_loan():
+    others_head = nullcontext() if reference is None else reference.on_loan()
+    with halves.on_loan(), others_head, keeping_large_blocks():
         for number, states in enumerate(scored_states(halves.body, windows, batches, track, label)):
             _, targets, documents = targets_of(batches[number], windows.documents_of(number))
             other = next(others)
