@@ -74,7 +74,9 @@ WAYS: dict[str, Way] = {
     "laconic W4A16, W8A8 for queries, keys and values": Way("W4A16", (INT8_QKV, OTHERS), stream=True),
     "llm-compressor W8A8": Way("W8A8", peer="W8A8"),
     "llm-compressor W8A8, smoothquant": Way("W8A8", peer="W8A8, smoothed"),
-    "laconic W8A8": Way("W8A8", ({"smoothquant": {"alpha": 0.5}}, {"compress": {"method": "dynamic-int8"}})),
+    "laconic W8A8": Way(
+        "W8A8", ({"smoothquant": {"alpha": 0.5}}, {"compress": {"method": "dynamic-int8"}}), stream=True
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from laconic.calibrate import Calibration, InputCovariance, LayerStats, Mean, St
 from laconic.calibrate.blockwise import blockwise_calibrate
 from laconic.calibrate.gates import gate_gradients
 from laconic.compress.kept_choice import choose_once
+from laconic.compress.progress_log import find_finished_parts
 from laconic.compress.step import Outcome
 from laconic.compress.width_counts import WidthCounts
 from laconic.compress.width_parts import (
@@ -28,10 +29,8 @@ from laconic.compress.width_parts import (
     remove_parts,
 )
 from laconic.model import Group, LanguageModel
-from laconic.model.loans_parts import read_records
 from laconic.model.prunable_group import CoupledGroups, PrunableGroup, couple_groups, prunable_groups
 from laconic.model.width import keep_bias_columns, update_config_widths
-from laconic.processes import on_rank_zero
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,10 @@ def narrow_streamed(lm: LanguageModel, data: Calibration | None, narrowing: Narr
         return Outcome(plan={}, before=before, after=before)
     choice = choose_once(lm, lambda: _choose(lm, data, narrowing, all_coupled))
     counts, chosen = choice["counts"], choice["parts"]
-    _find_finished(lm, all_coupled)
+    expected: dict[str | None, set[str]] = {}
+    for group in (group for coupled in all_coupled for group in coupled):
+        expected.setdefault(group.writer.block, set()).add(group.name)
+    find_finished_parts(lm, expected)
     # What planning has chosen needs no statistics but those of the refit.
     planned = len(chosen) == len(all_coupled) and not narrowing.sequential
     needs: frozenset[type[Statistic]] = frozenset() if planned else NEEDS[narrowing.importance]
@@ -196,14 +198,3 @@ def _rank_blockwise(
                 measured = waiting.pop(key)
                 orders[key] = rank_parts([measured[group.name] for group in coupled], least)
     return {coupled[0].coupling: orders[coupled[0].coupling] for coupled in joint}
-
-
-def _find_finished(lm: LanguageModel, all_coupled: Sequence[CoupledGroups]) -> None:
-    """Let the next pass take over the blocks that an earlier run of this step narrowed."""
-    assert lm.loans is not None
-    expected: dict[str | None, set[str]] = {}
-    for coupled in all_coupled:
-        for group in coupled:
-            expected.setdefault(group.writer.block, set()).add(group.name)
-    written = on_rank_zero(read_records)(lm.loans.scratch)
-    lm.loans.finished = {path: record for path, record in written.items() if record.keys() == expected.get(path)}

@@ -6,7 +6,7 @@ and writes these files.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from laconic.allocate import Plan, plan_to_config
@@ -65,6 +65,23 @@ class ProgressLog:
         if self._loans is not None:
             entry = {"method": _method_of(group, plan), "sizes": result.sizes, "tokens": result.tokens}
             self._loans.record(part_of(group), {result.group: entry})
+
+
+def find_finished_parts(lm: LanguageModel, expected: Mapping[str | None, Collection[str]]) -> None:
+    """Let the next pass take over the parts that an earlier run of the same step finished.
+
+    Args:
+        lm: a streamed model.
+        expected: the keys of the record of each part once it is finished, by the path of the part.
+
+    Raises:
+        UserError: the file of a part is damaged.
+    """
+    assert lm.loans is not None
+    written = on_rank_zero(read_records)(lm.loans.scratch)
+    lm.loans.finished = {
+        path: record for path, record in written.items() if path in expected and record.keys() == set(expected[path])
+    }
 
 
 def _method_of(group: SolveGroup, plan: Plan) -> object:

@@ -8,7 +8,7 @@ ICML 2023, arXiv 2211.10438. AWQ: J. Lin et al., MLSys 2024, arXiv 2306.00978.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -27,6 +27,8 @@ from laconic.calibrate import (
     Statistic,
     collect_stats,
 )
+from laconic.calibrate.blockwise import blockwise_calibrate
+from laconic.compress.progress_log import find_finished_parts
 from laconic.compress.step import Outcome, Step
 from laconic.errors import UserError
 from laconic.methods import Awq
@@ -89,10 +91,35 @@ class Rescale(Step):
         sites = [site for absorber in absorbers for site in absorber.readers]
         nbytes = lm.stored_nbytes(sites)
         # Scales of one absorber do not change the inputs of other projections, so all statistics are collected once.
-        stats = collect_stats(lm, data, self.needs, sites)
-        for absorber in data.track(absorbers, "Scaling the inputs"):
-            fold_scales(lm, absorber, self.scales(absorber, [stats[site.name] for site in absorber.readers]))
+        if lm.loans is None:
+            stats = collect_stats(lm, data, self.needs, sites)
+            for absorber in data.track(absorbers, "Scaling the inputs"):
+                self._fold(lm, absorber, stats)
+        else:
+            self._apply_streamed(lm, data, absorbers)
         return Outcome(plan={}, before=nbytes, after=dict(nbytes))
+
+    def _fold(self, lm: LanguageModel, absorber: Absorber, stats: Mapping[str, LayerStats]) -> None:
+        fold_scales(lm, absorber, self.scales(absorber, [stats[site.name] for site in absorber.readers]))
+
+    def _apply_streamed(self, lm: LanguageModel, data: Calibration, absorbers: Sequence[Absorber]) -> None:
+        """Measure and scale one block of a streamed model after another."""
+        assert lm.loans is not None
+        expected: dict[str | None, set[str]] = {}
+        for absorber in absorbers:
+            expected.setdefault(absorber.block, set()).add(absorber.name)
+        find_finished_parts(lm, expected)
+        sites = [site for absorber in absorbers for site in absorber.readers]
+        for problems in blockwise_calibrate(lm, data, self.needs, sites):
+            stats = {site.name: problem.stats for site, problem in problems}
+            for absorber in (absorber for absorber in absorbers if absorber.readers[0].name in stats):
+                self._fold(lm, absorber, stats)
+                lm.loans.record(absorber.block, {absorber.name: absorber.count})
+            # Their memory is needed for the next block.
+            del problems, stats
+
+    def stream_obstacle(self, lm: LanguageModel) -> str | None:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

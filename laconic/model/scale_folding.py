@@ -49,6 +49,13 @@ class Absorber:
         """Number of scales."""
         return int(self.columns.max()) + 1
 
+    @property
+    def block(self) -> str:
+        """The path of the block that has the module and the projections."""
+        block = self.readers[0].block
+        assert block is not None, "layers outside the blocks read no scaled inputs"
+        return block
+
 
 def find_absorbers(lm: LanguageModel) -> list[Absorber]:
     """Find every absorber of `lm`, in forward order; compressed layers neither absorb nor read."""
@@ -61,12 +68,12 @@ def find_absorbers(lm: LanguageModel) -> list[Absorber]:
     found: list[Absorber] = []
     for stack, blocks in lm.stacks():
         for path, block in blocks:
-            found += _norms(stack, path, block, readers)
+            found += _norms(stack, path, block, readers, lm.device)
             for attention in (stack.attention, stack.cross_attention):
                 if attention is not None:
-                    found += _value(path, block, attention, sites)
+                    found += _value(path, block, attention, sites, lm.device)
             for part in stack.feed_forward:
-                found += _inner(path, block, part, sites)
+                found += _inner(path, block, part, sites, lm.device)
     return found
 
 
@@ -107,7 +114,9 @@ def _is_plain(lm: LanguageModel, site: Site) -> bool:
     return isinstance(site.module, PLAIN) and not isinstance(parent, Format)
 
 
-def _norms(stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequence[Site]]) -> Iterator[Absorber]:
+def _norms(
+    stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequence[Site]], device: torch.device
+) -> Iterator[Absorber]:
     """The norms of one block whose output only projections read."""
     if stack.pre_norm_flag is not None and not getattr(block, stack.pre_norm_flag):
         return
@@ -128,10 +137,12 @@ def _norms(stack: Stack, path: str, block: nn.Module, readers: Mapping[str, Sequ
         module, width = block.get_submodule(norm), several[0].shape[1]
         weight = dict(module.named_parameters(recurse=False)).get("weight")
         if weight is not None and weight.shape == (width,) and _offset(module) is not None:
-            yield Absorber(name=f"{path}.{norm}", readers=tuple(several), columns=_arange(width, several[0]))
+            yield Absorber(name=f"{path}.{norm}", readers=tuple(several), columns=torch.arange(width, device=device))
 
 
-def _value(path: str, block: nn.Module, layer: Attention, sites: Mapping[str, Site]) -> Iterator[Absorber]:
+def _value(
+    path: str, block: nn.Module, layer: Attention, sites: Mapping[str, Site], device: torch.device
+) -> Iterator[Absorber]:
     """The value projection of an attention, if separate columns of the output projection read each of its channels."""
     value, output = (sites.get(f"{path}.{part}") for part in (layer.fused or layer.value, layer.output))
     heads = layer.heads
@@ -143,16 +154,18 @@ def _value(path: str, block: nn.Module, layer: Attention, sites: Mapping[str, Si
     if heads.is_clipped(module) or any(name in children for name in heads.mixers):
         return
     size, width = getattr(module, heads.size), output.shape[1]
-    rows = _arange(value.shape[0], value)
+    rows = torch.arange(value.shape[0], device=device)
     if layer.fused is not None:
         keys = count_key_heads(len(rows), width // size, size)
-        rows = rows[fused_rows(layer.fused_layout, width // size, keys, size).value.flatten().to(rows.device)]
+        rows = rows[fused_rows(layer.fused_layout, width // size, keys, size).value.flatten().to(device)]
     shared = width // len(rows)
-    columns = torch.arange(len(rows), device=rows.device).view(-1, 1, size).expand(-1, shared, -1).reshape(-1)
+    columns = torch.arange(len(rows), device=device).view(-1, 1, size).expand(-1, shared, -1).reshape(-1)
     yield Absorber(name=value.name, readers=(output,), columns=columns, rows=rows)
 
 
-def _inner(path: str, block: nn.Module, layer: FeedForward, sites: Mapping[str, Site]) -> Iterator[Absorber]:
+def _inner(
+    path: str, block: nn.Module, layer: FeedForward, sites: Mapping[str, Site], device: torch.device
+) -> Iterator[Absorber]:
     """The inner projection in which the output of a feed-forward is linear, or positively homogeneous."""
     inner, output = sites.get(f"{path}.{layer.inner[-1]}"), sites.get(f"{path}.{layer.output}")
     if inner is None or output is None:
@@ -162,12 +175,8 @@ def _inner(path: str, block: nn.Module, layer: FeedForward, sites: Mapping[str, 
         activation = layer.activation
         if activation is None or not has_module(block, activation) or not _scales(block.get_submodule(activation)):
             return
-    rows = _arange(inner.shape[0], inner)[-width:]
-    yield Absorber(name=inner.name, readers=(output,), columns=_arange(width, output), rows=rows)
-
-
-def _arange(count: int, like: Site) -> Int[Tensor, " count"]:
-    return torch.arange(count, device=like.parameter.device)
+    rows = torch.arange(inner.shape[0], device=device)[-width:]
+    yield Absorber(name=inner.name, readers=(output,), columns=torch.arange(width, device=device), rows=rows)
 
 
 def _scales(activation: nn.Module) -> bool:

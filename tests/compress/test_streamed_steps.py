@@ -6,15 +6,17 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from laconic.calibrate import Calibration
-from laconic.compress import Narrow, Shorten, Step
+from laconic.compress import AwqScale, Narrow, Shorten, SmoothQuant, Step, scales
 from laconic.compress.depth.cuts import Parts, all_cuts
 from laconic.compress.depth.importance import distances, influences
-from laconic.model import load
+from laconic.model import LanguageModel, load
 from laconic.model.loading import load_streamed
+from laconic.model.scale_folding import find_absorbers
 from laconic.store.part_structures import PartStructures
 from tests.architectures import BY_NAME, GPT2, SMALL
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.loaned import MODELS, assert_equal
+from tests.stopped import StopError, stop_at
 
 SHORTER = {
     "influence": Shorten(drop=1, select="influence"),
@@ -110,6 +112,47 @@ NARROWER = {
 )
 def test_a_streamed_model_is_narrowed_as_the_one_in_memory(name: str, step: str, tmp_path) -> None:
     check_equal(MODELS[name](), NARROWER[step], tmp_path)
+
+
+SCALED = {"smoothquant": SmoothQuant(), "awq-scale": AwqScale(bits=3, group_size=8)}
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *((name, "smoothquant") for name in ("llama", "qwen2", "bert-classifier", "gpt2", "t5", "gemma2", "mixtral")),
+        *((name, "awq-scale") for name in ("llama", "bert-classifier", "t5")),
+    ],
+)
+def test_inputs_of_a_streamed_model_are_scaled_as_in_memory(name: str, step: str, tmp_path) -> None:
+    check_equal(MODELS[name](), SCALED[step], tmp_path)
+
+
+def test_scaling_that_was_stopped_goes_on_to_the_same_model(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MODELS["llama"]().save_pretrained(tmp_path / "model")
+    lm, step, fold = load(str(tmp_path / "model")), SCALED["smoothquant"], scales.fold_scales
+    data = Calibration(labelled_batches(lm, 2))
+    step.apply(lm, data)
+
+    def apply_anew() -> LanguageModel:
+        streamed = load_streamed(str(tmp_path / "model"), tmp_path / "scratch", structures=PartStructures())
+        assert streamed.loans is not None
+        streamed.loans.begin("0")
+        step.apply(streamed, data)
+        return streamed
+
+    absorbers = len(find_absorbers(lm))
+    for stop in (2, absorbers // 2 + 1):
+        with monkeypatch.context() as patch, pytest.raises(StopError):
+            patch.setattr(scales, "fold_scales", stop_at(stop, fold))
+            apply_anew()
+    # The first block is finished, and a finished step scales nothing again.
+    for left in (absorbers - absorbers // 2, 0):
+        with monkeypatch.context() as patch:
+            patch.setattr(scales, "fold_scales", stop_at(left, fold))
+            streamed = apply_anew()
+        with streamed.on_loan(""):
+            assert_equal(streamed.model, lm.model)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ CHAINS = {
     "fewer blocks, corrected": (SHORTER, LOW_RANK, {"correct": {}}),
     "fewer and narrower blocks": (SHORTER, {"narrow": {"keep": 0.7, "importance": "variance"}}, LOW_RANK),
     "fewer blocks afterwards": (LOW_RANK, SHORTER, BITS),
+    "scaled": ({"smoothquant": {"alpha": 0.5}}, {"compress": {"method": "dynamic-int8"}}),
 }
 
 
