@@ -1,9 +1,10 @@
 """Files of llama.cpp by its own quantizer and by laconic: bytes, KL and perplexity in the engine, and speed.
 
 The sizes are mixtures of types of llama.cpp. `llama-quantize` makes each of them from the original in 16 bits, without
-and with an importance matrix. laconic makes a file of no more bytes than the second one, with types that are as fast,
-chosen by predicted losses, and solves for them. Importance matrix and laconic read the same texts. The quality is
-judged on other texts by llama-perplexity, which runs the model as llama.cpp serves it, on one thread.
+and with an importance matrix. laconic makes a file of no more bytes than the second one, and of no more time by the
+measured speed of each type, with types chosen by predicted losses, and solves for them. Importance matrix and laconic
+read the same texts. The quality is judged on other texts by llama-perplexity, which runs the model as llama.cpp serves
+it, on one thread.
 
     benchmarks/peers/llama_cpp.sh NODE_FOLDER
     benchmarks/peers/llama_cpp_tools.sh NODE_FOLDER FOLDER
@@ -33,6 +34,7 @@ from benchmarks.large_models import commit_of
 from benchmarks.large_models_process import measure
 from benchmarks.llama_cpp_plan import types_of
 from benchmarks.llama_cpp_tools import Tools
+from benchmarks.llama_cpp_types import measure_types
 from benchmarks.tables import ROOT
 from laconic.system import processor
 
@@ -180,6 +182,7 @@ class Bench:
         wanted = [own for own in self.sizes if not (folder / f"{own}.gguf.notes").exists()]
         if size in wanted:
             folder.mkdir(exist_ok=True)
+            measure_types(self.model.name, self.path("original.gguf"), self.tools, self.path("types"))
             rows = (INPUT_ROWS, GRADIENT_ROWS)
             given = (self.model, self.path("texts.txt"), *rows, folder, *map(self.peer, wanted))
             self.measure((sys.executable, "-m", llama_cpp_make.__name__, *map(str, given)))

@@ -1,11 +1,12 @@
-"""laconic's files for llama.cpp, each in the bytes of another file, from one measurement of a model.
+"""laconic's files for llama.cpp, each in the bytes and the time of another file, from one measurement of a model.
 
     python -m benchmarks.llama_cpp_make MODEL TEXTS ROWS GRADIENT_ROWS FOLDER FILE…
 
-For each FILE, such as Q4_0.gguf, FOLDER/Q4_0.gguf gets at most its bytes. The moments of the inputs are measured on the
-first ROWS texts, those of the gradients on GRADIENT_ROWS. They do not depend on the size, nor does a matrix that has
-the same type in several files, so each is made once. `gptq` solves the matrices; in 8 bits, and for a word embedding,
-whose inputs never occur together, it has nothing to compensate for, and weights are rounded to the nearest values.
+For each FILE, such as Q4_0.gguf, FOLDER/Q4_0.gguf gets at most its bytes and its predicted time of a token. The moments
+of the inputs are measured on the first ROWS texts, those of the gradients on GRADIENT_ROWS. They do not depend on the
+size, nor does a matrix that has the same type in several files, so each is made once. `gptq` solves the matrices; in
+8 bits, and for a word embedding, whose inputs never occur together, it has nothing to compensate for, and weights are
+rounded to the nearest values.
 
 FOLDER/Q4_0.gguf.notes has the seconds and the memory of the program up to this file.
 """
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.llama_cpp_plan import choose_types, fast_types, matrices, matrix_types, predict
+from benchmarks.llama_cpp_plan import choose_types, limits_of, matrices, matrix_types, predict
+from benchmarks.llama_cpp_types import seconds_a_weight
 from laconic.calibrate import Calibration, GradCovariance, InputCovariance, LayerStats, collect_stats
 from laconic.calibrate.batching import batches
 from laconic.calibrate.sources import read
@@ -55,19 +57,18 @@ def main(model: str, texts: str, rows: str, gradient_rows: str, folder: str, *fi
     clock.show("moments of inputs")
     squares = collect_stats(lm, corpus(lm, texts, int(gradient_rows)), {GradSquares}, sites)
     clock.show("moments of gradients")
+    seconds = seconds_a_weight(Path(model).name)
     offers = {
-        site.name: predict(site, inputs[site.name][InputCovariance], squares.pop(site.name)[GradSquares])
+        site.name: predict(site, inputs[site.name][InputCovariance], squares.pop(site.name)[GradSquares], seconds)
         for site in sites
     }
     losses = {name: {kind: option.loss for kind, option in options.items()} for name, options in offers.items()}
     Path(folder, "losses.json").write_text(json.dumps(losses, indent=1) + "\n")
     clock.show("predictions")
-    lookups = [site.name for site in sites if site.is_lookup]
     plans: dict[str, Types] = {}
     for file in map(Path, files):
-        theirs = matrix_types(Path(model), file)
-        nbytes = sum(own for _, own in theirs.values())
-        plans[file.name] = choose_types(offers, fast_types(theirs), lookups, nbytes)
+        plans[file.name] = choose_types(offers, limits_of(matrix_types(Path(model), file), sites, seconds))
+    clock.show("types")
     solver = Solver(sites, inputs, len(plans))
     for name, types in plans.items():
         copy = lm.shallow_copy()

@@ -6,6 +6,7 @@ from math import hypot
 from typing import Any
 
 from benchmarks.llama_cpp import CELLS, IMATRIX, LACONIC, SIZES, SPEED, WAYS
+from benchmarks.llama_cpp_types import table_rows
 from benchmarks.mixture_tables import table
 from benchmarks.tables import ROOT, replace_between
 
@@ -13,6 +14,7 @@ PAGE = ROOT / "docs/figures/llama-cpp.md"
 BEGIN = "<!-- made by `python -m benchmarks llama_cpp_tables` -->"
 RELATIVE = "KL, relative to the importance matrix"
 HEADS = ("", "MB", "KL, nats", RELATIVE, "perplexity", "same token, %", "decode", "prefill", "minutes", "GB")
+TYPE_HEADS = ("type", "bits a weight", "picoseconds a weight")
 
 Cell = Mapping[str, Any]
 
@@ -33,7 +35,8 @@ def section(model: str) -> list[str]:
         if rows:
             lines += [f"The size of {size}:", "", *table(HEADS, rows), ""]
             lines += [f"- {way}: {types(cells[way])}" for way in (IMATRIX, LACONIC) if way in cells] + [""]
-    return lines
+    rows = table_rows(model)
+    return [*lines, "The time of each type in decoding:", "", *table(TYPE_HEADS, rows), ""] if rows else lines
 
 
 def row(way: str, cells: Mapping[str, Cell]) -> tuple[str, ...]:

@@ -59,6 +59,10 @@ class Tools:
         given = () if imatrix is None else ("--imatrix", imatrix)
         return self.command("quantize", *given, model, result, size, THREADS)
 
+    def quantize_purely(self, model: Path, result: Path, kind: str) -> None:
+        """Quantize all matrices of a file to one type, or to one near it where a width does not allow it."""
+        self.run("quantize", "--pure", model, result, kind, THREADS)
+
     def write_logits(self, model: Path, texts: Path, chunks: int, result: Path) -> None:
         """Write the logits of a model on the first chunks of a text."""
         sizes = ("-c", CONTEXT, "-b", CONTEXT, "--chunks", chunks, "-t", THREADS)
@@ -76,12 +80,17 @@ class Tools:
         found = {name: re.search(pattern, text) for name, pattern in _FIGURES.items()}
         return {name: (float(match[1]), float(match[2])) for name, match in found.items() if match is not None}
 
-    def speeds(self, models: Mapping[str, Path]) -> dict[str, dict[str, list[float]]]:
-        """Tokens a second of some models in turn, of every round, for reading (prefill) and for writing (decode)."""
+    def speeds(self, models: Mapping[str, Path], prefill: int = PREFILL) -> dict[str, dict[str, list[float]]]:
+        """Tokens a second of some models in turn, of every round, for reading (prefill) and for writing (decode).
+
+        Args:
+            models: the files.
+            prefill: the number of tokens that are read; with 0 only writing is measured.
+        """
         found = {name: {"prefill": list[float](), "decode": list[float]()} for name in models}
         for _ in range(ROUNDS):
             for name, model in models.items():
-                sizes = ("-p", PREFILL, "-n", DECODE, "-t", THREADS, "-r", REPETITIONS)
+                sizes = ("-p", prefill, "-n", DECODE, "-t", THREADS, "-r", REPETITIONS)
                 text = self.run("bench", "-m", model, *sizes, "-o", "json")
                 runs: list[dict[str, Any]] = json.loads(text[text.index("[\n") : text.rindex("]") + 1])
                 for run in runs:
