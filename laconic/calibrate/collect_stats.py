@@ -167,7 +167,7 @@ def check_stats(stats: Mapping[str, LayerStats], needs: Collection[type[Statisti
 def without_weight_gradients(lm: LanguageModel) -> Iterator[None]:
     """A context in which no weight requires a gradient; afterwards, those do that did before.
 
-    Weights that replaced others within the context require gradients too.
+    Weights that replaced others within the context require gradients too, unless they have no values.
     """
     frozen = {name for name, parameter in lm.model.named_parameters() if not parameter.requires_grad}
     lm.model.requires_grad_(False)
@@ -176,5 +176,5 @@ def without_weight_gradients(lm: LanguageModel) -> Iterator[None]:
             yield
     finally:
         for name, parameter in lm.model.named_parameters():
-            if parameter.is_floating_point() and name not in frozen:
+            if parameter.is_floating_point() and parameter.numel() and name not in frozen:
                 parameter.requires_grad_()

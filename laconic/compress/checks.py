@@ -284,8 +284,6 @@ def embedding_reason(step: Step, lm: LanguageModel, in_order: bool) -> str | Non
         lm: the model before the step; its weights need not be loaded.
         in_order: whether later blocks are measured on inputs with the errors of earlier ones.
     """
-    if any(site.tables for site in step.sites(lm)):
-        return "the head and the word embedding are one matrix, and are not in memory together; target neither"
     with_gradients = any(issubclass(kind, GradientStatistic) for kind in step.needs)
     if not (in_order or with_gradients) or len(list(lm.stacks())) < 2:
         return None

@@ -260,7 +260,7 @@ class PackedEmbedding(EmbeddingFormat):
         """The embedding that reads these codes."""
         layer = cls(padding_idx, by_rows)
         layer.matrix = matrix
-        return layer.to(matrix.weight.dtype)
+        return layer.to(matrix.weight.device, matrix.weight.dtype)
 
     @property
     def coded(self) -> PackedCodes:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from laconic.formats import PackedEmbedding
 from laconic.model.anatomy import Anatomy
 from laconic.model.enumeration import find_stacks, is_below
 from laconic.model.forward import replacing_forward
@@ -39,9 +40,15 @@ def find_parts(model: PreTrainedModel, anatomy: Anatomy, loans: Loans | None) ->
         name
         for name, module in model.named_modules()
         if not any(is_below(name, path) for path in blocks)
-        and any(id(tensor) in on_disk for tensor in (*module._parameters.values(), *module._buffers.values()))
+        and any(id(tensor) in on_disk for tensor in _read_by(module))
     ]
     return [*blocks, *outside]
+
+
+def _read_by(module: nn.Module) -> Iterator[Tensor | None]:
+    """The tensors that a module reads by itself; a word embedding of codes reads those of its matrix."""
+    for part in (module, module.coded) if isinstance(module, PackedEmbedding) else (module,):
+        yield from (*part._parameters.values(), *part._buffers.values())
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """The structure of one part of a model, with which `laconic.model.loans` stores parts that were changed."""
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from laconic.formats import PackedEmbedding
 from laconic.model.loans_parts import Structure
 from laconic.model.stock import build_stock
 from laconic.store.shapes import changed_shapes
@@ -33,6 +36,11 @@ class PartStructures:
         new = tuple(f"{name}." for name, entry in structure.items() if present.get(name) != entry)
         # A new format is inserted with all that is inside it.
         rebuild(model, {name: entry for name, entry in structure.items() if f"{name}.".startswith(new)})
+        for name in structure:
+            # The file of a head has no tensor of the word embedding that is a view of it, and this one has no values.
+            view = model.get_submodule(name) if f"{name}.".startswith(new) else None
+            if isinstance(view, PackedEmbedding):
+                view.weight = nn.Parameter(torch.empty_like(view.weight, device="cpu"), requires_grad=False)
 
     def unpack(self, model: PreTrainedModel) -> None:
         """Give packed layers on the meta device the form that they compute with, in place."""

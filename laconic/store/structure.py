@@ -85,7 +85,8 @@ def format_entries(model: PreTrainedModel, path: str = "") -> dict[str, dict[str
 
     Args:
         model: the model.
-        path: the path of the part that the formats are in, at one of their places; "" is the whole model.
+        path: the path of the part that the formats are in, at one of their places; "" is the whole model. A word
+            embedding that is a view of a format in the part belongs to it.
 
     Returns:
         The entries, by the first path of the format.
@@ -93,8 +94,9 @@ def format_entries(model: PreTrainedModel, path: str = "") -> dict[str, dict[str
     paths = _format_paths(model)
     layers = (name for name in find_expert_layers(model) if is_below(name, path))
     entries: dict[str, dict[str, Any]] = {name: {"kind": EXPERTS} for name in layers}
+    inside = [place for places in paths.values() if any(is_below(each, path) for each in places) for place in places]
     for format, (name, *aliases) in paths.items():
-        if not any(is_below(place, path) for place in (name, *aliases)):
+        if not any(is_below(place, own) for own in (name, *aliases) for place in inside):
             continue
         entry = entries[name] = {"kind": format.kind, **format.spec()}
         if aliases:

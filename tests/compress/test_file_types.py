@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 from laconic.calibrate import Calibration, GradCovariance, InputCovariance, LayerStats
-from laconic.compress import Compress
+from laconic.compress import Compress, solve_and_replace
 from laconic.compress.allocators.file_types import block_type
 from laconic.compress.fitted import transpose_stats
 from laconic.errors import Notice, UserError
@@ -17,11 +17,15 @@ from laconic.formats import GgmlBlocks, PackedEmbedding
 from laconic.methods import Awq, Gptq, Rtn, Yaqa
 from laconic.methods.quantize.blocks import BlockQuantization
 from laconic.model import LanguageModel, load
+from laconic.model.loading import load_streamed
 from laconic.model.tables import join_tables
+from laconic.recipe import recipe_from, run
 from laconic.store import save
+from laconic.store.part_structures import PartStructures
 from laconic.testing.matrices import random_matrix
 from tests.calibrate.test_collect_stats import labelled_batches
 from tests.export.gguf.models import GROUPED, byte_level
+from tests.loaned import assert_equal
 
 SIZES: dict[str, Any] = {**GROUPED, "hidden_size": 96, "intermediate_size": 256, "head_dim": 24}
 
@@ -109,7 +113,7 @@ def test_a_file_type_covers_the_whole_model(method: BlockQuantization, tied: boo
     assert ("model.embed_tokens" in found) == (not tied) and outcome.untied == ()
     table, head = lm.model.get_submodule("model.embed_tokens"), lm.model.get_submodule("lm_head")
     assert isinstance(table, PackedEmbedding) and isinstance(head, GgmlBlocks) and (table.coded is head) == tied
-    assert table.coded.blocks.name == ("q8_0" if tied else "q5_0")
+    assert isinstance(table.coded, GgmlBlocks) and table.coded.blocks.name == ("q8_0" if tied else "q5_0")
     ids = torch.randint(2, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(table(ids), table.dense().T[ids])
@@ -136,10 +140,49 @@ def test_a_plan_repeats_it() -> None:
     assert other.model.get_input_embeddings().coded is other.model.get_output_embeddings()
 
 
-def test_only_an_untied_head_is_streamed() -> None:
-    step = Compress(method=Gptq(), allocate="Q4_K_M", targets=("all",))
-    assert step.stream_obstacle(model(tied=False)) is None
-    assert "the head and the word embedding are one matrix" in str(step.stream_obstacle(model()))
+@pytest.mark.parametrize(
+    "step",
+    [
+        Compress(method=Gptq(), allocate="Q4_K_M", targets=("all",)),
+        Compress(method=Rtn(), allocate="Q4_0", targets=("all",)),
+        Compress(method=Yaqa(grid="q8_0"), targets=("head", "ffn")),
+    ],
+    ids=["gptq", "rtn", "yaqa"],
+)
+@pytest.mark.filterwarnings("ignore::laconic.errors.Notice")
+def test_a_tied_head_is_streamed(step: Compress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model().model.save_pretrained(tmp_path / "model")
+    lm = load(str(tmp_path / "model"))
+    data = calibration(lm)
+    assert step.stream_obstacle(lm) is None
+    expected = step.apply(lm, data)
+    for number in range(2):
+        streamed = load_streamed(str(tmp_path / "model"), tmp_path / "scratch", structures=PartStructures())
+        assert streamed.loans is not None
+        streamed.loans.begin("0")
+        with monkeypatch.context() as patch:
+            if number:
+                # The second run takes over what the first one wrote.
+                patch.setattr(solve_and_replace, "replace_group", None)
+            assert step.apply(streamed, data) == expected
+        assert streamed.model.get_input_embeddings().coded is streamed.model.get_output_embeddings()
+        ids = torch.arange(2, 20)[None]
+        with streamed.loaned_on_call(), torch.no_grad():
+            assert torch.equal(streamed.model(ids).logits, lm.model(ids).logits)
+        with streamed.on_loan(""):
+            assert_equal(streamed.model, lm.model)
+
+
+def test_a_streamed_recipe_writes_a_tied_head_once(tmp_path: Path) -> None:
+    save(model(), tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("the cat sat on the mat\n" * 8)
+    steps = [{"compress": {"method": "rtn:grid=q8_0", "targets": ["head"]}}, {"compress": {"method": "gptq:grid=q8_0"}}]
+    recipe = {"model": str(tmp_path / "model"), "data": str(tmp_path / "texts.txt"), "samples": 4, "steps": steps}
+    for stream in (False, True):
+        run(recipe_from({**recipe, "stream": stream}), tmp_path / str(stream))
+    whole, streamed = (load(str(tmp_path / str(stream))).model for stream in (False, True))
+    assert_equal(streamed, whole)
+    assert streamed.get_input_embeddings().coded is streamed.get_output_embeddings()
 
 
 def test_what_a_file_type_needs_is_told() -> None:
