@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from laconic.errors import CheckpointNotice
+from laconic.errors import CheckpointNotice, Notice
 from laconic.export import export
 from laconic.export.compressed_tensors.target import NAME as COMPRESSED
 from laconic.export.gptq.target import NAME as GPTQ
@@ -45,6 +45,10 @@ CASES: dict[str, Case] = {
         ((Int8(), "attention"), (Rtn(bits=4, group_size=32, symmetric=True), "ffn")),
         ROUNDED_GAP,
     ),
+    # On a CPU vLLM computes quantized experts only with AMX instructions.
+    "mixtral, 4 bits in attention": ("mixtral", COMPRESSED, ((SCHEMES["4 bits, groups of 32"], "attention"),), GAP),
+    "qwen3-moe, 4 bits in attention": ("qwen3-moe", COMPRESSED, ((SCHEMES["4 bits, rows"], "attention"),), GAP),
+    "olmoe, W8A8 in attention": ("olmoe", COMPRESSED, ((Int8(), "attention"),), ROUNDED_GAP),
     "llama, gptq": ("llama", GPTQ, ((Rtn(bits=4, group_size=32, symmetric=True), "blocks"),), GAP),
     # vLLM on a CPU reads only symmetric codes of 4 bits in this format.
     "qwen2, gptq": ("qwen2", GPTQ, ((Rtn(bits=4, group_size=128, symmetric=True), "blocks"),), GAP),
@@ -69,7 +73,10 @@ def served(
         if not any(f"[{name}]" in item for item in selected):
             continue
         folders[name] = root / str(number)
-        export(compressed(model, *methods, dtype=torch.bfloat16), target, folders[name])
+        with warnings.catch_warnings():
+            # transformers does not read experts without codes beside quantized layers, and vLLM does.
+            warnings.filterwarnings("ignore", "The experts .* are not quantized", Notice)
+            export(compressed(model, *methods, dtype=torch.bfloat16), target, folders[name])
     (root / "prompts.json").write_text(json.dumps(PROMPTS))
     command = [str(PYTHON), str(SCRIPT), str(root / "prompts.json"), str(TOKENS), *map(str, folders.values())]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -143,6 +143,13 @@ def test_experts_that_are_not_quantized_are_ignored(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(read(tmp_path / "out").model), logits(lm.model), rtol=1e-3, atol=1e-3)
 
 
+def test_routers_are_ignored(tmp_path: Path) -> None:
+    """vLLM has a linear layer for a router, and would look for its codes."""
+    export(compressed("qwen3-moe", (FOUR, "attention")), NAME, tmp_path / "out")
+    names = [name for name in config_of(tmp_path / "out")["ignore"] if not name.startswith("re:")]
+    assert names == [*(f"model.layers.{block}.mlp.gate" for block in range(2)), "lm_head"]
+
+
 @pytest.mark.parametrize(
     ("model", "methods", "sentence"),
     [

@@ -14,6 +14,7 @@ from torch import nn
 
 from laconic.errors import UserError
 from laconic.formats import DynamicInt8, Quantized
+from laconic.model.mixture import ROUTERS
 
 PACKED, INTEGERS, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 """The names of the storage formats."""
@@ -164,14 +165,16 @@ def quantization_config(
 
     Args:
         schemes: the scheme of each quantized layer, by path.
-        modules: the modules of the model by path; linears without a scheme are listed under `ignore`.
+        modules: the modules of the model by path; linears and routers without a scheme are listed under
+            `ignore`.
         experts: the scheme of each layer of experts, by its path in the file; None for one that is not quantized.
     """
     # Engines look for the names of single experts.
     of_experts = {f"re:{re.escape(path)}[.].*": scheme for path, scheme in (experts or {}).items()}
     targets = {**schemes, **{pattern: scheme for pattern, scheme in of_experts.items() if scheme is not None}}
     kinds = list(dict.fromkeys(targets.values()))
-    linears = [name for name, module in modules if isinstance(module, nn.Linear)]
+    # vLLM has a linear layer for a router, which is none in transformers.
+    linears = [name for name, module in modules if isinstance(module, nn.Linear) or name.rpartition(".")[2] in ROUTERS]
     groups = {
         # Names of single layers only where one scheme is not enough.
         f"group_{number}": kind.to_json(
