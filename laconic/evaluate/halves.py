@@ -136,11 +136,13 @@ class TwoHalves:
         source: the name of the model, for errors.
         body: the first half.
         head: the second half; None if the states of the body are logits already, as the model cannot be divided.
+        dtype: the dtype of the matrix products in the body.
     """
 
     source: str
     body: Body
     head: Head | None
+    dtype: str = FLOAT32
 
     def on_loan(self) -> AbstractContextManager[None]:
         """A context in which `logits` can be computed."""
@@ -182,7 +184,7 @@ def divide(lm: LanguageModel, dtype: str = FLOAT32) -> TwoHalves:
         halves = find_halves(lm, random_batch(lm, 1, SHORT), _run_head)
     if halves is None:
         return TwoHalves(lm.source, WholeBody(lm), None)
-    return TwoHalves(lm.source, ModuleBody(halves), Head(halves))
+    return TwoHalves(lm.source, ModuleBody(halves), Head(halves), dtype)
 
 
 def _run_head(halves: Halves, states: Float[Tensor, "n width"]) -> Float[Tensor, "n vocabulary"]:

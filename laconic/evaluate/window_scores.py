@@ -5,8 +5,8 @@ states at a time as fit into `COMPARED_LOGITS` numbers. With a reference, the sa
 it, and the logits of the reference give its own scores.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Protocol
@@ -15,19 +15,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from laconic.evaluate.halves import Body, TwoHalves
+from laconic.evaluate.halves import Body, Head, TwoHalves
 from laconic.evaluate.prediction import COMPARED_LOGITS
+from laconic.evaluate.products import BFLOAT16
+from laconic.evaluate.shared_head import find_shared_head
 from laconic.evaluate.windows import Windows, targets_of
 from laconic.model import Batch, LanguageModel
 from laconic.model.tokens import vocabulary_size
-from laconic.numerics.distributions import CATEGORICAL
-from laconic.numerics.softmax_kl import negative_log_likelihood, softmax_kl
+from laconic.numerics.softmax_kl import compare_softmax, negative_log_likelihood
 from laconic.progress import Track
 from laconic.system import keeping_large_blocks
+
+ReferenceLogits = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The logits of a reference, from the logits and last hidden states of the model, and the states of the reference."""
 
 
 class States(Protocol):
     """The states of a reference that predict the scored tokens, and its head."""
+
+    @property
+    def head(self) -> Head:
+        """The head."""
+        ...
 
     def read(self) -> Iterator[Float[Tensor, "n width"]]:
         """The states of each batch of windows in turn."""
@@ -86,21 +95,42 @@ def score_windows(
     others = repeat(None) if reference is None else reference.read()
     rows = max(1, COMPARED_LOGITS // vocabulary_size(lm.model))
     totals: list[Tensor] = []
-    others_head = nullcontext() if reference is None else reference.on_loan()
-    with halves.on_loan(), others_head, keeping_large_blocks():
+    with halves.on_loan(), _reference_logits(halves, reference) as beside, keeping_large_blocks():
         for number, states in enumerate(scored_states(halves.body, windows, batches, track, label)):
             _, targets, documents = targets_of(batches[number], windows.documents_of(number))
             other = next(others)
             for part in torch.arange(len(states)).split(rows):
                 logits = halves.logits(states[part])
-                beside = None if reference is None or other is None else reference.logits(other[part])
-                values = [_columns(logits, targets[part].to(logits.device), beside), states[part]]
+                theirs = None if beside is None or other is None else beside(logits, states[part], other[part])
+                values = [_columns(logits, targets[part].to(logits.device), theirs), states[part]]
                 values.append(states[part, :0] if other is None else other[part])
                 sums = [_sum_by_document(value, documents[part], windows.count) for value in values]
                 totals = [total + new for total, new in zip(totals, sums, strict=True)] if totals else sums
     table, own, theirs = totals
     tokens, nats, reference_nats, kl, same = table.unbind(1)
     return WindowScores(tokens, nats, reference_nats, kl, same, own, theirs)
+
+
+@contextmanager
+def _reference_logits(halves: TwoHalves, reference: States | None) -> Iterator[ReferenceLogits | None]:
+    """Within the context, the logits of a reference can be computed.
+
+    Yields:
+        The function that computes them; None without a reference. With products in bfloat16 they come from the logits
+        of the model where both have the same head, and the weights of the reference are not needed.
+    """
+    if reference is None:
+        yield None
+        return
+    shared = None
+    if halves.head is not None and halves.dtype == BFLOAT16:
+        with reference.on_loan():
+            shared = find_shared_head(halves.head, reference.head)
+    if shared is not None:
+        yield shared.reference_logits
+        return
+    with reference.on_loan():
+        yield lambda _, __, states: reference.logits(states)
 
 
 @torch.inference_mode()
@@ -127,14 +157,11 @@ def _columns(
     logits: Float[Tensor, "n vocabulary"], targets: Int[Tensor, " n"], reference: Float[Tensor, "n vocabulary"] | None
 ) -> Float[Tensor, "n 5"]:
     """For each prediction: 1, the nats of the model and of the reference, the divergence, and whether both agree."""
-    nats = negative_log_likelihood(logits, targets)
-    columns = [torch.ones_like(nats), nats]
     if reference is None:
-        columns += [torch.zeros_like(nats)] * 3
-    else:
-        same = CATEGORICAL.same_decision(reference, logits).double()
-        columns += [negative_log_likelihood(reference, targets), softmax_kl(reference, logits), same]
-    return torch.stack(columns, dim=1)
+        nats = negative_log_likelihood(logits, targets)
+        return torch.stack([torch.ones_like(nats), nats, *[torch.zeros_like(nats)] * 3], dim=1)
+    kl, reference_nats, nats, same = compare_softmax(reference, logits, targets)
+    return torch.stack([torch.ones_like(nats), nats, reference_nats, kl, same.double()], dim=1)
 
 
 def _sum_by_document(
