@@ -58,6 +58,7 @@ class Head:
 
     Attributes:
         lm: the copy, with the tokenizer of the model.
+        output_embeddings: the module of the copy that transformers calls so; None if there is none.
     """
 
     def __init__(self, halves: Halves) -> None:
@@ -66,6 +67,10 @@ class Head:
         memo: dict[int, Any] = {id(tensor): tensor for tensor in (*lm.model.parameters(), *lm.model.buffers())}
         memo[id(halves.body)] = self._stand_in
         self.lm = replace(lm, model=copy.deepcopy(lm.model, memo).eval(), original=None)
+        # transformers does not find it in the copy, which has no input embeddings.
+        embeddings = lm.model.get_output_embeddings()
+        names = [name for name, module in lm.model.named_modules() if module is embeddings]
+        self.output_embeddings = self.lm.model.get_submodule(names[0]) if names else None
 
     def on_loan(self) -> AbstractContextManager[None]:
         """A context in which the head of a streamed model has its weights; it does nothing for a model in memory."""

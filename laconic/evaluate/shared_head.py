@@ -56,7 +56,7 @@ def find_shared_head(head: Head, reference: Head) -> SharedHead | None:
     """
     weights: list[Tensor] = []
     for each in (head, reference):
-        module = each.lm.model.get_output_embeddings()
+        module = each.output_embeddings
         if not isinstance(module, nn.Linear):
             return None
         generator = torch.Generator().manual_seed(0)
