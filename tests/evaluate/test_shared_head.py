@@ -15,8 +15,10 @@ VOCABULARY, WIDTH = 500, 64
 def head_of(name: str, changed: bool = False) -> Head:
     lm = with_tokenizer(name)
     if changed:
+        embeddings = lm.model.get_output_embeddings()
+        assert isinstance(embeddings, torch.nn.Linear)
         with torch.no_grad():
-            lm.model.get_output_embeddings().weight[0, 0] += 1
+            embeddings.weight[0, 0] += 1
     head = divide(lm).head
     assert head is not None
     return head
