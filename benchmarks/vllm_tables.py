@@ -159,7 +159,7 @@ def targets(results: Results) -> Iterator[str]:
     """The targets, and whether they are met."""
     yield f"### {results.model}: targets"
     yield ""
-    yield "| target | way | measured | |"
+    yield "| target | way | measured | verdict |"
     yield "|---|---|---:|---|"
     for scheme in schemes():
         peer = results.best(scheme, peer=True)
@@ -214,7 +214,7 @@ def texts(cells: Sequence[Cell]) -> list[str]:
         return []
     head = (
         "| engine | model | equal texts | gaps where they first differ, median / largest "
-        f"| texts that are equal or differ by less than {greedy.GAP:g} | |"
+        f"| texts that are equal or differ by less than {greedy.GAP:g} | verdict |"
     )
     lines = ["### Greedy text", "", head, "|---|---|---:|---:|---:|---|"]
     for cell in cells:

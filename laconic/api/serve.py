@@ -88,7 +88,7 @@ def serve_command(
         raise must_be("port", f"from 1 to {LARGEST_PORT}", port)
     name = fsdecode(model)
     source = expand_user(name)
-    # First, so that nobody exports a model for an engine that has no server.
+    # An engine without a server raises its error here, before the advice to export the model for it.
     engine.server(source, port, CONTEXT)
     if not source.exists():
         raise UserError(f"There is no file or folder '{name}'; give {engine.files}.")
