@@ -47,6 +47,7 @@ MAKE, EXACT, ENGINE, SPEED = "make", "exact", "engine", "speed"
 STEPS = (MAKE, EXACT, ENGINE, SPEED)
 FOUR_BITS = {"compress": {"method": {"gptq": {"bits": 4, "group_size": 128, "symmetric": True}}}}
 INT8_QKV = {"compress": {"method": "dynamic-int8", "targets": ["*q_proj", "*k_proj", "*v_proj"]}}
+YAQA = {"compress": {"method": {"yaqa": {"bits": 4, "group_size": 128, "symmetric": True}}}}
 OTHERS = {"compress": {**FOUR_BITS["compress"], "targets": ["*o_proj", "*gate_proj", "*up_proj", "*down_proj"]}}
 Outcome = Mapping[str, Any]
 
@@ -71,6 +72,7 @@ class Way:
 WAYS: dict[str, Way] = {
     "llm-compressor W4A16": Way("W4A16", peer="W4A16"),
     "laconic W4A16": Way("W4A16", (FOUR_BITS,), stream=True),
+    "laconic W4A16, yaqa": Way("W4A16", (YAQA,), stream=True),
     "laconic W4A16, W8A8 for queries, keys and values": Way("W4A16", (INT8_QKV, OTHERS), stream=True),
     "llm-compressor W8A8": Way("W8A8", peer="W8A8"),
     "llm-compressor W8A8, smoothquant": Way("W8A8", peer="W8A8, smoothed"),

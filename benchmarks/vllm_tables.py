@@ -17,14 +17,14 @@ KL_BESIDE_PEER, NATS, DECODE, PREFILL = 0.7, 0.02, 4.0, 3.0
 ALIKE = 0.95
 """Speeds whose ratio is at least this count as equal: as much do the turns of one model differ."""
 COMPARED = {
-    "KL": (EXACT, "kl", True),
-    "CPU seconds": (MAKE, "cpu_seconds", True),
-    "peak memory, bytes": (MAKE, "peak", True),
-    "bytes of the matrices": (MAKE, "matrix_bytes", True),
-    "prefill": (SPEED, "prefill", False),
-    "decode": (SPEED, "decode", False),
+    "KL": (EXACT, "kl", 1, True),
+    "CPU seconds": (MAKE, "cpu_seconds", 1, True),
+    "peak memory, MB": (MAKE, "peak", 1e6, True),
+    "size of the matrices, MB": (MAKE, "matrix_bytes", 1e6, True),
+    "prefill": (SPEED, "prefill", 1, False),
+    "decode": (SPEED, "decode", 1, False),
 }
-"""Quantities: the step and the name of the figure, and whether less is better."""
+"""Quantities: the step and the name of the figure, its unit, and whether less is better."""
 Cell = Mapping[str, Any]
 
 
@@ -86,11 +86,11 @@ def peer_ahead(results: Results) -> Iterator[str]:
         peer, ours = results.best(scheme, peer=True), results.best(scheme, peer=False)
         if peer is None or ours is None:
             continue
-        for quantity, (step, name, lower) in COMPARED.items():
+        for quantity, (step, name, unit, lower) in COMPARED.items():
             theirs, mine = results.get(step, peer), results.get(step, ours)
             if theirs is None or mine is None:
                 continue
-            first, second = float(theirs[name]), float(mine[name])
+            first, second = theirs[name] / unit, mine[name] / unit
             if (first < second) if lower else (second < ALIKE * first):
                 lines.append(f"- {scheme}, {quantity}: {number(first)} (`{peer}`) beside {number(second)} (`{ours}`).")
     if any(results.best(scheme, peer=True) and results.best(scheme, peer=False) for scheme in schemes()):
