@@ -59,7 +59,8 @@ def predict(site: Site, C: InputCovariance, F: GradCovariance, seconds: Mapping[
         site: the matrix; a word embedding is rounded along the numbers of each token.
         C: the moment of its inputs, or its diagonal.
         F: the diagonal of the moment of the gradients at its outputs.
-        seconds: the time of a weight of each type; a word embedding, whose rows are looked up, takes none.
+        seconds: the time of a weight of each type that is offered; a word embedding, whose rows are looked up, takes
+            none.
     """
     diagonal, weight = C.total if C.total.ndim == 1 else C.total.diagonal().clone(), site.weight()
     moments = ((diagonal, C.count), (F.total, F.count))
@@ -69,7 +70,11 @@ def predict(site: Site, C: InputCovariance, F: GradCovariance, seconds: Mapping[
     offered = ROUNDING.candidates(weight, LayerStats([inputs, gradients]))
     options = {str(option.method.grid): option for option in offered.all if isinstance(option.method, Rtn)}
     weights = 0 if site.is_lookup else weight.numel()
-    return {kind: replace(option, nanoseconds=nanoseconds(kind, weights, seconds)) for kind, option in options.items()}
+    return {
+        kind: replace(option, nanoseconds=nanoseconds(kind, weights, seconds))
+        for kind, option in options.items()
+        if kind in seconds
+    }
 
 
 def nanoseconds(kind: str, weights: int, seconds: Mapping[str, float]) -> int:

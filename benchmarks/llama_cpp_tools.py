@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ THREADS = "1"
 PREFILL, DECODE = 128, 32
 """Tokens that are read and written to measure the speed."""
 ROUNDS, REPETITIONS = 4, 2
+FEW, MANY = 4, 36
+"""Tokens that are written to measure the CPU seconds of one."""
 _FIGURES = {
     "kl": r"Mean +KLD: +(\S+) ± +(\S+)",
     "perplexity": r"Mean PPL\(Q\) +: +(\S+) ± +(\S+)",
@@ -80,22 +83,37 @@ class Tools:
         found = {name: re.search(pattern, text) for name, pattern in _FIGURES.items()}
         return {name: (float(match[1]), float(match[2])) for name, match in found.items() if match is not None}
 
-    def speeds(self, models: Mapping[str, Path], prefill: int = PREFILL) -> dict[str, dict[str, list[float]]]:
-        """Tokens a second of some models in turn, of every round, for reading (prefill) and for writing (decode).
-
-        Args:
-            models: the files.
-            prefill: the number of tokens that are read; with 0 only writing is measured.
-        """
+    def speeds(self, models: Mapping[str, Path]) -> dict[str, dict[str, list[float]]]:
+        """Tokens a second of some models in turn, of every round, for reading (prefill) and for writing (decode)."""
         found = {name: {"prefill": list[float](), "decode": list[float]()} for name in models}
         for _ in range(ROUNDS):
             for name, model in models.items():
-                sizes = ("-p", prefill, "-n", DECODE, "-t", THREADS, "-r", REPETITIONS)
+                sizes = ("-p", PREFILL, "-n", DECODE, "-t", THREADS, "-r", REPETITIONS)
                 text = self.run("bench", "-m", model, *sizes, "-o", "json")
                 runs: list[dict[str, Any]] = json.loads(text[text.index("[\n") : text.rindex("]") + 1])
                 for run in runs:
                     found[name]["prefill" if run["n_prompt"] else "decode"] += run["samples_ts"]
         return found
+
+    def cpu_seconds(self, models: Mapping[str, Path]) -> dict[str, list[float]]:
+        """CPU seconds of a written token, for some models in turn, of every round.
+
+        They are the difference between writing many tokens and few, so loading does not count. Other programs disturb
+        them less than tokens a second.
+        """
+        found = {name: list[float]() for name in models}
+        for _ in range(ROUNDS):
+            for name, model in models.items():
+                few, many = (self._cpu_seconds(model, tokens) for tokens in (FEW, MANY))
+                found[name].append((many - few) / (MANY - FEW))
+        return found
+
+    def _cpu_seconds(self, model: Path, tokens: int) -> float:
+        """The CPU seconds of loading a model and writing some tokens."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.run("bench", "-m", model, "-p", 0, "-n", tokens, "-t", THREADS, "-r", 1)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     def version(self) -> str:
         """The release of llama.cpp."""

@@ -1,4 +1,4 @@
-"""Seconds that llama.cpp takes for a weight of each of its types when it writes a token, on one thread.
+"""CPU seconds that llama.cpp takes for a weight of each of its types when it writes a token, on one thread.
 
 The quantizer makes a file of each type, pure as far as the widths of the matrices allow. All files are measured in
 turn. The time of a token is a sum over the types of a file, and the times of all files are solved for those of the
@@ -44,11 +44,11 @@ def measure_types(model: str, original: Path, tools: Tools, folder: Path) -> Non
         if not file.exists():
             tools.quantize_purely(original, folder / "unfinished.gguf", kind)
             (folder / "unfinished.gguf").rename(file)
-    speeds = tools.speeds(files, prefill=0)
+    seconds = tools.cpu_seconds(files)
     made_by = {"versions": {"llama.cpp": tools.version()}, "commit": commit_of(ROOT), "processor": processor()}
     CELLS.remove([(model, kind) for kind in PURE])
     for kind, file in files.items():
-        CELLS.add((model, kind), {"weights": computed(file), "decode": speeds[kind]["decode"], **made_by})
+        CELLS.add((model, kind), {"weights": computed(file), "cpu_seconds": seconds[kind], **made_by})
         file.unlink()
 
 
@@ -69,13 +69,13 @@ def computed(file: Path) -> dict[str, int]:
 
 
 def seconds_a_weight(model: str) -> dict[str, float]:
-    """The seconds of a weight of each type in decoding, from the best run of each file.
+    """The CPU seconds of a weight of each type in decoding, from the best run of each file.
 
     Args:
         model: the name of a model whose types are measured.
     """
     cells = CELLS.where(model=model)
-    return solve_times([cell["weights"] for cell in cells], [1 / max(cell["decode"]) for cell in cells])
+    return solve_times([cell["weights"] for cell in cells], [min(cell["cpu_seconds"]) for cell in cells])
 
 
 def solve_times(weights: Sequence[Mapping[str, int]], seconds: Sequence[float]) -> dict[str, float]:
