@@ -11,6 +11,7 @@ benchmarks/results/llama_cpp_types.jsonl.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -69,13 +70,15 @@ def computed(file: Path) -> dict[str, int]:
 
 
 def seconds_a_weight(model: str) -> dict[str, float]:
-    """The CPU seconds of a weight of each type in decoding, from the best run of each file.
+    """The CPU seconds of a weight of each type in decoding, from the median of the rounds of each file.
+
+    Each is a difference of two runs, so the least of them is an outlier and no best run.
 
     Args:
         model: the name of a model whose types are measured.
     """
     cells = CELLS.where(model=model)
-    return solve_times([cell["weights"] for cell in cells], [min(cell["cpu_seconds"]) for cell in cells])
+    return solve_times([cell["weights"] for cell in cells], [median(cell["cpu_seconds"]) for cell in cells])
 
 
 def solve_times(weights: Sequence[Mapping[str, int]], seconds: Sequence[float]) -> dict[str, float]:
