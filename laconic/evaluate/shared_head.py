@@ -25,6 +25,11 @@ class SharedHead:
 
     Args:
         weight: W of both.
+
+    Example:
+        >>> ours, theirs = torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0, 1.0]])
+        >>> SharedHead(torch.eye(2)).reference_logits(ours, ours, theirs)
+        tensor([[2., 1.]])
     """
 
     def __init__(self, weight: Float[Tensor, "vocabulary width"]) -> None:
