@@ -5,7 +5,6 @@ the file; a test compares it with the classes.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -79,10 +78,6 @@ def _entry(line: dict[str, Any]) -> Entry:
     return Entry(**{**line, "needs": tuple(line["needs"]), "parameters": parameters})
 
 
-# Commas between parameters, but not commas inside a list or a mapping.
-_BETWEEN = re.compile(r",(?![^\[\]{}]*[\]}])")
-
-
 def split_name(text: str, place: str) -> tuple[str, dict[str, Any]]:
     """Split a text of the form `NAME:parameter=value,…` into the name and the parameters. The name is not looked up.
 
@@ -94,7 +89,7 @@ def split_name(text: str, place: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, rest = text.partition(":")
     parameters: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in _BETWEEN.split(rest))):
+    for item in filter(None, (part.strip() for part in _split_at_commas(rest))):
         key, equals, literal = item.partition("=")
         if not equals:
             raise must_be(place, "NAME:parameter=value,…", item)
@@ -102,6 +97,22 @@ def split_name(text: str, place: str) -> tuple[str, dict[str, Any]]:
             raise UserError(f"{place}: The parameter '{key.strip()}' is given twice; give it once.")
         parameters[key.strip()] = parse_value(literal, f"{place}, {key.strip()}")
     return name.strip(), parameters
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """The parts between commas that are in no list and no mapping.
+
+    >>> _split_at_commas("methods=[gptq,{svd: {rank: 2, multiple: 1}}],seed=0")
+    ['methods=[gptq,{svd: {rank: 2, multiple: 1}}]', 'seed=0']
+    """
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def check_name(text: str, place: str) -> None:

@@ -129,7 +129,7 @@ def test_the_table_of_methods_names_their_files_and_functions() -> None:
         for function in functions:
             module, _, name = function.partition(".")
             assert callable(getattr(import_module(f"laconic.numerics.{module}"), name)), function
-        assert all("numerics" in source or "prune.base" in source for source in sources), files
+        assert not functions or all("numerics" in source or "prune.base" in source for source in sources), files
 
 
 def test_the_table_of_steps_names_their_files_and_functions() -> None:

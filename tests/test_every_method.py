@@ -9,6 +9,7 @@ import torch
 from laconic.calibrate import LayerStats
 from laconic.methods import (
     METHODS,
+    AnyOf,
     Asvd,
     Awq,
     Drone,
@@ -58,6 +59,7 @@ EXAMPLES: tuple[Method, ...] = (
     KMeans(),
     Int8(),
     Plus(),
+    AnyOf(methods=(Yaqa(), KfacSvd(multiple=1))),
 )
 
 every_method = pytest.mark.parametrize("method", EXAMPLES, ids=lambda method: method.name)

@@ -1,10 +1,15 @@
 """The benchmark of llama.cpp: the time of each type, and types within the bytes and the time of another file."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from benchmarks.llama_cpp_make import yaqa_recipe
 from benchmarks.llama_cpp_plan import Limits, choose_types
-from benchmarks.llama_cpp_types import solve_times
-from laconic.methods import Candidate
+from laconic.compress import Compress
+from laconic.methods import Candidate, Rtn, Yaqa
+from laconic.recipe.parse import parse_recipe
 
 # Bytes, nanoseconds and relative loss of 64 weights.
 TYPES = {"q4_0": (36, 40, 1.3), "iq4_nl": (36, 60, 1.0), "q5_0": (44, 50, 0.3), "q8_0": (68, 120, 0.01)}
@@ -40,8 +45,8 @@ def test_limits_below_every_type_are_refused() -> None:
         choose_types(offers(3), Limits(3 * 36, 3 * 39))
 
 
-def test_times_of_files_are_solved_for_types() -> None:
-    weights = [{"q4_0": 4}, {"q4_0": 2, "q4_k": 2}, {"q5_0": 1, "q4_k": 3}]
-    seconds = {"q4_0": 1.0, "q4_k": 1.5, "q5_0": 2.5}
-    files = [sum(count * seconds[kind] for kind, count in counts.items()) for counts in weights]
-    assert solve_times(weights, files) == pytest.approx(seconds)
+def test_a_recipe_rounds_eight_bits_and_word_embeddings_to_the_nearest_values() -> None:
+    recipe = yaqa_recipe("model", "texts.txt", {"a": "q4_0", "b": "q8_0", "embedding": "q6_k"}, ["embedding"])
+    step = parse_recipe(yaml.safe_dump(recipe), Path("recipe.yaml")).steps[0]
+    assert isinstance(step, Compress)
+    assert step.plan == {"a": Yaqa(grid="q4_0"), "b": Rtn(grid="q8_0"), "embedding": Rtn(grid="q6_k")}

@@ -18,7 +18,7 @@ from laconic.compress.solve_groups import LayerSet, SolveGroup, methods_by_group
 from laconic.compress.step import Step
 from laconic.errors import Notice, UserError, must_be
 from laconic.formats import PackedCodes, PackedEmbedding
-from laconic.methods import Method
+from laconic.methods import AnyOf, Method
 from laconic.methods.quantize.base import QuantizationMethod
 from laconic.model import Group, LanguageModel, Site
 from laconic.model.targets import MAX_DENSE_SHARE, Coverage
@@ -263,6 +263,8 @@ def whole_model_reason(
         needs: the statistics that it collects.
         plans_first: whether its plan needs statistics.
     """
+    if isinstance(size_spec.method, AnyOf):
+        return f"method: {size_spec.method.name} compares copies of the whole model; choose one of its methods"
     if allocate in ("threshold", "global"):
         return f"allocate: {allocate} compares all matrices at once; choose uniform or spectrum"
     if size_spec.currency == "latency":

@@ -35,6 +35,7 @@ from laconic.calibrate.passes import (
 from laconic.compress.replacing import replace_group, solve_matrices
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, sets_by_parameter
 from laconic.errors import UserError, must_be
+from laconic.formats import Format
 from laconic.methods import Candidate, Candidates
 from laconic.model import LanguageModel
 from laconic.progress import Track
@@ -105,6 +106,13 @@ def alternatives(layer_sets: Sequence[LayerSet], candidates: CandidatesByGroup) 
         [{group.name: candidates[group.name] for group in alternative} for alternative in layer_set.alternatives]
         for layer_set in layer_sets
     ]
+
+
+def loss_within(candidates: CandidatesByGroup, group: SolveGroup, whole: Format) -> float:
+    """Return the least loss of candidates with at most the bytes of `whole`, or that of the smallest one."""
+    offered = candidates[group.name].all
+    within = [candidate.loss for candidate in offered if candidate.nbytes <= whole.nbytes()]
+    return min(within) if within else min(offered, key=lambda candidate: candidate.nbytes).loss
 
 
 TRIALS = 3

@@ -1,5 +1,6 @@
 """All compression methods, one file each. The tuple METHODS is the registry: a class in it exists everywhere."""
 
+from laconic.methods.any_of import AnyOf
 from laconic.methods.base import LOSS_STATISTICS, Candidate, Candidates, Method, statistics_for
 from laconic.methods.lowrank.asvd import Asvd
 from laconic.methods.lowrank.base import TruncationMethod
@@ -42,12 +43,14 @@ METHODS: tuple[type[Method], ...] = (
     KMeans,
     Int8,
     Plus,
+    AnyOf,
 )
 """Every method, in the order in which `laconic methods` lists them."""
 
 __all__ = [
     "LOSS_STATISTICS",
     "METHODS",
+    "AnyOf",
     "Asvd",
     "Awq",
     "Candidate",

@@ -5,7 +5,7 @@
 
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from laconic.catalogue import catalogue, check_parameters, split_name
 from laconic.errors import must_be, quote
@@ -42,9 +42,9 @@ def parse_method(value: object, place: str) -> Method:
     kind = METHOD_REGISTRY.get(name)
     check_parameters(name, parameters, [field.name for field in fields(kind)])
     for field in fields(kind):
-        if isinstance(field.default, Method) and field.name in parameters:
-            part = parse_method(parameters[field.name], f"{place}.{name}.{field.name}")
-            parameters = {**parameters, field.name: part}
+        if field.name in parameters:
+            at = f"{place}.{name}.{field.name}"
+            parameters = {**parameters, field.name: _parse_parts(field.default, parameters[field.name], at)}
     return construct(kind, parameters, f"{place}.{name}")
 
 
@@ -57,9 +57,43 @@ def to_config(method: Method) -> dict[str, dict[str, Any]]:
     """
     values = {field.name: getattr(method, field.name) for field in fields(method)}
     changed = {field.name: values[field.name] for field in fields(method) if values[field.name] != field.default}
-    return {
-        method.name: {key: to_config(value) if isinstance(value, Method) else value for key, value in changed.items()}
-    }
+    return {method.name: {key: _parts_to_config(value) for key, value in changed.items()}}
+
+
+def method_text(method: Method) -> str:
+    """The method as the command line names it.
+
+    Example:
+        >>> method_text(parse_method("svd:rank=64,multiple=8", "--method"))
+        'svd:rank=64'
+    """
+    ((name, parameters),) = to_config(method).items()
+    settings = ",".join(f"{key}={value}" for key, value in parameters.items())
+    return f"{name}:{settings}" if settings else name
+
+
+def _parse_parts(default: object, value: Any, place: str) -> Any:
+    """The method, or the tuple of methods, of a parameter that has methods as its default; another value unchanged."""
+    if isinstance(default, Method):
+        return parse_method(value, place)
+    if _are_methods(default) and isinstance(value, (list, tuple)):
+        return tuple(parse_method(part, f"{place}[{number}]") for number, part in enumerate(value))
+    return value
+
+
+def _parts_to_config(value: object) -> Any:
+    if isinstance(value, Method):
+        return to_config(value)
+    return [to_config(part) for part in value] if _are_methods(value) else value
+
+
+def has_methods(value: object) -> bool:
+    """Whether the value of a parameter is a method, or several."""
+    return isinstance(value, Method) or _are_methods(value)
+
+
+def _are_methods(value: object) -> TypeGuard[tuple[Method, ...]]:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(part, Method) for part in value)
 
 
 def split_config(value: object, place: str) -> tuple[str, dict[str, Any]]:

@@ -16,11 +16,11 @@ from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from laconic.catalogue import PATH, Entry, Parameter, split_name
+from laconic.catalogue import PATH, Entry, Parameter
 from laconic.compress import Compress, Step
 from laconic.errors import UserError
-from laconic.methods import METHODS, Method
-from laconic.methods.registry import METHOD_REGISTRY
+from laconic.methods import METHODS, AnyOf, Method
+from laconic.methods.registry import METHOD_REGISTRY, method_text, parse_method
 from laconic.recipe.parse import STEP_REGISTRY, STEPS, find_method_or_step
 from laconic.registry import plugins
 from laconic.typed import interval_of
@@ -143,8 +143,9 @@ def example_of(kind: type[Method] | type[Step]) -> str:
     if kind is Compress:
         return f"steps: [{{compress: {{{kind.example}}}}}]"
     text = f"{kind.name}:{kind.example}" if kind.example else kind.name
-    needs_size = issubclass(kind, Method) and not kind(**split_name(text, kind.name)[1]).has_size
-    keep = " --keep 0.5" if needs_size else ""
+    keep = ""
+    if issubclass(kind, Method) and not parse_method(text, kind.name).has_size:
+        keep = " --keep 0.5 --allocate spectrum" if issubclass(kind, AnyOf) else " --keep 0.5"
     data = " --data builtin:pydoc" if _example_needs_data(kind) else ""
     return f"laconic compress MODEL --method {quote(text)}{keep}{data} -o OUT"
 
@@ -207,7 +208,7 @@ def _to_text(value: object) -> str:
         case bool():
             return str(value).lower()
         case Method():
-            return value.name
+            return method_text(value)
         case tuple():
             return f"[{', '.join(map(_to_text, value))}]"
         case float():

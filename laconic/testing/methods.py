@@ -10,7 +10,7 @@ from laconic.calibrate import GradCovariance, InputCovariance, LayerStats, Stati
 from laconic.errors import UserError
 from laconic.methods import Method
 from laconic.methods.base import LOSS_STATISTICS
-from laconic.methods.registry import to_config
+from laconic.methods.registry import has_methods, to_config
 from laconic.numerics.moments import quadratic_loss
 from laconic.testing.formats import expect
 from laconic.testing.matrices import MATRICES, Matrix, random_matrix
@@ -70,7 +70,7 @@ def check_recipe_entry(method: Method) -> None:
     """Its configuration in a recipe, written as JSON and read again, gives an equal method."""
     ((name, parameters),) = to_config(method).items()
     parts = {
-        key: getattr(method, key) if isinstance(getattr(method, key), Method) else value
+        key: getattr(method, key) if has_methods(getattr(method, key)) else value
         for key, value in json.loads(json.dumps(parameters)).items()
     }
     expect(construct(type(method), parts, name) == method, f"{parameters} is read as another '{name}'")

@@ -49,9 +49,8 @@ def test_methods_shows_one_with_an_example_that_is_one(name: str, capsys: Output
         return
     arguments = shlex.split(shown["example"])
     given = dict(zip(arguments[3::2], arguments[4::2], strict=True))
-    steps = to_steps(
-        [method_or_step(given["--method"], "--method")], keep_from(given.get("--keep")), "uniform", ("ffn",)
-    )
+    keep, allocate = keep_from(given.get("--keep")), given.get("--allocate", "uniform")
+    steps = to_steps([method_or_step(given["--method"], "--method")], keep, allocate, ("ffn",))
     assert any(step.needs_data for step in steps) <= ("--data" in given)
     check_order(load_empty(str(tiny_model)), steps, ["--method"])
 

@@ -17,7 +17,7 @@ from laconic.compress.shared_budget import split_budget
 from laconic.compress.solve_groups import LayerSet, SolveGroup, all_groups, stored_fractions
 from laconic.compress.solving import choose_planning, iterate_problems, problems_by_matrix
 from laconic.errors import must_be
-from laconic.methods import Method
+from laconic.methods import AnyOf, Method
 from laconic.model import LanguageModel
 from laconic.progress import Track, silent
 
@@ -136,6 +136,7 @@ class Uniform(Allocator):
             raise must_be("allocate", "spectrum where currency is latency", "uniform")
         check_unused(size_spec)
         check_size(size_spec)
+        check_one_method(size_spec, "uniform")
 
     def plan(self, request: AllocationRequest) -> AllocationResult:
         return AllocationResult(uniform_plan(request))
@@ -148,11 +149,31 @@ class Uniform(Allocator):
         return uniform_plan(request)
 
 
+def check_one_method(size_spec: SizeSpec, allocate: str) -> None:
+    """Raise UserError if the step is to choose among methods, which only `spectrum` does."""
+    if isinstance(size_spec.method, AnyOf):
+        raise must_be("allocate", f"spectrum where the method is {size_spec.method.name}", allocate)
+
+
 def uniform_plan(request: AllocationRequest) -> Plan:
     """Return the uniform plan: for every group of layers the unchanged method, or the method sized to `keep`."""
     method, keep = request.size_spec.method, request.size_spec.keep
     if keep is None:
         return {group.name: method for group in request.groups}
+    return equal_fractions(request, method, keep)
+
+
+def equal_fractions(request: AllocationRequest, method: Method, keep: float | Mapping[str, float]) -> Plan:
+    """Return the plan that gives every matrix the same fraction of its bytes.
+
+    Args:
+        request: the model and its matrices.
+        method: the method without a size.
+        keep: the fraction, or that of each kind of layer.
+
+    Raises:
+        UserError: the method has no sizes so small.
+    """
     plan: Plan = {}
     for budget in split_budget(keep, request.layer_sets):
         groups = [group for layer_set in budget.layer_sets for group in layer_set.joint]

@@ -165,9 +165,6 @@ def allocate_corrected(
 def measure_factors(request: AllocationRequest, compressed: CompressedCopy, rows: Sequence[Batch]) -> Factors:
     """Measure the ratio of measured to predicted loss of each block, relative to the mean over blocks.
 
-    The measured loss of a block is the fall of the KL divergence when only this block gets its original matrices back.
-    With few texts it is noisy, so each ratio is shrunk towards the mean (`shrink_estimates`).
-
     Args:
         request: the budget, the model and its matrices.
         compressed: a copy of the model with a plan applied, and the predicted loss of each group.
@@ -176,22 +173,54 @@ def measure_factors(request: AllocationRequest, compressed: CompressedCopy, rows
     Returns:
         The factor of each block, at least `LEAST_FACTOR`; empty if the differences may be due to chance.
     """
+    ratios = measure_ratios(request, compressed, rows)
+    return {block: ratio / ratios.mean for block, ratio in ratios.by_block.items()}
+
+
+class Ratios(NamedTuple):
+    """Ratios of measured to predicted losses.
+
+    Args:
+        mean: the mean over blocks; 1 if nothing was measured.
+        by_block: that of each block, at least `LEAST_FACTOR` times the mean; empty if the differences may be due to
+            chance.
+    """
+
+    mean: float
+    by_block: Mapping[str, float]
+
+
+def measure_ratios(request: AllocationRequest, compressed: CompressedCopy, rows: Sequence[Batch]) -> Ratios:
+    """Measure the ratio of measured to predicted loss of each block.
+
+    The measured loss of a block is the fall of the KL divergence when only this block gets its original matrices back.
+    With few texts it is noisy, so each ratio is shrunk towards the mean (`shrink_estimates`).
+
+    Args:
+        request: the budget, the model and its matrices.
+        compressed: a copy of the model with a plan applied, and the predicted loss of each group.
+        rows: calibration rows that are not used to compare plans.
+    """
     blocks: dict[str, list[SolveGroup]] = defaultdict(list)
     for group in request.groups:
         blocks[part_of(group)].append(group)
     losses = {block: sum(compressed.losses[group.name] for group in groups) for block, groups in blocks.items()}
     blocks = {block: groups for block, groups in blocks.items() if losses[block] > 0}
+    if not blocks:
+        return Ratios(1.0, {})
     with evaluating(request.lm, compressed.lm):
-        models = _with_each_restored(request.lm, compressed.lm, blocks.values())
+        models = with_each_restored(request.lm, compressed.lm, blocks.values())
         compressed_kl, *restored = _measure_divergences(request, models, rows, MEASURED)
     gains = [divergences.gain(compressed_kl) for divergences in restored]
     predicted = torch.tensor([losses[block] for block in blocks], dtype=torch.float64, device="cpu")
     cost = torch.tensor([gain.mean for gain in gains], dtype=torch.float64, device="cpu") / predicted
     error = torch.tensor([gain.error for gain in gains], dtype=torch.float64, device="cpu") / predicted
     mean_ratio, shrunk = shrink_estimates(cost, error)
-    if not 0 < mean_ratio < inf or not (shrunk != mean_ratio).any():
-        return {}
-    return dict(zip(blocks, (shrunk / mean_ratio).clamp(min=LEAST_FACTOR).tolist(), strict=True))
+    if not 0 < mean_ratio < inf:
+        return Ratios(1.0, {})
+    if not (shrunk != mean_ratio).any():
+        return Ratios(mean_ratio, {})
+    return Ratios(mean_ratio, dict(zip(blocks, shrunk.clamp(min=LEAST_FACTOR * mean_ratio).tolist(), strict=True)))
 
 
 def _measure_divergences(
@@ -226,7 +255,7 @@ def _delete_states(request: AllocationRequest, name: str) -> None:
         shutil.rmtree(folder / own_folder(), ignore_errors=True)
 
 
-def _with_each_restored(
+def with_each_restored(
     original: LanguageModel, changed: LanguageModel, blocks: Iterable[Sequence[SolveGroup]]
 ) -> Iterator[LanguageModel]:
     """Yield `changed`, and for each block a copy of it in which its groups have their original matrices."""

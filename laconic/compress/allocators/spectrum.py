@@ -12,16 +12,16 @@ from laconic.calibrate import Problem
 from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator, uniform_plan
 from laconic.compress.allocators.corrected import Factors, allocate_corrected, compress_copy, rows_to_measure
 from laconic.compress.allocators.experts import add_candidates, check_currency
+from laconic.compress.allocators.several_methods import plan_of_several
 from laconic.compress.allocators.smallest_sizes import check_smallest_sizes
 from laconic.compress.allocators.streamed_copies import compress_first_copy, compress_second_copy
 from laconic.compress.checks import SizeSpec, check_size, check_workload
 from laconic.compress.fitted import layer_candidates
-from laconic.compress.pricing import CandidatesByGroup, CountedPricing, LatencyPricing, Pricing
+from laconic.compress.pricing import CandidatesByGroup, CountedPricing, LatencyPricing, Pricing, loss_within
 from laconic.compress.shared_budget import split_budget
 from laconic.compress.solve_groups import SolveGroup, all_groups, part_of
 from laconic.errors import UserError, must_be
-from laconic.formats import Format
-from laconic.methods import Candidate, Candidates, Method
+from laconic.methods import AnyOf, Candidate, Candidates, Method
 
 
 class Spectrum(Allocator):
@@ -37,6 +37,8 @@ class Spectrum(Allocator):
         else:
             check_workload(size_spec)
         check_size(size_spec)
+        if isinstance(size_spec.method, AnyOf) and size_spec.currency != "bytes":
+            raise must_be("currency", f"bytes where the method is {size_spec.method.name}", size_spec.currency)
         if size_spec.keep is None:
             raise UserError(
                 f"allocate: spectrum divides keep among the matrices, but '{size_spec.method.name}' has a size of its "
@@ -71,6 +73,8 @@ class Spectrum(Allocator):
             for group, problems in request.each_group("Decomposing the layers"):
                 candidates |= find_candidates(request, group, problems)
                 del problems  # Their memory is needed to measure the next layers.
+            if isinstance(request.size_spec.method, AnyOf):
+                return plan_of_several(request, candidates, rows, partial(_choose, request))
             if rows is None:
                 return _spend_budget(request, candidates, {})
             compress = partial(compress_copy, request, loss=partial(loss_within, candidates))
@@ -102,26 +106,25 @@ def find_candidates(
 
 def _spend_budget(request: AllocationRequest, candidates: CandidatesByGroup, factors: Factors) -> AllocationResult:
     """The plan with the least predicted loss within each budget; losses are multiplied by the factor of their block."""
-    size_spec = request.size_spec
-    assert size_spec.keep is not None, "a size of the method's own was refused"
-    pricing: Pricing = CountedPricing(size_spec.currency)
-    if size_spec.currency == "latency":
-        pricing = LatencyPricing(request.lm, size_spec.workload, request.problems, request.track)
     factor_of = {group.name: factors.get(part_of(group), 1.0) for group in all_groups(request.layer_sets)}
     corrected = {
         name: Candidates(tuple(replace(option, loss=option.loss * factor) for option in candidates[name].all))
         for name, factor in factor_of.items()
     }
-    chosen: dict[str, Candidate] = {}
-    for budget in split_budget(size_spec.keep, request.layer_sets):
-        with budget.in_errors():
-            chosen |= pricing.spend(budget.layer_sets, corrected, budget.keep)
+    chosen = _choose(request, corrected)
     predicted = sum(candidate.loss / factor_of[name] for name, candidate in chosen.items())
     return AllocationResult({name: candidate.method for name, candidate in chosen.items()}, predicted)
 
 
-def loss_within(candidates: CandidatesByGroup, group: SolveGroup, whole: Format) -> float:
-    """Return the least loss of candidates with at most the bytes of `whole`, or that of the smallest one."""
-    offered = candidates[group.name].all
-    within = [candidate.loss for candidate in offered if candidate.nbytes <= whole.nbytes()]
-    return min(within) if within else min(offered, key=lambda candidate: candidate.nbytes).loss
+def _choose(request: AllocationRequest, candidates: CandidatesByGroup) -> dict[str, Candidate]:
+    """The candidates of least predicted loss within each budget, by the name of their group."""
+    size_spec = request.size_spec
+    assert size_spec.keep is not None, "a size of the method's own was refused"
+    pricing: Pricing = CountedPricing(size_spec.currency)
+    if size_spec.currency == "latency":
+        pricing = LatencyPricing(request.lm, size_spec.workload, request.problems, request.track)
+    chosen: dict[str, Candidate] = {}
+    for budget in split_budget(size_spec.keep, request.layer_sets):
+        with budget.in_errors():
+            chosen |= pricing.spend(budget.layer_sets, candidates, budget.keep)
+    return chosen

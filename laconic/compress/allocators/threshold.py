@@ -22,7 +22,7 @@ from torch import nn
 from laconic.allocate import Plan
 from laconic.calibrate import Calibration, Problem
 from laconic.calibrate.passes import Profile, evaluating, profile
-from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator
+from laconic.compress.allocators.allocator import AllocationRequest, AllocationResult, Allocator, check_one_method
 from laconic.compress.checks import SizeSpec
 from laconic.compress.kl_metric import KLMetric
 from laconic.compress.replacing import replace_group, solve_matrices
@@ -45,6 +45,7 @@ class Threshold(Allocator):
             raise must_be("error", "in (0, ∞)", size_spec.error)
         if size_spec.keep is not None:
             raise must_be("keep", "left out if allocate is threshold, which needs error instead", size_spec.keep)
+        check_one_method(size_spec, "threshold")
         if size_spec.method.has_size:
             raise UserError(
                 f"allocate: threshold chooses the sizes, so '{size_spec.method.name}' must be given without one."
