@@ -41,8 +41,8 @@ from laconic.system import processor
 CELLS = Cells("llama_cpp", ("model", "size", "way"))
 SIZES = ("Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K")
 PLAIN, IMATRIX = "llama-quantize", "llama-quantize, importance matrix"
-LACONIC, SPEED = "laconic", "speed"
-WAYS = (PLAIN, IMATRIX, LACONIC, SPEED)
+LACONIC, YAQA, SPEED = "laconic", "laconic, yaqa", "speed"
+WAYS = (PLAIN, IMATRIX, LACONIC, YAQA, SPEED)
 ROWS, INPUT_ROWS, GRADIENT_ROWS, CHUNKS = 16, 8, 2, 6
 """Texts of the importance matrix, those of laconic's moments of inputs and of gradients, and chunks that judge."""
 FOLDER = "laconic"
@@ -164,7 +164,14 @@ class Bench:
         if way == PLAIN:
             return result, [self.measure(self.tools.quantize(self.path("original.gguf"), result, size))]
         self.compress(size)
-        return self.path(f"{FOLDER}/{size}.gguf"), [self.notes(f"{FOLDER}/{size}.gguf")]
+        made = self.notes(f"{FOLDER}/{size}.gguf")
+        if way == LACONIC:
+            return self.path(f"{FOLDER}/{size}.gguf"), [made]
+        streamed = self.path("streamed")
+        shutil.rmtree(streamed, ignore_errors=True)
+        solved = self.measure(laconic("run", self.path(f"{FOLDER}/{size}.yaml"), "-o", streamed))
+        # The types that both files have are chosen by the program that makes the other one.
+        return result, [made, solved, self.export(streamed, result.stem)]
 
     def notes(self, name: str) -> dict[str, Any]:
         """The seconds and the memory of making a shared file."""
@@ -182,7 +189,7 @@ class Bench:
         wanted = [own for own in self.sizes if not (folder / f"{own}.gguf.notes").exists()]
         if size in wanted:
             folder.mkdir(exist_ok=True)
-            measure_types(self.model.name, self.path("original.gguf"), self.tools, self.path("types"))
+            measure_types(self.tools, self.path("types"))
             rows = (INPUT_ROWS, GRADIENT_ROWS)
             given = (self.model, self.path("texts.txt"), *rows, folder, *map(self.peer, wanted))
             self.measure((sys.executable, "-m", llama_cpp_make.__name__, *map(str, given)))
@@ -191,10 +198,14 @@ class Bench:
         """Write a folder as a file of this name; the seconds and the memory of it."""
         folder = self.path("exported")
         shutil.rmtree(folder, ignore_errors=True)
-        command = (sys.executable, "-m", "laconic", "export", str(source), "--to", "gguf", "-o", str(folder))
-        measured = self.measure(command)
+        measured = self.measure(laconic("export", source, "--to", "gguf", "-o", folder))
         (folder / "model.gguf").rename(self.path(f"{name}.gguf"))
         return measured
+
+
+def laconic(*arguments: object) -> tuple[str, ...]:
+    """The command line of laconic."""
+    return (sys.executable, "-m", "laconic", *map(str, arguments))
 
 
 def write_texts(calibration: Path, held_out: Path) -> None:

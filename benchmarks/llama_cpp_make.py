@@ -8,7 +8,8 @@ size, nor does a matrix that has the same type in several files, so each is made
 8 bits, and for a word embedding, whose inputs never occur together, it has nothing to compensate for, and weights are
 rounded to the nearest values.
 
-FOLDER/Q4_0.gguf.notes has the seconds and the memory of the program up to this file.
+FOLDER/Q4_0.gguf.notes has the seconds and the memory of the program up to this file. FOLDER/Q4_0.yaml is a recipe that
+solves for the same types by `yaqa`, one block at a time.
 """
 
 import json
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import yaml
 
 from benchmarks.llama_cpp_plan import choose_types, limits_of, matrices, matrix_types, predict
 from benchmarks.llama_cpp_types import seconds_a_weight
@@ -57,7 +59,7 @@ def main(model: str, texts: str, rows: str, gradient_rows: str, folder: str, *fi
     clock.show("moments of inputs")
     squares = collect_stats(lm, corpus(lm, texts, int(gradient_rows)), {GradSquares}, sites)
     clock.show("moments of gradients")
-    seconds = seconds_a_weight(Path(model).name)
+    seconds = seconds_a_weight()
     offers = {
         site.name: predict(site, inputs[site.name][InputCovariance], squares.pop(site.name)[GradSquares], seconds)
         for site in sites
@@ -69,6 +71,9 @@ def main(model: str, texts: str, rows: str, gradient_rows: str, folder: str, *fi
     for file in map(Path, files):
         plans[file.name] = choose_types(offers, limits_of(matrix_types(Path(model), file), sites, seconds))
     clock.show("types")
+    for name, types in plans.items():
+        recipe = yaqa_recipe(model, texts, types, [site.name for site in sites if site.is_lookup])
+        Path(folder, name).with_suffix(".yaml").write_text(yaml.safe_dump(recipe))
     solver = Solver(sites, inputs, len(plans))
     for name, types in plans.items():
         copy = lm.shallow_copy()
@@ -77,6 +82,23 @@ def main(model: str, texts: str, rows: str, gradient_rows: str, folder: str, *fi
         write_numbers(copy, check_gguf(copy), Path(folder, name))
         clock.show(name)
         Path(folder, f"{name}.notes").write_text(json.dumps(clock.notes()))
+
+
+def yaqa_recipe(model: str, texts: str, types: Types, lookups: Sequence[str]) -> dict[str, object]:
+    """The recipe that solves for these types by `yaqa`; 8 bits and word embeddings are rounded to the nearest values.
+
+    Args:
+        model: the folder of the model.
+        texts: the file of the texts.
+        types: the type of each matrix.
+        lookups: the word embeddings.
+    """
+    plan = {
+        name: {"rtn" if kind == NEARLY_EXACT or name in lookups else "yaqa": {"grid": kind}}
+        for name, kind in types.items()
+    }
+    data = {"data": texts, "max_length": TOKENS, "batch_size": 1, "stream": True}
+    return {"model": model, **data, "steps": [{"compress": {"method": "yaqa", "plan": plan}}]}
 
 
 class Clock:

@@ -14,7 +14,7 @@ PAGE = ROOT / "docs/figures/llama-cpp.md"
 BEGIN = "<!-- made by `python -m benchmarks llama_cpp_tables` -->"
 RELATIVE = "KL, relative to the importance matrix"
 HEADS = ("", "MB", "KL, nats", RELATIVE, "perplexity", "same token, %", "decode", "prefill", "minutes", "GB")
-TYPE_HEADS = ("type", "bits a weight", "picoseconds a weight")
+TYPE_HEADS = ("type", "bits a weight", "decode", "prefill")
 
 Cell = Mapping[str, Any]
 
@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> None:
     """Write the tables of all finished cells."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     models = dict.fromkeys(cell["model"] for cell in CELLS)
-    replace_between(PAGE, "\n".join(line for model in models for line in section(model)), BEGIN)
+    lines = [line for model in models for line in section(model)]
+    times = ["The time of each type, in picoseconds a weight:", "", *table(TYPE_HEADS, table_rows()), ""]
+    replace_between(PAGE, "\n".join([*lines, *times]), BEGIN)
 
 
 def section(model: str) -> list[str]:
@@ -35,8 +37,7 @@ def section(model: str) -> list[str]:
         if rows:
             lines += [f"The size of {size}:", "", *table(HEADS, rows), ""]
             lines += [f"- {way}: {types(cells[way])}" for way in (IMATRIX, LACONIC) if way in cells] + [""]
-    rows = table_rows(model)
-    return [*lines, "The time of each type in decoding:", "", *table(TYPE_HEADS, rows), ""] if rows else lines
+    return lines
 
 
 def row(way: str, cells: Mapping[str, Cell]) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ THREADS = "1"
 PREFILL, DECODE = 128, 32
 """Tokens that are read and written to measure the speed."""
 ROUNDS, REPETITIONS = 4, 2
-FEW, MANY = 4, 36
-"""Tokens that are written to measure the CPU seconds of one."""
 _FIGURES = {
     "kl": r"Mean +KLD: +(\S+) ± +(\S+)",
     "perplexity": r"Mean PPL\(Q\) +: +(\S+) ± +(\S+)",
@@ -94,26 +91,6 @@ class Tools:
                 for run in runs:
                     found[name]["prefill" if run["n_prompt"] else "decode"] += run["samples_ts"]
         return found
-
-    def cpu_seconds(self, models: Mapping[str, Path]) -> dict[str, list[float]]:
-        """CPU seconds of a written token, for some models in turn, of every round.
-
-        They are the difference between writing many tokens and few, so loading does not count. Other programs disturb
-        them less than tokens a second.
-        """
-        found = {name: list[float]() for name in models}
-        for _ in range(ROUNDS):
-            for name, model in models.items():
-                few, many = (self._cpu_seconds(model, tokens) for tokens in (FEW, MANY))
-                found[name].append((many - few) / (MANY - FEW))
-        return found
-
-    def _cpu_seconds(self, model: Path, tokens: int) -> float:
-        """The CPU seconds of loading a model and writing some tokens."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self.run("bench", "-m", model, "-p", 0, "-n", tokens, "-t", THREADS, "-r", 1)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     def version(self) -> str:
         """The release of llama.cpp."""

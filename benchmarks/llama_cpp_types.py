@@ -1,109 +1,107 @@
-"""CPU seconds that llama.cpp takes for a weight of each of its types when it writes a token, on one thread.
+"""The time that llama.cpp takes for a weight of each of its types, for writing and for reading a token, on one thread.
 
-The quantizer makes a file of each type, pure as far as the widths of the matrices allow. All files are measured in
-turn. The time of a token is a sum over the types of a file, and the times of all files are solved for those of the
-types. What does not depend on the types, such as attention, is part of the time of every weight, so the times of two
-files of one model differ by the right amount.
+The widths of the matrices of many models allow some types only in a few matrices. So the times are those of a Llama of
+random weights (12 blocks, 1024 and 4096 wide), of which the quantizer makes a pure file of each type. All files are
+measured in turn. What does not depend on the types, such as attention, is part of the time of every weight, so the
+times of two files of one model differ by the right amount.
 
 `python -m benchmarks llama_cpp` measures them before laconic chooses types. They are the lines of
 benchmarks/results/llama_cpp_types.jsonl.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from statistics import median
 
 import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import Cells
+from benchmarks.common import Cells, models_folder
 from benchmarks.large_models import commit_of
 from benchmarks.llama_cpp_plan import EMBEDDING, types_of, weights_of
 from benchmarks.llama_cpp_tools import Tools
 from benchmarks.tables import ROOT
 from laconic.system import processor
 
-CELLS = Cells("llama_cpp_types", ("model", "made_as"))
+CELLS = Cells("llama_cpp_types", ("made_as",))
 PURE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q8_0", "Q2_K", "Q3_K_S", "Q4_K_S", "Q5_K_S", "Q6_K")
+TOKENIZER = "stories260K"
+"""The model whose tokenizer, of 512 words, the random Llama has."""
 
 MEGABYTE = 1 << 20
 
 
-def measure_types(model: str, original: Path, tools: Tools, folder: Path) -> None:
+def measure_types(tools: Tools, folder: Path) -> None:
     """Measure the speed of a pure file of each type, unless all have a line.
 
     Args:
-        model: the name of the model.
-        original: its file in 16 bits.
         tools: the programs of llama.cpp.
-        folder: where the files are made; they are removed when they are measured.
+        folder: where the files are made; it is removed when they are measured.
     """
-    if not CELLS.missing([(model, kind) for kind in PURE]):
+    if not CELLS.missing([(kind,) for kind in PURE]):
         return
-    folder.mkdir(exist_ok=True)
+    original = write_wide_model(folder)
     files = {kind: folder / f"{kind}.gguf" for kind in PURE}
     for kind, file in files.items():
-        if not file.exists():
-            tools.quantize_purely(original, folder / "unfinished.gguf", kind)
-            (folder / "unfinished.gguf").rename(file)
-    seconds = tools.cpu_seconds(files)
+        tools.quantize_purely(original, file, kind)
+    speeds = tools.speeds(files)
     made_by = {"versions": {"llama.cpp": tools.version()}, "commit": commit_of(ROOT), "processor": processor()}
-    CELLS.remove([(model, kind) for kind in PURE])
+    CELLS.remove([(kind,) for kind in PURE])
     for kind, file in files.items():
-        CELLS.add((model, kind), {"weights": computed(file), "cpu_seconds": seconds[kind], **made_by})
-        file.unlink()
+        stored, weights = computed(file)
+        CELLS.add((kind,), {"type": stored, "weights": weights, **speeds[kind], **made_by})
+    shutil.rmtree(folder)
 
 
-def computed(file: Path) -> dict[str, int]:
-    """The number of weights of each type that a file multiplies every token by, so without the word embedding.
+def write_wide_model(folder: Path) -> Path:
+    """Write a Llama of random weights whose widths allow every type, and return its file in 16 bits."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=12,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(models_folder() / TOKENIZER).save_pretrained(folder / "model")
+    command = (sys.executable, "-m", "laconic", "export", folder / "model", "--to", "gguf", "-o", folder / "original")
+    subprocess.run(list(map(str, command)), cwd=ROOT, check=True, capture_output=True)
+    return folder / "original" / "model.gguf"
+
+
+def computed(file: Path) -> tuple[str, int]:
+    """The type of a pure file, and the number of weights that it multiplies every token by, without the word embedding.
 
     Raises:
-        ValueError: the word embedding is the head too, so the file has no time of its own for it.
+        ValueError: the matrices have several types.
     """
-    types = types_of(file)
-    if "output.weight" not in types:
-        raise ValueError(f"{file} has no head of its own; the times of its types cannot be told apart.")
-    counts: dict[str, int] = {}
-    for name, (kind, nbytes) in types.items():
-        if kind != "f32" and name != EMBEDDING:
-            counts[kind] = counts.get(kind, 0) + weights_of(kind, nbytes)
-    return counts
+    matrices = {name: kind for name, kind in types_of(file).items() if kind[0] != "f32"}
+    kinds = {kind for kind, _ in matrices.values()}
+    if len(kinds) > 1:
+        raise ValueError(f"{file} has matrices of several types: {', '.join(sorted(kinds))}.")
+    (kind,) = kinds
+    return kind, sum(weights_of(kind, nbytes) for name, (_, nbytes) in matrices.items() if name != EMBEDDING)
 
 
-def seconds_a_weight(model: str) -> dict[str, float]:
-    """The CPU seconds of a weight of each type in decoding, from the median of the rounds of each file.
-
-    Each is a difference of two runs, so the least of them is an outlier and no best run.
+def seconds_a_weight(phase: str = "decode") -> dict[str, float]:
+    """The seconds of a weight of each type in the best round, because other load only adds time.
 
     Args:
-        model: the name of a model whose types are measured.
+        phase: `decode` for writing a token, `prefill` for reading one of many.
     """
-    cells = CELLS.where(model=model)
-    return solve_times([cell["weights"] for cell in cells], [median(cell["cpu_seconds"]) for cell in cells])
+    return {cell["type"]: 1 / max(cell[phase]) / cell["weights"] for cell in CELLS}
 
 
-def solve_times(weights: Sequence[Mapping[str, int]], seconds: Sequence[float]) -> dict[str, float]:
-    """Solve the times of files for those of their types, by least squares.
-
-    Args:
-        weights: the number of weights of each type, for each file.
-        seconds: the seconds of a token, for each file.
-
-    Example:
-        >>> solve_times([{"q4_0": 4}, {"q4_0": 2, "q8_0": 2}], [4.0, 6.0])
-        {'q4_0': 1.0, 'q8_0': 2.0}
-    """
-    kinds = list(dict.fromkeys(kind for counts in weights for kind in counts))
-    A = torch.tensor([[counts.get(kind, 0) for kind in kinds] for counts in weights], dtype=torch.float64)
-    scale = A.sum(1).max()
-    b = torch.tensor(seconds, dtype=torch.float64)[:, None]
-    solved = torch.linalg.lstsq(A / scale, b, driver="gelsd").solution[:, 0] / scale
-    return {kind: round(value, 18) for kind, value in zip(kinds, solved.tolist(), strict=True)}
-
-
-def table_rows(model: str) -> list[tuple[str, ...]]:
-    """The type, its bits and its picoseconds a weight, fastest first."""
-    seconds = seconds_a_weight(model) if CELLS.where(model=model) else {}
+def table_rows() -> list[tuple[str, ...]]:
+    """The type, its bits, and its picoseconds a weight in writing and in reading, fastest first."""
+    decode, prefill = seconds_a_weight("decode"), seconds_a_weight("prefill")
     return [
-        (kind, f"{8 * MEGABYTE / weights_of(kind, MEGABYTE):.2f}", f"{1e12 * value:.1f}")
-        for kind, value in sorted(seconds.items(), key=lambda item: item[1])
+        (kind, f"{8 * MEGABYTE / weights_of(kind, MEGABYTE):.2f}", f"{1e12 * value:.1f}", f"{1e12 * prefill[kind]:.1f}")
+        for kind, value in sorted(decode.items(), key=lambda item: item[1])
     ]
