@@ -10,6 +10,7 @@ overwritten before each run, as other layers do in a model. The time of a kernel
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from time import perf_counter, thread_time
@@ -37,6 +38,8 @@ DROP_FACTOR = 1.5
 """A kernel this many times slower than the fastest is dropped after two rounds."""
 TIME_TOLERANCE = 1.05
 """Relative uncertainty of the fastest of several times."""
+_DECODING: ContextVar[bool] = ContextVar("laconic-decoding", default=False)
+"""Whether every product decodes its matrix."""
 
 
 class Choice(NamedTuple):
@@ -195,17 +198,33 @@ def _read(file: Path) -> dict[str, Choice]:
         return {}
 
 
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Within the context every product decodes its matrix, as making a kernel takes longer than one product.
+
+    Example:
+        >>> with without_kernels():
+        ...     can_use_kernels(torch.ones(1, 1), torch.float32, None)
+        False
+    """
+    token = _DECODING.set(True)
+    try:
+        yield
+    finally:
+        _DECODING.reset(token)
+
+
 def can_use_kernels(x: Tensor, dtype: torch.dtype, bias: Tensor | None) -> bool:
     """Whether kernels can compute a product. Otherwise the matrix is decoded for it.
 
-    They cannot if gradients are needed, on a GPU, and in compiled or traced code.
+    They cannot if gradients are needed, on a GPU, in compiled or traced code, and within `without_kernels`.
 
     Args:
         x: the inputs.
         dtype: the dtype of the layer.
         bias: its bias.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if _DECODING.get() or (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))):
         return False
     is_supported = x.is_cpu and x.dtype == dtype and x.dtype in DTYPES and x.numel() > 0
     return is_supported and not torch.compiler.is_compiling() and not is_tracing()
@@ -218,23 +237,6 @@ class KernelCache:
         self._chosen: dict[tuple[int, torch.dtype, int], str] = {}
         self._kernels: dict[tuple[str, torch.dtype], Kernel] = {}
         self._versions: tuple[object, ...] = ()
-        self._is_paused = False
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """A context in which the matrix is decoded for every product, as making a kernel takes longer than one of them.
-
-        Example:
-            >>> cache = KernelCache()
-            >>> with cache.pause():
-            ...     cache.choose(1, torch.float32, lambda rows, dtype: Choice("dense", 1.0)) is None
-            True
-        """
-        self._is_paused = True
-        try:
-            yield
-        finally:
-            self._is_paused = False
 
     def __deepcopy__(self, memo: object) -> "KernelCache":
         return KernelCache()
@@ -253,8 +255,8 @@ class KernelCache:
         """The kernels that were called, by the number of rows that they were measured for."""
         return {rows: name for (rows, _, _), name in sorted(self._chosen.items(), key=lambda item: item[0][0])}
 
-    def choose(self, rows: int, dtype: torch.dtype, measure: Callable[[int, torch.dtype], Choice | None]) -> str | None:
-        """The name of the kernel for a product; None while the cache is paused.
+    def choose(self, rows: int, dtype: torch.dtype, measure: Callable[[int, torch.dtype], Choice | None]) -> str:
+        """The name of the kernel for a product.
 
         Args:
             rows: rows of the input.
@@ -262,8 +264,6 @@ class KernelCache:
             measure: returns the choice for rows and a dtype, None to decode the matrix without a measurement; called
                 once for each of them and each number of threads.
         """
-        if self._is_paused:
-            return None
         key = (measured_rows(rows), dtype, torch.get_num_threads())
         if key not in self._chosen:
             choice = measure(rows, dtype)

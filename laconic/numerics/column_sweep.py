@@ -28,6 +28,9 @@ BLOCK = 128
 """Number of columns that get the terms of all errors before them in one matrix product."""
 STRIP = 32
 """Number of columns of a block that get the terms of its earlier columns in one matrix product."""
+FEW = 8
+"""Number of columns of a strip that share a view of its errors. Making a view for each would take as long as the sums.
+"""
 COARSE_FROM = 512
 """The least number of columns of a matrix whose terms may be computed in bfloat16."""
 COARSE_COST = 1e-3
@@ -199,7 +202,7 @@ class ColumnSweep:
             The codes.
         """
         codes = self.Wt.new_empty((columns.stop - columns.start, self.Wt.shape[1]), dtype=torch.uint8)
-        for part in (slice(at, min(at + BLOCK, len(codes))) for at in range(0, len(codes), BLOCK)):
+        for part in _parts(len(codes), BLOCK):
             block = slice(columns.start + part.start, columns.start + part.stop)
             weights, present, errors = self.Wt[block], self.compensated[block], self._errors[block]
             self._add_terms(present.copy_(weights), block)
@@ -226,13 +229,15 @@ class ColumnSweep:
                 target.addmm_(corner[: near.stop - near.start, inside].T, self._errors[near])
 
     def losses(self, D: Float[Tensor, " in"]) -> Float[Tensor, " out"]:
-        """Σ_q D_q (w_q − ŵ_q)² of every row of W after a whole sweep, in fp64.
+        """Σ_q D_q (w_q − ŵ_q)² of every row of W after a whole sweep, in fp64; the sums of blocks are in fp32.
 
         Args:
             D: the diagonal of the middle factor of H.
         """
-        parts = (part.split(BLOCK) for part in (self.compensated, self.Wt, self._errors, D.double()))
-        return torch.stack([d @ (w - W + E).double().square() for w, W, E, d in zip(*parts, strict=True)]).sum(0)
+        level = D.mean()
+        parts = (part.split(BLOCK) for part in (self.compensated, self.Wt, self._errors, (D / level).to(self.Wt)))
+        sums = [d @ torch.sub(w, W).add_(E).square_() for w, W, E, d in zip(*parts, strict=True)]
+        return torch.stack(sums).double().sum(0).mul_(level)
 
 
 def _round_block(
@@ -254,14 +259,23 @@ def _round_block(
         The steps, which are the codes unless they are uneven.
     """
     Wt, present, errors = columns
-    codes, factors = torch.empty_like(Wt), R.T.contiguous()
+    codes, factors = torch.empty_like(Wt), R.T.tril(-1)
     rows = zip(Wt.unbind(), present.unbind(), errors.unbind(), codes.unbind(), grids, strict=True)
-    for q, (w, met, error, code, (inverse, zero, scale)) in enumerate(rows):
-        first = q - q % STRIP
-        if q > first:
-            met.addmv_(errors[first:q].T, factors[q, first:q])
-        elif q:
-            present[q : q + STRIP].addmm_(factors[q : q + STRIP, :q], errors[:q])
-        round_steps_(torch.mul(met, inverse, out=code).add_(zero), *kind)
-        torch.addcmul(w, code - zero, scale, value=-1, out=error)
+    for strip in _parts(len(Wt), STRIP):
+        if strip.start:
+            present[strip].addmm_(factors[strip, : strip.start], errors[: strip.start])
+        own, inside = errors[strip].zero_().T, factors[strip, strip]
+        for few in _parts(strip.stop - strip.start, FEW):
+            # These columns share a view of the errors: those that are not known yet are 0, and so are their factors.
+            before, terms = own[:, : few.stop], inside[few, : few.stop].unbind()
+            # The factors come first: zip stops there, before it takes a row of the next columns.
+            for factor, (w, met, error, code, (inverse, zero, scale)) in zip(terms, rows, strict=False):
+                met.addmv_(before, factor)
+                round_steps_(torch.addcmul(zero, met, inverse, out=code), *kind)
+                torch.addcmul(w, torch.sub(code, zero, out=error), scale, value=-1, out=error)
     return codes
+
+
+def _parts(length: int, most: int) -> list[slice]:
+    """Slices of at most `most` numbers, up to `length`."""
+    return [slice(start, min(start + most, length)) for start in range(0, length, most)]

@@ -6,8 +6,12 @@ Notation: X (rows, n), its rows the inputs of a layer or gradients at its output
 from jaxtyping import Float
 from torch import Tensor
 
-GRAM_BLOCK = 128
+from laconic.numerics.products import product
+
+GRAM_BLOCK = 256
 """Wide enough for products at full speed, narrow enough to save nearly half of the work."""
+ROWS = 2048
+"""Rows that are transposed at once. oneDNN multiplies rows that are contiguous much faster than columns."""
 
 
 def add_gram(total: Float[Tensor, "n n"], X: Float[Tensor, "rows n"]) -> None:
@@ -25,10 +29,11 @@ def add_gram(total: Float[Tensor, "n n"], X: Float[Tensor, "rows n"]) -> None:
         tensor([[1., 2.],
                 [2., 4.]])
     """
-    n = X.shape[1]
-    for start in range(0, n, GRAM_BLOCK):
-        block = slice(start, start + GRAM_BLOCK)
-        total[block, start:] += X[:, block].T @ X[:, start:]
+    for rows in X.split(ROWS):
+        Xt = rows.T.contiguous()
+        for start in range(0, len(Xt), GRAM_BLOCK):
+            block = slice(start, start + GRAM_BLOCK)
+            total[block, start:] += product(Xt[block], Xt[start:].T)
 
 
 def symmetrize(upper: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

@@ -54,6 +54,8 @@ def pack(codes: Integer[Tensor, " n"], bits: int) -> UInt8[Tensor, " bytes"]:
     _check(bits)
     if bits > 8:
         return pack(_digits(codes, bits), 1)
+    if 8 % bits == 0 and bits < 8:
+        return _fold(codes, bits)
     eights = pad(codes, (0, -len(codes) % 8)).view(-1, 8)
     words = torch.zeros(len(eights), dtype=torch.int64, device=codes.device)
     for place in range(8):
@@ -62,6 +64,21 @@ def pack(codes: Integer[Tensor, " n"], bits: int) -> UInt8[Tensor, " bytes"]:
     for place in range(bits):
         stream[:, place] = (words >> 8 * place) & 0xFF
     return stream.view(-1)[: packed_nbytes(len(codes), bits)].contiguous()
+
+
+def _fold(codes: Integer[Tensor, " n"], bits: int) -> UInt8[Tensor, " bytes"]:
+    """The same where a byte holds several whole codes: its codes are the bytes of one word, which are shifted together.
+
+    Example:
+        >>> _fold(torch.tensor([1, 2, 3]), bits=4)
+        tensor([33,  3], dtype=torch.uint8)
+    """
+    per_byte = 8 // bits
+    words = pad(codes.byte(), (0, -len(codes) % per_byte)).contiguous().view(WORDS[per_byte])
+    folded = words.clone()
+    for place in range(1, per_byte):
+        folded |= words >> place * (8 - bits)
+    return folded.byte()
 
 
 def unpack(stream: UInt8[Tensor, " bytes"], bits: int, count: int) -> Integer[Tensor, " n"]:

@@ -1,7 +1,6 @@
 """Verify the folder of a streamed model: every tensor is read again in chunks and compared, and a short row is run."""
 
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate.passes import random_batch
-from laconic.formats import PackedCodes
+from laconic.formats.autotune import without_kernels
 from laconic.model import LanguageModel
 from laconic.model.loading import load_streamed
 from laconic.model.stock import copy_attention_type, differences, modules_by_path
@@ -50,11 +49,8 @@ def verify_streamed(lm: LanguageModel, folder: Path, track: Track) -> None:
             # Otherwise this part would be in memory until the next one has been read.
             del state, found
     batch = random_batch(lm, 1, LENGTH)
-    with ExitStack() as decoders, lm.loaned_on_call(), loaded.loaned_on_call():
-        for module in (*lm.model.modules(), *loaded.model.modules()):
-            if isinstance(module, PackedCodes):
-                # A part has its codes for one call.
-                decoders.enter_context(module.kernels.pause())
+    # A part has its codes for one call.
+    with without_kernels(), lm.loaned_on_call(), loaded.loaned_on_call():
         compare_outputs(outputs_of(lm, batch), outputs_of(loaded, batch))
 
 
