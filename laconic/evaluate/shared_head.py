@@ -59,7 +59,7 @@ def find_shared_head(head: Head, reference: Head) -> SharedHead | None:
         head: the head of the model, on loan.
         reference: the head of the reference, on loan.
     """
-    weights: list[Tensor] = []
+    found: list[nn.Linear] = []
     for each in (head, reference):
         module = each.output_embeddings
         if not isinstance(module, nn.Linear):
@@ -69,6 +69,14 @@ def find_shared_head(head: Head, reference: Head) -> SharedHead | None:
         # Some heads scale or cap their logits.
         if not torch.allclose(each(states), linear(states, module.weight, module.bias), rtol=1e-5, atol=1e-5):
             return None
-        weights.append(module.weight)
-    own, theirs = weights
-    return SharedHead(own) if own.shape == theirs.shape and torch.equal(own, theirs) else None
+        found.append(module)
+    own, theirs = found
+    is_shared = _are_equal(own.weight, theirs.weight) and _are_equal(own.bias, theirs.bias)
+    return SharedHead(own.weight) if is_shared else None
+
+
+def _are_equal(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether two tensors have the same shape and values, or neither exists."""
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)

@@ -42,6 +42,24 @@ def test_heads_that_differ_or_cap_their_logits_are_not_shared():
     assert find_shared_head(head_of("gemma2"), head_of("gemma2")) is None
 
 
+def test_heads_with_other_biases_are_not_shared():
+    own, same, other = (with_bias(value) for value in (0.5, 0.5, 1.0))
+    assert find_shared_head(own, same) is not None
+    assert find_shared_head(own, other) is None
+    assert find_shared_head(own, head_of("llama")) is None
+
+
+def with_bias(value: float) -> Head:
+    """A head whose logits all have this bias."""
+    lm = with_tokenizer("llama")
+    embeddings = lm.model.get_output_embeddings()
+    assert isinstance(embeddings, torch.nn.Linear)
+    embeddings.bias = torch.nn.Parameter(torch.full((embeddings.out_features,), value))
+    head = divide(lm).head
+    assert head is not None
+    return head
+
+
 def test_a_difference_in_bfloat16_keeps_the_divergence_and_rounded_logits_do_not():
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(VOCABULARY, WIDTH, generator=generator)
