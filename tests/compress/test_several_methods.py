@@ -11,6 +11,7 @@ from torch import Tensor
 from laconic.calibrate import Calibration, LayerStats, collect_stats
 from laconic.calibrate.batching import batches
 from laconic.compress import Compress
+from laconic.compress.allocators import several_methods
 from laconic.compress.allocators.corrected import ALLOCATED
 from laconic.compress.allocators.several_methods import ROUNDS
 from laconic.compress.kl_metric import KLMetric
@@ -102,6 +103,19 @@ def test_too_few_rows_are_refused(ground: Ground) -> None:
     few = Calibration([{name: tensor[:3] for name, tensor in ground.data.batches[0].items()}])
     with pytest.raises(UserError, match="at least four calibration rows"):
         step.apply_with(ground.lm.shallow_copy(), ground.stats, few)
+
+
+def test_a_method_that_no_fraction_suits_is_an_error(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
+    def refuse(request: object, method: object, keep: object) -> None:
+        tried.append(keep)
+        raise UserError("The method has no such size.")
+
+    monkeypatch.setattr(several_methods, "equal_fractions", refuse)
+    with pytest.raises(UserError, match="no such size"):
+        solved(ground, AnyOf(methods=(FEW_BITS, Svd())), 0.3)
+    assert tried == [0.3, 0.6, 1.0]
 
 
 def test_a_streamed_model_is_refused(ground: Ground) -> None:

@@ -203,15 +203,22 @@ def _plan_of(chosen: Mapping[str, Candidate]) -> Plan:
 
 
 def _near_budget(request: AllocationRequest, method: Method) -> Plan:
-    """Equal fractions of one method: the requested one, or the nearest larger one that the method can reach."""
+    """Equal fractions of one method: the requested one, doubled until the method can reach it.
+
+    Raises:
+        UserError: the method cannot reach a fraction of 1 either.
+    """
     keep = request.size_spec.keep
     assert keep is not None, "a size of the method's own was refused"
     while True:
         try:
             return equal_fractions(request, method, keep)
         except UserError:
-            # With a fraction of 1 all matrices stay as they are, so this ends.
-            keep = _doubled(keep) if not isinstance(keep, Mapping) else {kind: _doubled(keep[kind]) for kind in keep}
+            larger = {kind: _doubled(keep[kind]) for kind in keep} if isinstance(keep, Mapping) else _doubled(keep)
+            if larger == keep:
+                # The fraction is 1, so the method refuses these matrices at any size.
+                raise
+            keep = larger
 
 
 def _doubled(keep: float) -> float:
