@@ -29,14 +29,12 @@ from laconic.methods.registry import method_text, parse_method
 from laconic.model import LanguageModel
 
 MODELS = {
-    "minilm-sst2": "glue/sst2",
-    "minilm-stsb": "glue/stsb",
     "bart-g2p-us": "g2p",
     "stories260K": "tinystories",
     "mico-tinyllama-1m": "tinystories",
 }
 """The source of the rows of each model."""
-KEEPS = (0.3, 0.2, 0.125)
+KEEPS = (0.2, 0.125, 0.06)
 ROWS, MAX_LENGTH = 64, 96
 SEEDS = (0, 1, 2)
 CELLS = Cells("several_methods", ("model", "seed", "keep", "method"))

@@ -5,7 +5,7 @@ loss in one unit, nats, so one budget can be divided among matrices and methods 
 "Efficient bit allocation for an arbitrary set of quantizers", IEEE TASSP 1988.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -35,8 +35,7 @@ class AnyOf(Method):
             where no earlier one is small enough.
 
     Raises:
-        UserError: there are fewer than two methods, two are equal, one has a size, or some of them store the rows of
-            word embeddings and others do not.
+        UserError: there are fewer than two methods, two are equal, or one has a size or a grid of llama.cpp's blocks.
 
     Reference:
         Y. Shoham, A. Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE Transactions on
@@ -66,9 +65,11 @@ class AnyOf(Method):
         sized = next((method.name for method in self.methods if method.has_size), None)
         if sized is not None:
             raise UserError(f"{self.name}.methods: '{sized}' must have no size; it follows from keep.")
-        if len({method.stores_rows for method in self.methods}) > 1:
+        blocks = next((method.name for method in self.methods if method.stores_rows), None)
+        if blocks is not None:
             raise UserError(
-                f"{self.name}.methods: give all of them a grid of llama.cpp's blocks, or none; got {names}."
+                f"{self.name}.methods: '{blocks}' must have no grid; one method alone chooses among llama.cpp's blocks "
+                "with grid=any."
             )
 
     @property
@@ -84,18 +85,11 @@ class AnyOf(Method):
         return all(method.stores_lookups for method in self.methods)
 
     @property
-    def stores_rows(self) -> bool:
-        return self.methods[0].stores_rows
-
-    @property
     def has_size(self) -> bool:
         return False
 
     def without_size(self) -> "AnyOf":
         return self
-
-    def for_shape(self, shape: tuple[int, int]) -> "AnyOf":
-        return replace(self, methods=tuple(method.for_shape(shape) for method in self.methods))
 
     def overhead(self, dtype: torch.dtype) -> float:
         return min(method.overhead(dtype) for method in self.methods)

@@ -68,8 +68,13 @@ def method_text(method: Method) -> str:
         'svd:rank=64'
     """
     ((name, parameters),) = to_config(method).items()
-    settings = ",".join(f"{key}={value}" for key, value in parameters.items())
+    settings = ",".join(f"{key}={'null' if value is None else value}" for key, value in parameters.items())
     return f"{name}:{settings}" if settings else name
+
+
+def has_methods(value: object) -> bool:
+    """Whether the value of a parameter is a method, or several."""
+    return isinstance(value, Method) or _are_methods(value)
 
 
 def _parse_parts(default: object, value: Any, place: str) -> Any:
@@ -85,11 +90,6 @@ def _parts_to_config(value: object) -> Any:
     if isinstance(value, Method):
         return to_config(value)
     return [to_config(part) for part in value] if _are_methods(value) else value
-
-
-def has_methods(value: object) -> bool:
-    """Whether the value of a parameter is a method, or several."""
-    return isinstance(value, Method) or _are_methods(value)
 
 
 def _are_methods(value: object) -> TypeGuard[tuple[Method, ...]]:

@@ -128,7 +128,7 @@ def test_methods_that_cannot_be_compared_are_refused() -> None:
         ((Rtn(),), "at least two methods"),
         ((Rtn(), Rtn()), "methods that differ"),
         ((Rtn(bits=4), Svd()), "'rtn' must have no size"),
-        ((Rtn(grid=("q4_0", "q8_0")), Svd()), "give all of them a grid"),
+        ((Rtn(grid=("q4_0", "q8_0")), Svd()), "'rtn' must have no grid"),
     ):
         with pytest.raises(UserError, match=reason):
             AnyOf(methods=methods)

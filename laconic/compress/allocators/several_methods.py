@@ -129,7 +129,7 @@ class _Search:
             plans.append(plan)
             copy = self._apply(plan)
             yield Trial(f"round {number}", chosen, self._divergence(judge, copy))
-            if not self._correct(metric, copy, chosen):
+            if not self._update_factors(metric, copy, chosen):
                 break
         least = sum(option.loss for option in self.choose(self._corrected(ratios)).values())
         for method in self.methods:
@@ -177,7 +177,7 @@ class _Search:
         with evaluating(self.request.lm, copy.lm):
             return metric(copy.lm)
 
-    def _correct(self, metric: KLMetric, copy: CompressedCopy, chosen: Mapping[str, Candidate]) -> bool:
+    def _update_factors(self, metric: KLMetric, copy: CompressedCopy, chosen: Mapping[str, Candidate]) -> bool:
         """Correct the factor of each method in a plan by what was measured; return whether one of them was wrong."""
         groups: dict[Method, list[SolveGroup]] = {}
         for group in planned_groups(copy.plan, self.request.layer_sets):
