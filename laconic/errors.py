@@ -29,7 +29,7 @@ class UserError(ValueError):
         >>> from laconic import compress
         >>> compress("MODEL", "gtpq", keep=0.5)
         Traceback (most recent call last):
-        laconic.errors.UserError: There is no method 'gtpq': did you mean 'gptq'? known are asvd, awq, ...
+        laconic.errors.UserError: There is no method 'gtpq': did you mean 'gptq'? known are any-of, asvd, ...
     """
 
     def __init__(self, sentence: str) -> None:
