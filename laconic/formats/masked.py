@@ -16,17 +16,13 @@ from torch import Tensor, nn
 
 from laconic.errors import UserError
 from laconic.formats.base import Format
-from laconic.numerics.packing import (
+from laconic.numerics.combinations import (
     follows_pattern,
     index_bits,
-    pack,
-    pack_mask,
-    packed_nbytes,
     rank_combinations,
-    unpack,
-    unpack_mask,
     unrank_combinations,
 )
+from laconic.numerics.packing import pack, pack_mask, packed_nbytes, unpack, unpack_mask
 from laconic.numerics.refit import inverse, refit
 
 VALUES = "values"

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from laconic.calibrate.passes import evaluating, forward, random_batch
 from laconic.errors import UserError, reason_of
+from laconic.formats.autotune import without_kernels
 from laconic.model import Batch, LanguageModel
 from laconic.model.predictions import ModelRunError
 from laconic.model.stock import MODEL_ERRORS, copy_attention_type, differences, modules_by_path
@@ -86,7 +87,8 @@ def _load(stored: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 def outputs_of(lm: LanguageModel, batch: Batch) -> Tensor:
     """The outputs that predictions are made from, with a fixed random seed for models that draw random numbers."""
-    with evaluating(lm), torch.random.fork_rng(devices=[]):
+    # Making kernels for one product would take longer than decoding the matrices.
+    with evaluating(lm), without_kernels(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         output = forward(lm, batch)
     return torch.stack([output[name] for name in lm.task.output_names])

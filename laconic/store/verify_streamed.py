@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from laconic.calibrate.passes import random_batch
-from laconic.formats.autotune import without_kernels
 from laconic.model import LanguageModel
 from laconic.model.loading import load_streamed
 from laconic.model.stock import copy_attention_type, differences, modules_by_path
@@ -49,8 +48,7 @@ def verify_streamed(lm: LanguageModel, folder: Path, track: Track) -> None:
             # Otherwise this part would be in memory until the next one has been read.
             del state, found
     batch = random_batch(lm, 1, LENGTH)
-    # A part has its codes for one call.
-    with without_kernels(), lm.loaned_on_call(), loaded.loaned_on_call():
+    with lm.loaned_on_call(), loaded.loaned_on_call():
         compare_outputs(outputs_of(lm, batch), outputs_of(loaded, batch))
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,32 +15,19 @@ from laconic.calibrate.sources import read
 from laconic.cli.main import status
 from laconic.compress import Compress
 from laconic.compress.allocators.corrected import ALLOCATED
-from laconic.compress.kl_metric import ROWS, KLMetric, split_halves
+from laconic.compress.kl_metric import ROWS, split_halves
 from laconic.methods import Candidates, Drone, KfacPrune, KfacSvd
-from laconic.model import LanguageModel, load
+from laconic.model import load
 from tests.architectures import BY_NAME
 from tests.cli.printed import Output
 from tests.compress.test_matrices import data_for
-from tests.stories import stories_of
-
-
-class Ground(NamedTuple):
-    """A model, what was measured of its matrices on which rows, and rows apart from those."""
-
-    lm: LanguageModel
-    data: Calibration
-    stats: dict[str, LayerStats]
-    judge: KLMetric
+from tests.stories import Ground, ground_of
 
 
 @pytest.fixture(scope="module")
 def ground(shared_models: Path, shared_data: Path) -> Ground:
-    """stories260K: 32 stories to calibrate on, 32 others to judge."""
-    lm = load(str(shared_models / "stories260K"))
-    first, last = (stories_of(shared_data, part) for part in (slice(32), slice(-32, None)))
-    data = Calibration(batches(lm, first, max_length=96))
-    stats = collect_stats(lm, data, KfacPrune().needs | KfacSvd().needs, lm.sites())
-    return Ground(lm, data, stats, KLMetric(lm, batches(lm, last, max_length=96)))
+    """32 stories to calibrate on, 32 others to judge."""
+    return ground_of(shared_models, shared_data, KfacPrune().needs | KfacSvd().needs, rows=32, max_length=96)
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])

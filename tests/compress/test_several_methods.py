@@ -2,24 +2,21 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from jaxtyping import Float
 from torch import Tensor
 
-from laconic.calibrate import Calibration, LayerStats, collect_stats
-from laconic.calibrate.batching import batches
+from laconic.calibrate import Calibration, LayerStats
 from laconic.compress import Compress
 from laconic.compress.allocators import several_methods
 from laconic.compress.allocators.corrected import ALLOCATED
 from laconic.compress.allocators.several_methods import ROUNDS
-from laconic.compress.kl_metric import KLMetric
 from laconic.errors import UserError
 from laconic.methods import LOSS_STATISTICS, AnyOf, Candidates, Gptq, Method, Rtn, Svd
 from laconic.methods.any_of import is_size_of
-from laconic.model import LanguageModel, load
-from tests.stories import stories_of
+from laconic.model import LanguageModel
+from tests.stories import Ground, ground_of
 
 FEW_BITS = Rtn(group_size=32)
 TARGETS = ("model.layers.[01].*",)
@@ -36,22 +33,9 @@ class Optimist(Svd):
         return Candidates(tuple(replace(option, loss=1e-6 * option.loss) for option in offered))
 
 
-class Ground(NamedTuple):
-    """A model, the statistics of its matrices, and other rows to judge on."""
-
-    lm: LanguageModel
-    data: Calibration
-    stats: dict[str, LayerStats]
-    judge: KLMetric
-
-
 @pytest.fixture(scope="module")
 def ground(shared_models: Path, shared_data: Path) -> Ground:
-    lm = load(str(shared_models / "stories260K"))
-    first, last = (stories_of(shared_data, part) for part in (slice(16), slice(-16, None)))
-    data = Calibration(batches(lm, first, max_length=64))
-    stats = collect_stats(lm, data, LOSS_STATISTICS, lm.sites())
-    return Ground(lm, data, stats, KLMetric(lm, batches(lm, last, max_length=64)))
+    return ground_of(shared_models, shared_data, LOSS_STATISTICS, rows=16, max_length=64)
 
 
 def solved(ground: Ground, method: Method, keep: float) -> tuple[LanguageModel, dict, dict[str, Method | None]]:

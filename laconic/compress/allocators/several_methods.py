@@ -1,7 +1,7 @@
 """Plans of several methods: which method each matrix gets, and its size, by losses that are corrected by measured ones.
 
-The predicted losses of methods are too low by different factors, so they cannot be compared as they are. Low rank, for
-instance, may cost three times its prediction where rounding costs what was predicted. The factors are measured:
+The predicted losses of methods are too low by different factors, so they cannot be compared as they are. The factors
+are measured:
 
 1. Each method alone is applied to a copy of the model, with equal fractions of all matrices. The losses that it
    predicts are multiplied by the ratio of measured to predicted loss of their block.
