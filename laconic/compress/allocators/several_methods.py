@@ -34,7 +34,7 @@ from laconic.compress.kl_metric import KLMetric, RowSplit
 from laconic.compress.pricing import CandidatesByGroup, loss_within
 from laconic.compress.solve_groups import SolveGroup, all_groups, part_of, planned_groups
 from laconic.errors import UserError
-from laconic.methods import AnyOf, Candidate, Candidates, Method
+from laconic.methods import Candidate, Candidates, Method
 from laconic.methods.any_of import is_size_of, of_method
 from laconic.methods.registry import method_text
 
@@ -71,30 +71,28 @@ class Trial(NamedTuple):
 
 
 def plan_of_several(
-    request: AllocationRequest, candidates: CandidatesByGroup, rows: RowSplit | None, choose: Choose
+    request: AllocationRequest,
+    candidates: CandidatesByGroup,
+    rows: RowSplit,
+    choose: Choose,
+    methods: Sequence[Method],
 ) -> AllocationResult:
     """Choose a method and a size for every group of layers.
 
     Args:
-        request: the budget, the methods, the model and its matrices.
+        request: the budget, the model and its matrices.
         candidates: the candidates of all methods for each group, by its name.
-        rows: the calibration rows to measure on; None if there are too few, or matrices are pruned.
+        rows: the calibration rows to measure on.
         choose: spends the budget.
+        methods: the methods without sizes.
 
     Returns:
         The best plan. Its record says under `ALLOCATED` what the tried plans measured.
 
     Raises:
-        UserError: even the smallest candidates exceed the budget, or nothing can be measured.
+        UserError: even the smallest candidates exceed the budget.
     """
-    method = request.size_spec.method
-    assert isinstance(method, AnyOf)
-    if rows is None:
-        raise UserError(
-            f"The method '{method.name}' compares methods by measured losses: give at least four calibration rows, and "
-            "put it before steps that prune."
-        )
-    search = _Search(request, candidates, rows, choose, method.methods)
+    search = _Search(request, candidates, rows, choose, methods)
     best = min(trials := list(search.trials()), key=lambda trial: trial.kl)
     record = {ALLOCATED: {"taken": best.name, "kl": {trial.name: trial.kl for trial in trials}}}
     return AllocationResult(best.plan, sum(option.loss for option in best.chosen.values()), record)
@@ -105,7 +103,6 @@ class _Search:
     """The search for a plan; arguments as of `plan_of_several`.
 
     Args:
-        methods: the methods without sizes.
         factors: what the predicted losses of each method are multiplied by after step 1, beyond the ratios of blocks.
     """
 

@@ -65,6 +65,12 @@ class Spectrum(Allocator):
     def plan(self, request: AllocationRequest) -> AllocationResult:
         # In other currencies the uniform plan has another cost, so the two plans cannot be compared.
         rows = rows_to_measure(request) if request.size_spec.currency == "bytes" else None
+        method = request.size_spec.method
+        if isinstance(method, AnyOf) and rows is None:
+            raise UserError(
+                f"The method '{method.name}' compares methods by measured losses: give at least four calibration rows, "
+                "and put it before steps that prune."
+            )
         if rows is not None and request.needs is not None:
             uniform, candidates = compress_first_copy(request, uniform_plan(request), find_candidates, loss_within)
             compress = partial(compress_second_copy, request)
@@ -73,10 +79,10 @@ class Spectrum(Allocator):
             for group, problems in request.each_group("Decomposing the layers"):
                 candidates |= find_candidates(request, group, problems)
                 del problems  # Their memory is needed to measure the next layers.
-            if isinstance(request.size_spec.method, AnyOf):
-                return plan_of_several(request, candidates, rows, partial(_choose, request))
             if rows is None:
                 return _spend_budget(request, candidates, {})
+            if isinstance(method, AnyOf):
+                return plan_of_several(request, candidates, rows, partial(_choose, request), method.methods)
             compress = partial(compress_copy, request, loss=partial(loss_within, candidates))
             uniform = compress(uniform_plan(request))
         return allocate_corrected(
